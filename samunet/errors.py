@@ -1,0 +1,21 @@
+"""The one exception for users' mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SamunetError(ValueError):
+    """A mistake a user can mend. The message says what is wrong, where, why, and what to do.
+
+    The command line prints the message without a traceback and exits with 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> SamunetError:
+    """Build the error for a name that does not exist: it lists the closest and all known names."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return SamunetError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")

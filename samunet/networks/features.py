@@ -1,0 +1,22 @@
+"""What a frozen encoder hands to a head: everything that decoding needs, and nothing of the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Output of `network.encode`, input of `network.decode`; B samples.
+
+    Attributes:
+        levels: feature maps (B, E_i, h_i, w_i), the last one is the neck output (256 channels in SAM).
+        output_size: spatial size of the logits, that of the network's input patch.
+        image: the encoder's input picture (B, 3, s, s) when a head asks for an image skip, else None.
+    """
+
+    levels: tuple[Tensor, ...]
+    output_size: tuple[int, ...]
+    image: Tensor | None = None

@@ -1,0 +1,63 @@
+"""What a method's planner row is given, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from samunet.planning.plan import Budget, Configuration, DataConfiguration
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningContext:
+    """Everything a planner row may look at. Pure data; the row must not touch disk or devices.
+
+    Attributes:
+        data: data configurations by name; `3d` is absent for natural or single-slice 2D images.
+        num_cases: training cases; `num_slices` all slices of the 2D data configuration.
+        num_channels / num_outputs: of the network.
+        dataset_voxels: voxels of all training cases after resampling, by data configuration.
+        batch_dice_3d: nnU-Net's rule (True only where nnU-Net would make a low-resolution stage).
+        mirror_axes: axes of (z, y, x after transpose) that may be mirrored (left/right pairs removed).
+        budget: the SAM rows' budget; `unet_memory_gb` the U-Net rows' (8 unless the user gave one).
+        weights: SAM variant -> `official`, `shipped` or `file` for every variant whose weights are at hand.
+        encoder: variant the user asked for, or None for the planner's choice.
+        settings: method settings the user overrode, applied to every row that knows them.
+        natural_image: RGB or other non-medical 2D images.
+        groups: number of patient or site groups; 0 when none are declared.
+    """
+
+    data: dict[str, DataConfiguration]
+    num_cases: int
+    num_slices: int
+    num_channels: int
+    num_outputs: int
+    dataset_voxels: dict[str, float]
+    batch_dice_3d: bool
+    mirror_axes: tuple[int, ...]
+    budget: Budget
+    unet_memory_gb: float
+    weights: dict[str, str]
+    encoder: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    natural_image: bool = False
+    groups: int = 0
+    goal: str = "accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A method's row: a configuration when it can run at all, whether it fits, and why.
+
+    Attributes:
+        configuration: None when the method is unsuitable for the data.
+        fits: within memory, hours and disk of the budget.
+        score: expected standing among the methods that fit; the highest is recommended.
+        reasons: plain sentences, the deciding one first.
+    """
+
+    method: str
+    configuration: Configuration | None
+    fits: bool
+    score: float
+    reasons: tuple[str, ...]

@@ -1,0 +1,146 @@
+"""Registry of methods. A module in this folder (no torch) registers its methods; that is all it takes.
+
+A method of somebody else's is one importable module that calls `register`; its dotted name works wherever
+a method's name does (`samunet_train 101 my_lab.sam_moe 0`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from samunet.errors import SamunetError, unknown_name
+from samunet.records import RecordError, from_data
+
+if TYPE_CHECKING:
+    from samunet.planning.candidates import Candidate, PlanningContext
+
+ALIASES = {"2d": "2d_unet", "3d_fullres": "3d_unet"}
+REFUSED = {
+    "3d_lowres": "3d_lowres and the cascade are out of scope; use 3d_unet (3d_fullres).",
+    "3d_cascade_fullres": "3d_lowres and the cascade are out of scope; use 3d_unet (3d_fullres).",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings every method has. A method's own Config subclasses this and changes or adds fields.
+
+    Each field can be set with `--set name=value`; the plan stores only what differs from the defaults.
+    """
+
+    epochs: int = 100
+    """Length of the schedule in epochs."""
+    iterations: int = 250
+    """Training steps an epoch."""
+    val_iterations: int = 20
+    """Validation steps an epoch (patch Dice, not whole cases)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-2
+    """Weight decay of the optimizer."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up before the polynomial decay."""
+    accumulate: int = 1
+    """Batches accumulated before an optimizer step."""
+    oversample_foreground: float = 0.33
+    """Share of each batch that is forced to contain foreground."""
+    augmentation: typing.Literal["full", "light", "none"] = "full"
+    """Augmentation preset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One entry of the registry.
+
+    Attributes:
+        name: what the user types.
+        dimension: 2 or 3, the data configuration that it trains on (`2d` or `3d`).
+        summary: one line for lists and help.
+        source: paper and section.
+        config: subclass of MethodConfig with the method's settings.
+        uses_encoder: whether it stands on a SAM encoder.
+        row: pure function; context -> Candidate (configuration, fit and reasons). No torch.
+        trainer: `module:Class` of its trainers.base.MethodTrainer, imported only when trained or predicted.
+    """
+
+    name: str
+    dimension: int
+    summary: str
+    source: str
+    config: type[MethodConfig]
+    uses_encoder: bool
+    row: Callable[[PlanningContext], Candidate]
+    trainer: str
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method. Registering the same name from two modules is refused."""
+    present = _METHODS.get(method.name)
+    if present is not None and present.trainer != method.trainer:
+        raise SamunetError(f"Two modules register the method {method.name!r}; rename one.")
+    _METHODS[method.name] = method
+    return method
+
+
+def list_methods() -> dict[str, Method]:
+    """All registered methods by name, the built-in ones first discovered from this folder."""
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        import_module(f"{__name__}.{module}")
+    return dict(_METHODS)
+
+
+def get_method(name: str) -> Method:
+    """The method of that name; nnU-Net's names of the U-Nets and dotted module names are accepted.
+
+    Raises:
+        SamunetError: unknown, or out of scope; lists the closest names.
+    """
+    if name in REFUSED:
+        raise SamunetError(REFUSED[name])
+    methods = list_methods()
+    key = ALIASES.get(name, name)
+    if key not in methods and "." in key:
+        return _import_outside(key)
+    if key not in methods:
+        raise unknown_name("method", name, [*methods, *ALIASES])
+    return methods[key]
+
+
+def _import_outside(dotted: str) -> Method:
+    before = set(_METHODS)
+    try:
+        import_module(dotted)
+    except ModuleNotFoundError as error:
+        raise SamunetError(
+            f"Method {dotted!r}: no module of that name can be imported ({error}). "
+            "Install it or put its folder on PYTHONPATH."
+        ) from error
+    named = [m for n, m in _METHODS.items() if n == dotted] or [_METHODS[n] for n in set(_METHODS) - before]
+    if len(named) != 1:
+        raise SamunetError(f"Module {dotted} must register exactly one method named {dotted!r}.")
+    return named[0]
+
+
+def build_config(method: Method, settings: dict[str, Any]) -> MethodConfig:
+    """The method's Config with `settings` applied over its defaults.
+
+    Raises:
+        SamunetError: unknown setting or wrong type, naming the setting and those that exist.
+    """
+    known = [f.name for f in dataclasses.fields(method.config)]
+    for key in settings:
+        if key not in known:
+            raise unknown_name(f"setting of {method.name}", key, known)
+    try:
+        return from_data(method.config, settings, where=f"{method.name} settings")
+    except RecordError as error:
+        raise SamunetError(f"{error} Correct it with --set key=value.") from error

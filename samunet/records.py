@@ -1,0 +1,177 @@
+"""Frozen dataclass <-> JSON, strict: unknown and missing keys are refused with their path."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from samunet.errors import SamunetError
+
+T = TypeVar("T")
+
+
+class RecordError(SamunetError):
+    """A JSON value that does not fit its record; the message starts with the path of the key."""
+
+
+def to_data(value: Any) -> Any:
+    """Turn a record (nested dataclasses, tuples, dicts) into plain JSON data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_data(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # numpy scalars
+        return value.item()
+    return value
+
+
+def from_data(cls: type[T], data: Any, where: str = "$") -> T:
+    """Build a record of type `cls` from JSON data.
+
+    Raises:
+        RecordError: a key is unknown or missing, or a value has the wrong type; names the path.
+    """
+    return typing.cast(T, _convert(cls, data, where))
+
+
+def _convert(kind: Any, data: Any, where: str) -> Any:
+    if kind is Any:
+        return data
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, data, where)
+    if origin is typing.Literal:
+        if data not in args:
+            raise RecordError(f"{where}: {data!r} is not one of {', '.join(map(repr, args))}.")
+        return data
+    if origin is tuple:
+        return _convert_tuple(args, data, where)
+    if origin is list:
+        _expect(isinstance(data, list), where, "a list", data)
+        return [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
+    if origin is dict:
+        _expect(isinstance(data, dict), where, "an object", data)
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if dataclasses.is_dataclass(kind):
+        return _convert_record(kind, data, where)
+    return _convert_scalar(kind, data, where)
+
+
+def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
+    if data is None and type(None) in args:
+        return None
+    error: RecordError | None = None
+    for option in args:
+        if option is type(None):
+            continue
+        try:
+            return _convert(option, data, where)
+        except RecordError as problem:
+            error = error or problem
+    assert error is not None
+    raise error
+
+
+def _convert_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(data, (list, tuple)), where, "a list", data)
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    _expect(len(data) == len(args), where, f"{len(args)} values", data)
+    return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(args, data)))
+
+
+def _convert_record(kind: Any, data: Any, where: str) -> Any:
+    _expect(isinstance(data, dict), where, "an object", data)
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    unknown = sorted(set(data) - set(fields))
+    required = {
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if unknown or missing:
+        parts = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
+        raise RecordError(f"{where}: {' and '.join(parts)}; known keys are {sorted(fields)}.")
+    return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+
+
+def _convert_scalar(kind: Any, data: Any, where: str) -> Any:
+    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        return float(data)
+    if kind is Path and isinstance(data, str):
+        return Path(data)
+    matches = isinstance(data, kind) and not (kind is int and isinstance(data, bool))
+    _expect(matches, where, kind.__name__, data)
+    return data
+
+
+def _expect(condition: bool, where: str, wanted: str, data: Any) -> None:
+    if not condition:
+        raise RecordError(f"{where}: expected {wanted}, found {type(data).__name__} {str(data)[:60]!r}.")
+
+
+def content_hash(value: Any) -> str:
+    """Sixteen hexadecimal digits that identify the content of a record or of plain JSON data."""
+    text = json.dumps(to_data(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` (same suffixes) that replaces it once the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is either complete or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a record or plain data as indented JSON, atomically."""
+    write_text(path, json.dumps(to_data(value), indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SamunetError: the file is absent or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SamunetError(f"There is no file {path}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SamunetError(f"{path} is not valid JSON: {error}.") from error
+
+
+def read_record(cls: type[T], path: Path) -> T:
+    """Read a JSON file into a record of type `cls`; errors name the file and the key's path."""
+    data = read_json(path)
+    try:
+        return from_data(cls, data)
+    except RecordError as error:
+        raise SamunetError(f"{path}: {error}") from error
