@@ -1,0 +1,45 @@
+"""`2d_cnn`: a UNet-like convolutional decoder on a SAM encoder (AutoSAM, section 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.methods import Method, register
+from samunet.planning.sam_rows import HeadSpec, SamHeadConfig, sam_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class CnnConfig(SamHeadConfig):
+    """Settings of `2d_cnn`. `head_width` None: 64 (vit_b, vit_l, vit_h), 16 (vit_tiny), 8 (vit_micro).
+
+    `head_width` is the width of the last stage, the paper's `top_channel`.
+    """
+
+    num_depth: int = 4
+    """Stages of the decoder, 2 to 6: the width at its bottom is head_width * 2 ** num_depth; 4 was the paper's best."""
+
+
+def row(context: PlanningContext) -> Candidate:
+    """Plan `2d_cnn`."""
+    spec = HeadSpec(
+        method="2d_cnn",
+        prior=2.0,
+        evidence="AutoSAM's table has the CNN head first with 1 and 5 labelled volumes (40.4 and 67.2 mean Dice "
+        "against the U-Net's 17.6 and 51.8)",
+    )
+    return sam_row(context, spec, CnnConfig)
+
+
+register(
+    Method(
+        name="2d_cnn",
+        dimension=2,
+        summary="SAM encoder with a convolutional decoder",
+        source="AutoSAM, arXiv 2306.13731, CNN head",
+        config=CnnConfig,
+        uses_encoder=True,
+        row=row,
+        trainer="samunet.trainers.cnn:CnnTrainer",
+    )
+)
