@@ -1,0 +1,280 @@
+"""What every command shares: strict parsing, one readable message for a user's mistake, exit codes, logging.
+
+Nothing heavy is imported here, nor by the modules beside it before the arguments are parsed: `-h` stays fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from samunet.errors import SamunetError, unknown_name
+
+if TYPE_CHECKING:
+    from samunet.workspace import Workspace
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SMALLEST_FREE_BYTES = 64 * 2**20
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser without abbreviations that refuses unknown flags by name.
+
+    argparse reads `-devise cpu` as `-d evise`; here a word that starts with a dash must be a declared flag.
+    """
+
+    def __init__(self, prog: str, description: str, examples: str = "") -> None:
+        epilog = f"examples:\n{examples}" if examples else None
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        words = list(sys.argv[1:] if args is None else args)
+        known = {option for action in self._actions for option in action.option_strings}
+        for word in words:
+            flag = word.split("=", 1)[0]
+            if flag.startswith("-") and flag not in known and not _is_number(word):
+                self.error(str(unknown_name("flag", flag, known)))
+        return super().parse_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} See `{self.prog} -h`.", file=sys.stderr)
+        raise SystemExit(EXIT_MISTAKE)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def run_command(
+    parser: CommandParser, action: Callable[[argparse.Namespace], int], argv: Sequence[str] | None
+) -> int:
+    """Parse, act, and turn a user's mistake into one message on stderr and exit code 2.
+
+    Returns:
+        0 when all went well, 1 when some cases failed, 2 for a mistake, 130 when interrupted.
+    """
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    _set_up_logging(verbose=getattr(arguments, "verbose", False))
+    try:
+        return action(arguments)
+    except SamunetError as mistake:
+        return _refuse(parser.prog, str(mistake))
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_MISTAKE
+    except (OSError, MemoryError, RuntimeError) as problem:
+        message = _explain(problem, getattr(arguments, "workspace", None))
+        if message is None:
+            raise
+        return _refuse(parser.prog, message)
+
+
+def _refuse(prog: str, message: str) -> int:
+    sys.stdout.flush()
+    print(f"{prog}: {message}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _explain(problem: BaseException, workspace: Path | None) -> str | None:
+    """A readable message for a full disk, a forbidden folder or too little memory; None for anything else."""
+    if isinstance(problem, OSError) and problem.errno in _FULL_DISK:
+        name = f" while writing {problem.filename}" if problem.filename else ""
+        return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
+    if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:
+        return f"Not allowed to use {problem.filename}: {problem.strerror}. Check its permissions."
+    if isinstance(problem, MemoryError):
+        return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
+    if type(problem).__name__ == "OutOfMemoryError":
+        return (
+            f"Not enough GPU memory ({str(problem).splitlines()[0]}). Plan for less with -gpu_memory_target, "
+            "lower the batch with --set batch_size=N, or use -device cpu."
+        )
+    if isinstance(problem, RuntimeError) and "write" in str(problem).lower() and _disk_is_full(workspace):
+        return "No space left on the disk while writing. Free some, or choose another place with --workspace."
+    return None
+
+
+def _disk_is_full(workspace: Path | None) -> bool:
+    """Whether the workspace's disk has next to nothing free: torch and blosc2 hide the system's own error."""
+    import shutil
+
+    from samunet.workspace import Workspace
+
+    found = Workspace.find(workspace)
+    folders = [f for f in (found.results, found.preprocessed) if f.exists()]
+    return any(shutil.disk_usage(folder).free < _SMALLEST_FREE_BYTES for folder in folders)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """Send the package's log to the screen, plain; warnings are marked."""
+    logger = logging.getLogger("samunet")
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+    for old in [h for h in logger.handlers if getattr(h, "is_screen", False)]:
+        logger.removeHandler(old)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.is_screen = True  # type: ignore[attr-defined]
+    handler.setFormatter(_ScreenFormatter())
+    logger.addHandler(handler)
+
+
+class _ScreenFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.capitalize()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+def add_common(parser: CommandParser) -> None:
+    """Add --workspace and --verbose."""
+    group = parser.add_argument_group("where and how")
+    group.add_argument(
+        "--workspace",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that holds raw, preprocessed, results and weights; else $SAMUNET_WORKSPACE, else "
+        "$samunet_raw, $samunet_preprocessed and $samunet_results, else ./samunet_workspace",
+    )
+    group.add_argument("--verbose", action="store_true", help="say more")
+
+
+def add_workers(parser: CommandParser) -> None:
+    """Add -np."""
+    parser.add_argument(
+        "-np",
+        type=positive_int,
+        metavar="N",
+        help="worker processes; by default as many as cores and free memory allow",
+    )
+
+
+def add_device(parser: CommandParser, purpose: str) -> None:
+    """Add -device."""
+    parser.add_argument(
+        "-device",
+        choices=("auto", "cuda", "mps", "cpu"),
+        default="auto",
+        help=f"device {purpose}; auto takes the best one found (default)",
+    )
+
+
+def add_plan_name(parser: CommandParser, *more_names: str) -> None:
+    """Add -p."""
+    parser.add_argument(
+        "-p",
+        *more_names,
+        dest="plans",
+        metavar="NAME",
+        default="samunetPlans",
+        help="name of the plan (default samunetPlans)",
+    )
+
+
+def add_overrides(parser: CommandParser) -> None:
+    """Add --set, -encoder and -w: what a user may decide in the planner's place."""
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, such as learning_rate=1e-4; repeatable",
+    )
+    parser.add_argument("-encoder", metavar="NAME", help="SAM encoder: vit_tiny, vit_b, vit_l or vit_h")
+    parser.add_argument(
+        "-w",
+        dest="weights",
+        type=Path,
+        metavar="WEIGHTS",
+        help="folder with official SAM files (default: the workspace's weights folder)",
+    )
+
+
+def open_workspace(arguments: argparse.Namespace, *, quiet: bool = False) -> Workspace:
+    """Find the workspace and say which one it is."""
+    from samunet.workspace import Workspace
+
+    workspace = Workspace.find(arguments.workspace)
+    if not quiet:
+        print(f"Workspace: {workspace.origin}")
+    return workspace
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` pairs; values are JSON where they can be, else text.
+
+    Raises:
+        SamunetError: a pair without an equals sign, or a key given twice.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SamunetError(f"--set {pair}: expected KEY=VALUE, for example --set learning_rate=1e-4.")
+        if key in settings:
+            raise SamunetError(f"--set {key} was given twice; keep one.")
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return float(text) if _is_number(text) else text
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number above zero (for argparse)."""
+    return int(_positive(text, int))
+
+
+def positive_float(text: str) -> float:
+    """Read a number above zero (for argparse)."""
+    return _positive(text, float)
+
+
+def _positive(text: str, kind: type[int] | type[float]) -> float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = kind(0)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number above 0.")
+    return number
+
+
+def fold(text: str) -> int | str:
+    """Read a fold: a number from 0, or `all` (for argparse)."""
+    if text == "all":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fold; give a number from 0 or `all`.")
+    return int(text)
