@@ -1,0 +1,158 @@
+"""Run a console command as a user would, and record its time, peak memory and words."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One finished command.
+
+    `peak_memory_gb` is the largest sum of proportional set sizes (resident size on systems without them) over
+    the command and its children, sampled every second, in units of 1e9 bytes; `peak_process_gb` the largest
+    resident size of a single process.
+    """
+
+    command: str
+    seconds: float
+    peak_memory_gb: float
+    peak_process_gb: float
+
+
+class CommandFailed(RuntimeError):
+    """A command ended with another code than 0; the message ends with its last words."""
+
+
+def run_command(
+    command: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+) -> Measured:
+    """Run `command` with its output in `log`.
+
+    Raises:
+        CommandFailed: exit code other than 0.
+    """
+    words = [str(word) for word in command]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with open(log, "w") as output:
+        output.write(f"$ {shlex.join(words)}\n")
+        output.flush()
+        process = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
+        )
+        watch = _MemoryWatch(process.pid)
+        watch.start()
+        code = process.wait()
+        watch.stop()
+    seconds = time.perf_counter() - start
+    if code != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise CommandFailed(f"{shlex.join(words)}\nended with {code}; last words of {log}:\n{tail}")
+    shown = shlex.join([Path(words[0]).name, *words[1:]])
+    return Measured(shown, round(seconds, 1), round(watch.total_gb, 3), round(watch.largest_gb, 3))
+
+
+class _MemoryWatch(threading.Thread):
+    """Samples the memory of a process and its children once a second."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.total_gb = 0.0
+        self.largest_gb = 0.0
+        self._pid = pid
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(1.0 if self.total_gb else 0.1):
+            total = largest = 0.0
+            for process in self._family():
+                try:
+                    memory = process.memory_full_info()
+                except psutil.Error:
+                    continue
+                total += getattr(memory, "pss", memory.rss)
+                largest = max(largest, memory.rss)
+            self.total_gb = max(self.total_gb, total / 1e9)
+            self.largest_gb = max(self.largest_gb, largest / 1e9)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            parent = psutil.Process(self._pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+class ResultsFile:
+    """A JSON file of finished steps by name, saved after each, so that an interrupted benchmark goes on."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"header": dict(header), "steps": {}}
+        if path.exists():
+            self.content = json.loads(path.read_text())
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        return self.content["steps"]
+
+    def save(self, step: str, value: Any) -> None:
+        """Record a finished step."""
+        self.steps[step] = asdict(value) if isinstance(value, Measured) else value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    def measure(
+        self,
+        step: str,
+        command: Sequence[str | Path],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Run and record a command unless it is recorded already."""
+        if step in self.steps:
+            print(f"have  {step}", flush=True)
+            return
+        print(f"start {step}", flush=True)
+        measured = run_command(command, log, environment)
+        self.save(step, measured)
+        print(f"done  {step}: {measured.seconds:.0f} s, {measured.peak_memory_gb:.2f} GB", flush=True)
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and the thread setting, for the head of a result file."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
+        name = models[0] if models else name
+    return {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
