@@ -1,0 +1,280 @@
+"""What this machine can do: throughput of training steps, memory, free disk. It becomes the plan's budget.
+
+The planner is a pure function of a `Budget`; this module is where the budget's figures come from. Throughput
+is measured on small stand-ins of what is trained (U-Net levels in 2D and 3D, transformer blocks), forward and
+backward, and kept with a date beside the preprocessed data so that it is measured once a machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from samunet.errors import SamunetError
+from samunet.planning.plan import Budget
+from samunet.records import content_hash, read_record, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["cuda", "mps", "cpu"]
+
+CPU_MEMORY_SHARE = 0.8
+"""Share of the main memory that a training on the CPU may plan with; the rest is the system's."""
+OLDEST_DAYS = 90
+"""A calibration older than this is measured again."""
+SECONDS_A_KIND = 0.8
+ASSUMED_GFLOPS = (
+    (0.0, {"conv2d": 4e3, "conv3d": 4e3, "vit": 8e3}),
+    (10.0, {"conv2d": 6e3, "conv3d": 6e3, "vit": 15e3}),
+    (20.0, {"conv2d": 12e3, "conv3d": 12e3, "vit": 40e3}),
+    (40.0, {"conv2d": 25e3, "conv3d": 25e3, "vit": 100e3}),
+)
+"""Throughput assumed for a GPU that is only named by its memory: (from this many GB, GFLOP/s by kind)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Measured throughput of one machine and device; GFLOP/s of 2 x multiply-adds, forward and backward."""
+
+    machine: str
+    device: str
+    measured_on: str
+    gflops: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRequest:
+    """What the user fixed about the budget.
+
+    Attributes:
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        gpu_memory_gb: -gpu_memory_target; plans for a GPU of that memory whether one is here or not.
+        hours: longest training of one fold.
+        disk: folder whose disk holds the caches.
+        cache_file: where the calibration is kept; None measures without writing.
+    """
+
+    device: str = "auto"
+    gpu_memory_gb: float | None = None
+    hours: float = 24.0
+    disk: Path
+    cache_file: Path | None = None
+
+
+def choose_device(wanted: str = "auto") -> Device:
+    """The device to use: the one wanted, or with `auto` the best that is here.
+
+    Raises:
+        SamunetError: the wanted device is not here.
+    """
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if wanted not in present:
+            raise SamunetError(f"Unknown device {wanted!r}. Known: auto, {', '.join(present)}.")
+        if not present[wanted]:
+            here = ", ".join(name for name, there in present.items() if there)
+            raise SamunetError(f"-device {wanted}: PyTorch finds no such device here (found: {here}).")
+        return wanted  # type: ignore[return-value]
+    return "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
+
+
+def make_budget(request: BudgetRequest) -> Budget:
+    """Measure (or read) what this machine offers, with what the user fixed taken over."""
+    disk_gb = shutil.disk_usage(_existing(request.disk)).free / 1e9
+    if request.gpu_memory_gb is not None and request.device in ("auto", "cuda"):
+        import torch
+
+        gflops = (
+            _gflops("cuda", request.cache_file)
+            if torch.cuda.is_available()
+            else assumed_gflops(request.gpu_memory_gb)
+        )
+        return Budget(
+            device="cuda",
+            memory_gb=request.gpu_memory_gb,
+            hours=request.hours,
+            disk_gb=round(disk_gb, 1),
+            gflops=gflops,
+        )
+    device = choose_device(request.device)
+    return Budget(
+        device=device,
+        memory_gb=round(request.gpu_memory_gb or memory_gb(device), 1),
+        hours=request.hours,
+        disk_gb=round(disk_gb, 1),
+        gflops=_gflops(device, request.cache_file),
+    )
+
+
+def assumed_gflops(gpu_memory_gb: float) -> dict[str, float]:
+    """Throughput assumed for a GPU of that memory which is not here to be measured."""
+    return dict(next(rates for least, rates in reversed(ASSUMED_GFLOPS) if gpu_memory_gb >= least))
+
+
+def memory_gb(device: str) -> float:
+    """Memory that training may plan with on that device, GB (1e9 bytes)."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
+    return CPU_MEMORY_SHARE * main_memory_bytes() / 1e9
+
+
+def main_memory_bytes() -> int:
+    """Main memory of the machine or, when smaller, of the container (cgroup) that this process runs in."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().total)]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(file).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            limits.append(int(text))
+    return min(limits)
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _gflops(device: Device, cache_file: Path | None) -> dict[str, float]:
+    machine = machine_identity(device)
+    known = _read_calibration(cache_file)
+    if known is not None and known.machine == machine and _age_days(known) <= OLDEST_DAYS:
+        return known.gflops
+    logger.info("Measuring how fast this machine trains (%s, a few seconds)", device)
+    gflops = measure_gflops(device)
+    if cache_file is not None:
+        calibration = Calibration(
+            machine=machine, device=device, measured_on=date.today().isoformat(), gflops=gflops
+        )
+        write_json(cache_file, calibration)
+    return gflops
+
+
+def _read_calibration(cache_file: Path | None) -> Calibration | None:
+    if cache_file is None or not cache_file.exists():
+        return None
+    try:
+        return read_record(Calibration, cache_file)
+    except SamunetError as fault:  # only a cache: measured again, and said
+        logger.warning("%s It is measured again.", fault)
+        return None
+
+
+def _age_days(calibration: Calibration) -> int:
+    return (date.today() - date.fromisoformat(calibration.measured_on)).days
+
+
+def machine_identity(device: str) -> str:
+    """Changes when the throughput may have changed: host, cores, threads, PyTorch, GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if device == "cuda" else ""
+    parts = [
+        platform.node(),
+        platform.machine(),
+        os.cpu_count(),
+        torch.get_num_threads(),
+        torch.__version__,
+        device,
+        gpu,
+    ]
+    return content_hash(parts)
+
+
+def measure_gflops(device: str, seconds: float = SECONDS_A_KIND) -> dict[str, float]:
+    """Effective GFLOP/s of a training step by kind of work, each measured for about `seconds`."""
+    large = device == "cuda"  # small samples would leave a GPU idle
+    workloads = {
+        "conv2d": _convolution_step(2, *((256, 16) if large else (96, 2))),
+        "conv3d": _convolution_step(3, *((96, 2) if large else (24, 1))),
+        "vit": _transformer_step(64 if large else 2),
+    }
+    return {kind: _rate(*workload, device=device, seconds=seconds) for kind, workload in workloads.items()}
+
+
+def _rate(
+    build: Callable[[], tuple[torch.nn.Module, torch.Tensor]], gflop: float, *, device: str, seconds: float
+) -> float:
+    """GFLOP/s over as many steps as fit into `seconds`, after one step to warm up."""
+    import torch
+
+    network, sample = build()
+    network, sample = network.to(device), sample.to(device)
+    precision = torch.bfloat16 if device == "cuda" else torch.float32
+
+    def step() -> None:
+        with torch.autocast(device, dtype=precision, enabled=device == "cuda"):
+            loss = network(sample).float().square().mean()
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    steps, start = 0, time.perf_counter()
+    while steps < 2 or time.perf_counter() - start < seconds:
+        step()
+        steps += 1
+    return round(gflop * steps / (time.perf_counter() - start), 1)
+
+
+Workload = tuple["Callable[[], tuple[torch.nn.Module, torch.Tensor]]", float]
+
+
+def _convolution_step(dimension: int, side: int, batch: int) -> Workload:
+    """Convolutions with norm and activation as in a U-Net's upper levels (32, 64, 128 channels)."""
+    import torch
+    from torch import nn
+
+    convolution = nn.Conv2d if dimension == 2 else nn.Conv3d
+    norm = nn.InstanceNorm2d if dimension == 2 else nn.InstanceNorm3d
+    widths = ((32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+
+    def build() -> tuple[nn.Module, torch.Tensor]:
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in widths:
+            layers += [convolution(inputs, outputs, 3, stride, 1), norm(outputs, affine=True), nn.LeakyReLU()]
+        return nn.Sequential(*layers), torch.randn(batch, 32, *(side,) * dimension)
+
+    flop, size = 0.0, side
+    for inputs, outputs, stride in widths:
+        size //= stride
+        flop += 2 * 3 * batch * inputs * outputs * 3**dimension * size**dimension
+    return build, flop / 1e9
+
+
+def _transformer_step(batch: int) -> Workload:
+    """Two transformer blocks of width 384 on 196 tokens a picture, SAM's windows."""
+    import torch
+    from torch import nn
+
+    width, tokens, depth = 384, 196, 2
+
+    def build() -> tuple[nn.Module, torch.Tensor]:
+        layer = nn.TransformerEncoderLayer(
+            width, 6, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        network = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        return network, torch.randn(batch, tokens, width)
+
+    multiply_adds = depth * batch * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    return build, 2 * 3 * multiply_adds / 1e9
