@@ -33,7 +33,8 @@ class DataConfiguration:
     """How cases are preprocessed; shared by every method that names it.
 
     Axes are those after `Plan.transpose_forward` (coarsest first). A 2D data configuration keeps the
-    slices of a volume apart: its spacing and median shape have two entries, the slice axis is never resampled.
+    slices of a volume apart: its spacing and median shape have two entries, and the slice axis is never
+    resampled.
 
     Attributes:
         name: `2d` or `3d`; also the folder of the preprocessed cases.
@@ -42,7 +43,8 @@ class DataConfiguration:
         max_shape: largest case shape in voxels at that spacing.
         normalization: scheme per channel.
         use_mask_for_norm: per channel, statistics only inside the nonzero mask.
-        display_window: per channel, the (low, high) *stored* (normalised) intensities that SAM sees as 0 and 255.
+        display_window: per channel, the (low, high) *stored* (normalised) intensities that SAM sees as 0 and
+            255.
     """
 
     name: str
@@ -85,7 +87,8 @@ class Configuration:
         patch_size: voxels that the network sees, per axis of the data configuration's dimension.
         batch_size: samples a step (before accumulation).
         encoder: SAM variant, or None for a U-Net.
-        encoder_weights: `official`, `shipped`, `file`, `none` (trained from scratch) or `random` (tests, speed).
+        encoder_weights: `official`, `shipped`, `file`, `none` (trained from scratch) or `random` (tests,
+            speed).
         input_size: side in pixels of the square that the encoder sees, or None.
         batch_dice: Dice over the batch instead of per sample.
         mirror_axes: spatial axes of the patch that training and test-time augmentation may mirror.
@@ -127,7 +130,7 @@ class Budget:
         hours: longest training of one fold that the user accepts.
         disk_gb: free disk for caches.
         gflops: sustained throughput of a training step by kind of work (`conv2d`, `conv3d`, `vit`), GFLOP/s
-            (2 x multiply-adds, forward and backward), measured on the machine or assumed for a named GPU class.
+            (2 x multiply-adds, forward and backward), measured on the machine or assumed for a GPU class.
     """
 
     device: Literal["cuda", "mps", "cpu"]
@@ -141,7 +144,8 @@ class Budget:
 class Plan:
     """All decisions for one dataset; see documentation/plan_file.md for every key.
 
-    `transpose_forward[i]` is the axis of the file's (z, y, x) that becomes axis i; `transpose_backward` undoes it.
+    `transpose_forward[i]` is the axis of the file's (z, y, x) that becomes axis i; `transpose_backward`
+    undoes it.
     """
 
     version: int = PLAN_VERSION
@@ -214,6 +218,7 @@ class Plan:
         plan = read_record(cls, path)
         if plan.version != PLAN_VERSION:
             raise SamunetError(
-                f"{path} has plan version {plan.version}; this samunet reads version {PLAN_VERSION}. Plan again."
+                f"{path} has plan version {plan.version}; this samunet reads version {PLAN_VERSION}. "
+                "Plan again."
             )
         return plan

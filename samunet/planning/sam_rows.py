@@ -1,4 +1,4 @@
-"""What the planner rows of the 2D SAM heads share: their settings, and how encoder, input and batch are chosen."""
+"""What the rows of the 2D SAM heads share: settings, and how encoder, input and batch are chosen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SamHeadConfig(MethodConfig):
-    """Settings of every 2D method that puts a prompt-free head on a SAM encoder (AutoSAM, arXiv 2306.13731)."""
+    """Settings of every 2D head without prompts on a SAM encoder (AutoSAM, arXiv 2306.13731)."""
 
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW (the paper's value for a frozen encoder)."""

@@ -11,7 +11,7 @@ from samunet.planning.sam_rows import HeadSpec, SamHeadConfig, sam_row
 
 @dataclass(frozen=True, kw_only=True)
 class AutoSamConfig(SamHeadConfig):
-    """Settings of `2d_autosam`. `head_width` None: the encoder's prompt width (256 official, less for vit_tiny)."""
+    """Settings of `2d_autosam`. `head_width` None: the encoder's prompt width (256 for the official ones)."""
 
     class_chunk: int | None = None
     """Classes decoded at once (copies of the embedding in memory); None decodes all together."""
@@ -22,8 +22,8 @@ def row(context: PlanningContext) -> Candidate:
     spec = HeadSpec(
         method="2d_autosam",
         prior=1.0,
-        evidence="AutoSAM's table has this head level with the CNN head (39.3 and 67.1 mean Dice with 1 and 5 "
-        "labelled volumes) and best in surface distance",
+        evidence="AutoSAM's table has this head level with the CNN head (39.3 and 67.1 mean Dice with 1 and "
+        "5 labelled volumes) and best in surface distance",
     )
     return sam_row(context, spec, AutoSamConfig)
 

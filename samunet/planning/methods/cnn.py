@@ -17,7 +17,7 @@ class CnnConfig(SamHeadConfig):
     """
 
     num_depth: int = 4
-    """Stages of the decoder, 2 to 6: the width at its bottom is head_width * 2 ** num_depth; 4 was the paper's best."""
+    """Stages of the decoder, 2 to 6; its bottom has head_width * 2 ** num_depth channels. Paper: 4."""
 
 
 def row(context: PlanningContext) -> Candidate:
@@ -25,8 +25,8 @@ def row(context: PlanningContext) -> Candidate:
     spec = HeadSpec(
         method="2d_cnn",
         prior=2.0,
-        evidence="AutoSAM's table has the CNN head first with 1 and 5 labelled volumes (40.4 and 67.2 mean Dice "
-        "against the U-Net's 17.6 and 51.8)",
+        evidence="AutoSAM's table has the CNN head first with 1 and 5 labelled volumes (40.4 and 67.2 mean "
+        "Dice against the U-Net's 17.6 and 51.8)",
     )
     return sam_row(context, spec, CnnConfig)
 
