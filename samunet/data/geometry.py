@@ -31,6 +31,21 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Header:
+    """What can be known of an image file without reading its voxels.
+
+    Attributes:
+        geometry: of the array that reading gives.
+        num_channels: channels in this one file (3 for an RGB picture).
+        spacing_known: False where the kind of file carries no spacing and a nominal one stands in.
+    """
+
+    geometry: Geometry
+    num_channels: int
+    spacing_known: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Box:
     """Half-open index box: voxel i of an axis is inside when lower <= i < upper."""
 
@@ -50,7 +65,48 @@ def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
 ) -> tuple[int, ...]:
     """Shape after resampling, rounded half to even per axis as nnU-Net does."""
-    return tuple(int(round(s / t * n)) for s, t, n in zip(spacing_mm, target_mm, shape))
+    return tuple(round(float(s / t * n)) for s, t, n in zip(spacing_mm, target_mm, shape))
+
+
+def grid_differences(one: Geometry, other: Geometry, compare_spacing: bool = True) -> list[str]:
+    """What differs between two voxel grids, in words; empty when they are the same.
+
+    Positions count as different when a corner of the volume lies more than a tenth of the smallest voxel
+    size elsewhere, so that the rounding of file headers does not matter.
+    """
+    if one.shape != other.shape:
+        return [f"shape {one.shape} against {other.shape} (z, y, x)"]
+    if not compare_spacing:
+        return []
+    if not np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3, atol=0):
+        return [f"spacing {_shown(one.spacing_mm)} against {_shown(other.spacing_mm)} mm (z, y, x)"]
+    shift = np.abs(corners_mm(one) - corners_mm(other)).max()
+    if shift <= 0.1 * min(one.spacing_mm):
+        return []
+    differences = []
+    if not np.allclose(one.origin_mm, other.origin_mm, atol=0.1 * min(one.spacing_mm)):
+        differences.append(f"origin {_shown(one.origin_mm)} against {_shown(other.origin_mm)} mm (x, y, z)")
+    if not np.allclose(one.direction, other.direction, atol=1e-4) or not differences:
+        differences.append(f"direction {_shown(one.direction)} against {_shown(other.direction)}")
+    return differences
+
+
+def corners_mm(geometry: Geometry) -> np.ndarray:
+    """Positions (8, 3) in mm, x, y, z, of the outermost voxels' centres."""
+    size_xyz = np.array(geometry.shape[::-1]) - 1
+    indices = np.array([(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * size_xyz
+    matrix = np.array(geometry.direction).reshape(3, 3) * np.array(geometry.spacing_mm[::-1])
+    return np.asarray(indices @ matrix.T + np.array(geometry.origin_mm))
+
+
+def left_right_axis(geometry: Geometry) -> int:
+    """Array axis (0, 1 or 2 of z, y, x) that runs closest to the patient's left-right direction."""
+    left_components = np.abs(np.array(geometry.direction).reshape(3, 3)[0])
+    return 2 - int(np.argmax(left_components))
+
+
+def _shown(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:.5g}" for v in values) + ")"
 
 
 def nonzero_mask(image: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,10 @@ from samunet.errors import SamunetError
 
 OUTSIDE = -1
 """Class index of voxels outside the nonzero mask of the image (background for the loss)."""
+
+UNKNOWN = -2
+LARGEST_VALUE = 65535
+"""Label files are written as unsigned integers of at most 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +30,46 @@ class LabelSet:
         labels: name -> values; one value for a class, several for a region. Excludes `ignore`.
         ignore: value of the ignore label, if any.
         region_order: for region data, the value painted for each region in declaration order.
+        listed: names whose single value was written as a list; only the keys of summary.json depend on it.
     """
 
     labels: dict[str, tuple[int, ...]]
     ignore: int | None = None
     region_order: tuple[int, ...] | None = None
+    listed: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dataset_json(cls, data: Mapping[str, Any], where: str) -> LabelSet:
+        """Read `labels` and `regions_class_order` of a dataset.json.
+
+        Args:
+            data: content of the file.
+            where: the file's name for messages.
+
+        Raises:
+            SamunetError: missing or malformed entries, no background, an ignore label that is not the
+                largest value, regions without a valid order; names the key.
+        """
+        declared = data.get("labels")
+        if not isinstance(declared, Mapping) or not declared:
+            raise SamunetError(
+                f'{where}: key `labels` must be an object such as {{"background": 0, "organ": 1}}.'
+            )
+        values = {str(n): _parse_values(v, f"{where}: `labels.{n}`") for n, v in declared.items()}
+        if values.get("background") != (0,):
+            raise SamunetError(
+                f'{where}: `labels` must declare "background": 0 (every unlabelled voxel is 0).'
+            )
+        ignore = values.pop("ignore", None)
+        listed = tuple(
+            n for n, v in values.items() if len(v) == 1 and isinstance(declared[n], list) and v != (0,)
+        )
+        labels = cls(labels=values, ignore=_check_ignore(ignore, values, where), listed=listed)
+        if not labels.has_regions:
+            _check_distinct(values, where)
+            return labels
+        order = _parse_order(data.get("regions_class_order"), labels, where)
+        return cls(labels=values, ignore=labels.ignore, region_order=order, listed=listed)
 
     @property
     def has_regions(self) -> bool:
@@ -70,21 +111,25 @@ class LabelSet:
         Raises:
             SamunetError: the map holds a value that dataset.json does not declare.
         """
-        rounded = np.rint(label_map).astype(np.int64) if label_map.dtype.kind == "f" else label_map
         known = [*self.values, *([] if self.ignore is None else [self.ignore])]
-        present = np.unique(rounded)
-        foreign = sorted(set(present.tolist()) - set(known))
-        if foreign or (label_map.dtype.kind == "f" and np.any(rounded != label_map)):
-            shown = foreign or "fractions"
-            raise SamunetError(
-                f"{where} holds label values {shown} that dataset.json does not declare (declared: {known}). "
-                "Correct the file or add the values to `labels`."
-            )
-        encoded = np.zeros(rounded.shape, np.int16)
-        for index, value in enumerate(known):
-            if index:
-                encoded[rounded == value] = index
-        return encoded
+        integers = label_map
+        if label_map.dtype.kind == "f":
+            if not np.all(label_map == np.rint(label_map)):  # also refuses NaN
+                raise SamunetError(
+                    f"{where} holds label values that are not integers. Write it as an integer file."
+                )
+            integers = label_map.astype(np.int64)
+        lookup = np.full(max(known) + 1, UNKNOWN, np.int16)
+        lookup[known] = np.arange(len(known))
+        if integers.size and integers.min() >= 0 and integers.max() <= max(known):
+            encoded = lookup[integers]
+            if encoded.min() != UNKNOWN:
+                return encoded
+        foreign = sorted(set(np.unique(integers).tolist()) - set(known))
+        raise SamunetError(
+            f"{where} holds label values {_few(foreign)} that dataset.json does not declare (declared: "
+            f"{known}). Correct the file or add the values to `labels`."
+        )
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Class indices of a segmentation -> file integers in the smallest unsigned type that fits."""
@@ -97,3 +142,76 @@ class LabelSet:
         """File integer written for each region output, in painting order."""
         assert self.region_order is not None
         return self.region_order
+
+    def summary_key(self, name: str) -> str:
+        """Key of a class or region in summary.json, as nnU-Net writes it: `3`, or `(1, 2)` for a region."""
+        values = self.labels[name]
+        as_tuple = self.has_regions and (len(values) > 1 or name in self.listed)
+        return str(values) if as_tuple else str(values[0])
+
+
+def _few(values: list[int]) -> str:
+    return f"{values[:10]}{' and more' * (len(values) > 10)}"
+
+
+def _parse_integer(value: Any, where: str) -> int:
+    """One label value; whole floats and digits in a string count as integers, as nnU-Net takes them."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    is_digits = isinstance(value, str) and value.strip().isdecimal()
+    if (isinstance(value, int) and not isinstance(value, bool)) or is_whole or is_digits:
+        number = int(value)
+        if 0 <= number <= LARGEST_VALUE:
+            return number
+        raise SamunetError(f"{where} is {number}; label values must lie in 0..{LARGEST_VALUE}.")
+    raise SamunetError(
+        f"{where} must be an integer (or a list of integers for a region), found {value!r}. "
+        'The layout is name -> value, for example "organ": 1.'
+    )
+
+
+def _parse_values(value: Any, where: str) -> tuple[int, ...]:
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise SamunetError(f"{where} is an empty list; a region needs at least one value.")
+        return tuple(dict.fromkeys(_parse_integer(item, where) for item in value))
+    return (_parse_integer(value, where),)
+
+
+def _check_ignore(
+    ignore: tuple[int, ...] | None, values: Mapping[str, tuple[int, ...]], where: str
+) -> int | None:
+    if ignore is None:
+        return None
+    largest = max(v for item in values.values() for v in item)
+    if len(ignore) != 1 or ignore[0] <= largest:
+        raise SamunetError(
+            f"{where}: `labels.ignore` must be one integer above all others ({largest}), found {ignore}."
+        )
+    return ignore[0]
+
+
+def _check_distinct(values: Mapping[str, tuple[int, ...]], where: str) -> None:
+    owner: dict[int, str] = {}
+    for name, (value,) in values.items():
+        if value in owner:
+            raise SamunetError(
+                f"{where}: `labels.{owner[value]}` and `labels.{name}` both have the value {value}; "
+                "every class needs its own."
+            )
+        owner[value] = name
+
+
+def _parse_order(order: Any, labels: LabelSet, where: str) -> tuple[int, ...]:
+    names = list(labels.foreground)
+    if not isinstance(order, (list, tuple)):
+        raise SamunetError(
+            f"{where}: `labels` declares regions, so `regions_class_order` must list the value to paint for "
+            f"each of {names}, later ones over earlier ones."
+        )
+    painted = tuple(_parse_integer(value, f"{where}: `regions_class_order`") for value in order)
+    if len(painted) != len(names) or not set(painted) <= set(labels.values):
+        raise SamunetError(
+            f"{where}: `regions_class_order` is {list(painted)}; it needs {len(names)} declared values, "
+            f"one for each of {names}."
+        )
+    return painted

@@ -1,0 +1,187 @@
+"""Where raw data, preprocessed data, results and weights lie; every file name of ours in one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.errors import SamunetError, unknown_name
+
+DEFAULT_PLANS = "samunetPlans"
+DEFAULT_FOLDER = "samunet_workspace"
+ROOT_VARIABLE = "SAMUNET_WORKSPACE"
+WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
+DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """The folders that samunet reads and writes. None of them is created by looking.
+
+    Attributes:
+        raw: raw datasets, one folder each.
+        preprocessed: fingerprints, plans, splits, preprocessed cases and embedding caches.
+        results: trained models.
+        weights: official and own encoder weights.
+        origin: in plain words, what decided the folders; shown on the screen.
+    """
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+    weights: Path
+    origin: str
+
+    @classmethod
+    def find(cls, flag: Path | None = None, environment: Mapping[str, str] | None = None) -> Workspace:
+        """Take the flag, else SAMUNET_WORKSPACE, else the three variables, else ./samunet_workspace.
+
+        Args:
+            flag: value of `--workspace`.
+            environment: variables to read; those of the process by default.
+        """
+        env = os.environ if environment is None else environment
+        if flag is not None:
+            return cls._at_root(Path(flag), f"{Path(flag)} (flag --workspace)", env)
+        if env.get(ROOT_VARIABLE):
+            root = env[ROOT_VARIABLE]
+            return cls._at_root(Path(root), f"{root} (variable {ROOT_VARIABLE})", env)
+        named = {
+            "raw": "samunet_raw" if env.get("samunet_raw") else "nnUNet_raw",
+            "preprocessed": "samunet_preprocessed",
+            "results": "samunet_results",
+        }
+        if any(env.get(variable) for variable in named.values()):
+            return cls._from_variables(named, env)
+        return cls._at_root(
+            Path(DEFAULT_FOLDER),
+            f"./{DEFAULT_FOLDER} (default; set {ROOT_VARIABLE} or use --workspace for another folder)",
+            env,
+        )
+
+    @classmethod
+    def _at_root(cls, root: Path, origin: str, env: Mapping[str, str]) -> Workspace:
+        root = _absolute(root)
+        return cls(
+            raw=root / "raw",
+            preprocessed=root / "preprocessed",
+            results=root / "results",
+            weights=_absolute(env.get(WEIGHTS_VARIABLE) or root / "weights"),
+            origin=origin,
+        )
+
+    @classmethod
+    def _from_variables(cls, named: Mapping[str, str], env: Mapping[str, str]) -> Workspace:
+        folders, words = {}, []
+        for part, variable in named.items():
+            value = env.get(variable)
+            folders[part] = _absolute(value or Path(DEFAULT_FOLDER) / part)
+            source = f"variable {variable}" if value else f"default, {variable} is not set"
+            words.append(f"{part} {value or f'./{DEFAULT_FOLDER}/{part}'} ({source})")
+        cache = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "samunet" / "weights"
+        weights = _absolute(env.get(WEIGHTS_VARIABLE) or cache)
+        return cls(**folders, weights=weights, origin=", ".join(words))
+
+    def list_datasets(self) -> list[str]:
+        """Names of all datasets in raw, preprocessed and results."""
+        found = set()
+        for folder in (self.raw, self.preprocessed, self.results):
+            if folder.is_dir():
+                found |= {f.name for f in folder.iterdir() if f.is_dir() and _is_dataset(f)}
+        return sorted(found)
+
+    def dataset_name(self, id_or_name: str | int) -> str:
+        """Full folder name of a dataset given by number, full name, or the name after the number.
+
+        Raises:
+            SamunetError: no such dataset, or several that fit; lists what exists.
+        """
+        wanted = str(id_or_name).strip().rstrip("/\\")
+        names = self.list_datasets()
+        if wanted in names:
+            return wanted
+        matches = [name for name in names if _fits(name, wanted)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise SamunetError(
+                f"{wanted} is ambiguous: {', '.join(matches)} exist in raw, preprocessed or results. "
+                "Give the full name, or rename or remove one."
+            )
+        error = unknown_name("dataset", wanted, names)
+        raise SamunetError(
+            f"{error} Looked in raw {self.raw}, preprocessed {self.preprocessed} and results {self.results}. "
+            "A raw dataset is a folder such as Dataset101_Heart with a dataset.json; where data are looked "
+            f"for is set by --workspace or {ROOT_VARIABLE}."
+        )
+
+    def raw_folder(self, dataset: str) -> Path:
+        """Folder of the raw dataset.
+
+        Raises:
+            SamunetError: it does not exist (only preprocessed data or results do).
+        """
+        folder = self.raw / dataset
+        if not folder.is_dir():
+            raise SamunetError(f"There is no raw dataset {folder}. Put it there, or set --workspace.")
+        return folder
+
+    def preprocessed_folder(self, dataset: str) -> Path:
+        return self.preprocessed / dataset
+
+    def fingerprint_file(self, dataset: str) -> Path:
+        return self.preprocessed_folder(dataset) / "fingerprint.json"
+
+    def plan_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
+        return self.preprocessed_folder(dataset) / f"{_plain(plans, 'plans name')}.json"
+
+    def splits_file(self, dataset: str, scheme: str = "kfold") -> Path:
+        """The default scheme has nnU-Net's file name, so that a user's own file is honoured."""
+        name = "splits_final.json" if scheme == "kfold" else f"splits_{scheme}.json"
+        return self.preprocessed_folder(dataset) / name
+
+    def case_folder(self, dataset: str, plans: str, data_name: str) -> Path:
+        return self.preprocessed_folder(dataset) / f"{plans}_{data_name}"
+
+    def embedding_folder(self, dataset: str, plans: str, data_name: str, signature: str) -> Path:
+        return self.preprocessed_folder(dataset) / f"{plans}_{data_name}_embeddings" / signature
+
+    def model_folder(
+        self, dataset: str, configuration: str, plans: str = DEFAULT_PLANS, tag: str | None = None
+    ) -> Path:
+        """Folder of all folds of one way to train: plan.json, dataset.json, fingerprint.json, fold_K/."""
+        parts = [configuration, _plain(plans, "plans name"), *([_plain(tag, "tag")] if tag else [])]
+        return self.results / dataset / "__".join(parts)
+
+
+def fold_folder(model_folder: Path, fold: int | str) -> Path:
+    """Folder of one trained fold; `fold` is a number or `all`."""
+    return Path(model_folder) / f"fold_{fold}"
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _is_dataset(folder: Path) -> bool:
+    return DATASET_NAME.fullmatch(folder.name) is not None or (folder / "dataset.json").is_file()
+
+
+def _fits(name: str, wanted: str) -> bool:
+    match = DATASET_NAME.fullmatch(name)
+    if match is None:
+        return False
+    number, title = match.groups()
+    return int(wanted) == int(number) if wanted.isdecimal() else wanted in (title, f"{number}_{title}")
+
+
+def _plain(name: str, what: str) -> str:
+    """Refuse what would break a folder name or its parts."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "__" in name:
+        raise SamunetError(
+            f"The {what} {name!r} is part of a folder name: letters, digits, - . and single _ only."
+        )
+    return name

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from samunet.errors import SamunetError
+from samunet.workspace import Workspace, fold_folder
+
+
+def test_the_flag_wins_over_the_variables(tmp_path: Path) -> None:
+    workspace = Workspace.find(tmp_path, {"SAMUNET_WORKSPACE": "/elsewhere", "samunet_raw": "/other"})
+    assert workspace.raw == tmp_path / "raw"
+    assert workspace.weights == tmp_path / "weights"
+    assert "--workspace" in workspace.origin
+
+
+def test_one_variable_for_the_root(tmp_path: Path) -> None:
+    workspace = Workspace.find(None, {"SAMUNET_WORKSPACE": str(tmp_path), "samunet_raw": "/other"})
+    assert workspace.results == tmp_path / "results"
+    assert "SAMUNET_WORKSPACE" in workspace.origin
+
+
+def test_three_variables_like_those_of_nnunet(tmp_path: Path) -> None:
+    environment = {
+        "samunet_raw": str(tmp_path / "r"),
+        "samunet_preprocessed": str(tmp_path / "p"),
+        "samunet_results": str(tmp_path / "s"),
+        "nnUNet_raw": "/not/this",
+    }
+    workspace = Workspace.find(None, environment)
+    assert (workspace.raw, workspace.preprocessed) == (tmp_path / "r", tmp_path / "p")
+    assert workspace.weights.parts[-3:] == (".cache", "samunet", "weights")
+
+
+def test_raw_data_of_an_nnunet_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace.find(None, {"nnUNet_raw": str(tmp_path / "theirs")})
+    assert workspace.raw == tmp_path / "theirs"
+    assert workspace.results == tmp_path / "samunet_workspace" / "results"
+    assert "nnUNet_raw" in workspace.origin
+    assert "samunet_results is not set" in workspace.origin
+
+
+def test_the_default_lies_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace.find()
+    assert workspace.raw == tmp_path / "samunet_workspace" / "raw"
+    assert "default" in workspace.origin
+
+
+def test_weights_have_a_variable_of_their_own(tmp_path: Path) -> None:
+    workspace = Workspace.find(tmp_path, {"SAMUNET_WEIGHTS": str(tmp_path / "w")})
+    assert workspace.weights == tmp_path / "w"
+
+
+@pytest.mark.parametrize(
+    "given", [901, "901", "0901", "Dataset901_Tiny3D", "Tiny3D", "901_Tiny3D", "Dataset901_Tiny3D/"]
+)
+def test_a_dataset_is_found_by_number_and_by_name(tiny_root: Path, given: str | int) -> None:
+    assert Workspace.find(tiny_root).dataset_name(given) == "Dataset901_Tiny3D"
+
+
+def test_an_unknown_dataset_lists_those_that_exist(tiny_root: Path) -> None:
+    with pytest.raises(SamunetError, match=r"'903'.*Dataset901_Tiny3D.*--workspace"):
+        Workspace.find(tiny_root).dataset_name(903)
+
+
+def test_an_id_with_two_names_is_ambiguous(tmp_path: Path) -> None:
+    (tmp_path / "raw" / "Dataset005_One").mkdir(parents=True)
+    (tmp_path / "results" / "Dataset005_Two").mkdir(parents=True)
+    (tmp_path / "raw" / "Dataset0051_Three").mkdir()
+    with pytest.raises(SamunetError, match="ambiguous: Dataset005_One, Dataset005_Two"):
+        Workspace.find(tmp_path).dataset_name("5")
+
+
+def test_file_names(tmp_path: Path) -> None:
+    workspace = Workspace.find(tmp_path)
+    model = workspace.model_folder("Dataset901_Tiny3D", "2d_cnn", tag="fast")
+    assert model == tmp_path / "results" / "Dataset901_Tiny3D" / "2d_cnn__samunetPlans__fast"
+    assert fold_folder(model, "all").name == "fold_all"
+    assert workspace.plan_file("D").name == "samunetPlans.json"
+    assert workspace.case_folder("D", "samunetPlans", "2d").name == "samunetPlans_2d"
+    assert workspace.splits_file("D").name == "splits_final.json"
+
+
+@pytest.mark.parametrize("tag", ["a/b", "a__b", "..", "_x", "a b"])
+def test_a_tag_that_breaks_the_folder_name_is_refused(tmp_path: Path, tag: str) -> None:
+    with pytest.raises(SamunetError, match="tag"):
+        Workspace.find(tmp_path).model_folder("D", "2d_cnn", tag=tag)
+
+
+def test_a_missing_raw_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match="Dataset901"):
+        Workspace.find(tmp_path).raw_folder("Dataset901_Tiny3D")
