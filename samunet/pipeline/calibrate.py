@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from samunet.errors import SamunetError
 from samunet.planning.plan import Budget
@@ -25,9 +25,8 @@ from samunet.records import content_hash, read_record, write_json
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
 
-Device = Literal["cuda", "mps", "cpu"]
+logger = logging.getLogger(__name__)
 
 CPU_MEMORY_SHARE = 0.8
 """Share of the main memory that a training on the CPU may plan with; the rest is the system's."""
@@ -62,7 +61,8 @@ class BudgetRequest:
         gpu_memory_gb: -gpu_memory_target; plans for a GPU of that memory whether one is here or not.
         hours: longest training of one fold.
         disk: folder whose disk holds the caches.
-        cache_file: where the calibration is kept; None measures without writing.
+        cache_file: where the calibration is kept.
+        write_cache: whether a new calibration is written there.
     """
 
     device: str = "auto"
@@ -70,25 +70,7 @@ class BudgetRequest:
     hours: float = 24.0
     disk: Path
     cache_file: Path | None = None
-
-
-def choose_device(wanted: str = "auto") -> Device:
-    """The device to use: the one wanted, or with `auto` the best that is here.
-
-    Raises:
-        SamunetError: the wanted device is not here.
-    """
-    import torch
-
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted != "auto":
-        if wanted not in present:
-            raise SamunetError(f"Unknown device {wanted!r}. Known: auto, {', '.join(present)}.")
-        if not present[wanted]:
-            here = ", ".join(name for name, there in present.items() if there)
-            raise SamunetError(f"-device {wanted}: PyTorch finds no such device here (found: {here}).")
-        return wanted  # type: ignore[return-value]
-    return "cuda" if present["cuda"] else "mps" if present["mps"] else "cpu"
+    write_cache: bool = True
 
 
 def make_budget(request: BudgetRequest) -> Budget:
@@ -98,9 +80,7 @@ def make_budget(request: BudgetRequest) -> Budget:
         import torch
 
         gflops = (
-            _gflops("cuda", request.cache_file)
-            if torch.cuda.is_available()
-            else assumed_gflops(request.gpu_memory_gb)
+            _gflops("cuda", request) if torch.cuda.is_available() else assumed_gflops(request.gpu_memory_gb)
         )
         return Budget(
             device="cuda",
@@ -109,13 +89,15 @@ def make_budget(request: BudgetRequest) -> Budget:
             disk_gb=round(disk_gb, 1),
             gflops=gflops,
         )
-    device = choose_device(request.device)
+    from samunet.trainers.devices import choose_device
+
+    device = choose_device(request.device).type
     return Budget(
-        device=device,
+        device=device,  # type: ignore[arg-type]
         memory_gb=round(request.gpu_memory_gb or memory_gb(device), 1),
         hours=request.hours,
         disk_gb=round(disk_gb, 1),
-        gflops=_gflops(device, request.cache_file),
+        gflops=_gflops(device, request),
     )
 
 
@@ -155,18 +137,18 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _gflops(device: Device, cache_file: Path | None) -> dict[str, float]:
+def _gflops(device: str, request: BudgetRequest) -> dict[str, float]:
     machine = machine_identity(device)
-    known = _read_calibration(cache_file)
+    known = _read_calibration(request.cache_file)
     if known is not None and known.machine == machine and _age_days(known) <= OLDEST_DAYS:
         return known.gflops
     logger.info("Measuring how fast this machine trains (%s, a few seconds)", device)
     gflops = measure_gflops(device)
-    if cache_file is not None:
+    if request.cache_file is not None and request.write_cache:
         calibration = Calibration(
             machine=machine, device=device, measured_on=date.today().isoformat(), gflops=gflops
         )
-        write_json(cache_file, calibration)
+        write_json(request.cache_file, calibration)
     return gflops
 
 

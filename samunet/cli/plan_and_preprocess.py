@@ -1,0 +1,63 @@
+"""samunet_plan_and_preprocess: raw dataset to fingerprint, plan and preprocessed cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
+from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
+
+EXAMPLES = """\
+  samunet_plan_and_preprocess -d 101 --verify_dataset_integrity
+  samunet_plan_and_preprocess -d 101 102 -c 2d_cnn 3d_unet -np 4
+  samunet_plan_and_preprocess -d 101 -gpu_memory_target 24 -p plans24GB"""
+
+
+def build_parser() -> CommandParser:
+    """The command's arguments."""
+    parser = CommandParser(
+        "samunet_plan_and_preprocess",
+        "Measure the dataset, plan every method, say which one is recommended and why, preprocess the cases.",
+        EXAMPLES,
+    )
+    add_datasets(parser)
+    add_fingerprint_flags(parser)
+    add_planning_flags(parser)
+    parser.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        metavar="CONFIGURATION",
+        help="preprocess for these configurations only, such as 2d_cnn or 3d_fullres (default: all planned)",
+    )
+    parser.add_argument("--no_pp", action="store_true", help="stop after the plan")
+    add_workers(parser)
+    add_common(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `samunet_plan_and_preprocess -h`."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from samunet.pipeline import plan_and_preprocess as pipeline
+    from samunet.planning.explain import explain
+
+    workspace = open_workspace(arguments)
+    options = plan_options(arguments)
+    request = pipeline.FingerprintRequest(
+        workers=arguments.np, verify=arguments.verify_dataset_integrity, clean=arguments.clean
+    )
+    names = [workspace.dataset_name(dataset) for dataset in arguments.datasets]
+    for name in names:
+        pipeline.extract(workspace, name, request)
+        plan = pipeline.plan(workspace, name, options)
+        print(explain(plan))
+        print(f"Plan: {workspace.plan_file(name, plan.name)}")
+        if not arguments.no_pp:
+            pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np)
+            print(f"{name} is ready: samunet_train {name} {plan.recommended} 0")
+    return 0

@@ -1,0 +1,133 @@
+"""samunet_train: train one fold of one configuration, then predict and score its validation cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from samunet.cli.common import (
+    CommandParser,
+    add_common,
+    add_device,
+    add_overrides,
+    add_plan_name,
+    add_workers,
+    fold,
+    open_workspace,
+    parse_settings,
+    positive_float,
+    positive_int,
+    run_command,
+)
+from samunet.errors import SamunetError
+
+EXAMPLES = """\
+  samunet_train 101 auto 0                       # the plan's recommendation
+  samunet_train 101 2d_cnn all --time_budget 30
+  samunet_train 101 2d_unet 0 --c                # continue
+  samunet_train 101 2d_autosam 0 --set learning_rate=1e-4 --tag low_rate"""
+
+
+def build_parser() -> CommandParser:
+    """The command's arguments."""
+    parser = CommandParser(
+        "samunet_train",
+        "Train one fold of one configuration; afterwards its validation cases are predicted and scored.",
+        EXAMPLES,
+    )
+    parser.add_argument("dataset", help="dataset by id (101) or name")
+    parser.add_argument(
+        "configuration",
+        help="method, such as 2d_cnn, 2d_autosam, 2d_linear, 2d_unet (2d), 3d_unet (3d_fullres); or auto",
+    )
+    parser.add_argument("fold", type=fold, help="fold 0..4, or all to train on every case")
+    parser.add_argument(
+        "-tr", dest="method", metavar="METHOD", help="another method on this configuration's data"
+    )
+    add_plan_name(parser)
+    add_device(parser, "to train on")
+    _add_schedule(parser)
+    _add_run(parser)
+    add_workers(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_schedule(parser: CommandParser) -> None:
+    group = parser.add_argument_group("settings (recorded in the run folder)")
+    group.add_argument("--epochs", type=positive_int, metavar="N", help="length of the schedule")
+    group.add_argument("--iterations", type=positive_int, metavar="N", help="training steps an epoch")
+    group.add_argument(
+        "--time_budget",
+        type=positive_float,
+        metavar="MINUTES",
+        help="fit the schedule into this time, embedding cache included, validation excluded",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    add_overrides(parser)
+
+
+def _add_run(parser: CommandParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--tag", metavar="NAME", help="keep this run apart from others of the same configuration"
+    )
+    group.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted training")
+    group.add_argument("--val", action="store_true", help="only predict and score the validation cases")
+    group.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases")
+    group.add_argument("--overwrite", action="store_true", help="replace a run folder that does not match")
+    group.add_argument(
+        "--splits",
+        choices=("kfold", "group_kfold", "leave_one_group_out"),
+        help="how to split when there is no split yet (default kfold: nnU-Net's five folds)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `samunet_train -h`."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from samunet.pipeline.train import TrainOptions, train
+
+    if arguments.val and arguments.resume:
+        raise SamunetError("--val and --c exclude each other: --val trains nothing.")
+    workspace = open_workspace(arguments)
+    options = TrainOptions(
+        dataset=workspace.dataset_name(arguments.dataset),
+        configuration=arguments.configuration,
+        fold=arguments.fold,
+        method=arguments.method,
+        plans=arguments.plans,
+        device=arguments.device,
+        settings=_settings(arguments),
+        encoder=arguments.encoder,
+        weights=arguments.weights,
+        time_budget_minutes=arguments.time_budget,
+        seed=arguments.seed,
+        tag=arguments.tag,
+        resume=arguments.resume,
+        only_validate=arguments.val,
+        save_probabilities=arguments.npz,
+        overwrite=arguments.overwrite,
+        splits=arguments.splits,
+        workers=arguments.np,
+    )
+    outcome = train(workspace, options)
+    print(outcome.text())
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """--set with --epochs and --iterations, which are settings too."""
+    settings = parse_settings(arguments.settings)
+    for name in ("epochs", "iterations"):
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if name in settings:
+            raise SamunetError(f"--{name} and --set {name}=... say the same; keep one.")
+        settings[name] = value
+    return settings

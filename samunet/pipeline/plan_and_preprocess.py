@@ -1,0 +1,189 @@
+"""Raw dataset to fingerprint, plan and preprocessed cases: each step alone, each resumable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samunet.data.dataset import RawDataset
+from samunet.data.integrity import verify_dataset
+from samunet.data.workers import Progress
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import VARIANTS
+from samunet.pipeline.calibrate import BudgetRequest, make_budget
+from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
+from samunet.planning.methods import ALIASES
+from samunet.planning.plan import Budget, Plan
+from samunet.planning.planner import PlanningRequest, make_plan
+from samunet.records import read_record
+from samunet.workspace import DEFAULT_PLANS, Workspace
+
+logger = logging.getLogger(__name__)
+
+Screen = Callable[[str], AbstractContextManager[Progress | None]]
+"""Given a title, a context in which progress is shown."""
+
+
+def no_screen(title: str) -> AbstractContextManager[Progress | None]:
+    """Show no progress."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FingerprintRequest:
+    """How to measure: worker processes (None: by memory), whether to verify first, whether to start anew."""
+
+    workers: int | None = None
+    verify: bool = False
+    clean: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the user decides about a plan; everything else is the planner's.
+
+    Attributes:
+        plans: name of the plan.
+        device: to plan for; `auto` takes the best one here.
+        gpu_memory_gb: plan every method for a GPU of that memory.
+        hours: longest training of one fold.
+        spacing_mm: target spacing z, y, x.
+        encoder: SAM variant for all SAM methods.
+        weights: folder with official files; None takes the workspace's.
+        settings: method settings.
+    """
+
+    plans: str = DEFAULT_PLANS
+    device: str = "auto"
+    gpu_memory_gb: float | None = None
+    hours: float = 24.0
+    spacing_mm: tuple[float, float, float] | None = None
+    encoder: str | None = None
+    weights: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def extract(
+    workspace: Workspace, name: str, request: FingerprintRequest, screen: Screen = no_screen
+) -> Fingerprint:
+    """The dataset's fingerprint, measured when absent or when the data changed.
+
+    Raises:
+        SamunetError: faults in the dataset; with `verify` all of them are listed.
+    """
+    dataset = RawDataset.load(workspace.raw_folder(name))
+    if request.verify:
+        verify(dataset, request.workers)
+    with screen(f"{name}: fingerprint") as progress:
+        return load_or_extract(
+            dataset, workspace.fingerprint_file(name), request.workers, request.clean, progress
+        )
+
+
+def verify(dataset: RawDataset, workers: int | None = None) -> None:
+    """Read every case and refuse a dataset with faults.
+
+    Raises:
+        SamunetError: lists all faults.
+    """
+    faults = verify_dataset(dataset, workers)
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise SamunetError(f"{dataset.name} has {len(faults)} fault(s):\n{listed}")
+    logger.info("%s: %d cases verified, no faults", dataset.name, len(dataset.cases))
+
+
+def plan(
+    workspace: Workspace, name: str, options: PlanOptions, *, save: bool = True, workers: int | None = None
+) -> Plan:
+    """Plan every method for a dataset.
+
+    Args:
+        save: write fingerprint, calibration and plan; otherwise nothing on disk is touched.
+        workers: processes for a fingerprint that has to be measured first.
+    """
+    if save:
+        fingerprint = extract(workspace, name, FingerprintRequest(workers=workers))
+    else:
+        fingerprint = _fingerprint_without_writing(workspace, name, workers)
+    budget = make_budget(
+        BudgetRequest(
+            device=options.device,
+            gpu_memory_gb=options.gpu_memory_gb,
+            hours=options.hours,
+            disk=workspace.preprocessed,
+            cache_file=workspace.preprocessed / "calibration.json",
+            write_cache=save,
+        )
+    )
+    made = make_plan(fingerprint, planning_request(workspace, options, budget))
+    if save:
+        made.save(workspace.plan_file(name, made.name))
+    return made
+
+
+def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int | None) -> Fingerprint:
+    from samunet.planning.fingerprint import dataset_stamp
+
+    dataset = RawDataset.load(workspace.raw_folder(name))
+    file = workspace.fingerprint_file(name)
+    if file.exists():
+        known = read_record(Fingerprint, file)
+        if known.stamp == dataset_stamp(dataset):
+            return known
+    return extract_fingerprint(dataset, workers)
+
+
+def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget) -> PlanningRequest:
+    """The planner's request: budget, weights at hand, and what the user overrode."""
+    from samunet.networks.sam.weights import find_weights
+
+    folder = options.weights or workspace.weights
+    found = {variant: "official" for variant in VARIANTS if find_weights(folder, variant) is not None}
+    overrides = {
+        key: value
+        for key, value in (
+            ("spacing", options.spacing_mm),
+            ("encoder", options.encoder),
+            ("settings", options.settings),
+        )
+        if value
+    }
+    return PlanningRequest(
+        name=options.plans,
+        budget=budget,
+        unet_memory_gb=options.gpu_memory_gb or 8.0,
+        weights=found,
+        overrides=overrides,
+    )
+
+
+def data_names(plan: Plan, configurations: Sequence[str] | None) -> tuple[str, ...]:
+    """Data configurations that these configurations train on; all that are used, without a choice.
+
+    Raises:
+        SamunetError: an unknown configuration.
+    """
+    wanted = plan.configurations if configurations is None else [ALIASES.get(c, c) for c in configurations]
+    return tuple(dict.fromkeys(plan.configuration(name).data for name in wanted))
+
+
+def preprocess(
+    workspace: Workspace,
+    plan: Plan,
+    configurations: Sequence[str] | None = None,
+    workers: int | None = None,
+    screen: Screen = no_screen,
+) -> None:
+    """Preprocess the cases that the configurations need; finished cases are kept."""
+    from samunet.preprocessing.dataset import preprocess_dataset
+
+    dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
+    for data_name in data_names(plan, configurations):
+        folder = workspace.case_folder(plan.dataset, plan.name, data_name)
+        with screen(f"{plan.dataset}: preprocessing {data_name}") as progress:
+            preprocess_dataset(dataset, plan, data_name, folder, workers, progress)
