@@ -1,0 +1,217 @@
+"""Fingerprint: what was measured on a raw dataset. No decisions; the planner makes those from it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.errors import SamunetError
+from samunet.planning.plan import IntensityProperties
+from samunet.records import content_hash, read_record, write_json
+
+if TYPE_CHECKING:
+    from samunet.data.dataset import Case, RawDataset
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_VERSION = 1
+NATURAL_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Intensities of one channel of one case, stored units."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFingerprint:
+    """One training case; axes are the file's (z, y, x).
+
+    Attributes:
+        content: hash of the files' bytes.
+        shape / shape_after_crop: voxels before and after the crop to the nonzero box.
+        direction: SimpleITK's row-major 3 x 3 direction cosines (x, y, z).
+        relative_size: voxels after the crop over voxels before.
+        channels: over the crop; `channels_in_mask`: over its nonzero voxels (holes filled).
+        class_voxels / class_components: per foreground class or region; 26-neighbourhood (8 in a plane).
+    """
+
+    name: str
+    content: str
+    shape: tuple[int, int, int]
+    shape_after_crop: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+    is_2d: bool
+    relative_size: float
+    channels: tuple[ChannelStatistics, ...]
+    channels_in_mask: tuple[ChannelStatistics, ...]
+    class_voxels: dict[str, int]
+    class_components: dict[str, int]
+
+    @property
+    def empty(self) -> bool:
+        """Whether the case has no foreground."""
+        return not any(self.class_voxels.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Everything the planner knows about a dataset.
+
+    Attributes:
+        data_hash: identifies the content of the cases and of dataset.json; a plan keeps it.
+        stamp: identifies names, sizes and times of the files: cheap to compare, differs after a copy.
+        intensity: per channel, statistics over the foreground in which every case weighs alike.
+        laterality_pairs: (left, right) label names.
+        groups: case -> patient or site, where declared.
+        natural_image: planes from picture files (PNG and the like).
+    """
+
+    version: int = FINGERPRINT_VERSION
+    dataset: str
+    data_hash: str
+    stamp: str
+    file_ending: str
+    channel_names: tuple[str, ...]
+    labels: LabelSet
+    cases: tuple[CaseFingerprint, ...]
+    intensity: tuple[IntensityProperties, ...]
+    laterality_pairs: tuple[tuple[str, str], ...]
+    groups: dict[str, str]
+    natural_image: bool
+
+    @property
+    def spacings_mm(self) -> list[tuple[float, float, float]]:
+        return [case.spacing_mm for case in self.cases]
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Shapes after the crop."""
+        return [case.shape_after_crop for case in self.cases]
+
+    @property
+    def median_relative_size(self) -> float:
+        return float(np.median([case.relative_size for case in self.cases]))
+
+    @property
+    def empty_cases(self) -> tuple[str, ...]:
+        return tuple(case.name for case in self.cases if case.empty)
+
+
+def load_or_extract(
+    dataset: RawDataset,
+    file: Path,
+    workers: int | None = None,
+    clean: bool = False,
+    progress: Progress | None = None,
+) -> Fingerprint:
+    """The dataset's fingerprint from `file`, measured and written there when absent or out of date.
+
+    Args:
+        workers: processes, None for as many as cores and free memory allow.
+        clean: measure in any case.
+    """
+    stamp = dataset_stamp(dataset)
+    known = None if clean else _read_known(file)
+    if known is not None and known.stamp == stamp:
+        return known
+    if known is not None:
+        logger.info(
+            "The files of %s have changed since %s was made; measuring again", dataset.name, file.name
+        )
+    fingerprint = extract_fingerprint(dataset, workers, progress)
+    write_json(file, fingerprint)
+    return fingerprint
+
+
+def _read_known(file: Path) -> Fingerprint | None:
+    if not file.exists():
+        return None
+    try:
+        return read_record(Fingerprint, file)
+    except SamunetError as fault:
+        logger.warning("%s It cannot be used; measuring again.", fault)
+        return None
+
+
+def dataset_stamp(dataset: RawDataset) -> str:
+    """Hash over dataset.json's meaning and over name, size and time of every file, without reading images."""
+    files = []
+    for case in dataset.cases:
+        for path in _files_of(case):
+            status = path.stat()
+            files.append([case.name, path.name, status.st_size, status.st_mtime_ns])
+    return content_hash([_meaning(dataset), files])
+
+
+def _meaning(dataset: RawDataset) -> list[object]:
+    """What of dataset.json and groups changes a fingerprint."""
+    return [dataset.name, dataset.channel_names, dataset.labels, dataset.file_ending, dataset.groups]
+
+
+def _files_of(case: Case) -> list[Path]:
+    return [*case.images, *([] if case.label is None else [case.label])]
+
+
+def extract_fingerprint(
+    dataset: RawDataset, workers: int | None = None, progress: Progress | None = None
+) -> Fingerprint:
+    """Measure every case of a dataset.
+
+    Raises:
+        SamunetError: a case cannot be read, holds NaN or infinity, or has undeclared label values;
+            names the file.
+    """
+    from samunet.data.laterality import laterality_pairs
+    from samunet.planning.case_measurement import measure_case, pool_intensities
+
+    if not dataset.cases:
+        raise SamunetError(f"{dataset.folder} has no training cases. imagesTr and labelsTr must be filled.")
+    measure = functools.partial(measure_case, labels=dataset.labels, num_cases=len(dataset.cases))
+    measured = map_in_workers(
+        measure,
+        dataset.cases,
+        worker_count(workers, _bytes_per_case(dataset.cases), len(dataset.cases)),
+        lambda case: case.name,
+        progress,
+    )
+    cases = tuple(one.fingerprint for one in measured)
+    flat = all(case.is_2d for case in cases)
+    return Fingerprint(
+        dataset=dataset.name,
+        data_hash=content_hash([_meaning(dataset), [[case.name, case.content] for case in cases]]),
+        stamp=dataset_stamp(dataset),
+        file_ending=dataset.file_ending,
+        channel_names=dataset.channel_names,
+        labels=dataset.labels,
+        cases=cases,
+        intensity=pool_intensities([one.foreground for one in measured], dataset.channel_names),
+        laterality_pairs=tuple(laterality_pairs(dataset.labels)),
+        groups=dict(dataset.groups),
+        natural_image=flat and dataset.file_ending.lower() in NATURAL_ENDINGS,
+    )
+
+
+def _bytes_per_case(cases: Sequence[Case]) -> int:
+    """Memory that measuring the largest case takes; judged by the header of the largest files."""
+    from samunet.data.readers import read_header
+
+    largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
+    header = read_header(largest.images)
+    voxels = int(np.prod(header.geometry.shape))
+    # Image and one channel's sorted copy in float32; label as read, encoded, and masks.
+    return voxels * (4 * header.num_channels + 4 + 16)
