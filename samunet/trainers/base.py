@@ -1,0 +1,180 @@
+"""What a method supplies for training: a network, a module whose forward is the whole step, and phases."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from samunet.planning.methods import MethodConfig, build_config, get_method
+from samunet.planning.plan import Configuration, Plan
+from samunet.trainers.losses import DeepSupervisionLoss, LossSettings, SegmentationLoss, patch_counts
+
+ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
+"""Network -> groups for the optimizer: `params`, and optionally `lr_factor` and `weight_decay`."""
+
+POSITION_NAMES = ("pos_embed", "rel_pos", "position", "token", "embed.weight")
+"""Parts of parameter names that mark embeddings, which are not decayed."""
+
+
+def all_parameters(network: nn.Module) -> list[dict[str, Any]]:
+    """One group with every parameter, decayed alike (nnU-Net)."""
+    return [{"params": list(network.parameters())}]
+
+
+def decayed_apart(parameters: Sequence[tuple[str, nn.Parameter]], lr_factor: float = 1.0) -> list[dict[str, Any]]:
+    """Split named parameters into decayed ones, and norms, biases and embeddings that are not decayed."""
+    plain, spared = [], []
+    for name, parameter in parameters:
+        is_spared = parameter.ndim < 2 or any(part in name for part in POSITION_NAMES)
+        (spared if is_spared else plain).append(parameter)
+    groups = [
+        {"params": plain, "lr_factor": lr_factor},
+        {"params": spared, "lr_factor": lr_factor, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training with one optimizer and one schedule; most methods have one.
+
+    Attributes:
+        name: shown while training.
+        optimizer: `adamw`, `adam` (no weight decay) or `sgd` (Nesterov).
+        learning_rate: peak value; each group may scale it by its `lr_factor`.
+        epochs / iterations / val_iterations: length; iterations are optimizer steps an epoch.
+        schedule: `poly_epoch`, `poly_step` (with `warmup_steps`) or `constant`; see schedule.py.
+        momentum: of SGD.
+        clip: largest norm of the gradient.
+        accumulate: batches an optimizer step.
+        groups: chooses what is trained; parameters in no group are frozen during the phase.
+    """
+
+    name: str
+    optimizer: Literal["adamw", "adam", "sgd"]
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    iterations: int
+    val_iterations: int
+    schedule: Literal["poly_epoch", "poly_step", "constant"]
+    warmup_steps: int = 0
+    momentum: float = 0.99
+    clip: float = 1.0
+    accumulate: int = 1
+    groups: ParameterGroups = all_parameters
+
+
+def build_optimizer(phase: Phase, network: nn.Module) -> torch.optim.Optimizer:
+    """Freeze what the phase does not train and make its optimizer."""
+    groups = phase.groups(network)
+    chosen = {id(parameter) for group in groups for parameter in group["params"]}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    ready = [{"lr_factor": 1.0, "weight_decay": phase.weight_decay, **group} for group in groups]
+    if phase.optimizer == "sgd":
+        return torch.optim.SGD(ready, phase.learning_rate, momentum=phase.momentum, nesterov=True)
+    kind = torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam
+    return kind(ready, phase.learning_rate)
+
+
+class TrainingModule(nn.Module, ABC):
+    """A network with its losses. `forward` is the whole step, so that the loop can wrap it without knowing it.
+
+    `forward(batch)` returns `loss` (differentiable, 0-dimensional) and any named parts of it to be shown. In
+    evaluation mode it returns `tp`, `fp`, `fn` per foreground output (K_fg,) too, from which patch Dice is made.
+
+    `batch` holds `image` (B, C, *patch) float32, or the cached `level_0`, `level_1`... of a frozen encoder, and
+    `target` (B, 1, *patch) class indices or (B, R[+1], *patch) regions (the last one marks ignored voxels).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of one batch."""
+
+
+class SegmentationModule(TrainingModule):
+    """The step of every plain segmentation network: logits (or a list of them, finest first) and Dice + CE."""
+
+    def __init__(self, network: nn.Module, settings: LossSettings) -> None:
+        super().__init__(network)
+        self.settings = settings
+        self.single = SegmentationLoss(settings)
+        self.multiple = DeepSupervisionLoss(self.single)
+
+    def outputs(self, batch: dict[str, Tensor]) -> Tensor | Sequence[Tensor]:
+        """Logits (B, K, *patch), or a list of them at falling resolutions."""
+        return self.network(batch["image"])
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs, target = self.outputs(batch), batch["target"]
+        if isinstance(outputs, Tensor):
+            losses, finest = self.single(outputs, target), outputs
+        else:
+            losses, finest = self.multiple(outputs, target), outputs[0]
+        return losses if self.training else {**losses, **patch_counts(finest, target, self.settings)}
+
+
+def loss_settings(plan: Plan, configuration: Configuration) -> LossSettings:
+    """Loss settings that follow from the labels and the planned batch Dice."""
+    return LossSettings(
+        regions=plan.labels.has_regions,
+        ignore_index=plan.labels.ignore_index,
+        batch_dice=configuration.batch_dice,
+    )
+
+
+def config_of(configuration: Configuration) -> MethodConfig:
+    """The method's Config with the configuration's settings over its defaults."""
+    return build_config(get_method(configuration.method), configuration.settings)
+
+
+class MethodTrainer(ABC):
+    """How one method is built and trained. Never instantiated; prediction uses `build_network` alone.
+
+    Attributes:
+        precision: on CUDA `fp16` (with loss scaling) or `bf16` (fp16 where the GPU has no bf16). CPU and MPS use fp32.
+    """
+
+    precision: ClassVar[Literal["fp16", "bf16"]] = "fp16"
+
+    @classmethod
+    @abstractmethod
+    def build_network(cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None) -> nn.Module:
+        """A network (B, C, *patch) -> (B, K, *patch).
+
+        Args:
+            plan: labels, channels and data configuration.
+            configuration: what to build.
+            weights: pretrained encoder file to start from; None leaves the encoder as initialised.
+        """
+
+    @classmethod
+    def build_training(cls, network: nn.Module, plan: Plan, configuration: Configuration) -> TrainingModule:
+        """The training step around a network."""
+        return SegmentationModule(network, loss_settings(plan, configuration))
+
+    @classmethod
+    @abstractmethod
+    def phases(cls, config: MethodConfig) -> tuple[Phase, ...]:
+        """What is trained, in which order and for how long."""
+
+    @classmethod
+    def frozen_prefix(cls, config: MethodConfig) -> str | None:
+        """Prefix of the state-dict keys that never change because they are the pretrained encoder's, or None."""
+        return None
+
+    @classmethod
+    def uses_cache(cls, config: MethodConfig) -> bool:
+        """Whether the frozen encoder's outputs should be kept on disk (`network.encode` and `.decode` exist)."""
+        return False

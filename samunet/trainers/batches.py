@@ -1,0 +1,198 @@
+"""Samples and batches: reading boxes from stored cases, augmenting them, in this process or in workers."""
+
+from __future__ import annotations
+
+import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from samunet.data.labels import OUTSIDE
+from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.trainers.augmentation import Augmentation, AugmentationSettings
+from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, is_forced, sample_generator
+
+if TYPE_CHECKING:
+    from samunet.preprocessing.store import StoredCase
+
+OPEN_CASES = 64
+"""Stored cases a process keeps open."""
+PREFETCH = 4
+"""Batches that each worker prepares ahead."""
+
+Sample = dict[str, Tensor]
+Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
+
+
+class SampleSource(Protocol):
+    """Makes the sample of a key; picklable, so that worker processes can hold it."""
+
+    def sample(self, key: SampleKey) -> Sample:
+        """The sample, the same for the same key in every process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """What both kinds of sources are made of.
+
+    Attributes:
+        case_folder: stored cases.
+        train / val: case names.
+        seed / fold: with the key they decide every draw.
+        batch_size / oversample: decide which slots are forced to hold foreground.
+        slice_context: neighbouring slices given as channels (2D).
+        augmentation: of training samples.
+    """
+
+    case_folder: Path
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    seed: int
+    fold: int | str
+    batch_size: int
+    oversample: float
+    slice_context: int
+    augmentation: AugmentationSettings
+
+    def names(self, stream: int) -> tuple[str, ...]:
+        return self.train if stream == TRAIN else self.val
+
+    def forced(self, key: SampleKey) -> bool:
+        return is_forced(key.slot, self.batch_size, self.oversample)
+
+
+class OpenCases:
+    """The most recently used stored cases, opened once; opens its own in every process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[str, StoredCase] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_open": OrderedDict()}
+
+    @cached_property
+    def _store(self) -> Any:
+        from samunet.preprocessing.store import CaseStore
+
+        return CaseStore(self.folder)
+
+    def get(self, name: str) -> StoredCase:
+        """The stored case of that name."""
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        self._open[name] = self._store.open(name)
+        if len(self._open) > OPEN_CASES:
+            self._open.popitem(last=False)
+        return self._open[name]
+
+
+class PatchSource:
+    """Draws a case and a box, reads it, augments it (training) or takes it as it is (validation)."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.cases = OpenCases(settings.case_folder)
+        augmentation = settings.augmentation
+        self.augment: Augment = Augmentation(augmentation)
+        self.finish: Augment = Augmentation(replace(augmentation, preset="none"))
+        has_ignore = augmentation.ignore_index is not None
+        patch = _three(augmentation.patch_size)
+        self.samplers = (
+            BoxSampler(load_size=_three(augmentation.initial_size), patch_size=patch, has_ignore=has_ignore),
+            BoxSampler(load_size=patch, patch_size=patch, has_ignore=has_ignore),
+        )
+
+    def sample(self, key: SampleKey) -> Sample:
+        """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool}."""
+        settings = self.settings
+        rng = sample_generator(settings.seed, settings.fold, key)
+        names = settings.names(key.stream)
+        case = self.cases.get(names[int(rng.integers(len(names)))])
+        sampler = self.samplers[key.stream]
+        lower = sampler.draw(rng, case.image.shape[1:], case.locations, case.annotated, settings.forced(key))
+        image, label = self.read(case, lower, sampler.load_size)
+        transform = self.augment if key.stream == TRAIN else self.finish
+        image_t, target = transform(image, label, int(rng.integers(2**63)))
+        return {"image": image_t, "target": target}
+
+    def read(
+        self, case: StoredCase, lower: tuple[int, ...], size: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Image (C, *size) and label (*size) of a box; 2D patches lose the slice axis."""
+        label = read_box(case.label, lower, size, OUTSIDE)
+        if len(self.settings.augmentation.patch_size) == 3:
+            return read_box(case.image, lower, size, 0), label
+        return read_slice(case.image, lower, size[1:], self.settings.slice_context), label[0]
+
+
+def _three(size: tuple[int, ...]) -> tuple[int, ...]:
+    return size if len(size) == 3 else (1, *size)
+
+
+class _Samples(Dataset[Sample]):
+    """A map-style dataset whose keys are SampleKeys."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return self.source.sample(key)
+
+
+class _Keys:
+    """Batch sampler over an iterator of key lists."""
+
+    def __init__(self, keys: Iterator[list[SampleKey]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return self.keys
+
+
+class BatchStream:
+    """Batches in the order of their keys, prepared ahead by worker processes (none: in this process)."""
+
+    def __init__(
+        self, source: SampleSource, keys: Iterator[list[SampleKey]], workers: int, device: torch.device
+    ) -> None:
+        loader = DataLoader(
+            _Samples(source),
+            batch_sampler=_Keys(keys),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker if workers else None,
+        )
+        self._batches: Any = iter(loader)
+
+    def __next__(self) -> Sample:
+        return next(self._batches)
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def close(self) -> None:
+        """End the workers now, not when the garbage collector finds them."""
+        shutdown = getattr(self._batches, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _start_worker(number: int) -> None:
+    """A worker outlives Ctrl-C and SIGTERM: the main process finishes its step and then ends the workers."""
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+    import blosc2
+
+    blosc2.set_nthreads(1)

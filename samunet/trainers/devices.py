@@ -1,0 +1,120 @@
+"""Device, number format and memory of a training, and the facts about the machine that a run records."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from samunet import __version__
+from samunet.errors import SamunetError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; without a name CUDA, else MPS, else the CPU.
+
+    Raises:
+        SamunetError: the device does not exist here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name in (None, "auto"):
+        return torch.device(next(kind for kind, present in available.items() if present))
+    kind = str(name).split(":")[0]
+    if not available.get(kind, False):
+        present = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise SamunetError(f"There is no device {name!r} on this machine. Use -device with one of: {present}.")
+    return torch.device(str(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Number format of the forward pass: `fp32`, `bf16`, or `fp16` with a scaled loss."""
+
+    name: Literal["fp32", "fp16", "bf16"]
+
+    @classmethod
+    def choose(cls, device: torch.device, wanted: Literal["fp16", "bf16"]) -> Precision:
+        """fp32 outside CUDA; bf16 becomes fp16 on GPUs without it (before Ampere)."""
+        if device.type != "cuda":
+            return cls(name="fp32")
+        if wanted == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
+            return cls(name="fp16")
+        return cls(name=wanted)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.float16 if self.name == "fp16" else torch.bfloat16)
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """Loss scaler; does nothing unless fp16."""
+        return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak GPU memory of tensors, or peak resident memory of this process; 1e9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given (for timing)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Batch on the device; from pinned memory without waiting."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def worker_count(device: torch.device) -> int:
+    """Worker processes that prepare samples: all cores but one, at most 12 (nnU-Net's number), none on one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(12, cores - 1)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine in plain data."""
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = properties.name
+        facts["gpu_memory_gb"] = round(properties.total_memory / 1e9, 1)
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"samunet": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "batchgeneratorsv2", "dynamic-network-architectures", "segment-anything"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
