@@ -1,0 +1,170 @@
+"""Reading and writing case files of every kind. Arrays are (C, Z, Y, X); a plane has Z = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from samunet.data import pictures, tiff, volumes
+from samunet.data.damage import nonfinite
+from samunet.data.geometry import Geometry, Header, grid_differences
+from samunet.errors import SamunetError
+
+ENDINGS = (*volumes.ENDINGS, *pictures.ENDINGS, *tiff.ENDINGS)
+"""Supported file endings; a longer one stands before its own end (.nii.gz before .gz)."""
+
+
+def file_kind(path: Path | str) -> str:
+    """`volume`, `picture` or `tiff`, from the ending of a file's name.
+
+    Raises:
+        SamunetError: the ending is not supported.
+    """
+    name = str(path).lower()
+    for kind, endings in (("volume", volumes.ENDINGS), ("picture", pictures.ENDINGS), ("tiff", tiff.ENDINGS)):
+        if name.endswith(endings):
+            return kind
+    raise SamunetError(
+        f"{path}: this kind of file is not supported. Supported endings: {', '.join(ENDINGS)}."
+    )
+
+
+def segmentation_ending(file_ending: str) -> str:
+    """Ending of label and prediction files: that of the images, but .png for lossy JPEG images."""
+    return ".png" if file_ending.lower() in pictures.LOSSY else file_ending
+
+
+def read_header(path: Path) -> Header:
+    """Geometry and channel count of a file, without reading its voxels.
+
+    Raises:
+        SamunetError: missing, unreadable or of an unknown kind.
+    """
+    path = _existing(path)
+    kind = file_kind(path)
+    if kind == "volume":
+        return volumes.read_header(path)
+    return pictures.read_header(path) if kind == "picture" else tiff.read_header(path)
+
+
+def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+    """Read the channels of a case.
+
+    Args:
+        paths: one file per channel, or one file that holds several (RGB, 4D).
+
+    Returns:
+        float32 (C, Z, Y, X) and the geometry of the first file.
+
+    Raises:
+        SamunetError: a file is missing, truncated, holds NaN or infinity, or has another shape or spacing
+            than the first; names the file.
+    """
+    assert paths, "a case has at least one file"
+    channels: list[np.ndarray] = []
+    geometries: list[Geometry] = []
+    for path in paths:
+        array, geometry = _read(Path(path))
+        check_finite(array, path)
+        channels.append(array)
+        geometries.append(geometry)
+        first = geometries[0]
+        fatal = first.shape != geometry.shape or not np.allclose(
+            first.spacing_mm, geometry.spacing_mm, rtol=1e-3, atol=0
+        )
+        if fatal:
+            differences = "; ".join(grid_differences(first, geometry))
+            raise SamunetError(f"{path} does not lie on the grid of {paths[0]}: {differences}.")
+    shape = (sum(len(c) for c in channels), *geometries[0].shape)
+    image = np.empty(shape, np.float32)
+    start = 0
+    while channels:
+        channel = channels.pop(0)
+        image[start : start + len(channel)] = channel
+        start += len(channel)
+    return image, geometries[0]
+
+
+def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Read a label map as the integers of the file, (Z, Y, X).
+
+    Raises:
+        SamunetError: missing, truncated, lossy, several channels, or values that are not integers.
+    """
+    path = _existing(path)
+    if path.name.lower().endswith(pictures.LOSSY):
+        raise SamunetError(f"{path}: JPEG changes label values, so it cannot hold a label map. Use .png.")
+    array, geometry = _read(path, is_label=True)
+    if len(array) != 1:
+        raise SamunetError(
+            f"{path} holds {len(array)} channels; a label map has one. Write it as a greyscale integer image."
+        )
+    label = array[0]
+    if label.dtype.kind == "f":
+        check_finite(label, path)
+        rounded = np.rint(label).astype(np.int32)
+        if not np.array_equal(rounded, label):
+            raise SamunetError(
+                f"{path} holds label values that are not integers. Write it as an integer file."
+            )
+        label = rounded
+    return label, geometry
+
+
+def write_segmentation(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
+    """Write a (Z, Y, X) label map with the image's geometry, complete or not at all.
+
+    The smallest integer type that holds the values is used: unsigned 8, unsigned 16, else signed 32 bits.
+
+    Raises:
+        SamunetError: the kind of file cannot hold label maps or these values.
+    """
+    assert segmentation.shape == geometry.shape, (segmentation.shape, geometry.shape)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind, array = file_kind(path), _smallest_type(segmentation)
+    if kind == "volume":
+        volumes.write(array, geometry, path)
+    elif kind == "tiff":
+        tiff.write(array, geometry, path)
+    elif not geometry.is_2d:
+        raise SamunetError(f"{path}: a volume of shape {geometry.shape} does not fit into a 2D picture file.")
+    else:
+        pictures.write(array, path)
+
+
+def check_finite(array: np.ndarray, path: Path) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        SamunetError: naming the file and how many voxels are affected.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float64)):
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        if bad:
+            raise nonfinite(path, bad)
+
+
+def _read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Array (C, Z, Y, X) in the file's own type."""
+    path = _existing(path)
+    kind = file_kind(path)
+    if kind == "volume":
+        return volumes.read(path)
+    return pictures.read(path, palette_indices=is_label) if kind == "picture" else tiff.read(path, is_label)
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise SamunetError(f"There is no file {path}.")
+    return path
+
+
+def _smallest_type(segmentation: np.ndarray) -> np.ndarray:
+    low, high = (int(segmentation.min()), int(segmentation.max())) if segmentation.size else (0, 0)
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        return segmentation.astype(np.int32, copy=False)
+    return segmentation.astype(np.uint8 if high <= np.iinfo(np.uint8).max else np.uint16, copy=False)

@@ -1,0 +1,154 @@
+"""TIFF through tifffile: pictures, and 3D stacks whose spacing lies in a JSON file beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from samunet.data.damage import check_complete, truncated
+from samunet.data.geometry import Geometry, Header
+from samunet.data.pictures import flat_geometry
+from samunet.errors import SamunetError
+from samunet.records import atomic_path, read_json, write_text
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".tif", ".tiff")
+CHANNEL_AXES, STACK_AXES = "SC", "ZQIT"
+
+
+def sidecar(path: Path) -> Path | None:
+    """The JSON file with the spacing of a stack: CASE.json for CASE_0000.tif and for CASE.tif."""
+    stem = path.name[: -len(path.suffix)]
+    for name in (re.sub(r"_\d{4}$", "", stem), stem):
+        if (path.parent / f"{name}.json").is_file():
+            return path.parent / f"{name}.json"
+    return None
+
+
+def read_header(path: Path) -> Header:
+    """Shape and channels from the image directories, spacing from the sidecar."""
+    check_complete(path)
+    with _open(path) as file:
+        shape, axes = _series(file, path)
+    channel, spatial = _split_axes(path, axes)
+    geometry, known = _geometry(path, [shape[axes.index(a)] for a in spatial])
+    num_channels = shape[axes.index(channel)] if channel else 1
+    return Header(geometry=geometry, num_channels=num_channels, spacing_known=known)
+
+
+def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
+    """Array (C, Z, Y, X) in the file's own type; a picture has Z = 1, a label map never several channels."""
+    check_complete(path)
+    with _open(path) as file:
+        shape, axes = _series(file, path)
+        try:
+            array = file.asarray()
+        except (ValueError, RuntimeError, EOFError, zlib.error) as error:
+            if "imagecodecs" not in str(error):
+                raise truncated(path, str(error)) from error
+            array = _read_other_compression(path)  # tifffile alone knows few compressions
+    if array.size != int(np.prod(shape)):
+        raise truncated(path, f"{array.shape} voxels where {shape} are announced")
+    channel, spatial = _split_axes(path, axes, is_label)
+    array = array.reshape(shape).transpose([axes.index(a) for a in channel + spatial])
+    geometry, known = _geometry(path, array.shape[len(channel) :])
+    if not known and not geometry.is_2d:
+        _warn_no_spacing(path.parent)
+    return array.reshape(-1, *geometry.shape), geometry
+
+
+def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
+    """Write a (Z, Y, X) unsigned integer array, and for a stack its spacing beside it."""
+    array, axes = (segmentation[0], "YX") if geometry.is_2d else (segmentation, "ZYX")
+    with atomic_path(path) as temporary:
+        tifffile.imwrite(
+            temporary, array, compression="zlib", photometric="minisblack", metadata={"axes": axes}
+        )
+    if not geometry.is_2d:
+        spacing = json.dumps({"spacing": list(geometry.spacing_mm)})
+        write_text(path.with_name(f"{path.name[: -len(path.suffix)]}.json"), spacing)
+
+
+def _open(path: Path) -> tifffile.TiffFile:
+    try:
+        return tifffile.TiffFile(path)
+    except (tifffile.TiffFileError, OSError, ValueError) as error:
+        raise truncated(path, str(error)) from error
+
+
+def _series(file: tifffile.TiffFile, path: Path) -> tuple[tuple[int, ...], str]:
+    """Shape and axis letters of the first image; axes of length one are left out."""
+    if not file.series:
+        raise truncated(path, "it holds no image")
+    series = file.series[0]
+    kept = [(n, a) for n, a in zip(series.shape, series.axes) if n > 1 or a in "YX" or a in STACK_AXES]
+    return tuple(n for n, _ in kept), "".join(a for _, a in kept)
+
+
+def _split_axes(path: Path, axes: str, is_label: bool = False) -> tuple[str, str]:
+    """The channel axis (or none) and the spatial axes in the order z, y, x.
+
+    tifffile writes a stack of three or four slices as separate colour planes; a sidecar, which only stacks
+    have, and being a label map tell them from pictures.
+    """
+    channel = "".join(a for a in axes if a in CHANNEL_AXES)
+    stack = "".join(a for a in axes if a in STACK_AXES)
+    if axes == "SYX" and (is_label or sidecar(path) is not None):
+        channel, stack = "", "S"
+    valid = len(channel) <= 1 and len(stack) <= 1 and len(channel) + len(stack) + 2 == len(axes)
+    if not valid or "Y" not in axes or "X" not in axes:
+        raise SamunetError(
+            f"{path} has the axes {axes}; samunet reads planes (YX), pictures (YXS) and stacks (ZYX), "
+            "with at most one channel axis."
+        )
+    return channel, f"{stack}YX"
+
+
+def _geometry(path: Path, spatial: Sequence[int]) -> tuple[Geometry, bool]:
+    """Geometry, and whether the spacing is known; that of a picture is nominal."""
+    if len(spatial) == 2:
+        return flat_geometry(*spatial), False
+    beside = sidecar(path)
+    spacing = (1.0, 1.0, 1.0) if beside is None else _read_spacing(beside)
+    return Geometry(shape=(spatial[0], spatial[1], spatial[2]), spacing_mm=spacing), beside is not None
+
+
+def _read_spacing(path: Path) -> tuple[float, float, float]:
+    content = read_json(path)
+    spacing = content.get("spacing") if isinstance(content, dict) else None
+    if (
+        not isinstance(spacing, list)
+        or len(spacing) != 3
+        or not all(isinstance(s, (int, float)) and s > 0 for s in spacing)
+    ):
+        raise SamunetError(
+            f"{path}: key `spacing` must list three positive numbers in mm (z, y, x): {spacing!r}."
+        )
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
+
+
+def _read_other_compression(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    try:
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+    except RuntimeError as error:
+        raise truncated(path, str(error).splitlines()[-1]) from error
+
+
+@cache
+def _warn_no_spacing(folder: Path) -> None:
+    logger.warning(
+        "TIFF stacks in %s have no JSON file with their spacing beside them; 1 x 1 x 1 mm is assumed. "
+        'Write CASE.json with {"spacing": [z, y, x]} to state it.',
+        folder,
+    )

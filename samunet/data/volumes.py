@@ -1,0 +1,120 @@
+"""Medical volumes through SimpleITK: NIfTI, NRRD, MetaImage, GIPL; planes, volumes and 4D files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from samunet.data.damage import check_complete, count_nonfinite_nifti, nonfinite
+from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
+from samunet.errors import SamunetError
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
+
+
+def read_header(path: Path) -> Header:
+    """Geometry and channels without the voxels."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    geometry, frames = _geometry(path, reader)
+    return Header(geometry=geometry, num_channels=frames * reader.GetNumberOfComponents())
+
+
+def read(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Array (C, Z, Y, X) in the file's own type; frames of a 4D file and vector components are channels."""
+    check_complete(path)
+    bad = count_nonfinite_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else 0
+    if bad:
+        raise nonfinite(path, bad)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    geometry, frames = _geometry(path, image)
+    array = sitk.GetArrayFromImage(image)
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1:
+        array = np.moveaxis(array, -1, 0)
+    return array.reshape(components * frames, *geometry.shape), geometry
+
+
+def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
+    """Write a (Z, Y, X) integer array with the geometry of its image; a plane is written as a plane."""
+    image = sitk.GetImageFromArray(segmentation[0] if geometry.is_2d else segmentation)
+    dimension = 2 if geometry.is_2d else 3
+    direction = np.array(geometry.direction).reshape(3, 3)[:dimension, :dimension]
+    image.SetSpacing([float(s) for s in geometry.spacing_mm[::-1][:dimension]])
+    image.SetOrigin([float(o) for o in geometry.origin_mm[:dimension]])
+    image.SetDirection(direction.ravel().tolist())
+    # .mhd consists of two files that name each other, so the temporary names must be the final ones
+    with tempfile.TemporaryDirectory(prefix=".partial.", dir=path.parent) as folder:
+        _write_checked(image, Path(folder) / path.name, path)
+        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+        for file in written:
+            os.replace(file, path.parent / file.name)
+
+
+def _write_checked(image: Any, temporary: Path, path: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(temporary), True)
+        check_complete(temporary)  # a full disk can leave a cut-off file without an error
+    except (RuntimeError, SamunetError) as error:
+        free_mb = shutil.disk_usage(temporary.parent).free / 1e6
+        reason = str(error).strip().splitlines()[-1]
+        raise SamunetError(
+            f"{path} cannot be written ({reason}); {free_mb:.0f} MB are free there."
+        ) from error
+
+
+def _geometry(path: Path, image: Any) -> tuple[Geometry, int]:
+    """Geometry of one channel, and the number of frames of a 4D file."""
+    size, dimension = image.GetSize(), len(image.GetSize())
+    if dimension not in (2, 3, 4):
+        raise SamunetError(f"{path} has {dimension} dimensions; samunet reads planes, volumes and 4D files.")
+    used = min(dimension, 3)
+    spacing = [abs(s) for s in image.GetSpacing()[:used]]
+    if not all(np.isfinite(spacing)) or min(spacing) <= 0:
+        raise SamunetError(
+            f"{path} states a spacing of {spacing} mm (x, y, z); it must be positive. Correct it."
+        )
+    direction = np.eye(3)
+    direction[:used, :used] = np.array(image.GetDirection()).reshape(dimension, dimension)[:used, :used]
+    origin = [*image.GetOrigin()[:used], 0.0][:3]
+    is_2d = dimension == 2
+    flat = [FLAT_SPACING_MM * max(spacing)] if is_2d else []
+    shape = [1] * is_2d + list(size[:used][::-1])
+    geometry = Geometry(
+        shape=(shape[0], shape[1], shape[2]),
+        spacing_mm=_triple([*flat, *spacing[::-1]]),
+        origin_mm=_triple(origin),
+        direction=tuple(direction.ravel().tolist()),
+        is_2d=is_2d,
+    )
+    return geometry, size[3] if dimension == 4 else 1
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _unreadable(path: Path, error: RuntimeError) -> SamunetError:
+    text = str(error)
+    if "orthonormal" in text:
+        return SamunetError(
+            f"{path} has a sheared direction matrix, which SimpleITK refuses. Resample it to a right-angled "
+            "grid, or correct the sform/qform of its header."
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return SamunetError(
+        f"{path} cannot be read ({lines[-1] if lines else text}). It may be truncated or damaged."
+    )

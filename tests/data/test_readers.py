@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+from PIL import Image
+
+from samunet.data.geometry import Geometry
+from samunet.data.readers import (
+    read_header,
+    read_image,
+    read_label,
+    segmentation_ending,
+    write_segmentation,
+)
+from samunet.errors import SamunetError
+
+OBLIQUE = (0.0, -0.8, 0.6, 1.0, 0.0, 0.0, 0.0, 0.6, 0.8)
+FLIPPED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
+LEFT_HANDED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+
+
+def save_volume(path: Path, array: np.ndarray, direction: tuple[float, ...] = OBLIQUE) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((0.75, 1.25, 3.5))
+    image.SetOrigin((-120.5, 33.25, 8.0))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path), True)
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(-500, 1500, (7, 12, 15)).astype(np.int16)
+
+
+@pytest.mark.parametrize("ending", VOLUMES)
+@pytest.mark.parametrize("direction", [OBLIQUE, FLIPPED, LEFT_HANDED])
+def test_volume_and_its_segmentation_have_one_geometry(
+    tmp_path: Path, volume: np.ndarray, ending: str, direction: tuple[float, ...]
+) -> None:
+    save_volume(tmp_path / f"a{ending}", volume, direction)
+    image, geometry = read_image([tmp_path / f"a{ending}"])
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image[0], volume)
+    np.testing.assert_allclose(geometry.spacing_mm, (3.5, 1.25, 0.75))
+    np.testing.assert_allclose(geometry.direction, direction, atol=1e-7)
+    assert read_header(tmp_path / f"a{ending}").geometry == geometry
+
+    segmentation = (volume > 0).astype(np.int64) * 3
+    write_segmentation(segmentation, geometry, tmp_path / "out" / f"a{ending}")
+    read, back = read_label(tmp_path / "out" / f"a{ending}")
+    np.testing.assert_array_equal(read, segmentation)
+    assert read.dtype == np.uint8
+    assert back.shape == geometry.shape
+    np.testing.assert_allclose(back.spacing_mm, geometry.spacing_mm, rtol=1e-12)
+    np.testing.assert_allclose(back.origin_mm, geometry.origin_mm, atol=0)
+    np.testing.assert_allclose(
+        back.direction, geometry.direction, rtol=0, atol=1e-6
+    )  # single precision header
+    assert not [f for f in (tmp_path / "out").iterdir() if f.name.startswith(".")]
+
+
+def test_gipl_keeps_voxels_and_spacing(tmp_path: Path, volume: np.ndarray) -> None:
+    save_volume(tmp_path / "a.gipl", volume, (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    image, geometry = read_image([tmp_path / "a.gipl"])
+    np.testing.assert_array_equal(image[0], volume)
+    np.testing.assert_allclose(geometry.spacing_mm, (3.5, 1.25, 0.75))
+
+
+def test_a_plane_stays_a_plane(tmp_path: Path, volume: np.ndarray) -> None:
+    plane = sitk.GetImageFromArray(volume[0])
+    plane.SetSpacing((0.5, 0.25))
+    plane.SetOrigin((3.0, 4.0))
+    plane.SetDirection((0.0, 1.0, -1.0, 0.0))
+    sitk.WriteImage(plane, str(tmp_path / "p.mha"))
+    image, geometry = read_image([tmp_path / "p.mha"])
+    assert image.shape == (1, 1, 12, 15)
+    assert geometry.is_2d
+    assert geometry.spacing_mm == (0.5 * 999, 0.25, 0.5)  # nnU-Net's nominal through-plane spacing
+    write_segmentation(image[0] > 0, geometry, tmp_path / "s.mha")
+    written = sitk.ReadImage(str(tmp_path / "s.mha"))
+    assert written.GetDimension() == 2
+    assert written.GetSpacing() == (0.5, 0.25)
+    assert written.GetOrigin() == (3.0, 4.0)
+    assert written.GetDirection() == (0.0, 1.0, -1.0, 0.0)
+
+
+def test_frames_and_components_are_channels(tmp_path: Path, volume: np.ndarray) -> None:
+    frames = sitk.JoinSeries([sitk.GetImageFromArray(volume), sitk.GetImageFromArray(volume + 1)])
+    sitk.WriteImage(frames, str(tmp_path / "f.nii.gz"))
+    image, geometry = read_image([tmp_path / "f.nii.gz"])
+    np.testing.assert_array_equal(image, np.stack([volume, volume + 1]))
+    assert geometry.shape == volume.shape
+    assert read_header(tmp_path / "f.nii.gz").num_channels == 2
+
+    vector = sitk.GetImageFromArray(np.stack([volume, volume + 1, volume + 2], -1), isVector=True)
+    sitk.WriteImage(vector, str(tmp_path / "v.nrrd"))
+    image, _ = read_image([tmp_path / "v.nrrd"])
+    np.testing.assert_array_equal(image[2], volume + 2)
+    assert read_header(tmp_path / "v.nrrd").num_channels == 3
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
+def test_rgb_pictures_have_three_channels(tmp_path: Path, ending: str) -> None:
+    rgb = np.random.default_rng(1).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    Image.fromarray(rgb).save(tmp_path / f"a{ending}")
+    image, geometry = read_image([tmp_path / f"a{ending}"])
+    np.testing.assert_array_equal(image, rgb.transpose(2, 0, 1)[:, None])
+    assert geometry.spacing_mm == (999.0, 1.0, 1.0)
+    assert read_header(tmp_path / f"a{ending}").num_channels == 3
+    write_segmentation(rgb[None, ..., 0] > 9, geometry, tmp_path / f"s{ending}")
+    assert read_label(tmp_path / f"s{ending}")[1] == geometry
+
+
+def test_jpeg_images_have_png_labels(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 24, 3), 90, np.uint8)).save(tmp_path / "a.jpg")
+    image, geometry = read_image([tmp_path / "a.jpg"])
+    assert image.shape == (3, 1, 20, 24)
+    assert segmentation_ending(".jpg") == ".png"
+    assert segmentation_ending(".nii.gz") == ".nii.gz"
+    with pytest.raises(SamunetError, match="JPEG"):
+        write_segmentation(image[0] > 0, geometry, tmp_path / "s.jpg")
+    with pytest.raises(SamunetError, match="JPEG"):
+        read_label(tmp_path / "a.jpg")
+
+
+def test_sixteen_bit_pngs_keep_their_depth(tmp_path: Path) -> None:
+    deep = np.random.default_rng(2).integers(0, 65536, (8, 9, 3)).astype(np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(deep, isVector=True), str(tmp_path / "rgb.png"))
+    Image.fromarray(deep[..., 0]).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image([tmp_path / "rgb.png"])[0][:, 0], deep.transpose(2, 0, 1))
+    np.testing.assert_array_equal(read_image([tmp_path / "grey.png"])[0][0, 0], deep[..., 0])
+
+
+def test_palette_and_bilevel_labels_give_indices(tmp_path: Path) -> None:
+    label = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    palette = Image.fromarray(label, "P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "p.png")[0][0], label)
+    assert read_image([tmp_path / "p.png"])[0].shape[0] == 3  # as an image: its colours
+    Image.fromarray(label > 0).save(tmp_path / "b.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "b.png")[0][0], label > 0)
+
+
+@pytest.mark.parametrize("slices", [3, 9])
+def test_tiff_stacks_take_their_spacing_from_the_sidecar(tmp_path: Path, slices: int) -> None:
+    stack = np.random.default_rng(3).integers(0, 255, (slices, 10, 11)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "c_0000.tif", stack)
+    (tmp_path / "c.json").write_text(json.dumps({"spacing": [2.0, 0.5, 0.25]}))
+    image, geometry = read_image([tmp_path / "c_0000.tif"])
+    np.testing.assert_array_equal(image[0], stack)
+    assert geometry.spacing_mm == (2.0, 0.5, 0.25)
+    header = read_header(tmp_path / "c_0000.tif")
+    assert (header.geometry, header.num_channels, header.spacing_known) == (geometry, 1, True)
+    write_segmentation(stack > 100, geometry, tmp_path / "out" / "c.tif")
+    label, back = read_label(tmp_path / "out" / "c.tif")
+    np.testing.assert_array_equal(label, stack > 100)
+    assert back == geometry
+
+
+def test_a_stack_without_spacing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tifffile.imwrite(tmp_path / "c_0000.tif", np.zeros((5, 10, 11), np.uint8))
+    with caplog.at_level(logging.WARNING):
+        _, geometry = read_image([tmp_path / "c_0000.tif"])
+    assert geometry.spacing_mm == (1.0, 1.0, 1.0)
+    assert "1 x 1 x 1 mm is assumed" in caplog.text
+    assert not read_header(tmp_path / "c_0000.tif").spacing_known
+
+
+def test_tiff_compressions_beyond_tifffile_and_channel_axes(tmp_path: Path) -> None:
+    stack = np.random.default_rng(4).integers(0, 255, (5, 10, 11)).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(stack), str(tmp_path / "packbits.tif"), True)
+    np.testing.assert_array_equal(read_image([tmp_path / "packbits.tif"])[0][0], stack)
+    rgb = np.ascontiguousarray(stack[:3].transpose(1, 2, 0))
+    Image.fromarray(rgb).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    np.testing.assert_array_equal(read_image([tmp_path / "lzw.tif"])[0][:, 0], stack[:3])
+    hyper = np.stack([stack, 255 - stack], 1)
+    tifffile.imwrite(tmp_path / "hyper.tif", hyper, imagej=True, metadata={"axes": "ZCYX"})
+    np.testing.assert_array_equal(read_image([tmp_path / "hyper.tif"])[0], hyper.transpose(1, 0, 2, 3))
+
+
+@pytest.mark.parametrize("ending", [*VOLUMES, ".gipl", ".png", ".bmp", ".jpg", ".tif"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.97])
+def test_a_file_that_ends_early_is_named(
+    tmp_path: Path, volume: np.ndarray, ending: str, share: float
+) -> None:
+    name = f"cut_0000{ending}"
+    source = tmp_path / name
+    if ending in (*VOLUMES, ".gipl"):
+        save_volume(source, volume)
+    elif ending == ".tif":
+        tifffile.imwrite(source, volume, compression="zlib")
+    else:
+        Image.fromarray(volume[:, :, :3].astype(np.uint8)).resize((60, 50)).save(source)
+    if ending == ".mhd":
+        source = next(f for f in tmp_path.iterdir() if f.suffix == ".zraw")
+    whole = source.read_bytes()
+    source.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(SamunetError, match="cut_0000"):
+        read_image([tmp_path / name])
+
+
+def test_a_gzip_of_two_members_is_complete(tmp_path: Path, volume: np.ndarray) -> None:
+    import gzip
+
+    save_volume(tmp_path / "a.nii", volume)
+    raw = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]))
+    np.testing.assert_array_equal(read_image([tmp_path / "b.nii.gz"])[0][0], volume)
+
+
+def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match=r"no file .*a\.nii\.gz"):
+        read_image([tmp_path / "a.nii.gz"])
+    (tmp_path / "a.xyz").write_text("?")
+    with pytest.raises(SamunetError, match=r"a\.xyz.*Supported endings: \.nii\.gz"):
+        read_image([tmp_path / "a.xyz"])
+
+
+def test_nan_and_infinity_are_counted(tmp_path: Path) -> None:
+    array = np.zeros((4, 5, 6), np.float32)
+    array[0, 0, :2] = (np.nan, np.inf)
+    save_volume(tmp_path / "a.nii.gz", array)
+    with pytest.raises(SamunetError, match=r"a\.nii\.gz holds 2 voxels that are NaN or infinite"):
+        read_image([tmp_path / "a.nii.gz"])
+
+
+def test_channels_must_share_a_grid(tmp_path: Path, volume: np.ndarray) -> None:
+    save_volume(tmp_path / "a.nii.gz", volume)
+    save_volume(tmp_path / "b.nii.gz", volume[:-1])
+    with pytest.raises(SamunetError, match=r"b\.nii\.gz does not lie on the grid .*\(7, 12, 15\)"):
+        read_image([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
+
+
+def test_float_labels_must_be_whole(tmp_path: Path, volume: np.ndarray) -> None:
+    save_volume(tmp_path / "whole.nii.gz", (volume > 0).astype(np.float32))
+    assert read_label(tmp_path / "whole.nii.gz")[0].dtype == np.int32
+    save_volume(tmp_path / "half.nii.gz", (volume > 0).astype(np.float32) * 0.5)
+    with pytest.raises(SamunetError, match=r"half.*not integers"):
+        read_label(tmp_path / "half.nii.gz")
+    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "rgb.png")
+    with pytest.raises(SamunetError, match=r"rgb\.png holds 3 channels"):
+        read_label(tmp_path / "rgb.png")
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(255, np.uint8), (256, np.uint16), (70000, np.int32)])
+def test_the_integer_type_fits(tmp_path: Path, largest: int, kind: type) -> None:
+    segmentation = np.zeros((2, 3, 4), np.int64)
+    segmentation[0, 0, 0] = largest
+    geometry = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
+    write_segmentation(segmentation, geometry, tmp_path / "s.nii.gz")
+    read, _ = read_label(tmp_path / "s.nii.gz")
+    assert read.dtype == kind
+    assert read.max() == largest
+
+
+def test_files_of_the_tiny_dataset(tiny_dataset: Path, tiny_rgb_dataset: Path) -> None:
+    image, geometry = read_image(sorted((tiny_dataset / "imagesTr").glob("tiny_000_*")))
+    assert image.shape == (2, 10, 32, 36)
+    np.testing.assert_allclose(geometry.spacing_mm, (4.0, 1.2, 1.2), rtol=1e-6)
+    assert read_image([tiny_rgb_dataset / "imagesTr" / "img_0_0000.png"])[0].shape == (3, 1, 48, 56)
