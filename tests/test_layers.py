@@ -52,10 +52,10 @@ def imported_parts(source: str, file: Path) -> Iterator[tuple[int, str]]:
 def faults_of(source: str, file: Path) -> list[str]:
     parts = file.relative_to(PACKAGE).parts
     part = parts[0] if len(parts) > 1 else ""
-    if part not in MAY_IMPORT:  # modules beside the folders: they may use each other only
-        allowed = EVERYWHERE
-    else:
-        allowed = MAY_IMPORT[part] | EVERYWHERE | {part, "__version__"}
+    own = (
+        {part, "__version__"} if part in MAY_IMPORT else set()
+    )  # modules beside the folders use each other only
+    allowed = EVERYWHERE | MAY_IMPORT.get(part, set()) | own
     return [
         f"{file.relative_to(ROOT)}:{line} imports samunet.{name}, which {part or 'a top module'} must not"
         for line, name in imported_parts(source, file)

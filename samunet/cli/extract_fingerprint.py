@@ -13,7 +13,7 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         "samunet_extract_fingerprint",
-        "Measure spacings, shapes, intensities and classes of a raw dataset; again only when the data changed.",
+        "Measure spacings, shapes, intensities and classes of a raw dataset, once until the data change.",
         "  samunet_extract_fingerprint -d 101 --verify_dataset_integrity",
     )
     add_datasets(parser)
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from samunet.cli.screen import progress_bar
     from samunet.pipeline import plan_and_preprocess as pipeline
 
     workspace = open_workspace(arguments)
@@ -37,6 +38,6 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     for dataset in arguments.datasets:
         name = workspace.dataset_name(dataset)
-        pipeline.extract(workspace, name, request)
+        pipeline.extract(workspace, name, request, progress_bar)
         print(f"Fingerprint: {workspace.fingerprint_file(name)}")
     return 0

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from samunet.cli.screen import progress_bar
     from samunet.pipeline import plan_and_preprocess as pipeline
     from samunet.planning.explain import explain
 
@@ -53,11 +54,11 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     names = [workspace.dataset_name(dataset) for dataset in arguments.datasets]
     for name in names:
-        pipeline.extract(workspace, name, request)
+        pipeline.extract(workspace, name, request, progress_bar)
         plan = pipeline.plan(workspace, name, options)
         print(explain(plan))
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:
-            pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np)
+            pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
             print(f"{name} is ready: samunet_train {name} {plan.recommended} 0")
     return 0

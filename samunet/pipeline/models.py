@@ -1,0 +1,125 @@
+"""Which configuration and which trained model a user means."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.errors import SamunetError, unknown_name
+from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.methods import get_method
+from samunet.planning.plan import Plan
+from samunet.records import read_record
+from samunet.workspace import DEFAULT_PLANS, Workspace
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A trained model in the user's words.
+
+    Attributes:
+        dataset: full name.
+        configuration: method, alias, or `auto`.
+        plans: name of the plan.
+        method: -tr, which takes the place of the configuration.
+        tag: --tag of the training.
+    """
+
+    dataset: str
+    configuration: str = AUTO
+    plans: str = DEFAULT_PLANS
+    method: str | None = None
+    tag: str | None = None
+
+
+def load_plan(workspace: Workspace, dataset: str, plans: str) -> Plan:
+    """The dataset's plan, refused when it was made from other data than the fingerprint's.
+
+    Raises:
+        SamunetError: no such plan, unreadable, of another dataset or of other data.
+    """
+    file = workspace.plan_file(dataset, plans)
+    plan = Plan.load(file)
+    again = f"Plan again: samunet_plan_and_preprocess -d {dataset} -p {plans}."
+    if plan.dataset != dataset:
+        raise SamunetError(f"{file} is a plan for {plan.dataset}, not for {dataset}. {again}")
+    fingerprint = workspace.fingerprint_file(dataset)
+    if fingerprint.exists():
+        measured = read_record(Fingerprint, fingerprint)
+        if measured.data_hash != plan.fingerprint_hash:
+            raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
+    return plan
+
+
+def configuration_name(configuration: str, method: str | None, recommended: str) -> str:
+    """The plan's name for what the user typed.
+
+    Args:
+        configuration: method, alias of nnU-Net, dotted module, or `auto`.
+        method: -tr; it must work on the same kind of data as the configuration.
+        recommended: the plan's recommendation, for `auto`.
+
+    Raises:
+        SamunetError: no such method, or -tr of another dimension.
+    """
+    if configuration == AUTO:
+        return get_method(method or recommended).name
+    chosen = get_method(configuration)
+    if method is None:
+        return chosen.name
+    replaced = get_method(method)
+    if replaced.dimension != chosen.dimension:
+        raise SamunetError(
+            f"-tr {method} works on {replaced.dimension}D data, but {configuration} is {chosen.dimension}D. "
+            f"Leave one of them out."
+        )
+    return replaced.name
+
+
+def find_model(workspace: Workspace, request: ModelRequest) -> Path:
+    """Folder of the trained model that is meant.
+
+    Raises:
+        SamunetError: nothing is trained, or `auto` is ambiguous; lists what is there.
+    """
+    ending = "__".join(["", request.plans, *([request.tag] if request.tag else [])])
+    trained = _trained(workspace, request.dataset)
+    suitable = [name.removesuffix(ending) for name in trained if name.endswith(ending)]
+    suitable = [name for name in suitable if "__" not in name]
+    if request.configuration == AUTO and request.method is None:
+        name = _automatic(workspace, request, suitable, trained)
+    else:
+        name = configuration_name(request.configuration, request.method, "")
+        if name not in suitable:
+            kind = f"trained model of {request.dataset}"
+            raise SamunetError(
+                f"{unknown_name(kind, name + ending, trained)} Train it: "
+                f"samunet_train {request.dataset} {name} 0."
+            )
+    return workspace.model_folder(request.dataset, name, request.plans, request.tag)
+
+
+def _trained(workspace: Workspace, dataset: str) -> list[str]:
+    """Names of model folders with at least one checkpoint."""
+    return sorted(
+        {f.parents[1].name for f in (workspace.results / dataset).glob("*__*/fold_*/checkpoint_*.pth")}
+    )
+
+
+def _automatic(workspace: Workspace, request: ModelRequest, suitable: list[str], trained: list[str]) -> str:
+    """The recommendation if it is trained, else the only model there is."""
+    plan_file = workspace.plan_file(request.dataset, request.plans)
+    if plan_file.exists():
+        recommended = Plan.load(plan_file).recommended
+        if recommended in suitable:
+            return recommended
+    if len(suitable) == 1:
+        logger.info("%s is the only trained model, so it is used", suitable[0])
+        return suitable[0]
+    listed = ", ".join(trained) or "none"
+    raise SamunetError(f"Say which model of {request.dataset} with -c. Trained: {listed}.")

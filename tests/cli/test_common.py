@@ -1,0 +1,123 @@
+"""Parsing, exit codes and messages that every command shares."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from pathlib import Path
+
+import pytest
+
+from samunet.cli import common, train
+from samunet.cli.common import CommandParser, fold, parse_settings, run_command
+from samunet.errors import SamunetError
+
+
+def parser() -> CommandParser:
+    made = CommandParser("tool", "A tool.")
+    made.add_argument("-d", nargs="+")
+    made.add_argument("-device", choices=("cpu", "cuda"))
+    made.add_argument("-step", type=float)
+    common.add_common(made)
+    return made
+
+
+def run(action, *words: str) -> int:
+    return run_command(parser(), action, list(words))
+
+
+def test_success_and_help_return_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda arguments: 0) == 0
+    assert run(lambda arguments: 0, "-h") == 0
+    assert "usage: tool" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["-devise", "cpu"], ["--d", "1"], ["-dev", "cpu"], ["--workspac", "x"], ["-x"]]
+)
+def test_unknown_flags_are_errors_that_name_the_closest(words: list[str], capsys) -> None:
+    assert run(lambda arguments: 0, *words) == 2
+    told = capsys.readouterr().err
+    assert "Unknown flag" in told
+    assert words[0] in told
+
+
+def test_a_misspelt_flag_gets_a_hint(capsys) -> None:
+    run(lambda arguments: 0, "-devise", "cpu")
+    assert "Did you mean -device" in capsys.readouterr().err
+
+
+def test_negative_numbers_are_values() -> None:
+    seen: list[argparse.Namespace] = []
+    assert run(lambda arguments: seen.append(arguments) or 0, "-step", "-1.5") == 0
+    assert seen[0].step == -1.5
+
+
+def test_argparse_errors_are_one_message_and_exit_2(capsys) -> None:
+    assert run(lambda arguments: 0, "-device", "tpu") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def fail_with(error: BaseException):
+    def action(arguments: argparse.Namespace) -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SamunetError("The label is missing."), "The label is missing."),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "plan.json"),
+            "No space left on the disk while writing",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "results"), "Not allowed to use results"),
+        (MemoryError(), "Not enough main memory"),
+    ],
+)
+def test_users_mistakes_are_one_message_and_exit_2(error: BaseException, words: str, capsys) -> None:
+    assert run(fail_with(error)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("tool: ")
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_faults_of_the_program_are_not_hidden() -> None:
+    with pytest.raises(RuntimeError):
+        run(fail_with(RuntimeError("sizes differ")))
+    with pytest.raises(KeyError):
+        run(fail_with(KeyError("x")))
+
+
+def test_an_interrupt_has_its_own_code() -> None:
+    assert run(fail_with(KeyboardInterrupt())) == 130
+
+
+def test_settings_are_json_where_they_can_be() -> None:
+    pairs = ["a=1", "b=1e-4", "c=true", "d=None", "e=full", "f=[8, 64]", "g=False", "h=a=b"]
+    expected = {"a": 1, "b": 1e-4, "c": True, "d": None, "e": "full", "f": [8, 64], "g": False, "h": "a=b"}
+    assert parse_settings(pairs) == expected
+
+
+@pytest.mark.parametrize("pairs", [["a"], ["=1"], ["a=1", "a=2"]])
+def test_bad_settings_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(SamunetError):
+        parse_settings(pairs)
+
+
+def test_folds() -> None:
+    assert fold("3") == 3
+    assert fold("all") == "all"
+    for text in ("-1", "first", "1.0"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            fold(text)
+
+
+def test_epochs_twice_is_refused(tmp_path: Path, capsys) -> None:
+    words = ["101", "2d", "0", "--epochs", "3", "--set", "epochs=4", "--workspace", str(tmp_path)]
+    (tmp_path / "raw" / "Dataset101_X").mkdir(parents=True)
+    assert train.main(words) == 2
+    assert "keep one" in capsys.readouterr().err
