@@ -1,0 +1,216 @@
+"""Preprocessed cases on disk: compressed arrays that are read by patch or by slice.
+
+A case is NAME.image.b2nd (float32), NAME.label.b2nd (int16), NAME.locations.npy (int32) and NAME.json. The JSON
+file is written last: without it the case does not exist.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.errors import SamunetError
+from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
+from samunet.preprocessing.locations import Locations
+from samunet.records import RecordError, atomic_path, from_data, read_json, write_json
+
+STORE_FORMAT = 1
+BLOCK = (32, 32, 32)
+"""Smallest piece (z, y, x) of a 3D case that is decompressed: 128 KiB, within a core's cache."""
+CHUNK = (64, 128, 128)
+LARGEST_SLICE_CHUNK = 1024
+"""Side of the largest chunk of a case that is read slice by slice."""
+MEMBERS = (".image.b2nd", ".label.b2nd", ".locations.npy")
+RUN_AGAIN = "Run `samunet_preprocess` again; finished cases are kept."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseEntry:
+    """Content of NAME.json.
+
+    Attributes:
+        key: identifies what the case was made from (data configuration and raw files).
+        classes: names of the sampled classes; class i owns rows [ends[i - 1], ends[i]) of the locations.
+        annotated: rows after the classes' that are annotated voxels; None without an ignore label.
+    """
+
+    format: int = STORE_FORMAT
+    key: str
+    record: SpatialRecord
+    has_label: bool
+    classes: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+    annotated: int | None = None
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A case on disk; arrays are opened when first used and decompressed only where they are sliced.
+
+    Attributes:
+        name: of the case.
+        entry: content of its JSON file.
+    """
+
+    name: str
+    entry: CaseEntry
+    folder: Path = field(repr=False)
+
+    @property
+    def record(self) -> SpatialRecord:
+        return self.entry.record
+
+    @cached_property
+    def image(self) -> Any:
+        """(C, Z, Y, X) float32; slicing gives a numpy array."""
+        return self._open(".image.b2nd")
+
+    @cached_property
+    def label(self) -> Any:
+        """(Z, Y, X) int16; slicing gives a numpy array. None for a case without a label."""
+        return self._open(".label.b2nd") if self.entry.has_label else None
+
+    @cached_property
+    def locations(self) -> dict[str, np.ndarray]:
+        """Class or region name -> int32 (n, 3) voxels z, y, x; empty arrays for absent classes."""
+        starts = (0, *self.entry.ends[:-1])
+        return {
+            name: self._rows[start:end]
+            for name, start, end in zip(self.entry.classes, starts, self.entry.ends)
+        }
+
+    @cached_property
+    def annotated(self) -> np.ndarray | None:
+        """int32 (n, 3) voxels that do not carry the ignore label; None for data without one."""
+        if self.entry.annotated is None:
+            return None
+        return self._rows[len(self._rows) - self.entry.annotated :]
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        path = self.folder / f"{self.name}.locations.npy"
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
+
+    def _open(self, suffix: str) -> Any:
+        import blosc2
+
+        path = self.folder / f"{self.name}{suffix}"
+        # blosc2 cannot map files into memory on Windows.
+        mapping = {} if sys.platform == "win32" else {"mmap_mode": "r"}
+        try:
+            return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapping)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
+
+
+class CaseStore:
+    """Folder of the preprocessed cases of one data configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all finished cases, sorted."""
+        return tuple(sorted(path.name[: -len(".json")] for path in self.folder.glob("[!.]*.json")))
+
+    def key(self, name: str) -> str | None:
+        """What the stored case was made from; None when it is absent, incomplete or unreadable."""
+        if not self._path(name, ".json").is_file():
+            return None
+        try:
+            entry = self._entry(name)
+        except SamunetError:  # written by another version: the caller writes it anew
+            return None
+        members = [suffix for suffix in MEMBERS if entry.has_label or suffix != ".label.b2nd"]
+        return entry.key if all(self._path(name, suffix).is_file() for suffix in members) else None
+
+    def open(self, name: str) -> StoredCase:
+        """The stored case of that name.
+
+        Raises:
+            SamunetError: it is not there, is damaged, or was written in another format.
+        """
+        if not self._path(name, ".json").is_file():
+            raise SamunetError(f"There is no preprocessed case {name} in {self.folder}. {RUN_AGAIN}")
+        return StoredCase(name, self._entry(name), self.folder)
+
+    def write(
+        self, name: str, case: PreprocessedCase, locations: Locations, key: str = "", by_slice: bool = False
+    ) -> None:
+        """Store a case; it appears complete or not at all.
+
+        Args:
+            key: identifies what the case was made from.
+            by_slice: lay the arrays out for reading single slices instead of 3D patches.
+        """
+        self.remove(name)
+        self._write_array(self._path(name, ".image.b2nd"), case.image, by_slice)
+        if case.label is not None:
+            self._write_array(self._path(name, ".label.b2nd"), case.label, by_slice)
+        rows = [*locations.classes.values(), *([] if locations.annotated is None else [locations.annotated])]
+        stacked = np.concatenate(rows) if rows else np.zeros((0, 3), np.int32)
+        with atomic_path(self._path(name, ".locations.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, stacked.astype(np.int32, copy=False))
+        entry = CaseEntry(
+            key=key,
+            record=case.record,
+            has_label=case.label is not None,
+            classes=tuple(locations.classes),
+            ends=tuple(int(n) for n in np.cumsum([len(found) for found in locations.classes.values()])),
+            annotated=None if locations.annotated is None else len(locations.annotated),
+        )
+        write_json(self._path(name, ".json"), entry)
+
+    def remove(self, name: str) -> None:
+        """Delete a case, the JSON file first, so that no half of it counts as a case."""
+        for suffix in (".json", *MEMBERS):
+            self._path(name, suffix).unlink(missing_ok=True)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name}{suffix}"
+
+    def _entry(self, name: str) -> CaseEntry:
+        path = self._path(name, ".json")
+        try:
+            entry = from_data(CaseEntry, read_json(path))
+        except RecordError as error:
+            raise SamunetError(f"{path} was not written by this samunet ({error}) {RUN_AGAIN}") from error
+        if entry.format != STORE_FORMAT:
+            raise SamunetError(
+                f"{path} has format {entry.format}, this samunet reads {STORE_FORMAT}. {RUN_AGAIN}"
+            )
+        return entry
+
+    @staticmethod
+    def _write_array(path: Path, array: np.ndarray, by_slice: bool) -> None:
+        import blosc2
+
+        chunks, blocks = layout(array.shape, by_slice)
+        settings = blosc2.CParams(
+            codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
+        )
+        packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=settings)
+        # Through Python's own file, because blosc2 does not report a full disk reliably.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            file.write(packed.to_cframe())
+
+
+def layout(shape: tuple[int, ...], by_slice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunk and block shape of an array (*leading, Z, Y, X); never across channels."""
+    if by_slice:
+        wanted_chunk = (1, LARGEST_SLICE_CHUNK, LARGEST_SLICE_CHUNK)
+        wanted_block = (1, 64, 512)
+    else:
+        wanted_chunk, wanted_block = CHUNK, BLOCK
+    leading = (1,) * (len(shape) - 3)
+    chunk = tuple(min(n, c) for n, c in zip(shape[-3:], wanted_chunk))
+    block = tuple(min(n, b) for n, b in zip(chunk, wanted_block))
+    return (*leading, *chunk), (*leading, *block)

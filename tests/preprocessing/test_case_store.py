@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.data.geometry import Box, Geometry
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
+from samunet.preprocessing.locations import Locations, sample_locations
+from samunet.preprocessing.store import CaseStore, layout
+
+LABELS = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,), "absent": (3,)})
+
+
+def some_case(shape: tuple[int, int, int] = (7, 40, 35)) -> PreprocessedCase:
+    rng = np.random.default_rng(0)
+    label = rng.integers(-1, 3, shape).astype(np.int16)
+    record = SpatialRecord(
+        geometry=Geometry(shape=shape, spacing_mm=(3.0, 1.0, 1.0)),
+        shape_before_crop=shape,
+        crop_box=Box(lower=(0, 0, 0), upper=shape),
+        shape=shape,
+        spacing_before_mm=(3.0, 1.0, 1.0),
+        spacing_mm=(3.0, 1.0, 1.0),
+    )
+    return PreprocessedCase(image=rng.normal(size=(2, *shape)).astype(np.float32), label=label, record=record)
+
+
+@pytest.mark.parametrize("by_slice", [False, True])
+def test_what_is_written_is_read(tmp_path: Path, by_slice: bool) -> None:
+    store, case = CaseStore(tmp_path), some_case()
+    locations = sample_locations(case.label, LABELS)
+    store.write("case.one", case, locations, key="abc", by_slice=by_slice)
+    stored = CaseStore(tmp_path).open("case.one")
+    np.testing.assert_array_equal(stored.image[:], case.image)
+    np.testing.assert_array_equal(stored.image[:, 2, 5:9], case.image[:, 2, 5:9])
+    np.testing.assert_array_equal(stored.label[1:3], case.label[1:3])
+    assert (stored.image.dtype, stored.label.dtype) == (np.float32, np.int16)
+    assert stored.record == case.record
+    assert list(stored.locations) == ["organ", "lesion", "absent"]
+    for name, voxels in stored.locations.items():
+        np.testing.assert_array_equal(voxels, locations.classes[name])
+    assert stored.annotated is None
+    assert store.names() == ("case.one",)
+    assert store.key("case.one") == "abc"
+
+
+def test_case_without_label(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path)
+    store.write("a", replace(some_case(), label=None), Locations())
+    stored = store.open("a")
+    assert stored.label is None
+    assert stored.locations == {}
+    assert store.key("a") == ""
+
+
+def test_missing_damaged_and_foreign_cases(tmp_path: Path) -> None:
+    store, case = CaseStore(tmp_path), some_case()
+    with pytest.raises(SamunetError, match="samunet_preprocess"):
+        store.open("a")
+    assert store.key("a") is None
+    store.write("a", case, Locations(), key="k")
+    (tmp_path / "a.image.b2nd").write_bytes(b"nothing")
+    with pytest.raises(SamunetError, match=r"a\.image\.b2nd"):
+        _ = store.open("a").image
+    (tmp_path / "a.label.b2nd").unlink()
+    assert store.key("a") is None
+    (tmp_path / "a.json").write_text('{"format": 0}')
+    assert store.key("a") is None
+    with pytest.raises(SamunetError, match=r"a\.json"):
+        store.open("a")
+
+
+def test_rewriting_replaces_and_removing_leaves_nothing(tmp_path: Path) -> None:
+    store, case = CaseStore(tmp_path), some_case()
+    store.write("a", case, Locations())
+    store.write("a", replace(case, image=case.image + 1), Locations())
+    np.testing.assert_array_equal(store.open("a").image[:], case.image + 1)
+    store.remove("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_write_is_no_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, case = CaseStore(tmp_path), some_case()
+    store.write("a", case, Locations(), key="old")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write("a", case, Locations(), key="new")
+    assert store.names() == ()
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def test_layout_follows_use_and_shape() -> None:
+    assert layout((2, 200, 300, 300), by_slice=False) == ((1, 64, 128, 128), (1, 32, 32, 32))
+    assert layout((9, 20, 20), by_slice=False) == ((9, 20, 20), (9, 20, 20))
+    assert layout((2, 200, 300, 300), by_slice=True) == ((1, 1, 300, 300), (1, 1, 64, 300))
+
+
+def test_locations_are_right_distinct_and_repeatable() -> None:
+    label = some_case((12, 60, 50)).label
+    found = sample_locations(label, LABELS)
+    again = sample_locations(label, LABELS)
+    for index, name in enumerate(["organ", "lesion", "absent"], start=1):
+        voxels = found.classes[name]
+        assert len(voxels) == min(10_000, int((label == index).sum()))
+        assert np.all(label[tuple(voxels.T)] == index)
+        assert len(np.unique(voxels, axis=0)) == len(voxels)
+        np.testing.assert_array_equal(voxels, again.classes[name])
+
+
+def test_one_percent_of_a_large_class() -> None:
+    label = np.ones((30, 210, 200), np.int16)
+    voxels = sample_locations(label, LABELS).classes["organ"]
+    assert len(voxels) == 12_600
+    assert len(np.unique(voxels, axis=0)) == len(voxels)
+    assert np.all(np.abs(voxels.mean(axis=0) - (14.5, 104.5, 99.5)) < 2)
+
+
+def test_regions_and_ignore_label() -> None:
+    labels = LabelSet(
+        labels={"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, region_order=(1, 2)
+    )
+    label = np.zeros((4, 8, 8), np.int16)
+    label[1:3, 2:6, 2:6] = 1
+    label[2, 3:5, 3:5] = 2
+    label[3] = 3
+    label[0, 0, 0] = -1
+    found = sample_locations(label, labels)
+    assert len(found.classes["whole"]) == int(np.isin(label, (1, 2)).sum())
+    assert len(found.classes["core"]) == 4
+    assert found.annotated is not None
+    assert len(found.annotated) == int((label != 3).sum())
+    assert np.all(label[tuple(found.annotated.T)] != 3)
