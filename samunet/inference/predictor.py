@@ -21,7 +21,7 @@ from samunet.data.dataset import Case, find_cases
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry
 from samunet.data.readers import read_image, segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.export import export_case, restore
+from samunet.inference.export import export_case
 from samunet.inference.files import (
     CaseStages,
     FileOptions,
@@ -33,6 +33,7 @@ from samunet.inference.files import (
 from samunet.inference.sliding_window import predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
+from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
@@ -174,9 +175,12 @@ class Predictor:
         """
         image, geometry = self._as_case(np.asarray(array), spacing_mm)
         case = self.preprocess(image, geometry, "The array")
-        segmentation, chances = restore(
-            self.predict_preprocessed(case.image), case.record, self.plan, probabilities
-        )
+        logits, chances = self.predict_preprocessed(case.image), None
+        if probabilities:
+            chances = np.empty((self.plan.labels.num_outputs, *geometry.shape), np.float32)
+            segmentation = restore_probabilities(logits, case.record, self.plan, chances)
+        else:
+            segmentation = restore_segmentation(logits, case.record, self.plan)
         flat = geometry.is_2d
         return Prediction(
             segmentation=segmentation[0] if flat else segmentation,
