@@ -1,7 +1,7 @@
 """Preprocessed cases on disk: compressed arrays that are read by patch or by slice.
 
-A case is NAME.image.b2nd (float32), NAME.label.b2nd (int16), NAME.locations.npy (int32) and NAME.json. The JSON
-file is written last: without it the case does not exist.
+A case is NAME.image.b2nd (float32), NAME.label.b2nd (int16), NAME.locations.npy (int32) and NAME.json. The
+JSON file is written last: without it the case does not exist.
 """
 
 from __future__ import annotations

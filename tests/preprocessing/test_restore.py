@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -89,7 +88,7 @@ def test_probabilities_are_complete_in_the_files_grid(make_plan: Callable[..., P
         else {"background": (0,), "a": (1,)},
         region_order=(1, 2) if regions else None,
     )
-    image, label, geometry = blob_case((2.0, 1.0, 1.0))
+    image, _, geometry = blob_case((2.0, 1.0, 1.0))
     plan = make_plan(labels=labels, transpose=(2, 0, 1), spacing_mm=(1.5, 2.0, 1.0))
     case = preprocess_case(image, None, geometry, plan, plan.data["3d"])
     logits = torch.randn(2, *case.record.shape, generator=torch.Generator().manual_seed(0))
@@ -99,7 +98,8 @@ def test_probabilities_are_complete_in_the_files_grid(make_plan: Callable[..., P
     outside = out[..., -1]
     if regions:
         np.testing.assert_array_equal(outside, 0)
-        np.testing.assert_array_equal(restored > 0, (out > 0.5).any(axis=0))
+        certain = np.all(np.abs(out - 0.5) > 1e-3, axis=0)
+        np.testing.assert_array_equal((restored > 0)[certain], (out > 0.5).any(axis=0)[certain])
     else:
         np.testing.assert_allclose(out.astype(np.float32).sum(axis=0), 1, atol=2e-3)
         np.testing.assert_array_equal(outside[0], 1)
@@ -136,5 +136,5 @@ def test_a_plane_keeps_its_only_slice(make_plan: Callable[..., Plan]) -> None:
     geometry = Geometry(shape=label.shape, spacing_mm=(999.0, 1.0, 1.0), is_2d=True)
     case = preprocess_case(label[None] + np.float32(1), label, geometry, plan, plan.data["2d"])
     assert case.label.shape == (1, 40, 48)
-    restored = restore_segmentation(one_hot(case, 3), replace(case.record), plan)
+    restored = restore_segmentation(one_hot(case, 3), case.record, plan)
     np.testing.assert_array_equal(restored, label)
