@@ -1,0 +1,157 @@
+"""Cases: which files belong together, from the file names in a folder or from an explicit map."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.data.readers import ENDINGS, read_header
+from samunet.errors import SamunetError
+
+CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one subject.
+
+    Attributes:
+        name: without channel suffix and file ending.
+        images: one file per channel in channel order, or one file that holds all channels.
+        label: the label map, None where there is none (prediction input).
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case, ...]:
+    """Cases of a folder of images (prediction input), by name.
+
+    Args:
+        folder: holds `CASE_0000` + ending, `CASE_0001` + ending ...; the suffix may be missing where one
+            file holds a whole case.
+        file_ending: for example `.nii.gz`.
+        num_channels: channels that every case must have.
+
+    Raises:
+        SamunetError: no folder, no images (says what was found instead), or channels missing; lists all.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SamunetError(f"There is no folder {folder}.")
+    cases, faults = group_files(folder, file_ending, num_channels)
+    if not cases:
+        raise SamunetError(empty_folder(folder, file_ending, num_channels))
+    faults += [fault for case in cases for fault in channel_faults(case, num_channels)]
+    if faults:
+        raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
+    return cases
+
+
+def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tuple[Case, ...], list[str]]:
+    """Group the images of a folder into cases by their names; also what is wrong with the names."""
+    suffixed: dict[str, dict[int, Path]] = {}
+    plain: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(file_ending) or not path.is_file():
+            continue
+        stem = path.name[: -len(file_ending)]
+        match = CHANNEL_SUFFIX.fullmatch(stem)
+        if match and _is_channel(match, num_channels, folder, file_ending):
+            suffixed.setdefault(match[1], {})[int(match[2])] = path
+        elif stem:
+            plain[stem] = path
+    faults = [
+        f"{plain[name]}: case {name} also has files with a channel suffix; keep one kind."
+        for name in sorted(plain.keys() & suffixed.keys())
+    ]
+    cases = [Case(name, tuple(f for _, f in sorted(files.items()))) for name, files in suffixed.items()]
+    cases += [Case(name, (path,)) for name, path in plain.items() if name not in suffixed]
+    for name, files in suffixed.items():
+        missing = sorted(set(range(max(files) + 1)) - set(files))
+        if missing:
+            faults.append(f"{folder}: case {name} lacks the file(s) of channel {_listed(missing)}.")
+    return tuple(sorted(cases, key=lambda case: case.name)), faults
+
+
+def cases_of_map(folder: Path, entries: Any, where: str) -> tuple[Case, ...]:
+    """Cases of the explicit `dataset` map of a dataset.json.
+
+    Paths are absolute or relative to `folder`; environment variables are expanded.
+
+    Raises:
+        SamunetError: an entry is malformed; names its key.
+    """
+    if not isinstance(entries, Mapping):
+        raise SamunetError(f"{where}: key `dataset` must map each case to its `images` and `label`.")
+    cases = []
+    for name, entry in entries.items():
+        paths = [*entry.get("images", []), entry.get("label")] if isinstance(entry, Mapping) else []
+        if len(paths) < 2 or not all(isinstance(path, str) for path in paths):
+            raise SamunetError(
+                f'{where}: `dataset.{name}` must look like {{"images": ["a.nii.gz"], "label": "b.nii.gz"}}.'
+            )
+        files = [Path(os.path.abspath(folder / os.path.expandvars(path))) for path in paths]
+        cases.append(Case(str(name), tuple(files[:-1]), files[-1]))
+    return tuple(sorted(cases, key=lambda case: case.name))
+
+
+def channel_faults(case: Case, num_channels: int) -> list[str]:
+    """What is wrong with a case's number of channels; files that cannot be read are a fault too.
+
+    Where the file names already give one file per channel nothing is opened.
+    """
+    absent = [path for path in case.images if not path.is_file()]
+    if absent:
+        return [f"Case {case.name}: there is no file {path}." for path in absent]
+    if len(case.images) == num_channels:
+        return []
+    try:
+        found = sum(read_header(path).num_channels for path in case.images)
+    except SamunetError as error:
+        return [f"Case {case.name}: {error}"]
+    if found == num_channels:
+        return []
+    hint = " (RGBA? Save it without the transparency channel.)" if found == 4 and num_channels == 3 else ""
+    names = ", ".join(path.name for path in case.images)
+    return [
+        f"Case {case.name} has {found} channel(s) in {names}; dataset.json declares {num_channels}, so the "
+        f"files {_expected_names(case.name, case.images[0], num_channels)} are expected.{hint}"
+    ]
+
+
+def empty_folder(folder: Path, file_ending: str, num_channels: int) -> str:
+    """Say what was found in a folder without images, and what was expected."""
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    others = sorted({e for name in names for e in ENDINGS if name.lower().endswith(e) and e != file_ending})
+    seen = f"It holds {len(names)} other files, such as {', '.join(names[:3])}." if names else "It is empty."
+    hint = f" If {' or '.join(others)} is meant, correct `file_ending` in dataset.json." if others else ""
+    wanted = ", ".join(f"CASE_{c:04d}{file_ending}" for c in range(min(num_channels, 3)))
+    return f"{folder} holds no images with the ending {file_ending} (expected names: {wanted}). {seen}{hint}"
+
+
+def _is_channel(match: re.Match[str], num_channels: int, folder: Path, file_ending: str) -> bool:
+    """Whether four digits at the end of a name are a channel, and not part of a name such as patient_2019.
+
+    They are when they are a possible channel, or when the first channel of the same case lies beside it.
+    """
+    if int(match[2]) < num_channels:
+        return True
+    return (folder / f"{match[1]}_0000{file_ending}").is_file()
+
+
+def _expected_names(name: str, example: Path, num_channels: int) -> str:
+    ending = next((e for e in ENDINGS if example.name.lower().endswith(e)), example.suffix)
+    return ", ".join(f"{name}_{c:04d}{ending}" for c in range(num_channels))
+
+
+def _listed(items: Sequence[object]) -> str:
+    shown = ", ".join(str(item) for item in items[:SHOWN])
+    return f"{shown} and {len(items) - SHOWN} more" if len(items) > SHOWN else shown

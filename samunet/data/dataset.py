@@ -1,0 +1,228 @@
+"""A raw dataset in nnU-Net's layout: dataset.json, imagesTr, labelsTr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.cases import Case, cases_of_map, channel_faults, empty_folder, find_cases, group_files
+from samunet.data.geometry import Geometry, grid_differences
+from samunet.data.groups import read_groups
+from samunet.data.labels import LabelSet
+from samunet.data.readers import file_kind, read_image, read_label, segmentation_ending
+from samunet.errors import SamunetError, unknown_name
+from samunet.records import read_json
+
+__all__ = ["Case", "LoadedCase", "RawDataset", "find_cases"]
+
+logger = logging.getLogger(__name__)
+
+READERS_LIKE_OURS = ("None", "NaturalImage2DIO", "SimpleITKIO", "NibabelIO", "Tiff3DIO")
+"""nnU-Net's readers whose arrays ours equal; `overwrite_image_reader_writer` may name them."""
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """A case in memory.
+
+    Attributes:
+        image: float32 (C, Z, Y, X), finite.
+        label: integers of the file (Z, Y, X), or None.
+        geometry: of the image; the label lies on the same grid.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDataset:
+    """What dataset.json and the folders say. The files themselves are not read.
+
+    Attributes:
+        name: of the folder, `Dataset101_Heart`.
+        channel_names: in channel order.
+        file_ending: of the images; labels have `label_ending` (the same, but .png for JPEG images).
+        cases: training cases by name.
+        groups: case name -> group; empty when none are declared.
+        json: content of dataset.json.
+        faults: what is wrong with files and names; empty unless loaded with `strict=False`.
+    """
+
+    name: str
+    folder: Path
+    channel_names: tuple[str, ...]
+    labels: LabelSet
+    file_ending: str
+    cases: tuple[Case, ...]
+    groups: dict[str, str] = field(default_factory=dict)
+    json: dict[str, Any] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path, strict: bool = True) -> RawDataset:
+        """Read dataset.json and find the cases.
+
+        Args:
+            folder: the dataset's raw folder.
+            strict: refuse a dataset with missing files; else keep the list in `faults`.
+
+        Raises:
+            SamunetError: dataset.json is missing or malformed (names the key); with `strict` also missing
+                channels, missing labels and empty folders, all of them in one message.
+        """
+        folder = Path(folder)
+        file = folder / "dataset.json"
+        if not file.is_file():
+            raise SamunetError(f"There is no {file}. It declares channel_names, labels and file_ending.")
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise SamunetError(f"{file} must hold an object with channel_names, labels and file_ending.")
+        channel_names = parse_channel_names(content, str(file))
+        labels = LabelSet.from_dataset_json(content, str(file))
+        ending = _parse_ending(content, file)
+        _mention_reader(content, file)
+        cases, faults = _find_training_cases(folder, content, ending, len(channel_names))
+        if faults and strict:
+            raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
+        return cls(
+            name=folder.resolve().name,
+            folder=folder,
+            channel_names=channel_names,
+            labels=labels,
+            file_ending=ending,
+            cases=cases,
+            groups=_groups_of_cases(read_groups(folder, content), cases),
+            json=content,
+            faults=tuple(faults),
+        )
+
+    @property
+    def label_ending(self) -> str:
+        return segmentation_ending(self.file_ending)
+
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        return tuple(case.name for case in self.cases)
+
+    def case(self, name: str) -> Case:
+        """The case of that name.
+
+        Raises:
+            SamunetError: there is none; lists the closest names.
+        """
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise unknown_name(f"case of {self.name}", name, self.case_names)
+
+    def read(self, case: Case) -> LoadedCase:
+        """Read image and label of a case and see that they fit together.
+
+        Raises:
+            SamunetError: unreadable, NaN, wrong number of channels, or image and label on different grids;
+                names the file. Label values are checked by `labels.encode`.
+        """
+        image, geometry = read_image(case.images)
+        if len(image) != len(self.channel_names):
+            raise SamunetError(
+                f"Case {case.name} has {len(image)} channel(s) in {', '.join(map(str, case.images))}; "
+                f"dataset.json declares {len(self.channel_names)}."
+            )
+        if case.label is None:
+            return LoadedCase(image, None, geometry)
+        label, label_geometry = read_label(case.label)
+        differences = label_differences(case, geometry, label_geometry)
+        if differences:
+            raise SamunetError(
+                f"{case.label} does not lie on the grid of {case.images[0]}: {'; '.join(differences)}. "
+                "Resample or re-export the label on the image's grid."
+            )
+        return LoadedCase(image, label, geometry)
+
+
+def label_differences(case: Case, image: Geometry, label: Geometry) -> list[str]:
+    """How the grid of a label differs from its image's; a label without own spacing takes the image's."""
+    from samunet.data import tiff
+
+    assert case.label is not None
+    is_stack = file_kind(case.label) == "tiff" and not label.is_2d
+    return grid_differences(image, label, not is_stack or tiff.sidecar(case.label) is not None)
+
+
+def parse_channel_names(content: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Names in channel order from `channel_names`, or from the legacy key `modality`.
+
+    Raises:
+        SamunetError: missing, or keys that are not channel numbers.
+    """
+    key = "channel_names" if "channel_names" in content else "modality"
+    declared = content.get(key)
+    if not isinstance(declared, Mapping) or not declared:
+        raise SamunetError(
+            f'{where}: key `channel_names` must be an object such as {{"0": "T1", "1": "T2"}}.'
+        )
+    for number, name in declared.items():
+        if not str(number).strip().isdecimal():
+            raise SamunetError(
+                f"{where}: `{key}` has the key {number!r} where a channel number is expected; "
+                f'write "0": {str(number)!r} rather than {number!r}: {name!r}.'
+            )
+        if not isinstance(name, (str, int)):
+            raise SamunetError(f"{where}: `{key}.{number}` must be the channel's name, found {name!r}.")
+    return tuple(str(declared[number]) for number in sorted(declared, key=int))
+
+
+def _parse_ending(content: Mapping[str, Any], file: Path) -> str:
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise SamunetError(
+            f'{file}: key `file_ending` must be an ending with its dot, ".nii.gz": {ending!r}.'
+        )
+    try:
+        file_kind(f"x{ending}")
+    except SamunetError as error:
+        raise SamunetError(f"{file}: `file_ending` {str(error).removeprefix('x')}") from error
+    return ending
+
+
+def _mention_reader(content: Mapping[str, Any], file: Path) -> None:
+    wanted = content.get("overwrite_image_reader_writer")
+    if wanted is not None and str(wanted) not in READERS_LIKE_OURS:
+        logger.warning(
+            "%s: `overwrite_image_reader_writer` = %s is ignored; axes stay as stored.", file, wanted
+        )
+
+
+def _find_training_cases(
+    folder: Path, content: Mapping[str, Any], ending: str, num_channels: int
+) -> tuple[tuple[Case, ...], list[str]]:
+    """Training cases with their labels, and all faults of names and files."""
+    if "dataset" in content:
+        cases = cases_of_map(folder, content["dataset"], str(folder / "dataset.json"))
+        faults = [] if cases else [f"{folder / 'dataset.json'}: `dataset` lists no case."]
+    else:
+        images, labels = folder / "imagesTr", folder / "labelsTr"
+        absent = [f"There is no folder {f}." for f in (images, labels) if not f.is_dir()]
+        if absent:
+            return (), absent
+        found, faults = group_files(images, ending, num_channels)
+        label_ending = segmentation_ending(ending)
+        cases = tuple(Case(c.name, c.images, labels / f"{c.name}{label_ending}") for c in found)
+        faults += [] if cases else [empty_folder(images, ending, num_channels)]
+    for case in cases:
+        faults += channel_faults(case, num_channels)
+        if case.label is not None and not case.label.is_file():
+            faults.append(f"Case {case.name}: there is no label file {case.label}.")
+    return cases, faults
+
+
+def _groups_of_cases(groups: Mapping[str, str], cases: tuple[Case, ...]) -> dict[str, str]:
+    """Keep the groups of the dataset's cases; a table may list others too."""
+    return {case.name: groups[case.name] for case in cases if case.name in groups}

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+from PIL import Image
+
+from samunet.data.dataset import RawDataset, find_cases
+from samunet.errors import SamunetError
+
+
+@pytest.fixture
+def folder(tiny_copy: Path) -> Path:
+    return tiny_copy / "raw" / "Dataset901_Tiny3D"
+
+
+def edit_json(folder: Path, **changes: Any) -> None:
+    file = folder / "dataset.json"
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_the_tiny_dataset(tiny_dataset: Path) -> None:
+    dataset = RawDataset.load(tiny_dataset)
+    assert dataset.name == "Dataset901_Tiny3D"
+    assert dataset.channel_names == ("T1", "T2")
+    assert dataset.case_names == tuple(f"tiny_{i:03d}" for i in range(6))
+    case = dataset.case("tiny_002")
+    assert [path.name for path in case.images] == ["tiny_002_0000.nii.gz", "tiny_002_0001.nii.gz"]
+    loaded = dataset.read(case)
+    assert loaded.image.shape == (2, *loaded.geometry.shape)
+    assert loaded.label is not None
+    assert loaded.label.shape == loaded.geometry.shape
+    with pytest.raises(SamunetError, match="Did you mean tiny_00"):
+        dataset.case("tiny_00")
+
+
+def test_rgb_pictures_need_one_file(tiny_rgb_dataset: Path) -> None:
+    dataset = RawDataset.load(tiny_rgb_dataset)
+    assert dataset.read(dataset.cases[0]).image.shape == (3, 1, 48, 56)
+
+
+def test_the_legacy_key_modality(folder: Path) -> None:
+    edit_json(folder, channel_names=None, modality={"1": "T2", "0": "T1"})
+    assert RawDataset.load(folder).channel_names == ("T1", "T2")
+
+
+def test_the_explicit_map_takes_relative_and_absolute_paths(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "imagesTr").rename(folder / "elsewhere")
+    monkeypatch.setenv("MY_LABELS", str(folder / "labelsTr"))
+    entries = {
+        "b": {
+            "images": [f"elsewhere/tiny_001_000{c}.nii.gz" for c in (0, 1)],
+            "label": "$MY_LABELS/tiny_001.nii.gz",
+        },
+        "a": {
+            "images": [str(folder / f"elsewhere/tiny_000_000{c}.nii.gz") for c in (0, 1)],
+            "label": "./labelsTr/tiny_000.nii.gz",
+        },
+    }
+    edit_json(folder, dataset=entries)
+    dataset = RawDataset.load(folder)
+    assert dataset.case_names == ("a", "b")
+    assert all(dataset.read(case).label is not None for case in dataset.cases)
+    edit_json(folder, dataset={"a": {"images": "one.nii.gz"}})
+    with pytest.raises(SamunetError, match=r"dataset\.json: `dataset\.a` must look like"):
+        RawDataset.load(folder)
+
+
+def one_channel(folder: Path, keep_suffix: bool) -> None:
+    for path in sorted((folder / "imagesTr").iterdir()):
+        if path.name.endswith("_0001.nii.gz"):
+            path.unlink()
+        elif not keep_suffix:
+            path.rename(path.with_name(path.name.replace("_0000.", ".")))
+    edit_json(folder, channel_names={"0": "T1"})
+
+
+@pytest.mark.parametrize("keep_suffix", [True, False])
+def test_one_channel_needs_no_suffix(folder: Path, keep_suffix: bool) -> None:
+    one_channel(folder, keep_suffix)
+    assert RawDataset.load(folder).case_names == tuple(f"tiny_{i:03d}" for i in range(6))
+
+
+def test_four_digits_may_belong_to_the_name(tmp_path: Path) -> None:
+    for name in ("patient_2019.png", "patient_2020_0000.png", "._patient_2021.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    assert [c.name for c in find_cases(tmp_path, ".png", 1)] == ["patient_2019", "patient_2020"]
+
+
+def test_a_surplus_channel_is_not_taken_for_a_case(tmp_path: Path) -> None:
+    for name in ("a_0000.png", "a_0001.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    with pytest.raises(SamunetError, match=r"Case a has 2 channel\(s\).*declares 1.*a_0000\.png"):
+        find_cases(tmp_path, ".png", 1)
+
+
+def test_missing_channels_and_labels_are_all_named(folder: Path) -> None:
+    (folder / "imagesTr" / "tiny_001_0001.nii.gz").unlink()
+    (folder / "imagesTr" / "tiny_003_0000.nii.gz").unlink()
+    (folder / "labelsTr" / "tiny_004.nii.gz").unlink()
+    with pytest.raises(SamunetError) as caught:
+        RawDataset.load(folder)
+    message = str(caught.value)
+    assert "Case tiny_001 has 1 channel(s)" in message
+    assert "tiny_001_0000.nii.gz, tiny_001_0001.nii.gz are expected" in message
+    assert "tiny_003 lacks the file(s) of channel 0" in message
+    assert "tiny_004.nii.gz" in message
+    lenient = RawDataset.load(folder, strict=False)
+    assert len(lenient.cases) == 6
+    assert len(lenient.faults) >= 3
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match=r"CASE_0000\.nii\.gz, CASE_0001\.nii\.gz.*It is empty"):
+        find_cases(tmp_path, ".nii.gz", 2)
+    Image.new("L", (8, 8)).save(tmp_path / "scan.png")
+    with pytest.raises(SamunetError, match=r"scan\.png\. If \.png is meant"):
+        find_cases(tmp_path, ".nii.gz", 1)
+    with pytest.raises(SamunetError, match="no folder"):
+        find_cases(tmp_path / "nowhere", ".png", 1)
+
+
+def test_rgba_for_rgb_is_explained(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a_0000.png")
+    with pytest.raises(SamunetError, match="RGBA"):
+        find_cases(tmp_path, ".png", 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"channel_names": {"T1": "0", "T2": "1"}}, ["`channel_names`", "'T1'"]),
+        ({"channel_names": None}, ["`channel_names`"]),
+        ({"labels": {"0": "background", "1": "organ"}}, ["`labels.0`", "'background'"]),
+        ({"labels": {"background": 0, "organ": "one"}}, ["`labels.organ`", "'one'"]),
+        ({"labels": None}, ["`labels`"]),
+        ({"file_ending": None}, ["`file_ending`"]),
+        ({"file_ending": "nii.gz"}, ["`file_ending`"]),
+        ({"file_ending": ".dcm"}, ["`file_ending`", ".dcm", "Supported endings"]),
+    ],
+)
+def test_a_malformed_dataset_json_names_file_and_key(
+    folder: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    edit_json(folder, **changes)
+    with pytest.raises(SamunetError) as caught:
+        RawDataset.load(folder)
+    for word in ["dataset.json", *words]:
+        assert word in str(caught.value)
+
+
+def test_absent_and_broken_dataset_json(folder: Path) -> None:
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(SamunetError, match=r"dataset\.json is not valid JSON"):
+        RawDataset.load(folder)
+    (folder / "dataset.json").unlink()
+    with pytest.raises(SamunetError, match="There is no"):
+        RawDataset.load(folder)
+
+
+def test_image_and_label_must_share_the_grid(folder: Path) -> None:
+    file = folder / "labelsTr" / "tiny_000.nii.gz"
+    label = sitk.ReadImage(str(file))
+    label.SetOrigin((0.0, 0.0, 0.0))
+    sitk.WriteImage(label, str(file))
+    dataset = RawDataset.load(folder)
+    with pytest.raises(SamunetError, match=r"tiny_000\.nii\.gz does not lie on the grid.*origin"):
+        dataset.read(dataset.case("tiny_000"))
+
+
+def test_another_reader_is_mentioned(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_json(folder, overwrite_image_reader_writer="NibabelIOWithReorient")
+    with caplog.at_level(logging.WARNING):
+        RawDataset.load(folder)
+    assert "NibabelIOWithReorient is ignored" in caplog.text
+
+
+def test_groups_of_cases_that_are_not_there_are_left_out(folder: Path) -> None:
+    (folder / "groups.csv").write_text("case,group\ntiny_000,A\nother,B\n")
+    assert RawDataset.load(folder).groups == {"tiny_000": "A"}
+
+
+def test_jpeg_images_with_png_labels(tmp_path: Path, tiny_rgb_dataset: Path) -> None:
+    folder = tmp_path / "Dataset903_Jpeg"
+    shutil.copytree(tiny_rgb_dataset, folder)
+    for path in sorted((folder / "imagesTr").iterdir()):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    edit_json(folder, file_ending=".jpg")
+    dataset = RawDataset.load(folder)
+    assert dataset.label_ending == ".png"
+    assert dataset.read(dataset.cases[0]).label is not None
+
+
+def test_tiff_stacks(tmp_path: Path) -> None:
+    folder = tmp_path / "Dataset904_Stack"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    stack = np.random.default_rng(0).integers(0, 200, (6, 20, 22)).astype(np.uint16)
+    tifffile.imwrite(folder / "imagesTr" / "a_0000.tif", stack)
+    (folder / "imagesTr" / "a.json").write_text('{"spacing": [2, 0.5, 0.5]}')
+    tifffile.imwrite(folder / "labelsTr" / "a.tif", (stack > 100).astype(np.uint8))
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "light"},
+                "labels": {"background": 0, "cell": 1},
+                "file_ending": ".tif",
+                "numTraining": 1,
+            }
+        )
+    )
+    dataset = RawDataset.load(folder)
+    loaded = dataset.read(dataset.cases[0])  # the label has no sidecar and takes the image's spacing
+    assert loaded.geometry.spacing_mm == (2.0, 0.5, 0.5)
+    (folder / "labelsTr" / "a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
+    with pytest.raises(SamunetError, match="spacing"):
+        dataset.read(dataset.cases[0])
+
+
+@pytest.mark.real_data
+def test_the_real_datasets_load(real_data: Path) -> None:
+    for folder in sorted(real_data.glob("Dataset*")):
+        dataset = RawDataset.load(folder)
+        assert len(dataset.cases) == dataset.json["numTraining"]
+        assert dataset.read(dataset.cases[0]).label is not None
