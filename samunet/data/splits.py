@@ -1,0 +1,205 @@
+"""Cross-validation splits, identical to nnU-Net's for the same case names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from samunet.errors import SamunetError, unknown_name
+from samunet.records import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+SEED = 12345
+NUM_FOLDS = 5
+SCHEMES = ("kfold", "group_kfold", "leave_one_group_out")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of one fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_splits(
+    case_names: Sequence[str], groups: Mapping[str, str] | None = None, scheme: str = "kfold"
+) -> tuple[Split, ...]:
+    """Split the cases into folds.
+
+    Args:
+        case_names: all training cases.
+        groups: case name -> group, needed by the two group schemes.
+        scheme: `kfold` are nnU-Net's five folds (below five cases: leave one out), `group_kfold` up to five
+            folds that keep groups together, `leave_one_group_out` one fold per group.
+
+    Returns:
+        The folds; none at all for a single case, which can only be trained as fold `all`.
+
+    Raises:
+        SamunetError: unknown scheme, cases without a group, or fewer than two groups.
+    """
+    names = sorted(case_names)
+    if scheme not in SCHEMES:
+        raise unknown_name("split scheme", scheme, SCHEMES)
+    if scheme != "kfold":
+        members = _members(names, groups or {}, scheme)
+        if scheme == "leave_one_group_out":
+            folds = [members[group] for group in sorted(members)]
+        else:
+            folds = _balanced_folds(members)
+    elif len(names) < 2:
+        folds = []
+    elif len(names) < NUM_FOLDS:
+        folds = [[name] for name in names]
+    else:
+        folds = _random_folds(names)
+    return tuple(
+        Split(tuple(n for n in names if n not in held_out), tuple(sorted(held_out)))
+        for held_out in map(set, folds)
+    )
+
+
+def load_or_create_splits(
+    file: Path,
+    case_names: Sequence[str],
+    *,
+    groups: Mapping[str, str] | None = None,
+    scheme: str = "kfold",
+    raw_file: Path | None = None,
+) -> tuple[Split, ...]:
+    """Read the dataset's splits, or make and write them.
+
+    A file that is there is honoured, whoever wrote it: first `file`, then the `splits_final.json` that a
+    user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`.
+
+    Raises:
+        SamunetError: the file is malformed or does not fit the cases; see `check_splits`.
+    """
+    for source in (file, raw_file if scheme == "kfold" else None):
+        if source is not None and source.is_file():
+            splits = read_splits(source)
+            check_splits(splits, case_names, source)
+            if source != file:
+                logger.info("Splits are taken from %s.", source)
+                write_splits(file, splits)
+            return splits
+    splits = make_splits(case_names, groups, scheme)
+    write_splits(file, splits)
+    return splits
+
+
+def select_fold(splits: Sequence[Split], fold: int | str, case_names: Sequence[str]) -> Split:
+    """The split of a fold; `all` trains on every case and, like nnU-Net, validates on the same.
+
+    Raises:
+        SamunetError: there is no such fold; says which there are.
+    """
+    if fold == "all":
+        return Split(tuple(sorted(case_names)), tuple(sorted(case_names)))
+    if not splits:
+        raise SamunetError(
+            f"Fold {fold} does not exist: {len(case_names)} case(s) cannot be split. Train fold `all`."
+        )
+    number = int(fold) if str(fold).lstrip("-").isdecimal() else None
+    if number is None or not 0 <= number < len(splits):
+        raise SamunetError(
+            f"Fold {fold} does not exist: this dataset has the folds 0 to {len(splits) - 1}, and `all`."
+        )
+    return splits[number]
+
+
+def read_splits(file: Path) -> tuple[Split, ...]:
+    """Read a splits file in nnU-Net's layout: a list of {"train": [...], "val": [...]}.
+
+    Raises:
+        SamunetError: malformed; names the entry.
+    """
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise SamunetError(f'{file} must be a list of {{"train": [...], "val": [...]}}.')
+    return tuple(
+        Split(_names(entry, "train", f"{file}[{i}]"), _names(entry, "val", f"{file}[{i}]"))
+        for i, entry in enumerate(content)
+    )
+
+
+def write_splits(file: Path, splits: Sequence[Split]) -> None:
+    """Write the folds in nnU-Net's layout."""
+    write_json(file, [{"train": list(split.train), "val": list(split.val)} for split in splits])
+
+
+def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path) -> None:
+    """See that a file's splits fit the cases.
+
+    Raises:
+        SamunetError: cases that do not exist, a case in both parts of a fold, or a fold without training
+            cases; lists all.
+    """
+    known, faults = set(case_names), []
+    for number, split in enumerate(splits):
+        foreign = sorted({*split.train, *split.val} - known)
+        both = sorted(set(split.train) & set(split.val))
+        if foreign:
+            faults.append(f"fold {number} names cases that the dataset does not have: {_few(foreign)}")
+        if both:
+            faults.append(f"fold {number} has cases in train and in val: {_few(both)}")
+        if not split.train:
+            faults.append(f"fold {number} has no training case")
+    if faults:
+        raise SamunetError(
+            f"{file} does not fit the dataset: {'; '.join(faults)}. Correct it, or delete it to have it made."
+        )
+    unused = sorted(known - {name for split in splits for name in (*split.train, *split.val)})
+    if unused and splits:
+        logger.warning("%s leaves out %d case(s): %s.", file, len(unused), _few(unused))
+
+
+def _random_folds(names: list[str]) -> list[list[str]]:
+    """Five random folds as scikit-learn's KFold(5, shuffle=True, random_state=12345) draws them."""
+    order = np.arange(len(names))
+    np.random.RandomState(SEED).shuffle(order)
+    return [[names[i] for i in part] for part in np.array_split(order, NUM_FOLDS)]
+
+
+def _balanced_folds(members: Mapping[str, list[str]]) -> list[list[str]]:
+    """Give each group, the largest first, to the fold with the fewest cases; equal sizes in random order."""
+    order = sorted(members)
+    np.random.default_rng(SEED).shuffle(order)
+    folds: list[list[str]] = [[] for _ in range(min(NUM_FOLDS, len(members)))]
+    for group in sorted(order, key=lambda name: -len(members[name])):
+        min(folds, key=len).extend(members[group])
+    return folds
+
+
+def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:
+    """Group -> its cases."""
+    without = [name for name in names if name not in groups]
+    if without:
+        raise SamunetError(
+            f"The split {scheme} needs a group for every case; {len(without)} have none: {_few(without)}. "
+            "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json."
+        )
+    members: dict[str, list[str]] = {}
+    for name in names:
+        members.setdefault(groups[name], []).append(name)
+    if len(members) < 2:
+        raise SamunetError(f"The split {scheme} needs two groups or more; there is only {list(members)}.")
+    return members
+
+
+def _names(entry: Any, part: Literal["train", "val"], where: str) -> tuple[str, ...]:
+    names = entry.get(part) if isinstance(entry, Mapping) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SamunetError(f"{where}: key `{part}` must be a list of case names.")
+    return tuple(names)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from samunet.data.splits import (
+    Split,
+    load_or_create_splits,
+    make_splits,
+    read_splits,
+    select_fold,
+)
+from samunet.errors import SamunetError
+
+NAMES = [f"case_{i:03d}" for i in range(20)]
+
+
+def test_nnunets_five_folds() -> None:
+    """Golden vector of nnU-Net 2.8.1 for 20 names and seed 12345."""
+    splits = make_splits(reversed(NAMES))
+    held_out = [{int(name[-3:]) for name in split.val} for split in splits]
+    assert held_out == [{3, 8, 13, 16}, {0, 10, 12, 15}, {6, 7, 11, 17}, {9, 14, 18, 19}, {1, 2, 4, 5}]
+    for split in splits:
+        assert sorted(split.train + split.val) == NAMES
+        assert list(split.train) == sorted(split.train)
+
+
+def test_folds_differ_by_one_case_at_most() -> None:
+    sizes = [len(split.val) for split in make_splits(NAMES[:13])]
+    assert sizes == [3, 3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_cases_leave_one_out(count: int) -> None:
+    splits = make_splits(NAMES[:count])
+    assert [split.val for split in splits] == [(name,) for name in NAMES[:count]]
+
+
+def test_one_case_knows_only_all() -> None:
+    assert make_splits(NAMES[:1]) == ()
+    assert select_fold((), "all", NAMES[:1]) == Split(("case_000",), ("case_000",))
+    with pytest.raises(SamunetError, match="Train fold `all`"):
+        select_fold((), 0, NAMES[:1])
+
+
+@pytest.mark.parametrize("fold", [5, -1, 7, "x"])
+def test_a_fold_out_of_range_says_which_exist(fold: int | str) -> None:
+    with pytest.raises(SamunetError, match=rf"Fold {fold} does not exist: .* 0 to 4, and `all`"):
+        select_fold(make_splits(NAMES), fold, NAMES)
+    assert select_fold(make_splits(NAMES), "3", NAMES) == make_splits(NAMES)[3]
+
+
+def test_groups_stay_together() -> None:
+    groups = {name: f"patient_{i // 2}" for i, name in enumerate(NAMES)}
+    for split in make_splits(NAMES, groups, "group_kfold"):
+        assert len(split.val) == 4
+        assert not {groups[n] for n in split.val} & {groups[n] for n in split.train}
+    one_out = make_splits(NAMES, groups, "leave_one_group_out")
+    assert len(one_out) == 10
+    assert one_out[0].val == ("case_000", "case_001")
+
+
+def test_group_splits_need_groups() -> None:
+    with pytest.raises(SamunetError, match="20 have none: case_000"):
+        make_splits(NAMES, {}, "leave_one_group_out")
+    with pytest.raises(SamunetError, match="two groups"):
+        make_splits(NAMES, dict.fromkeys(NAMES, "one"), "group_kfold")
+    with pytest.raises(SamunetError, match="Did you mean kfold"):
+        make_splits(NAMES, None, "k_fold")
+
+
+def test_written_once_and_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    made = load_or_create_splits(file, NAMES)
+    assert made == make_splits(NAMES)
+    assert list(json.loads(file.read_text())[0]) == ["train", "val"]
+    file.write_text(json.dumps([{"train": NAMES[:15], "val": NAMES[15:]}]))
+    assert load_or_create_splits(file, NAMES) == (Split(tuple(NAMES[:15]), tuple(NAMES[15:])),)
+
+
+def test_the_users_file_in_the_raw_folder_is_honoured(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps([{"train": NAMES[1:], "val": NAMES[:1]}]))
+    file = tmp_path / "preprocessed" / "splits_final.json"
+    splits = load_or_create_splits(file, NAMES, raw_file=raw)
+    assert splits[0].val == ("case_000",)
+    assert read_splits(file) == splits
+
+
+def test_a_file_that_does_not_fit_lists_all_faults(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": [*NAMES, "ghost"], "val": ["case_003"]}, {"train": [], "val": []}]))
+    with pytest.raises(SamunetError) as caught:
+        load_or_create_splits(file, NAMES)
+    for words in ("splits_final.json", "ghost", "case_003", "fold 1 has no training case", "delete it"):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{}", '[{"train": ["a"]}]', '[{"train": "a", "val": []}]', "[1]"])
+def test_a_malformed_file_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(content)
+    with pytest.raises(SamunetError, match="splits_final"):
+        read_splits(file)
+
+
+def test_cases_that_a_file_leaves_out_are_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([{"train": NAMES[:10], "val": NAMES[10:19]}]))
+    with caplog.at_level(logging.WARNING):
+        load_or_create_splits(file, NAMES)
+    assert "leaves out 1 case(s): case_019" in caplog.text

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from samunet.errors import SamunetError, unknown_name
+from samunet.records import (
+    RecordError,
+    atomic_path,
+    content_hash,
+    from_data,
+    read_json,
+    read_record,
+    to_data,
+    write_json,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    sizes: tuple[int, ...]
+    pair: tuple[float, float] = (1.0, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str
+    kind: Literal["a", "b"] = "a"
+    inner: Inner | None = None
+    table: dict[str, Inner] = field(default_factory=dict)
+    items: list[int] = field(default_factory=list)
+    anything: Any = None
+    file: Path | None = None
+
+
+FULL = Outer(
+    name="x",
+    kind="b",
+    inner=Inner(sizes=(1, 2, 3)),
+    table={"k": Inner(sizes=(), pair=(0.5, 4.0))},
+    items=[1],
+    anything={"free": [1, "two"]},
+    file=Path("some") / "file",
+)
+
+
+def test_round_trip_through_a_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "deep" / "r.json", FULL)
+    assert read_record(Outer, tmp_path / "deep" / "r.json") == FULL
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.json"]
+
+
+def test_numpy_scalars_become_plain() -> None:
+    assert to_data({"a": np.float32(0.5), 3: (np.int64(2),)}) == {"a": 0.5, "3": [2]}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, r"\$: missing keys \['name'\]"),
+        ({"name": "x", "nmae": 1}, r"\$: unknown keys \['nmae'\]"),
+        ({"name": 3}, r"\$\.name: expected str, found int"),
+        ({"name": "x", "kind": "c"}, r"\$\.kind: 'c' is not one of 'a', 'b'"),
+        ({"name": "x", "inner": {"sizes": [1, "2"]}}, r"\$\.inner\.sizes\[1\]: expected int"),
+        ({"name": "x", "inner": {"sizes": [True]}}, r"\$\.inner\.sizes\[0\]: expected int, found bool"),
+        ({"name": "x", "inner": {"sizes": [], "pair": [1]}}, r"\$\.inner\.pair: expected 2 values"),
+        ({"name": "x", "table": {"k": {}}}, r"\$\.table\.k: missing keys \['sizes'\]"),
+        ({"name": "x", "items": 3}, r"\$\.items: expected a list"),
+        ([], r"\$: expected an object"),
+    ],
+)
+def test_errors_carry_the_path_of_the_key(data: Any, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        from_data(Outer, data)
+
+
+def test_an_integer_is_a_float_but_not_the_other_way() -> None:
+    assert from_data(Inner, {"sizes": [], "pair": [1, 2]}).pair == (1.0, 2.0)
+    with pytest.raises(RecordError):
+        from_data(Inner, {"sizes": [1.5]})
+
+
+def test_the_hash_depends_on_content_only() -> None:
+    assert content_hash({"a": 1, "b": (2,)}) == content_hash({"b": [2], "a": 1})
+    assert content_hash(FULL) != content_hash(Outer(name="x"))
+    assert len(content_hash(FULL)) == 16
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(file) as temporary:
+            temporary.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_half()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match=r"no file .*a\.json"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{,}")
+    with pytest.raises(SamunetError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+    write_json(tmp_path / "b.json", {"name": 1})
+    with pytest.raises(SamunetError, match=r"b\.json: \$\.name"):
+        read_record(Outer, tmp_path / "b.json")
+
+
+def test_unknown_names_show_the_closest() -> None:
+    message = str(unknown_name("method", "2d_cn", ["2d_cnn", "other"]))
+    assert message == "Unknown method '2d_cn'. Did you mean 2d_cnn? Known: 2d_cnn, other."
+    assert "Known: none" in str(unknown_name("method", "x", []))
