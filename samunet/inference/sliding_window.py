@@ -1,0 +1,261 @@
+"""Tiles over a preprocessed image, blended by Gaussian weights; slices for 2D networks, boxes for 3D ones.
+
+The logits are accumulated in a band of the first axis that is as deep as a tile, and leave it when no
+further tile can reach them. So only one copy of the whole volume's logits exists, wherever and in whatever
+type they are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, product
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Progress = Callable[[int, int], None]
+"""Called with (tiles done, all tiles)."""
+CPU = torch.device("cpu")
+GAUSSIAN_PEAK = 10.0
+GAUSSIAN_SIGMA = 1 / 8
+"""Standard deviation over tile size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings:
+    """How tiles are laid, batched and averaged.
+
+    Attributes:
+        patch_size: (y, x) for slices or (z, y, x) for boxes.
+        step_size: tile step over tile size, above 0 and at most 1.
+        mirror_axes: axes of the patch that are flipped; the logits of all combinations are averaged.
+        batch_size: tiles in one pass of the network.
+        slice_context: neighbouring slices on each side that a 2D network gets as further channels.
+        shared_encoder: the networks differ in their heads only; one `encode` serves the `decode` of all.
+        device: where the networks are.
+        store_device / store_dtype: of the result; bands are accumulated in float32 whatever is stored.
+    """
+
+    patch_size: tuple[int, ...]
+    step_size: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    batch_size: int = 1
+    slice_context: int = 0
+    shared_encoder: bool = False
+    device: torch.device = CPU
+    store_device: torch.device = CPU
+    store_dtype: torch.dtype = torch.float32
+
+
+def tile_starts(size: Sequence[int], patch: Sequence[int], step_size: float = 0.5) -> list[list[int]]:
+    """First indices of the tiles along each axis: evenly spaced, at most `step_size` of a tile apart.
+
+    Args:
+        size: of the image; no axis shorter than the patch's.
+    """
+    starts = []
+    for length, window in zip(size, patch):
+        assert length >= window
+        count = ceil((length - window) / (window * step_size)) + 1
+        gap = (length - window) / max(1, count - 1)
+        starts.append([round(gap * i) for i in range(count)])
+    return starts
+
+
+@lru_cache(maxsize=8)
+def gaussian_weights(patch: tuple[int, ...]) -> Tensor:
+    """Weights of a tile's voxels, float32: a Gaussian with its peak of 10 at size // 2."""
+    from scipy.ndimage import gaussian_filter
+
+    impulse = np.zeros(patch)
+    impulse[tuple(n // 2 for n in patch)] = 1
+    smooth = gaussian_filter(impulse, [n * GAUSSIAN_SIGMA for n in patch], mode="constant")
+    weights = torch.from_numpy(smooth / smooth.max() * GAUSSIAN_PEAK).float()
+    return weights.clamp_(min=float(weights[weights > 0].min()))
+
+
+def predict_logits(
+    networks: Sequence[Any], image: Tensor, settings: WindowSettings, progress: Progress | None = None
+) -> Tensor:
+    """Mean logits of several networks over a whole image.
+
+    Args:
+        networks: callables (B, C, *patch) -> (B, K, *patch), in evaluation mode; the folds of one
+            configuration. With `shared_encoder` they offer `encode` and `decode`.
+        image: float32 (C, Z, Y, X) on any device. Axes shorter than the patch are padded with zeros on both
+            sides.
+        progress: called after every pass of the networks.
+
+    Returns:
+        (K, Z, Y, X) on the store device; the mean over networks and flips, blended over tiles.
+    """
+    assert image.ndim == 4
+    assert networks
+    flat = len(settings.patch_size) == 2
+    patch = (1, *settings.patch_size) if flat else settings.patch_size
+    padded, inner = _pad_to(image, patch)
+    bands = _slice_bands if flat else _volume_bands
+    tiles = _Tiles(networks, settings, progress)
+    result: Tensor | None = None
+    with torch.inference_mode():
+        for first, band in bands(padded, tiles):
+            if result is None:
+                shape = (band.shape[0], *image.shape[1:])
+                result = torch.empty(shape, dtype=settings.store_dtype, device=settings.store_device)
+            # The part of the band that lies in the image and not in its padding.
+            low, high = max(first, inner[0].start), min(first + band.shape[1], inner[0].stop)
+            if low < high:
+                target = result[:, low - inner[0].start : high - inner[0].start]
+                target.copy_(band[:, low - first : high - first, inner[1], inner[2]])
+    assert result is not None
+    return result
+
+
+def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
+    """Pad the spatial axes to the patch's size at least; also says where the image lies inside."""
+    missing = [max(0, window - length) for window, length in zip(patch, image.shape[1:])]
+    below = [m // 2 for m in missing]
+    inner = tuple(slice(b, b + n) for b, n in zip(below, image.shape[1:]))
+    if not any(missing):
+        return image, inner
+    widths = [width for b, m in reversed(list(zip(below, missing))) for width in (b, m - b)]
+    return pad(image, widths), inner
+
+
+class _Tiles:
+    """Runs tiles through the networks and counts them."""
+
+    def __init__(self, networks: Sequence[Any], settings: WindowSettings, progress: Progress | None) -> None:
+        self.networks = networks
+        self.settings = settings
+        self.progress = progress
+        self.done = 0
+        axes = settings.mirror_axes
+        self.flips = [
+            tuple(2 + axis for axis in chosen)
+            for count in range(len(axes) + 1)
+            for chosen in combinations(axes, count)
+        ]
+
+    def run(self, batch: list[Tensor], total: int) -> Tensor:
+        """Mean float32 logits (B, K, *patch) of tiles (C, *patch) over networks and flips."""
+        inputs = torch.stack(batch).to(self.settings.device, non_blocking=True)
+        mean: Tensor | None = None
+        passes = len(self.flips) * len(self.networks)
+        for axes in self.flips:
+            for logits in self._logits(inputs.flip(axes) if axes else inputs):
+                turned = (logits.flip(axes) if axes else logits).float()
+                if mean is None:
+                    # A copy, because a network may return a tensor that it still needs.
+                    mean = turned.clone() if passes > 1 else turned
+                else:
+                    mean.add_(turned)
+        assert mean is not None
+        self.done += len(batch)
+        if self.progress is not None:
+            self.progress(self.done, total)
+        return mean.div_(passes) if passes > 1 else mean
+
+    def _logits(self, inputs: Tensor) -> Iterator[Tensor]:
+        if not self.settings.shared_encoder:
+            for network in self.networks:
+                yield network(inputs)
+            return
+        features = self.networks[0].encode(inputs)
+        for network in self.networks:
+            yield network.decode(features)
+
+
+def _slice_bands(image: Tensor, tiles: _Tiles) -> Iterator[tuple[int, Tensor]]:
+    """Blended logits (K, n, Y, X) of n slices after n slices; yields the first slice with each."""
+    settings, depth = tiles.settings, image.shape[1]
+    starts = list(product(*tile_starts(image.shape[2:], settings.patch_size, settings.step_size)))
+    at_once = max(1, settings.batch_size // len(starts))
+    for first in range(0, depth, at_once):
+        count = min(at_once, depth - first)
+        corners = [(z, y, x) for z in range(count) for y, x in starts]
+        band = _Band(count, image.shape[2:], settings)
+        for part in _batches(corners, settings.batch_size):
+            cuts = [_cut_slice(image, (first + z, y, x), settings) for z, y, x in part]
+            for corner, tile in zip(part, tiles.run(cuts, depth * len(starts))):
+                band.add(tile[:, None], corner)
+        yield first, band.blended(count)
+
+
+def _cut_slice(image: Tensor, corner: tuple[int, ...], settings: WindowSettings) -> Tensor:
+    """One tile (C * (2 context + 1), y, x) of a slice, neighbours running within each image channel."""
+    (z, y, x), (height, width) = corner, settings.patch_size
+    window = image[:, :, y : y + height, x : x + width]
+    if not settings.slice_context:
+        return window[:, z]
+    steps = torch.arange(-settings.slice_context, settings.slice_context + 1)
+    # Beyond the volume the last slice is repeated, as in training.
+    return window[:, (z + steps).clamp_(0, image.shape[1] - 1)].flatten(0, 1)
+
+
+def _volume_bands(image: Tensor, tiles: _Tiles) -> Iterator[tuple[int, Tensor]]:
+    """Blended logits (K, n, Y, X), n being what the tiles of one depth complete; with the first plane."""
+    settings, patch = tiles.settings, tiles.settings.patch_size
+    depths, *plane = tile_starts(image.shape[1:], patch, settings.step_size)
+    corners = list(product(*plane))
+    band = _Band(patch[0], image.shape[2:], settings)
+    for first, following in zip(depths, [*depths[1:], image.shape[1]]):
+        for part in _batches(corners, settings.batch_size):
+            cuts = [image[:, first : first + patch[0], y : y + patch[1], x : x + patch[2]] for y, x in part]
+            for (y, x), tile in zip(part, tiles.run(cuts, len(depths) * len(corners))):
+                band.add(tile, (0, y, x))
+        yield first, band.blended(following - first)
+        if following < image.shape[1]:
+            band.advance(following - first)
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+class _Band:
+    """Weighted sums of logits over some planes of the image, on the network's device."""
+
+    def __init__(self, depth: int, plane: Sequence[int], settings: WindowSettings) -> None:
+        self.shape = (depth, *plane)
+        self.device = settings.device
+        self.sums: Tensor | None = None
+        patch = settings.patch_size
+        self.tile_weights = gaussian_weights(patch if len(patch) == 3 else (1, *patch)).to(self.device)
+        # A slice that is one tile needs no blending: the weight would only be divided out again.
+        self.single = tuple(patch[-2:]) == tuple(plane) and len(patch) == 2
+        self.weights = torch.zeros(self.shape, device=self.device)
+
+    def add(self, logits: Tensor, corner: tuple[int, ...]) -> None:
+        """Add a tile (K, *patch) whose first voxel lies at `corner` of the band."""
+        if self.sums is None:
+            self.sums = torch.zeros((logits.shape[0], *self.shape), device=self.device)
+        place = tuple(slice(c, c + n) for c, n in zip(corner, logits.shape[1:]))
+        if self.single:
+            self.sums[(slice(None), *place)] = logits
+            return
+        self.sums[(slice(None), *place)].addcmul_(logits, self.tile_weights)
+        self.weights[place] += self.tile_weights
+
+    def blended(self, planes: int) -> Tensor:
+        """Weighted mean (K, n, Y, X) of the first planes; overwrites their sums."""
+        assert self.sums is not None
+        if self.single:
+            return self.sums
+        planes = min(planes, self.shape[0])
+        return self.sums[:, :planes].div_(self.weights[:planes])
+
+    def advance(self, planes: int) -> None:
+        """Move the band forward along the first axis."""
+        assert self.sums is not None
+        kept = max(0, self.shape[0] - planes)
+        for values in (self.sums, self.weights[None]):
+            values[:, :kept] = values[:, self.shape[0] - kept :].clone()
+            values[:, kept:] = 0
