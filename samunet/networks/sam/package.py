@@ -1,7 +1,8 @@
 """The modules of the `segment-anything` package, imported without torchvision.
 
 `import segment_anything` pulls in its mask generator and with it torchvision, which many installations lack
-or have in a build that does not fit their torch. Its `modeling` part needs torch alone: only that is imported.
+or have in a build that does not fit their torch. Its `modeling` part needs torch alone, so only that is
+imported.
 """
 
 from __future__ import annotations

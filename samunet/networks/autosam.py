@@ -1,0 +1,159 @@
+"""`2d_autosam`: SAM's mask decoder without prompts, a set of tokens per class (AutoSAM, arXiv 2306.13731).
+
+For every class the embedding is decoded on its own: its tokens [IoU, mask] and a copy of the embedding pass
+through SAM's two-way transformer; the mask token becomes the weights of a classifier on the upscaled copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from samunet.networks.detail import DetailPyramid, wants_image_skip
+from samunet.networks.features import Features
+from samunet.networks.picture import SliceSettings
+from samunet.networks.sam.package import modeling
+from samunet.networks.sam.variants import STRIDE, SamVariant, get_variant
+from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
+
+TOKEN_NOISE = 0.02
+"""Deviation that tells the classes' tokens apart at the start, relative to SAM's token (its own is near 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoSamHeadSettings:
+    """What the head is built from.
+
+    Attributes:
+        variant: sizes of the decoder.
+        outputs: classes K, background included.
+        width: width of transformer and tokens; other than the embedding's, a 1x1 projection stands between.
+        class_chunk: classes decoded at once; None all.
+        image_skip: add maps computed from the picture while upscaling (as SAM 2 does with its early features).
+        paper_compat: as the public code: random positional matrix, no no-mask embedding, two mask tokens a
+            class of which one is used, frozen random IoU tokens and IoU head.
+    """
+
+    variant: SamVariant
+    outputs: int
+    width: int
+    class_chunk: int | None = None
+    image_skip: bool = False
+    paper_compat: bool = False
+
+
+class AutoSamHead(SliceHead):
+    """SAM's decoder per class; logits (B, K, S/4, S/4). Parts keep SAM's parameter names where they are SAM's."""
+
+    def __init__(self, settings: AutoSamHeadSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        variant, width = settings.variant, settings.width
+        self.project = (
+            nn.Identity() if width == variant.prompt_dim else nn.Conv2d(variant.prompt_dim, width, 1)
+        )
+        self.pe_layer = modeling.prompt_encoder.PositionEmbeddingRandom(width // 2)
+        decoder = modeling.MaskDecoder(
+            num_multimask_outputs=1,
+            transformer=modeling.TwoWayTransformer(2, width, variant.decoder_heads, variant.decoder_mlp),
+            transformer_dim=width,
+        )
+        self.transformer = decoder.transformer
+        self.output_upscaling = decoder.output_upscaling
+        self.iou_tokens = nn.Embedding(settings.outputs, width)
+        self.masks_per_class = 2 if settings.paper_compat else 1
+        self.mask_tokens = nn.Embedding(self.masks_per_class * settings.outputs, width)
+        self.output_hypernetworks_mlps = decoder.output_hypernetworks_mlps[: self.masks_per_class]
+        self.iou_prediction_head: nn.Module | None = None
+        self.no_mask_embed: nn.Embedding | None = None
+        if settings.paper_compat:
+            self.iou_prediction_head = decoder.iou_prediction_head.requires_grad_(False)
+            self.iou_tokens.requires_grad_(False)
+        else:
+            self.no_mask_embed = nn.Embedding(1, width)
+        self.uses_image = settings.image_skip
+        if settings.image_skip:
+            self.detail = DetailPyramid((width // 8, width // 4), STRIDE)
+            self.to_quarter = nn.Conv2d(width // 4, width // 4, 1)
+            self.to_eighth = nn.Conv2d(width // 8, width // 8, 1)
+
+    def forward(self, features: Features) -> Tensor:
+        embedding = self.project(features.levels[-1])
+        if self.no_mask_embed is not None:
+            embedding = embedding + self.no_mask_embed.weight[:, :, None, None]
+        position = self.pe_layer(tuple(embedding.shape[-2:]))[None].to(embedding.dtype)
+        details = self.detail(features.image) if self.uses_image else None
+        outputs = self.settings.outputs
+        step = self.settings.class_chunk or outputs
+        chunks = [range(k, min(k + step, outputs)) for k in range(0, outputs, step)]
+        return torch.cat([self._decode(embedding, position, details, chunk) for chunk in chunks], dim=1)
+
+    def _decode(
+        self, embedding: Tensor, position: Tensor, details: list[Tensor] | None, classes: range
+    ) -> Tensor:
+        """Logits of some classes: embedding (B, E, h, w), position (1, E, h, w) -> (B, classes, 4h, 4w)."""
+        batch, _, height, width = embedding.shape
+        copies = len(classes)
+        tokens = self._tokens(classes).repeat(batch, 1, 1)
+        source = embedding.repeat_interleave(copies, dim=0)
+        queries, keys = self.transformer(source, position.expand_as(source), tokens)
+        source = keys.transpose(1, 2).unflatten(2, (height, width))
+        if details is not None:
+            details = [d.repeat_interleave(copies, dim=0) for d in details]
+        upscaled = self._upscale(source, details)
+        # Only the first mask is used; the public code computes a second one and drops it.
+        weights = self.output_hypernetworks_mlps[0](queries[:, 1])
+        masks = torch.einsum("be,behw->bhw", weights, upscaled)
+        return masks.unflatten(0, (batch, copies))
+
+    def _tokens(self, classes: range) -> Tensor:
+        """Tokens (classes, 1 + masks per class, E) of some classes."""
+        chosen = slice(classes.start, classes.stop)
+        masks = self.mask_tokens.weight.unflatten(0, (-1, self.masks_per_class))
+        return torch.cat([self.iou_tokens.weight[chosen, None], masks[chosen]], dim=1)
+
+    def _upscale(self, source: Tensor, details: list[Tensor] | None) -> Tensor:
+        if details is None:
+            return self.output_upscaling(source)
+        first, norm, activation, second, last = self.output_upscaling
+        fine, coarse = details
+        eighth = activation(norm(first(source) + self.to_quarter(coarse)))
+        return last(second(eighth) + self.to_eighth(fine))
+
+    def load_decoder(self, prompt_encoder: dict[str, Tensor], mask_decoder: dict[str, Tensor]) -> set[str]:
+        """Start from SAM's decoder; class tokens start as SAM's, told apart by a little noise.
+
+        With `paper_compat` only what the public code loads: transformer, upscaling, two hypernetworks.
+        """
+        raise NotImplementedError
+
+
+def build_autosam(
+    settings: SliceSettings,
+    head_width: int | None = None,
+    *,
+    class_chunk: int | None = None,
+    image_skip: bool | None = None,
+) -> SamSliceNetwork:
+    """`2d_autosam`: (B, C, H, W) -> (B, K, H, W).
+
+    Args:
+        settings: everything but the head.
+        head_width: width of the transformer; None takes the embedding's (256 for the official encoders).
+        class_chunk: classes decoded at once, which bounds the memory; None all together.
+        image_skip: add maps computed from the picture; None does so where the encoder is small and trained.
+    """
+    variant = get_variant(settings.variant)
+    head = AutoSamHead(
+        AutoSamHeadSettings(
+            variant=variant,
+            outputs=settings.num_outputs,
+            width=variant.prompt_dim if head_width is None else head_width,
+            class_chunk=class_chunk,
+            image_skip=wants_image_skip(settings) if image_skip is None else image_skip,
+            paper_compat=settings.paper_compat,
+        )
+    )
+    return SamSliceNetwork(settings, head)

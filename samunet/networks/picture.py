@@ -1,0 +1,151 @@
+"""From stored intensities to the picture that a SAM encoder sees, and logits of the picture back to the slice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD
+
+_ROUNDING = 1 + 1e-9
+"""Keeps a scale factor that should give n.0 pixels from giving n - 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceSettings:
+    """What a 2D SAM network is built from besides its head.
+
+    Attributes:
+        variant: SAM encoder, a key of `VARIANTS`.
+        input_size: side in pixels of the square that the encoder sees.
+        patch_size: pixels (height, width) of the slices that the network is made for; others work too.
+        num_channels: image channels of one slice; `num_outputs` channels of the logits.
+        display_window: per channel, the stored intensities (low, high) that become 0 and 255.
+        channel_map: `fixed`, or a trainable 1x1 `stem` that starts as the fixed map.
+        slice_context: neighbours on each side that are given too. The network's input then has
+            num_channels * (2 * slice_context + 1) channels: for each image channel its slices in ascending
+            order, which is (C, slices, H, W) reshaped.
+        frozen: the encoder is not trained.
+        paper_compat: as the public AutoSAM code: slices stretched to the square, each scaled to 0..1 by its own
+            minimum and maximum, without SAM's mean and deviation.
+        checkpointing: recompute the encoder's activations in the backward pass.
+    """
+
+    variant: str
+    input_size: int
+    patch_size: tuple[int, int]
+    num_channels: int
+    num_outputs: int
+    display_window: tuple[tuple[float, float], ...]
+    channel_map: Literal["fixed", "stem"] = "fixed"
+    slice_context: int = 0
+    frozen: bool = True
+    paper_compat: bool = False
+    checkpointing: bool = False
+
+
+def channel_matrix(num_channels: int, slice_context: int = 0) -> Tensor:
+    """Weights (3, N) that mix N = num_channels * (2 * slice_context + 1) channels into red, green, blue.
+
+    One channel is repeated; two give (a, b, their mean); three stay; more are averaged in three groups of
+    neighbours. With context, red is the mean of the slices before, green the slice itself and blue the mean of
+    those after, each averaged over the image channels.
+    """
+    if slice_context:
+        slices = torch.zeros(3, 2 * slice_context + 1)
+        slices[0, :slice_context] = 1 / slice_context
+        slices[1, slice_context] = 1
+        slices[2, slice_context + 1 :] = 1 / slice_context
+        return slices.repeat(1, num_channels) / num_channels
+    if num_channels == 1:
+        return torch.ones(3, 1)
+    if num_channels == 2:
+        return torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    groups = torch.arange(num_channels) * 3 // num_channels
+    matrix = functional.one_hot(groups, 3).T.float()
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+class SamPicture(nn.Module):
+    """Display window, channel map, resizing, SAM's pixel normalisation and padding.
+
+    forward: slices (B, N, H, W) of stored (normalised) intensities -> (B, 3, S, S) float32. The longest side
+    becomes S, the aspect is kept, right and bottom are padded with zeros.
+
+    Raises:
+        SamunetError: the display window does not fit the channels or is empty.
+    """
+
+    def __init__(self, settings: SliceSettings) -> None:
+        super().__init__()
+        window = torch.tensor(settings.display_window, dtype=torch.float32).reshape(-1, 2)
+        if len(window) != settings.num_channels:
+            raise SamunetError(
+                f"display_window has {len(window)} entries for {settings.num_channels} image channels. Plan again."
+            )
+        if not bool((window[:, 1] > window[:, 0]).all()):
+            raise SamunetError(f"display_window {window.tolist()}: each needs low < high. Plan again.")
+        self.size = settings.input_size
+        self.stretched = settings.paper_compat
+        self.slices = 2 * settings.slice_context + 1
+        self.register_buffer("window", window)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        matrix = channel_matrix(settings.num_channels, settings.slice_context)
+        self.stem: nn.Conv2d | None = None
+        if settings.channel_map == "stem":
+            self.stem = nn.Conv2d(matrix.shape[1], 3, 1)
+            with torch.no_grad():
+                self.stem.weight.copy_(matrix[:, :, None, None])
+                self.stem.bias.zero_()
+        else:
+            self.register_buffer("matrix", matrix, persistent=False)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        with torch.autocast(slices.device.type, enabled=False):
+            shown = self._to_unit_range(slices.float())
+            size = self.covered(slices.shape[-2:])
+            if self.stem is None:
+                colours = torch.einsum("rc,bchw->brhw", self.matrix, shown)
+            else:
+                colours = self.stem(shown)
+            shrinks = not self.stretched and max(slices.shape[-2:]) > self.size
+            picture = functional.interpolate(
+                colours, size, mode="bilinear", align_corners=False, antialias=shrinks
+            )
+            if self.stretched:
+                return picture
+            picture = (255 * picture - self.mean) / self.std
+            return functional.pad(picture, (0, self.size - size[1], 0, self.size - size[0]))
+
+    def _to_unit_range(self, slices: Tensor) -> Tensor:
+        if self.stretched:
+            low, high = slices.amin((1, 2, 3), keepdim=True), slices.amax((1, 2, 3), keepdim=True)
+            return (slices - low) / (high - low).clamp_min(1e-8)
+        low, high = self.window.repeat_interleave(self.slices, 0)[:, :, None, None].unbind(1)
+        return ((slices - low) / (high - low)).clamp(0, 1)
+
+    def covered(self, slice_size: tuple[int, ...]) -> tuple[int, int]:
+        """Pixels (height, width) of the square that a slice of this size fills."""
+        if self.stretched:
+            return self.size, self.size
+        scale = self.size / max(slice_size)
+        height, width = (min(self.size, max(1, int(n * scale + 0.5))) for n in slice_size)
+        return height, width
+
+    def to_slice(self, logits: Tensor, slice_size: tuple[int, ...]) -> Tensor:
+        """Logits (B, K, h, w) of the whole square, bilinearly, as those of the slice: (B, K, H, W) float32."""
+        stride = self.size / logits.shape[-1]
+        covered = self.covered(slice_size)
+        rows, columns = (math.ceil(n / stride) for n in covered)
+        factors = [n * stride / c * _ROUNDING for n, c in zip(slice_size, covered)]
+        resized = functional.interpolate(
+            logits[..., :rows, :columns].float(), scale_factor=factors, mode="bilinear", align_corners=False
+        )
+        return resized[..., : slice_size[0], : slice_size[1]]

@@ -1,0 +1,90 @@
+"""A 2D segmentation network on a SAM encoder: slices in, logits of the same size out, whatever the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from samunet.networks.features import Features
+from samunet.networks.picture import SamPicture, SliceSettings
+from samunet.networks.sam.encoder import SamImageEncoder
+from samunet.networks.sam.variants import get_variant
+
+ENCODER_PREFIX = "encoder."
+"""Prefix of the encoder's keys in the state dict."""
+
+
+class SliceHead(nn.Module):
+    """Base of the heads: `forward(Features)` -> logits (B, K, s, s) of the whole square, s = S/4 or finer.
+
+    Attributes:
+        uses_image: whether `Features.image` is needed.
+    """
+
+    uses_image: bool = False
+
+    def load_decoder(self, prompt_encoder: dict[str, Tensor], mask_decoder: dict[str, Tensor]) -> set[str]:
+        """Take over what fits from SAM's prompt encoder and mask decoder.
+
+        Args:
+            prompt_encoder / mask_decoder: state dicts of the package's modules.
+
+        Returns:
+            the keys used, `prompt_encoder.` or `mask_decoder.` in front; empty for heads that use none.
+        """
+        return set()
+
+
+class SamSliceNetwork(nn.Module):
+    """Slices (B, C, H, W) of stored intensities -> logits (B, K, H, W).
+
+    `encode` and `decode` are its two halves, so that embeddings can be kept on disk and one encoder pass can
+    serve the heads of several folds. With a frozen encoder `encode` needs no graph, unless a trainable stem
+    stands before it.
+    """
+
+    def __init__(self, settings: SliceSettings, head: SliceHead) -> None:
+        super().__init__()
+        self.settings = settings
+        self.picture = SamPicture(settings)
+        self.encoder = SamImageEncoder(
+            get_variant(settings.variant), settings.input_size, checkpointing=settings.checkpointing
+        )
+        self.head = head
+        if settings.frozen:
+            self.encoder.requires_grad_(False)
+            self.encoder.eval()
+        self._trained = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
+
+    def train(self, mode: bool = True) -> SamSliceNetwork:
+        super().train(mode)
+        if self.settings.frozen:
+            self.encoder.eval()
+        return self
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that training may change, the same whatever is frozen at the moment."""
+        return ((name, p) for name, p in self.named_parameters() if name in self._trained)
+
+    def encode(self, slices: Tensor) -> Features:
+        """Slices (B, C, H, W) -> what `decode` needs; levels has the neck's (B, E, S/16, S/16) alone."""
+        without_graph = self.settings.frozen and self.settings.channel_map == "fixed"
+        with torch.no_grad() if without_graph else nullcontext():
+            picture = self.picture(slices)
+            levels = self.encoder.levels(picture)
+        image = picture if self.head.uses_image else None
+        return Features(levels=levels, output_size=tuple(slices.shape[-2:]), image=image)
+
+    def decode(self, features: Features) -> Tensor:
+        """Features (of any float type) -> logits (B, K, *features.output_size) float32."""
+        kind = next(self.head.parameters()).dtype
+        levels = tuple(level.to(kind) for level in features.levels)
+        image = None if features.image is None else features.image.to(kind)
+        logits = self.head(Features(levels=levels, output_size=features.output_size, image=image))
+        return self.picture.to_slice(logits, features.output_size)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        return self.decode(self.encode(slices))
