@@ -1,4 +1,4 @@
-"""Reading boxes and slices of stored cases, padded where they reach outside; the tile grid of large slices."""
+"""Reading boxes and slices of stored cases, padded outside; the tile grid of large slices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def read_box(array: Any, lower: Sequence[int], shape: Sequence[int], fill: float
 def read_slice(array: Any, lower: Sequence[int], shape: Sequence[int], context: int) -> np.ndarray:
     """A slice of a (C, Z, Y, X) image with `context` neighbours on each side, (C * (2 context + 1), h, w).
 
-    Channels run neighbour by neighbour within each image channel; beyond the volume the last slice is repeated.
+    Channels run neighbour by neighbour within each image channel; beyond the volume the last slice is
+    repeated.
 
     Args:
         array: stored image.
@@ -56,12 +57,12 @@ def read_slice(array: Any, lower: Sequence[int], shape: Sequence[int], context: 
 
 
 def centred_start(size: int, length: int) -> int:
-    """Where a window of `length` starts so that an axis of `size` voxels lies in its middle (negative: padding)."""
+    """Start of a window of `length` in whose middle an axis of `size` voxels lies (negative: padding)."""
     return -((length - size) // 2)
 
 
 def tile_grid(size: Sequence[int], patch: Sequence[int]) -> list[tuple[int, ...]]:
-    """Starts of the fewest evenly spaced patches that cover `size`; an axis smaller than its patch is centred."""
+    """Starts of the fewest even patches that cover `size`; an axis smaller than its patch is centred."""
     axes = []
     for length, window in zip(size, patch):
         if length <= window:

@@ -28,6 +28,7 @@ def import_trainer(path: str) -> type[MethodTrainer]:
         return getattr(import_module(module_name), class_name)
     except (ModuleNotFoundError, AttributeError) as error:
         raise SamunetError(
-            f"The trainer {path!r} cannot be imported ({error}). If the method is not part of samunet, install its "
+            f"The trainer {path!r} cannot be imported ({error}). If the method is not part of samunet, "
+            f"install its "
             "module or put its folder on PYTHONPATH."
         ) from error

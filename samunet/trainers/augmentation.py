@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation, composed of batchgeneratorsv2 transforms; order, probabilities and ranges are its own.
+"""nnU-Net's augmentation composed of batchgeneratorsv2 transforms: its order, probabilities and ranges.
 
 The transforms draw from the global generators of numpy and torch. Each sample therefore runs inside
 `fixed_random(seed)`, which seeds both and restores them, so that a sample depends on nothing but its seed.
@@ -33,7 +33,7 @@ from torch import Tensor
 from samunet.data.labels import OUTSIDE
 
 ANISOTROPY = 3.0
-"""Patches whose longest side is more than this times the first axis are augmented slice by slice (nnU-Net)."""
+"""Patches longer than this times their first axis are augmented slice by slice (nnU-Net)."""
 MARGIN = 0.85
 """The loaded patch is enlarged by its inverse beyond what rotation needs (nnU-Net)."""
 MIN_BLUR_SIZE = 4
@@ -102,7 +102,8 @@ def enlarged_patch(settings: AugmentationSettings) -> tuple[int, ...]:
     largest = size.copy()
     planes = [(0, 1)] if len(size) == 2 else [(1, 2), (0, 2), (0, 1)]
     for number, (a, b) in enumerate(planes):
-        # The signs are those of a right-handed turn about the axis left out, which is how nnU-Net measures it.
+        # The signs are those of a right-handed turn about the axis left out, which is how nnU-Net measures
+        # it.
         sign = -1.0 if number == 1 else 1.0
         turned = size.copy()
         turned[a], turned[b] = size[a] * cos + sign * size[b] * sin, size[b] * cos - sign * size[a] * sin
@@ -151,7 +152,8 @@ def _intensity(settings: AugmentationSettings) -> list[BasicTransform]:
     each: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
     return [
         sometimes(0.1, GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True)),
-        # nnU-Net times convolution against FFT while it trains; the choice changes the last bits, so it is fixed here.
+        # nnU-Net times convolution against FFT while it trains; the choice changes the last bits, so it is
+        # fixed here.
         sometimes(0.2, GaussianBlurTransform(_BlurSigma(), False, False, p_per_channel=0.5, benchmark=False)),
         sometimes(0.15, MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)),
         sometimes(0.15, ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)),
@@ -204,7 +206,8 @@ class Augmentation:
             seed: all that the result depends on besides the arrays.
 
         Returns:
-            Image (C, *patch_size) float32; target (1, *patch_size) int16 class indices, or (R[+1], *patch_size) bool.
+            Image (C, *patch_size) float32; target (1, *patch_size) int16 class indices, or (R[+1],
+            *patch_size) bool.
         """
         with fixed_random(seed), torch.no_grad():
             data = {

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from samunet.errors import SamunetError
 from samunet.planning.methods import MethodConfig, build_config, get_method
 from samunet.planning.plan import Configuration, Plan
 from samunet.trainers.losses import DeepSupervisionLoss, LossSettings, SegmentationLoss, patch_counts
@@ -27,7 +28,9 @@ def all_parameters(network: nn.Module) -> list[dict[str, Any]]:
     return [{"params": list(network.parameters())}]
 
 
-def decayed_apart(parameters: Sequence[tuple[str, nn.Parameter]], lr_factor: float = 1.0) -> list[dict[str, Any]]:
+def decayed_apart(
+    parameters: Sequence[tuple[str, nn.Parameter]], lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Split named parameters into decayed ones, and norms, biases and embeddings that are not decayed."""
     plain, spared = [], []
     for name, parameter in parameters:
@@ -84,14 +87,34 @@ def build_optimizer(phase: Phase, network: nn.Module) -> torch.optim.Optimizer:
     return kind(ready, phase.learning_rate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainedFile:
+    """A file with pretrained encoder weights.
+
+    Attributes:
+        path: where it lies; `kind` is `official`, `shipped` or `file` (of unknown origin).
+        variant: of the encoder.
+        sha256: of the whole file.
+        retrievable: whether prediction can count on finding it again in the weights folder.
+    """
+
+    path: Path
+    kind: str
+    variant: str
+    sha256: str
+    retrievable: bool
+
+
 class TrainingModule(nn.Module, ABC):
-    """A network with its losses. `forward` is the whole step, so that the loop can wrap it without knowing it.
+    """A network with its losses. `forward` is the whole step, so that the loop can wrap it unseen.
 
     `forward(batch)` returns `loss` (differentiable, 0-dimensional) and any named parts of it to be shown. In
-    evaluation mode it returns `tp`, `fp`, `fn` per foreground output (K_fg,) too, from which patch Dice is made.
+    evaluation mode it returns `tp`, `fp`, `fn` per foreground output (K_fg,) too, from which patch Dice is
+    made.
 
-    `batch` holds `image` (B, C, *patch) float32, or the cached `level_0`, `level_1`... of a frozen encoder, and
-    `target` (B, 1, *patch) class indices or (B, R[+1], *patch) regions (the last one marks ignored voxels).
+    `batch` holds `image` (B, C, *patch) float32, or the cached `level_0`, `level_1`... of a frozen encoder,
+    and `target` (B, 1, *patch) class indices or (B, R[+1], *patch) regions (the last one marks ignored
+    voxels).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -104,7 +127,7 @@ class TrainingModule(nn.Module, ABC):
 
 
 class SegmentationModule(TrainingModule):
-    """The step of every plain segmentation network: logits (or a list of them, finest first) and Dice + CE."""
+    """The step of a plain segmentation network: logits (or a list, finest first) and Dice + CE."""
 
     def __init__(self, network: nn.Module, settings: LossSettings) -> None:
         super().__init__(network)
@@ -143,14 +166,17 @@ class MethodTrainer(ABC):
     """How one method is built and trained. Never instantiated; prediction uses `build_network` alone.
 
     Attributes:
-        precision: on CUDA `fp16` (with loss scaling) or `bf16` (fp16 where the GPU has no bf16). CPU and MPS use fp32.
+        precision: on CUDA `fp16` (with loss scaling) or `bf16` (fp16 where the GPU has no bf16). CPU and MPS
+            use fp32.
     """
 
     precision: ClassVar[Literal["fp16", "bf16"]] = "fp16"
 
     @classmethod
     @abstractmethod
-    def build_network(cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None) -> nn.Module:
+    def build_network(
+        cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None
+    ) -> nn.Module:
         """A network (B, C, *patch) -> (B, K, *patch).
 
         Args:
@@ -170,11 +196,29 @@ class MethodTrainer(ABC):
         """What is trained, in which order and for how long."""
 
     @classmethod
-    def frozen_prefix(cls, config: MethodConfig) -> str | None:
-        """Prefix of the state-dict keys that never change because they are the pretrained encoder's, or None."""
+    def pretrained(
+        cls, configuration: Configuration, weights: Path | None, folder: Path | None
+    ) -> PretrainedFile | None:
+        """The pretrained file that training starts from, or None.
+
+        Args:
+            configuration: says which weights were planned.
+            weights: the user's file (`-w`), taken instead.
+            folder: where official files lie.
+
+        Raises:
+            SamunetError: the planned file is missing, or the method takes none.
+        """
+        if weights is not None:
+            raise SamunetError(f"{configuration.method} has no pretrained encoder; leave out -w.")
         return None
 
     @classmethod
-    def uses_cache(cls, config: MethodConfig) -> bool:
-        """Whether the frozen encoder's outputs should be kept on disk (`network.encode` and `.decode` exist)."""
+    def frozen_prefix(cls, config: MethodConfig) -> str | None:
+        """Prefix of the state-dict keys of an encoder that is never trained, or None."""
+        return None
+
+    @classmethod
+    def cacheable(cls, config: MethodConfig) -> bool:
+        """Whether the encoder's outputs can be kept on disk (`network.encode` and `.decode` exist)."""
         return False

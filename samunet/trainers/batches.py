@@ -1,22 +1,20 @@
-"""Samples and batches: reading boxes from stored cases, augmenting them, in this process or in workers."""
+"""Samples from stored cases: which box is read, and how it is augmented."""
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from samunet.data.labels import OUTSIDE
 from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.preprocessing.streams import Sample
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
 from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, is_forced, sample_generator
 
@@ -25,18 +23,7 @@ if TYPE_CHECKING:
 
 OPEN_CASES = 64
 """Stored cases a process keeps open."""
-PREFETCH = 4
-"""Batches that each worker prepares ahead."""
-
-Sample = dict[str, Tensor]
 Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
-
-
-class SampleSource(Protocol):
-    """Makes the sample of a key; picklable, so that worker processes can hold it."""
-
-    def sample(self, key: SampleKey) -> Sample:
-        """The sample, the same for the same key in every process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +51,10 @@ class SourceSettings:
 
     def names(self, stream: int) -> tuple[str, ...]:
         return self.train if stream == TRAIN else self.val
+
+    @property
+    def has_ignore(self) -> bool:
+        return self.augmentation.ignore_index is not None
 
     def forced(self, key: SampleKey) -> bool:
         return is_forced(key.slot, self.batch_size, self.oversample)
@@ -105,11 +96,12 @@ class PatchSource:
         augmentation = settings.augmentation
         self.augment: Augment = Augmentation(augmentation)
         self.finish: Augment = Augmentation(replace(augmentation, preset="none"))
-        has_ignore = augmentation.ignore_index is not None
         patch = _three(augmentation.patch_size)
         self.samplers = (
-            BoxSampler(load_size=_three(augmentation.initial_size), patch_size=patch, has_ignore=has_ignore),
-            BoxSampler(load_size=patch, patch_size=patch, has_ignore=has_ignore),
+            BoxSampler(
+                load_size=_three(augmentation.initial_size), patch_size=patch, has_ignore=settings.has_ignore
+            ),
+            BoxSampler(load_size=patch, patch_size=patch, has_ignore=settings.has_ignore),
         )
 
     def sample(self, key: SampleKey) -> Sample:
@@ -137,62 +129,3 @@ class PatchSource:
 
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:
     return size if len(size) == 3 else (1, *size)
-
-
-class _Samples(Dataset[Sample]):
-    """A map-style dataset whose keys are SampleKeys."""
-
-    def __init__(self, source: SampleSource) -> None:
-        self.source = source
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        return self.source.sample(key)
-
-
-class _Keys:
-    """Batch sampler over an iterator of key lists."""
-
-    def __init__(self, keys: Iterator[list[SampleKey]]) -> None:
-        self.keys = keys
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.keys
-
-
-class BatchStream:
-    """Batches in the order of their keys, prepared ahead by worker processes (none: in this process)."""
-
-    def __init__(
-        self, source: SampleSource, keys: Iterator[list[SampleKey]], workers: int, device: torch.device
-    ) -> None:
-        loader = DataLoader(
-            _Samples(source),
-            batch_sampler=_Keys(keys),  # type: ignore[arg-type]
-            num_workers=workers,
-            prefetch_factor=PREFETCH if workers else None,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker if workers else None,
-        )
-        self._batches: Any = iter(loader)
-
-    def __next__(self) -> Sample:
-        return next(self._batches)
-
-    def __iter__(self) -> BatchStream:
-        return self
-
-    def close(self) -> None:
-        """End the workers now, not when the garbage collector finds them."""
-        shutdown = getattr(self._batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
-
-
-def _start_worker(number: int) -> None:
-    """A worker outlives Ctrl-C and SIGTERM: the main process finishes its step and then ends the workers."""
-    for name in ("SIGINT", "SIGTERM"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    torch.set_num_threads(1)
-    import blosc2
-
-    blosc2.set_nthreads(1)

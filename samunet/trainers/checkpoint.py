@@ -1,4 +1,4 @@
-"""Checkpoint files: plain data and tensors, written whole or not at all, enough to predict and to continue."""
+"""Checkpoint files: plain data and tensors, written whole or not at all, to predict and to continue."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise SamunetError(f"There is no checkpoint {path}. Train this fold first, or name another one with -chk.")
+        raise SamunetError(
+            f"There is no checkpoint {path}. Train this fold first, or name another one with -chk."
+        )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile) as error:
@@ -108,7 +110,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     names = {f.name for f in fields(Checkpoint)}
     if not isinstance(data, dict) or data.get("format") != FORMAT or not names <= set(data):
         raise SamunetError(
-            f"{path} is no checkpoint of this samunet (format {FORMAT}). Checkpoints of nnU-Net or bare weights "
+            f"{path} is no checkpoint of this samunet (format {FORMAT}). Checkpoints of nnU-Net or bare "
+            f"weights "
             "cannot be used here."
         )
     data = {name: data[name] for name in names}
@@ -134,7 +137,9 @@ def network_from_checkpoint(checkpoint: Checkpoint | Path, weights_folder: Path 
     base = checkpoint.base_weights
     weights = None if base is None else find_base_weights(base, weights_folder)
     configuration = checkpoint.plan.configuration(checkpoint.configuration)
-    network = import_trainer(checkpoint.trainer).build_network(checkpoint.plan, configuration, weights=weights)
+    network = import_trainer(checkpoint.trainer).build_network(
+        checkpoint.plan, configuration, weights=weights
+    )
     load_network_state(network, checkpoint.network, base)
     return network.eval()
 
@@ -168,7 +173,8 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
     path = None if folder is None else Path(folder) / base.file
     if path is None or not path.exists():
         raise SamunetError(
-            f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not in "
+            f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not "
+            f"in "
             f"{folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
         )
     found = sha256_of(path)

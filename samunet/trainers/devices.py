@@ -27,7 +27,9 @@ def choose_device(name: str | None = None) -> torch.device:
     kind = str(name).split(":")[0]
     if not available.get(kind, False):
         present = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise SamunetError(f"There is no device {name!r} on this machine. Use -device with one of: {present}.")
+        raise SamunetError(
+            f"There is no device {name!r} on this machine. Use -device with one of: {present}."
+        )
     return torch.device(str(name))
 
 
@@ -86,7 +88,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 
 def worker_count(device: torch.device) -> int:
-    """Worker processes that prepare samples: all cores but one, at most 12 (nnU-Net's number), none on one core."""
+    """Worker processes that prepare samples: all cores but one, at most 12 (nnU-Net's number)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(12, cores - 1)
 

@@ -25,9 +25,10 @@ class EpochRecord:
         phase: name of the phase.
         learning_rate: of the first parameter group at the end of the epoch.
         train / val: mean loss and its parts.
-        patch_dice: Dice per class or region over all validation patches of the epoch pooled. Patches are drawn
-            (a third with forced foreground), so this is not the Dice of whole cases.
-        mean_patch_dice: mean over the classes that exist; ema_patch_dice: its moving average (0.9 old, 0.1 new).
+        patch_dice: Dice per class or region over all validation patches of the epoch pooled. Patches are
+            drawn (a third with forced foreground), so this is not the Dice of whole cases.
+        mean_patch_dice: mean over the classes that exist; ema_patch_dice: its moving average (0.9 old, 0.1
+            new).
         seconds: duration; waiting_seconds: of it spent waiting for samples.
         samples_per_second: training samples.
         memory_gb: peak GPU memory, or peak resident memory of the process, 1e9 bytes.
@@ -112,7 +113,9 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
     FigureCanvasAgg(figure)
     losses, seconds, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     losses.plot(epochs, [r.train["loss"] for r in records], color="tab:blue", label="training loss")
-    losses.plot(epochs, [r.val.get("loss", math.nan) for r in records], color="tab:red", label="validation loss")
+    losses.plot(
+        epochs, [r.val.get("loss", math.nan) for r in records], color="tab:red", label="validation loss"
+    )
     losses.set_ylabel("loss")
     dice = losses.twinx()
     values = [[r.mean_patch_dice, r.ema_patch_dice] for r in records]
@@ -124,7 +127,9 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
     lines = [*losses.get_lines(), *dice.get_lines()]
     losses.legend(lines, [str(line.get_label()) for line in lines], loc="lower left", fontsize=8)
     seconds.plot(epochs, [r.seconds for r in records], color="tab:gray", label="epoch")
-    seconds.plot(epochs, [r.waiting_seconds for r in records], color="tab:orange", label="waiting for samples")
+    seconds.plot(
+        epochs, [r.waiting_seconds for r in records], color="tab:orange", label="waiting for samples"
+    )
     seconds.set_ylabel("seconds")
     seconds.set_ylim(bottom=0)
     seconds.legend(fontsize=8)

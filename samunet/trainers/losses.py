@@ -1,4 +1,4 @@
-"""Soft Dice with cross entropy (classes) or binary cross entropy (regions), ignore label masked, deep supervision."""
+"""Soft Dice with cross entropy (binary for regions), ignore label masked, deep supervision."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Prepared:
 
 
 def _prepare(num_outputs: int, target: Tensor, settings: LossSettings) -> _Prepared:
-    """Target (B, 1, *S) of class indices, or (B, R[+1], *S) of regions -> float maps and bool mask (B, 1, *S)."""
+    """Target (B, 1, *S) of indices or (B, R[+1], *S) of regions -> float maps, bool mask (B, 1, *S)."""
     if settings.regions:
         if settings.ignore_index is None:
             return _Prepared(target.float(), None)
@@ -106,7 +106,7 @@ class SegmentationLoss(nn.Module):
 
 
 def deep_supervision_weights(levels: int) -> tuple[float, ...]:
-    """Weights of the decoder's outputs, finest first: halved per level, the coarsest 0, summing to 1 (nnU-Net).
+    """Weights of the decoder's outputs, finest first: halving, the coarsest 0, sum 1 (nnU-Net).
 
     A network with a single output has the weight 1.
     """
@@ -117,7 +117,7 @@ def deep_supervision_weights(levels: int) -> tuple[float, ...]:
 
 
 class DeepSupervisionLoss(nn.Module):
-    """Weighted sum of one loss over the decoder's outputs; targets are made by nearest-neighbour downsampling."""
+    """Weighted sum of one loss over the decoder's outputs; targets are downsampled by nearest neighbour."""
 
     def __init__(self, loss: SegmentationLoss) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def downsample_target(target: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def patch_counts(logits: Tensor, target: Tensor, settings: LossSettings) -> dict[str, Tensor]:
-    """Voxels over the batch per foreground output: {"tp", "fp", "fn"}, each (K_fg,) float64 on the logits' device.
+    """Voxels over the batch per foreground output: {"tp", "fp", "fn"}, each (K_fg,) float64.
 
     Args:
         logits: (B, K, *S); the arg-max, or probability above 0.5 for regions, is the prediction.
@@ -161,6 +161,10 @@ def patch_counts(logits: Tensor, target: Tensor, settings: LossSettings) -> dict
         predicted, maps = predicted * prepared.mask, maps * prepared.mask
     axes = (0, *range(2, logits.ndim))
     true_positive = (predicted * maps).sum(axes)
-    counts = {"tp": true_positive, "fp": predicted.sum(axes) - true_positive, "fn": maps.sum(axes) - true_positive}
+    counts = {
+        "tp": true_positive,
+        "fp": predicted.sum(axes) - true_positive,
+        "fn": maps.sum(axes) - true_positive,
+    }
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     return {name: value.to(wide) for name, value in counts.items()}

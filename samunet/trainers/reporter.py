@@ -40,6 +40,9 @@ class Reporter(Protocol):
     def message(self, text: str) -> None:
         """A sentence for the user."""
 
+    def status(self, text: str) -> None:
+        """What is going on now; shown in passing."""
+
     def step(self, report: StepReport) -> None:
         """After every training or validation step."""
 
@@ -93,10 +96,13 @@ class PlainReporter:
         stream.write(text + "\n")
         stream.flush()
 
-    def step(self, report: StepReport) -> None:
+    def status(self, text: str) -> None:
         if time.monotonic() - self._shown_at >= PLAIN_SECONDS:
             self._shown_at = time.monotonic()
-            self.message(step_line(report))
+            self.message(text)
+
+    def step(self, report: StepReport) -> None:
+        self.status(step_line(report))
 
     def epoch(self, record: EpochRecord, epochs: int) -> None:
         self._shown_at = time.monotonic()
@@ -120,8 +126,11 @@ class LiveReporter:
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def status(self, text: str) -> None:
+        self._live.update(text)
+
     def step(self, report: StepReport) -> None:
-        self._live.update(step_line(report))
+        self.status(step_line(report))
 
     def epoch(self, record: EpochRecord, epochs: int) -> None:
         self.message(epoch_line(record, epochs))
@@ -134,6 +143,9 @@ class SilentReporter:
     """Says nothing."""
 
     def message(self, text: str) -> None:
+        pass
+
+    def status(self, text: str) -> None:
         pass
 
     def step(self, report: StepReport) -> None:

@@ -1,4 +1,4 @@
-"""Which case, which box: the draw of sample i in epoch e is a function of (seed, fold, e, i) and nothing else."""
+"""Which case, which box: sample i of epoch e is a function of (seed, fold, e, i) and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sample_generator(seed: int, fold: int | str, key: SampleKey) -> np.random.Ge
 
 
 def is_forced(slot: int, batch_size: int, share: float) -> bool:
-    """Whether the sample at `slot` of a batch must contain foreground: the last round(B * share) ones (nnU-Net)."""
+    """Whether the sample at `slot` must hold foreground: not the first round(B (1 - share)) (nnU-Net)."""
     return slot >= round(batch_size * (1 - share))
 
 
@@ -58,7 +58,7 @@ class Position:
 
 
 def batch_keys(phases: Sequence[Phase], batch_size: int, start: Position) -> Iterator[list[SampleKey]]:
-    """Keys of every batch from `start` to the end in the order of use: an epoch's training, then its validation."""
+    """Keys of every batch from `start` on in the order of use: an epoch's training, then validation."""
     epoch = 0
     for phase in phases:
         for _ in range(phase.epochs):

@@ -57,10 +57,10 @@ def learning_rate_factor(phase: Phase, epoch: int, iteration: int) -> float:
 
 
 def fit_to_budget(phases: Sequence[Phase], timing: Timing, seconds: float) -> tuple[Phase, ...]:
-    """Shorten the phases so that they take about `seconds`; a schedule that fits already is returned unchanged.
+    """Shorten the phases so that they take about `seconds`; a schedule that fits is left as it is.
 
-    Epochs keep their number of iterations as long as MIN_EPOCHS of them fit; then the epochs get shorter. Every
-    phase keeps its share of the whole.
+    Epochs keep their number of iterations as long as MIN_EPOCHS of them fit; then the epochs get shorter.
+    Every phase keeps its share of the whole.
     """
     needed = sum(phase_seconds(phase, timing) for phase in phases)
     available = BUDGET_SHARE * seconds

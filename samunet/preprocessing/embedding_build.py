@@ -1,0 +1,285 @@
+"""Filling the embedding cache: what it will take, and one pass of the encoder over what is missing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samunet.data.labels import OUTSIDE
+from samunet.networks.features import Features
+from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
+from samunet.preprocessing.store import CaseStore, StoredCase
+from samunet.preprocessing.streams import BatchStream, Sample
+from samunet.records import write_json
+
+logger = logging.getLogger(__name__)
+
+Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
+"""(image (C, *load), label (*load), seed) -> (image (C, *patch), target (T, *patch)); picklable."""
+Progress = Callable[[int, int], None]
+"""Called with (items encoded, all items)."""
+
+
+class ItemKey(NamedTuple):
+    """One item of one view of one case."""
+
+    case: str
+    view: int
+    item: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A view of a case that has to be encoded."""
+
+    case: str
+    view: int
+    key: str
+    items: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSource:
+    """Reads and augments the items; view 0 as they are.
+
+    Attributes:
+        case_folder: stored cases.
+        patch_size: (h, w) of an item; load_size: what is read for an augmented view.
+        augment / finish: for augmented views, for view 0.
+    """
+
+    case_folder: Path
+    patch_size: tuple[int, ...]
+    load_size: tuple[int, ...]
+    slice_context: int
+    seed: int
+    augment: Augment
+    finish: Augment
+
+    def sample(self, key: ItemKey) -> Sample:
+        """{"image": (C, h, w) float32, "target": (T, h, w)}."""
+        case = CaseStore(self.case_folder).open(key.case)
+        if key.view == 0:
+            image, label = self._read(case, key.item, self.patch_size)
+            image_t, target = self.finish(image, label, 0)
+        else:
+            # The transforms cut the patch out of the middle of what they are given.
+            margin = [n // 2 - p // 2 for n, p in zip(self.load_size, self.patch_size)]
+            lower = (key.item[0], key.item[1] - margin[0], key.item[2] - margin[1])
+            image, label = self._read(case, lower, self.load_size)
+            image_t, target = self.augment(image, label, view_seed(self.seed, *key))
+        return {"image": image_t, "target": target}
+
+    def _read(self, case: StoredCase, lower: Sequence[int], size: tuple[int, ...]) -> tuple[Any, Any]:
+        label = read_box(case.label, lower, (1, *size), OUTSIDE)[0]
+        return read_slice(case.image, lower, size, self.slice_context), label
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How the missing views are encoded.
+
+    Attributes:
+        batch_size: slices encoded at once.
+        workers: processes that read and augment.
+        device: of the network.
+        autocast: makes the context of the forward pass.
+        ignore_index: class index of ignored voxels; with `regions` the last target channel marks them.
+        num_foreground: foreground outputs.
+    """
+
+    batch_size: int
+    workers: int
+    device: torch.device
+    autocast: Callable[[], Any]
+    regions: bool
+    ignore_index: int | None
+    num_foreground: int
+
+
+def missing_units(cache: EmbeddingCache, store: CaseStore, views: dict[str, int]) -> list[Unit]:
+    """What has to be encoded.
+
+    Args:
+        cache: of the identity.
+        store: preprocessed cases.
+        views: case -> number of views wanted.
+    """
+    units = []
+    for case, count in views.items():
+        stored = store.open(case)
+        identity = cache.identity
+        items = case_items(
+            tuple(stored.image.shape[1:]),
+            identity.patch_size,
+            stored.locations,
+            identity.items_per_case,
+            identity.seed,
+        )
+        for view in range(count):
+            if not cache.has(case, view, stored.entry.key):
+                units.append(Unit(case=case, view=view, key=stored.entry.key, items=tuple(items)))
+    return units
+
+
+@torch.no_grad()
+def bytes_per_item(network: nn.Module, channels: int, patch_size: Sequence[int], device: torch.device) -> int:
+    """Disk need of one item: half-precision levels and one byte a target voxel."""
+    image = torch.zeros(1, channels, *patch_size, device=device)
+    arrays = feature_arrays(network.encode(image))  # type: ignore[operator]
+    return sum(2 * array[0].numel() for array in arrays.values()) + prod(patch_size)
+
+
+def feature_arrays(features: Features) -> dict[str, Tensor]:
+    """What is stored of Features: `level_0`..., and `image_skip` if the head asks for the picture."""
+    arrays = {f"level_{index}": level for index, level in enumerate(features.levels)}
+    return arrays if features.image is None else {**arrays, "image_skip": features.image}
+
+
+def cached_features(batch: Mapping[str, Tensor], output_size: Sequence[int]) -> Features | None:
+    """Features of a batch that came from the cache, None for a batch of images."""
+    names = sorted((name for name in batch if name.startswith("level_")), key=lambda name: int(name[6:]))
+    if not names:
+        return None
+    return Features(
+        levels=tuple(batch[name] for name in names),
+        output_size=tuple(output_size),
+        image=batch.get("image_skip"),
+    )
+
+
+@torch.no_grad()
+def build_cache(
+    cache: EmbeddingCache,
+    network: nn.Module,
+    source: ViewSource,
+    units: Sequence[Unit],
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> None:
+    """Encode the units; a view appears in the cache when all its items are there.
+
+    Args:
+        network: offers `encode`; is on the options' device and in evaluation mode.
+    """
+    cache.prepare()
+    keys = (ItemKey(unit.case, unit.view, item) for unit in units for item in unit.items)
+    stream = BatchStream(source, _in_batches(keys, options.batch_size), options.workers, options.device)
+    total, done = sum(len(unit.items) for unit in units), 0
+    try:
+        encoded = _encode(stream, network, options)
+        for unit in units:
+            _write_unit(cache, unit, islice(encoded, len(unit.items)), options)
+            done += len(unit.items)
+            if progress is not None:
+                progress(done, total)
+    finally:
+        stream.close()
+
+
+def _in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
+    while batch := list(islice(keys, size)):
+        yield batch
+
+
+def _encode(
+    stream: BatchStream, network: nn.Module, options: BuildOptions
+) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays by name, item by item: features in half precision and the target."""
+    for batch in stream:
+        with options.autocast():
+            features = network.encode(batch["image"].to(options.device))  # type: ignore[operator]
+        arrays = {
+            name: array.to(torch.float16).cpu().numpy() for name, array in feature_arrays(features).items()
+        }
+        dtype = torch.uint8 if options.num_foreground < 254 else torch.int16
+        arrays["target"] = batch["target"].to(dtype).numpy()
+        for index in range(len(arrays["target"])):
+            yield {name: array[index] for name, array in arrays.items()}
+
+
+class _ArrayFile:
+    """A .npy file written item by item: a full disk raises here; through a memory map it would be a crash."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by the caller
+        self.count = count
+
+    def append(self, item: np.ndarray) -> None:
+        if self.file.tell() == 0:
+            shape = (self.count, *item.shape)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(item.dtype),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.write(np.ascontiguousarray(item).data)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _write_unit(
+    cache: EmbeddingCache,
+    unit: Unit,
+    encoded: Iterator[dict[str, np.ndarray]],
+    options: BuildOptions,
+) -> None:
+    cache.forget(unit.case, unit.view)
+    cache.view_file(unit.case, unit.view, "json").parent.mkdir(parents=True, exist_ok=True)
+    files: dict[str, _ArrayFile] = {}
+    counts: list[tuple[int, ...]] = []
+    annotated: list[int] = []
+    try:
+        for arrays in encoded:
+            for name, array in arrays.items():
+                if name not in files:
+                    path = cache.view_file(unit.case, unit.view, f"{name}.npy")
+                    files[name] = _ArrayFile(path, len(unit.items))
+                files[name].append(array)
+            foreground, counted = _count(arrays["target"], options)
+            counts.append(foreground)
+            annotated.append(counted)
+    finally:
+        for file in files.values():
+            file.close()
+    entry = ViewEntry(key=unit.key, items=unit.items, counts=tuple(counts), annotated=tuple(annotated))
+    write_json(cache.view_file(unit.case, unit.view, "json"), entry)
+
+
+def _count(target: np.ndarray, options: BuildOptions) -> tuple[tuple[int, ...], int]:
+    """Voxels of each foreground output, and voxels that are not ignored, in a target (T, h, w)."""
+    if options.regions:
+        maps = [target[i] != 0 for i in range(options.num_foreground)]
+        ignored = target[-1] != 0
+    else:
+        maps = [target[0] == i + 1 for i in range(options.num_foreground)]
+        ignored = target[0] == options.ignore_index
+    counted = target[0].size - (0 if options.ignore_index is None else int(ignored.sum()))
+    return tuple(int(m.sum()) for m in maps), counted
+
+
+def time_encoding(
+    network: nn.Module, source: ViewSource, units: Sequence[Unit], options: BuildOptions, batches: int
+) -> float:
+    """Seconds per item of reading, augmenting and encoding, measured on the last units; nothing is kept."""
+    keys = (ItemKey(unit.case, unit.view, item) for unit in reversed(units) for item in unit.items)
+    stream = BatchStream(source, _in_batches(keys, options.batch_size), 0, options.device)
+    encoded = _encode(stream, network, options)
+    for _ in islice(encoded, options.batch_size):
+        pass  # the first batch allocates
+    started = time.monotonic()
+    count = sum(1 for _ in islice(encoded, batches * options.batch_size))
+    return (time.monotonic() - started) / max(count, 1)

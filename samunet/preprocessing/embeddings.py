@@ -1,0 +1,242 @@
+"""Embedding cache: a frozen encoder's outputs on disk, for several augmented views of every slice.
+
+One folder per identity (encoder weights, input, augmentation...), in it one folder per case, in it per view
+`vN.level_I.npy` and `vN.target.npy`, float16 and uint8 arrays that are read by memory mapping. `vN.json` is
+written
+last: without it the view does not exist.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.preprocessing.boxes import tile_grid
+from samunet.records import content_hash, read_json, read_record, to_data, write_json
+
+IDENTITY_FILE = "identity.json"
+OPEN_ARRAYS = 512
+"""Memory-mapped arrays a process keeps open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheIdentity:
+    """Everything that the stored numbers depend on, besides the content of the cases.
+
+    Views are numbered and each follows from its number, so their count is no part of the identity: a cache
+    with more views serves a training with fewer.
+
+    Attributes:
+        encoder_sha256: of the encoder's parameters and buffers as they were used.
+        variant / input_size: of the encoder.
+        patch_size: (h, w) of the slices or tiles; slice_context neighbours on each side.
+        channel_map / paper_compat: how image channels become SAM's picture.
+        display_window: intensities shown as 0 and 255 per channel.
+        augmentation: settings of the augmented views, plain data; `seed` of their draws.
+        items_per_case: most slices or tiles kept of a case; None keeps all.
+        data_hash: of the preprocessing.
+    """
+
+    encoder_sha256: str
+    variant: str
+    input_size: int
+    patch_size: tuple[int, ...]
+    slice_context: int
+    channel_map: str
+    paper_compat: bool
+    display_window: tuple[tuple[float, float], ...]
+    augmentation: dict[str, Any]
+    seed: int
+    items_per_case: int | None
+    data_hash: str
+
+    @property
+    def signature(self) -> str:
+        """Name of the cache's folder."""
+        return content_hash(self)
+
+
+def encoder_hash(state: dict[str, Tensor]) -> str:
+    """SHA-256 (first 32 digits) over names, shapes and values of a state dict."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewEntry:
+    """Content of vN.json.
+
+    Attributes:
+        key: content key of the stored case.
+        items: first voxel (z, y, x) of each cached slice or tile.
+        counts: for each item, voxels of each foreground output (in this view).
+        annotated: voxels in each item that are not ignored.
+    """
+
+    key: str
+    items: tuple[tuple[int, int, int], ...]
+    counts: tuple[tuple[int, ...], ...]
+    annotated: tuple[int, ...]
+
+
+def case_items(
+    shape: tuple[int, ...],
+    patch_size: tuple[int, ...],
+    locations: dict[str, np.ndarray],
+    limit: int | None,
+    seed: int,
+) -> list[tuple[int, int, int]]:
+    """First voxels (z, y, x) of the slices, or tiles of large slices, that represent a case.
+
+    Args:
+        shape: (Z, Y, X) of the case.
+        patch_size: (h, w).
+        locations: class -> voxels; with a limit half of the items hold foreground where there is enough.
+        limit: most items; None takes all.
+        seed: of the choice.
+    """
+    tiles = tile_grid(shape[1:], patch_size)
+    items = [(z, int(y), int(x)) for z in range(shape[0]) for y, x in tiles]
+    if limit is None or len(items) <= limit:
+        return items
+    rng = np.random.default_rng(np.random.SeedSequence((seed, *shape)))
+    with_foreground = {int(z) for found in locations.values() for z in found[:, 0]}
+    first = [i for i, item in enumerate(items) if item[0] in with_foreground]
+    chosen = set(rng.permutation(first)[: (limit + 1) // 2].tolist())
+    rest = [i for i in range(len(items)) if i not in chosen]
+    chosen |= set(rng.permutation(rest)[: limit - len(chosen)].tolist())
+    return [items[i] for i in sorted(chosen)]
+
+
+def view_seed(identity_seed: int, case: str, view: int, item: tuple[int, int, int]) -> int:
+    """Seed of the augmentation of one item in one view (view 0 is not augmented)."""
+    words = (identity_seed, zlib.crc32(case.encode()), view, *(value % 2**32 for value in item))
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EmbeddingCache:
+    """The cache of one identity. Reading needs no network."""
+
+    def __init__(self, folder: Path, identity: CacheIdentity) -> None:
+        self.folder = Path(folder)
+        self.identity = identity
+        self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "identity": self.identity, "_arrays": OrderedDict(), "_tables": {}}
+
+    def prepare(self) -> None:
+        """Make the folder and write down the identity.
+
+        Raises:
+            SamunetError: the folder holds a cache of something else; names the keys that differ.
+        """
+        path = self.folder / IDENTITY_FILE
+        if not path.exists():
+            write_json(path, self.identity)
+            return
+        told = self.differences(path)
+        if told:
+            raise SamunetError(
+                f"The embedding cache {self.folder} was made from something else: {'; '.join(told)}. "
+                "Delete that folder."
+            )
+
+    def differences(self, path: Path) -> list[str]:
+        """In words, the keys in which the identity stored in a file differs from this one."""
+        found, wanted = read_json(path), to_data(self.identity)
+        names = [field.name for field in fields(CacheIdentity)]
+        return [
+            f"{name} is {found.get(name)!r} there, {wanted[name]!r} now"
+            for name in names
+            if found.get(name) != wanted[name]
+        ]
+
+    def closest_other(self) -> str | None:
+        """Why the most similar cache beside this one cannot be used, in words; None if there is none."""
+        others = [
+            path for path in self.folder.parent.glob(f"*/{IDENTITY_FILE}") if path.parent != self.folder
+        ]
+        told = sorted((self.differences(path) for path in others), key=len)
+        return "; ".join(told[0]) if told else None
+
+    def view_file(self, case: str, view: int, suffix: str) -> Path:
+        return self.folder / case / f"v{view}.{suffix}"
+
+    def has(self, case: str, view: int, key: str) -> bool:
+        """Whether a view is complete and was made from the case of that content."""
+        path = self.view_file(case, view, "json")
+        return path.exists() and self.entry(case, view).key == key
+
+    def entry(self, case: str, view: int) -> ViewEntry:
+        """What is known of a stored view.
+
+        Raises:
+            SamunetError: it is not in the cache.
+        """
+        return read_record(ViewEntry, self.view_file(case, view, "json"))
+
+    def tables(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of the plain view: voxels per item and foreground output (N, K_fg), and annotated voxels (N,)."""
+        if case not in self._tables:
+            entry = self.entry(case, 0)
+            self._tables[case] = np.asarray(entry.counts, float), np.asarray(entry.annotated, float)
+        return self._tables[case]
+
+    def forget(self, case: str, view: int) -> None:
+        """Delete a view, its JSON file first."""
+        self._tables.pop(case, None)
+        marker = self.view_file(case, view, "json")
+        marker.unlink(missing_ok=True)
+        for path in marker.parent.glob(f"v{view}.*"):
+            self._arrays.pop(path, None)
+            path.unlink()
+
+    @cached_property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the arrays of a view: `level_0`..., perhaps `image_skip`, and `target`."""
+        first = next(self.folder.glob("*/v0.json")).parent
+        return tuple(sorted(path.name.split(".")[1] for path in first.glob("v0.*.npy")))
+
+    def read(self, case: str, view: int, index: int) -> dict[str, Tensor]:
+        """One item: {"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8}."""
+        arrays = {
+            name: self._array(self.view_file(case, view, f"{name}.npy"))[index] for name in self.array_names
+        }
+        return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+    def _array(self, path: Path) -> np.ndarray:
+        if path in self._arrays:
+            self._arrays.move_to_end(path)
+            return self._arrays[path]
+        try:
+            self._arrays[path] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SamunetError(f"{path} is missing or damaged ({error}). Delete {self.folder}.") from error
+        if len(self._arrays) > OPEN_ARRAYS:
+            self._arrays.popitem(last=False)
+        return self._arrays[path]
+
+    def size_gb(self) -> float:
+        """Disk used, 1e9 bytes."""
+        return sum(path.stat().st_size for path in self._files()) / 1e9
+
+    def _files(self) -> Iterator[Path]:
+        return (path for path in self.folder.rglob("*.npy"))

@@ -1,0 +1,86 @@
+"""Batches in a given order, prepared ahead by worker processes (spawn-safe) or in this process."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Hashable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+PREFETCH = 4
+"""Batches that each worker prepares ahead."""
+
+Sample = dict[str, Tensor]
+
+
+class SampleSource(Protocol):
+    """Makes the sample of a key; picklable, so that worker processes can hold it."""
+
+    def sample(self, key: Any) -> Sample:
+        """The sample: the same for the same key in every process."""
+
+
+class _Samples(Dataset[Sample]):
+    """A map-style dataset whose keys are whatever the source understands."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+
+    def __getitem__(self, key: Any) -> Sample:
+        return self.source.sample(key)
+
+
+class _Keys:
+    """Batch sampler over an iterator of key lists."""
+
+    def __init__(self, keys: Iterator[list[Any]]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[list[Hashable]]:
+        return self.keys
+
+
+class BatchStream:
+    """Iterator over stacked samples, {name: (B, ...)}; `close` ends the workers.
+
+    Args:
+        source: makes the samples.
+        keys: the keys of each batch, read a little ahead of use.
+        workers: processes; 0 prepares samples in this process.
+        device: CUDA batches come from pinned memory.
+    """
+
+    def __init__(
+        self, source: SampleSource, keys: Iterator[list[Any]], workers: int, device: torch.device
+    ) -> None:
+        loader = DataLoader(
+            _Samples(source),
+            batch_sampler=_Keys(keys),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=PREFETCH if workers else None,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker if workers else None,
+        )
+        self._batches: Any = iter(loader)
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Sample:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the workers now, not when the garbage collector finds them."""
+        shutdown = getattr(self._batches, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+def _start_worker(number: int) -> None:
+    """A worker outlives Ctrl-C and SIGTERM: the main process finishes its step and then ends the workers."""
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)

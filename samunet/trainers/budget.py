@@ -1,0 +1,101 @@
+"""`--time_budget`: a few steps are timed and undone, then the schedule is fixed."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from samunet.preprocessing.streams import BatchStream
+from samunet.trainers.base import Phase
+from samunet.trainers.checkpoint import save_checkpoint
+from samunet.trainers.devices import synchronize
+from samunet.trainers.sampling import VAL, Position, SampleKey, batch_keys
+from samunet.trainers.schedule import Timing, fit_to_budget, phase_seconds
+from samunet.trainers.step import TrainingStep
+
+if TYPE_CHECKING:
+    from samunet.trainers.run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+TIMING_SHARE = 0.03
+"""Part of the budget that timing may take, beyond the steps that it needs at least."""
+LEAST_SECONDS = 3.0
+WARM_UP = 2
+MOST_STEPS = 50
+SAVES_AN_EPOCH = 2
+"""Latest and, while things improve, best."""
+
+
+def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phase, ...]:
+    """The run's phases, shortened so that the training ends `minutes` after `started` (time.monotonic).
+
+    The timed steps are undone: a run with a time budget is the same as one with the epochs and iterations
+        that it
+    decides for.
+    """
+    timing = measure(run, minutes * 60)
+    left = minutes * 60 - (time.monotonic() - started)
+    phases = fit_to_budget(run.phases, timing, max(left, 1.0))
+    expected = sum(phase_seconds(phase, timing) for phase in phases)
+    lengths = ", ".join(f"{p.name} {p.epochs} epochs of {p.iterations} steps" for p in phases)
+    shortened = "as planned" if phases == run.phases else "shortened"
+    run.reporter.message(
+        f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; schedule {shortened}: {lengths}, "
+        f"about {expected / 60:.1f} min."
+    )
+    if expected > left:
+        run.reporter.message("Even the shortest schedule will take longer than the time budget.")
+    return phases
+
+
+def measure(run: TrainingRun, budget_seconds: float) -> Timing:
+    """Seconds of a training step and a validation step; network and random state are left as they were."""
+    network = run.module.network
+    before = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+    stream = BatchStream(run.source, _keys(run), run.workers, run.device)
+    step = TrainingStep(run, run.phases[0])
+    try:
+        train = _time_steps(run, lambda: step.train(lambda: next(stream), 0.0), budget_seconds)
+    finally:
+        stream.close()
+    stream = BatchStream(run.source, _keys(run, validation=True), 0, run.device)
+    val = _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4)
+    network.load_state_dict(before)
+    return Timing(train_step=train, val_step=val, epoch_overhead=SAVES_AN_EPOCH * _time_save(run, step))
+
+
+def _time_save(run: TrainingRun, step: TrainingStep) -> float:
+    """Seconds of writing a checkpoint with the optimizer's state."""
+    started = time.monotonic()
+    path = run.folder / "timing.pth"
+    try:
+        save_checkpoint(path, run.checkpoint(0, {"optimizer": step.optimizer.state_dict()}))
+    finally:
+        path.unlink(missing_ok=True)
+    return time.monotonic() - started
+
+
+def _keys(run: TrainingRun, validation: bool = False) -> Iterator[list[SampleKey]]:
+    """The first training batches again and again, or validation batches."""
+    phase = run.phases[0]
+    first = list(itertools.islice(batch_keys(run.phases, run.batch_size, Position()), phase.iterations))
+    if validation:
+        first = [[key._replace(stream=VAL) for key in keys] for keys in first]
+    return itertools.cycle(first)
+
+
+def _time_steps(run: TrainingRun, step: Callable[[], object], budget_seconds: float) -> float:
+    begun = time.monotonic()
+    durations: list[float] = []
+    limit = max(TIMING_SHARE * budget_seconds, LEAST_SECONDS)
+    while len(durations) < MOST_STEPS and (len(durations) <= 1 or time.monotonic() - begun < limit):
+        started = time.monotonic()
+        step()
+        synchronize(run.device)
+        durations.append(time.monotonic() - started)
+    counted = durations[WARM_UP:] if len(durations) > 2 * WARM_UP else durations[1:]
+    return sum(counted) / len(counted)

@@ -1,0 +1,223 @@
+"""Deciding on the embedding cache of a run, building it, and the samples that come from it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.networks.sam_slices import ENCODER_PREFIX
+from samunet.planning.sam_rows import SamHeadConfig
+from samunet.preprocessing.embedding_build import (
+    BuildOptions,
+    Unit,
+    ViewSource,
+    build_cache,
+    bytes_per_item,
+    missing_units,
+    time_encoding,
+)
+from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache, encoder_hash
+from samunet.preprocessing.store import CaseStore
+from samunet.records import to_data
+from samunet.trainers.batches import PatchSource
+from samunet.trainers.cached import EmbeddingSource
+from samunet.trainers.reporter import duration
+from samunet.trainers.run import RunRequest, TrainingRun
+
+logger = logging.getLogger(__name__)
+
+CACHE_SEED = 20230613
+"""Seed of the augmented views; one for all runs, so that folds and seeds share a cache."""
+DISK_SHARE = 0.9
+"""Part of the free disk that a cache may fill when no limit is given."""
+BUDGET_SHARE = 0.5
+"""Part of a time budget that building the cache may take."""
+LEAST_VIEWS = 2
+TIMED_BATCHES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOutcome:
+    """What became of the cache.
+
+    Attributes:
+        source: samples from the cache, or None to encode on the fly.
+        told: for run.json and the screen; empty where a method has nothing to cache.
+    """
+
+    source: EmbeddingSource | None
+    told: str
+
+
+def prepare_cache(request: RunRequest, run: TrainingRun, started: float) -> CacheOutcome:
+    """Build what is missing of the run's cache, or say why the encoder runs in every step.
+
+    Args:
+        request: limits and folders.
+        run: network and cases; its source reads patches.
+        started: time.monotonic() at which the time budget began.
+    """
+    if not run.trainer.cacheable(run.config):
+        return CacheOutcome(source=None, told="")
+    if request.embedding_folder is None:
+        return CacheOutcome(source=None, told="on the fly: no folder for the cache")
+    assert isinstance(run.source, PatchSource)
+    run.module.to(run.device).eval()
+    setup = _Setup(request, run, run.source)
+    wanted = setup.wanted(started)
+    needed = setup.needed_gb(wanted)
+    limit = setup.limit_gb()
+    if needed > limit:
+        told = f"on the fly: the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are allowed"
+        run.reporter.message(f"Encoding {told} (fewer views: --set views=N; cache limit or free disk).")
+        return CacheOutcome(source=None, told=told)
+    if wanted.units:
+        setup.build(wanted, needed)
+    source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
+    return CacheOutcome(source=source, told=f"cached: {wanted.views} views a slice in {wanted.cache.folder}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    cache: EmbeddingCache
+    units: list[Unit]
+    views: int
+
+
+class _Setup:
+    """The steps of `prepare_cache`."""
+
+    def __init__(self, request: RunRequest, run: TrainingRun, source: PatchSource) -> None:
+        assert isinstance(run.config, SamHeadConfig)
+        assert request.embedding_folder is not None
+        self.run, self.source, self.config = run, source, run.config
+        self.folder, self.request = request.embedding_folder, request
+        self.store = CaseStore(request.case_folder)
+        self.network: Any = run.module.network
+        encoder = {k: v for k, v in self.network.state_dict().items() if k.startswith(ENCODER_PREFIX)}
+        self.encoder_sha256 = encoder_hash(encoder)
+
+    def cache(self, items_per_case: int | None) -> EmbeddingCache:
+        configuration, plan = self.run.configuration, self.run.plan
+        augmentation = self.source.settings.augmentation
+        identity = CacheIdentity(
+            encoder_sha256=self.encoder_sha256,
+            variant=configuration.encoder or "",
+            input_size=configuration.input_size or 0,
+            patch_size=tuple(configuration.patch_size),
+            slice_context=self.config.slice_context,
+            channel_map=self.config.channel_map,
+            paper_compat=self.config.paper_compat,
+            display_window=plan.data_of(configuration).display_window,
+            augmentation=to_data(augmentation),
+            seed=CACHE_SEED,
+            items_per_case=items_per_case,
+            data_hash=plan.data_hash(configuration.data),
+        )
+        return EmbeddingCache(self.folder(identity.signature), identity)
+
+    def wanted(self, started: float) -> _Wanted:
+        """All slices in all views; fewer where a time budget does not reach."""
+        views = 1 if self.config.augmentation == "none" else self.config.views
+        cache = self.cache(None)
+        units = missing_units(cache, self.store, self.per_case(views))
+        minutes = self.run.time_budget_minutes
+        if minutes is None or not units:
+            return _Wanted(cache=cache, units=units, views=views)
+        left = BUDGET_SHARE * (60 * minutes - (time.monotonic() - started))
+        affordable = int(left / self.seconds_per_item(units))
+        return self.reduced(cache, units, views, affordable)
+
+    def reduced(self, cache: EmbeddingCache, units: list[Unit], views: int, affordable: int) -> _Wanted:
+        """Fewer views, then fewer slices of each case, so that about `affordable` items are encoded."""
+        while views > LEAST_VIEWS and _count(units) > affordable:
+            views -= 1
+            units = missing_units(cache, self.store, self.per_case(views))
+        if _count(units) > affordable:
+            passes = sum(self.per_case(views).values())
+            cache = self.cache(max(1, affordable // passes))
+            units = missing_units(cache, self.store, self.per_case(views))
+            self.run.reporter.message(
+                f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
+                f"{cache.identity.items_per_case} slices of each case."
+            )
+        elif views < self.config.views:
+            self.run.reporter.message(f"The time budget allows {views} views a slice in the cache.")
+        return _Wanted(cache=cache, units=units, views=views)
+
+    def per_case(self, views: int) -> dict[str, int]:
+        """Views wanted of every case: validation cases need the plain slices alone."""
+        settings = self.source.settings
+        return {**dict.fromkeys(settings.val, 1), **dict.fromkeys(settings.train, views)}
+
+    def needed_gb(self, wanted: _Wanted) -> float:
+        if not wanted.units:
+            return 0.0
+        channels = len(self.run.plan.channel_names) * (2 * self.config.slice_context + 1)
+        patch = self.run.configuration.patch_size
+        per_item = bytes_per_item(self.network, channels, patch, self.run.device)
+        return _count(wanted.units) * per_item / 1e9
+
+    def limit_gb(self) -> float:
+        """What the cache may take: the user's limit, and what is free on the disk."""
+        folder = self.cache(None).folder
+        while not folder.exists():
+            folder = folder.parent
+        free = DISK_SHARE * shutil.disk_usage(folder).free / 1e9
+        asked = self.request.cache_limit_gb
+        return free if asked is None else min(free, asked)
+
+    def view_source(self) -> ViewSource:
+        augmentation = self.source.settings.augmentation
+        return ViewSource(
+            case_folder=Path(self.request.case_folder),
+            patch_size=tuple(augmentation.patch_size),
+            load_size=tuple(augmentation.initial_size),
+            slice_context=self.config.slice_context,
+            seed=CACHE_SEED,
+            augment=self.source.augment,
+            finish=self.source.finish,
+        )
+
+    def options(self) -> BuildOptions:
+        run, labels = self.run, self.run.plan.labels
+        return BuildOptions(
+            batch_size=run.batch_size,
+            workers=run.workers,
+            device=run.device,
+            autocast=lambda: run.precision.autocast(run.device),
+            regions=labels.has_regions,
+            ignore_index=labels.ignore_index,
+            num_foreground=len(labels.foreground),
+        )
+
+    def seconds_per_item(self, units: list[Unit]) -> float:
+        """Measured on the first few batches, which are not kept."""
+        timed = time_encoding(self.network, self.view_source(), units, self.options(), TIMED_BATCHES)
+        return max(timed, 1e-6)
+
+    def build(self, wanted: _Wanted, needed: float) -> None:
+        cache, reporter = wanted.cache, self.run.reporter
+        other = cache.closest_other()
+        if other is not None and not cache.folder.exists():
+            reporter.message(f"Another embedding cache cannot be used: {other}.")
+        reporter.message(
+            f"Building the embedding cache: {_count(wanted.units)} slices, {needed:.2f} GB in {cache.folder}"
+        )
+        started = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            elapsed = time.monotonic() - started
+            left = duration(elapsed / done * (total - done))
+            reporter.status(f"embedding cache  {done}/{total} slices  {done / elapsed:.1f}/s  {left} left")
+
+        build_cache(cache, self.network, self.view_source(), wanted.units, self.options(), progress)
+        reporter.message(f"Embedding cache built in {duration(time.monotonic() - started)}.")
+
+
+def _count(units: list[Unit]) -> int:
+    return sum(len(unit.items) for unit in units)

@@ -1,0 +1,273 @@
+"""Training one fold from a request: resolve, check the run's identity, prepare, and hand over to the loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samunet.errors import SamunetError
+from samunet.planning.methods import get_method
+from samunet.planning.plan import Plan
+from samunet.preprocessing.store import CaseStore
+from samunet.trainers import import_trainer
+from samunet.trainers.augmentation import fixed_random
+from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, config_of
+from samunet.trainers.batches import PatchSource
+from samunet.trainers.budget import fit_schedule
+from samunet.trainers.cache_setup import prepare_cache
+from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
+from samunet.trainers.devices import Precision, choose_device, hardware, versions, worker_count
+from samunet.trainers.identity import (
+    Identity,
+    PhaseLength,
+    RunRecord,
+    WeightsUsed,
+    check_resumable,
+    clear_for_new_run,
+    identify,
+    read_run,
+    write_run,
+)
+from samunet.trainers.loop import Outcome, fit
+from samunet.trainers.reporter import Reporter, make_reporter
+from samunet.trainers.run import RunRequest, TrainingRun, source_settings
+from samunet.trainers.settings import apply_overrides
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutcome:
+    """How a training ended.
+
+    Attributes:
+        status: `finished`, or `interrupted` by a signal (continue with `--c`).
+        folder: of the run.
+        seconds: wall-clock time of this call.
+    """
+
+    status: Outcome
+    folder: Path
+    seconds: float
+
+
+def train_fold(request: RunRequest, reporter: Reporter | None = None) -> TrainingOutcome:
+    """Train one fold; leaves checkpoints, history.jsonl, progress.png and run.json in the run folder.
+
+    Args:
+        request: what to train.
+        reporter: is told what happens; None writes to standard output.
+
+    Raises:
+        SamunetError: settings, weights, device or cases that do not fit; a folder of another run; nothing to
+            continue; a loss that is not finite.
+    """
+    started = time.monotonic()
+    request, found = _repeat_settings(request)
+    seed = found.seed if found is not None and request.resume else request.seed or 0
+    reporter = make_reporter() if reporter is None else reporter
+    try:
+        with fixed_random(seed):
+            run = _prepare(request, seed, found, reporter)
+            _settle_samples_and_schedule(request, run, found, started)
+            if run.device.type == "cuda":
+                torch.backends.cudnn.benchmark = True
+            with fixed_random(seed):
+                status = fit(run)
+    finally:
+        reporter.close()
+    return TrainingOutcome(status=status, folder=request.folder, seconds=time.monotonic() - started)
+
+
+def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]:
+    """For a run to be continued, settings that were not given again are those of the run."""
+    found = read_run(request.folder)
+    if not request.resume or found is None:
+        return request, found
+    told = found.overrides
+    return (
+        replace(
+            request,
+            settings=request.settings or dict(told.get("settings", {})),
+            method=request.method or told.get("method"),
+            weights=request.weights or (Path(told["weights"]) if told.get("weights") else None),
+            time_budget_minutes=found.time_budget_minutes,
+        ),
+        found,
+    )
+
+
+def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter) -> TrainingRun:
+    """Everything but the samples and the length of the schedule."""
+    plan = apply_overrides(request.plan, request.configuration, request.settings, request.method)
+    configuration = plan.configuration(request.configuration)
+    method = get_method(configuration.method)
+    trainer = import_trainer(method.trainer)
+    pretrained = trainer.pretrained(configuration, request.weights, request.weights_folder)
+    if pretrained is not None and pretrained.kind != configuration.encoder_weights:
+        configuration = replace(configuration, encoder_weights=pretrained.kind)
+        plan = replace(plan, configurations={**plan.configurations, configuration.name: configuration})
+    _check_cases(request)
+    cases = (tuple(request.split.train), tuple(request.split.val))
+    identity = identify(plan, configuration.name, cases, seed)
+    resume_from = _claim_folder(request, identity, found, pretrained)
+    config = config_of(configuration)
+    device = choose_device(request.device)
+    _warn_of_device(plan, device, reporter)
+    torch.random.default_generator.manual_seed(seed)
+    weights = None if pretrained is None else pretrained.path
+    network = trainer.build_network(plan, configuration, weights=weights)
+    prefix = trainer.frozen_prefix(config)
+    return TrainingRun(
+        plan=plan,
+        configuration=configuration,
+        method=method,
+        trainer=trainer,
+        config=config,
+        fold=request.fold,
+        folder=request.folder,
+        seed=seed,
+        overrides=_overrides(request),
+        time_budget_minutes=request.time_budget_minutes,
+        device=device,
+        precision=Precision.choose(device, trainer.precision),
+        module=trainer.build_training(network, plan, configuration),
+        phases=_phases(trainer, config, found if request.resume else None),
+        source=PatchSource(source_settings(request, plan, configuration, config, seed)),
+        workers=worker_count(device) if request.workers is None else request.workers,
+        reporter=reporter,
+        pretrained=pretrained,
+        base_weights=_base_weights(pretrained, prefix),
+        resume_from=resume_from,
+    )
+
+
+def _check_cases(request: RunRequest) -> None:
+    """All cases of the split must have been preprocessed.
+
+    Raises:
+        SamunetError: some are missing; or there are none to train on.
+    """
+    names = set(CaseStore(request.case_folder).names())
+    missing = sorted({*request.split.train, *request.split.val} - names)
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise SamunetError(
+            f"{len(missing)} cases of the split are not preprocessed in {request.case_folder}: {shown}. "
+            "Run `samunet_preprocess` for this dataset, or correct the split file."
+        )
+    if not request.split.train or not request.split.val:
+        raise SamunetError(
+            f"Fold {request.fold} has no training or no validation cases. Correct the split file."
+        )
+
+
+def _claim_folder(
+    request: RunRequest, identity: Identity, found: RunRecord | None, pretrained: PretrainedFile | None
+) -> Checkpoint | None:
+    if not request.resume:
+        clear_for_new_run(request.folder, identity, request.overwrite)
+        return None
+    path = check_resumable(request.folder, identity, found)
+    assert found is not None
+    used = None if found.weights is None else found.weights.sha256
+    now = None if pretrained is None else pretrained.sha256
+    if used != now:
+        raise SamunetError(
+            f"The run in {request.folder} started from other encoder weights (SHA-256 {used}, now {now}). "
+            "Give the same file with -w, or put it into the weights folder."
+        )
+    return load_checkpoint(path)
+
+
+def _phases(trainer: type[MethodTrainer], config: Any, found: RunRecord | None) -> tuple[Phase, ...]:
+    """The method's phases; those of a run to be continued have the lengths that were decided then."""
+    phases = trainer.phases(config)
+    if found is None:
+        return phases
+    lengths = {length.name: length for length in found.phases}
+    return tuple(
+        replace(
+            phase,
+            epochs=lengths[phase.name].epochs,
+            iterations=lengths[phase.name].iterations,
+            val_iterations=lengths[phase.name].val_iterations,
+        )
+        for phase in phases
+    )
+
+
+def _base_weights(pretrained: PretrainedFile | None, prefix: str | None) -> BaseWeights | None:
+    """What checkpoints leave out: a frozen encoder from a file that prediction will find again."""
+    if pretrained is None or prefix is None or not pretrained.retrievable:
+        return None
+    return BaseWeights(
+        variant=pretrained.variant, file=pretrained.path.name, sha256=pretrained.sha256, prefix=prefix
+    )
+
+
+def _overrides(request: RunRequest) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "settings": dict(request.settings),
+        "method": request.method,
+        "weights": None if request.weights is None else str(request.weights),
+        "time_budget_minutes": request.time_budget_minutes,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _warn_of_device(plan: Plan, device: torch.device, reporter: Reporter) -> None:
+    if plan.budget.device != device.type:
+        reporter.message(
+            f"Warning: the plan was made for {plan.budget.device} ({plan.budget.memory_gb:g} GB), training "
+            f"runs on "
+            f"{device.type}. Memory and time will differ; plan again for this device to have them fit."
+        )
+
+
+def _settle_samples_and_schedule(
+    request: RunRequest, run: TrainingRun, found: RunRecord | None, started: float
+) -> None:
+    """Build the cache, fit the schedule to the time budget, and write run.json."""
+    cache = prepare_cache(request, run, started)
+    run.source = cache.source or run.source
+    if run.time_budget_minutes is not None and run.resume_from is None:
+        run.phases = fit_schedule(run, started, run.time_budget_minutes)
+    if run.resume_from is not None:
+        epoch = run.resume_from.epoch
+        run.reporter.message(f"Continuing {run.folder} after epoch {epoch}.")
+        return
+    identity = identify(run.plan, run.configuration.name, (request.split.train, request.split.val), run.seed)
+    pretrained = run.pretrained
+    record = RunRecord(
+        configuration_hash=identity.configuration_hash,
+        data_hash=identity.data_hash,
+        split_hash=identity.split_hash,
+        configuration=identity.configuration,
+        fold=run.fold,
+        seed=run.seed,
+        train=tuple(request.split.train),
+        val=tuple(request.split.val),
+        overrides=run.overrides,
+        time_budget_minutes=run.time_budget_minutes,
+        phases=tuple(
+            PhaseLength(
+                name=p.name, epochs=p.epochs, iterations=p.iterations, val_iterations=p.val_iterations
+            )
+            for p in run.phases
+        ),
+        batch_workers=run.workers,
+        weights=pretrained
+        and WeightsUsed(file=pretrained.path.name, kind=pretrained.kind, sha256=pretrained.sha256),
+        cache=cache.told,
+        device=str(run.device),
+        precision=run.precision.name,
+        hardware=hardware(run.device),
+        versions=versions(),
+    )
+    write_run(run.folder, record)

@@ -1,0 +1,182 @@
+"""Run identity: what a run folder holds is written down, and nothing else is ever mixed into it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samunet.errors import SamunetError
+from samunet.planning.plan import Plan
+from samunet.records import content_hash, read_record, to_data, write_json
+from samunet.trainers.checkpoint import BEST, FINAL, LATEST
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+UNIMPORTANT = ("forecast", "reasons")
+"""Keys of a configuration that say what was expected, not what is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseLength:
+    """Length of a phase as decided at the start of the run."""
+
+    name: str
+    epochs: int
+    iterations: int
+    val_iterations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsUsed:
+    """Pretrained file that the encoder started from; `kind` is official, shipped or file."""
+
+    file: str
+    kind: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Content of run.json.
+
+    Attributes:
+        configuration_hash / data_hash / split_hash: identify what is trained on what.
+        configuration: the configuration with overrides applied, plain data.
+        fold / seed / train / val: which cases, and what all draws come from.
+        overrides: what the user changed on the command line.
+        time_budget_minutes: wanted duration; `phases` what was decided from it.
+        batch_workers: worker processes that prepared samples.
+        weights: pretrained file used, if any.
+        cache: how the frozen encoder was used: `cached`, `on the fly` with the reason, or empty.
+        device / precision / hardware / versions: where it was trained.
+    """
+
+    configuration_hash: str
+    data_hash: str
+    split_hash: str
+    configuration: dict[str, Any]
+    fold: int | str
+    seed: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    overrides: dict[str, Any]
+    time_budget_minutes: float | None
+    phases: tuple[PhaseLength, ...]
+    batch_workers: int
+    weights: WeightsUsed | None
+    cache: str
+    device: str
+    precision: str
+    hardware: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What must agree before a run folder may be continued."""
+
+    configuration_hash: str
+    data_hash: str
+    split_hash: str
+    seed: int
+    configuration: dict[str, Any]
+
+
+def identify(plan: Plan, name: str, cases: tuple[tuple[str, ...], tuple[str, ...]], seed: int) -> Identity:
+    """Identity of training configuration `name` of a plan on `cases` (training, validation)."""
+    configuration = to_data(plan.configuration(name))
+    return Identity(
+        configuration_hash=plan.configuration_hash(name),
+        data_hash=plan.data_hash(plan.configuration(name).data),
+        split_hash=content_hash([sorted(cases[0]), sorted(cases[1])]),
+        seed=seed,
+        configuration={key: value for key, value in configuration.items() if key not in UNIMPORTANT},
+    )
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """The record of a run folder, or None when there is none."""
+    path = folder / RUN_FILE
+    return read_record(RunRecord, path) if path.exists() else None
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write run.json."""
+    write_json(folder / RUN_FILE, record)
+
+
+def differences(found: RunRecord, wanted: Identity) -> list[str]:
+    """In words, everything in which a run folder differs from what is wanted."""
+    told = [
+        f"{key}: {found.configuration.get(key)!r} there, {wanted.configuration.get(key)!r} now"
+        for key in sorted({*found.configuration, *wanted.configuration})
+        if found.configuration.get(key) != wanted.configuration.get(key)
+    ]
+    if found.data_hash != wanted.data_hash:
+        told.append("the preprocessing of the cases")
+    if found.configuration_hash != wanted.configuration_hash and not told:
+        told.append("the display window or other parts of the data configuration")
+    if found.split_hash != wanted.split_hash:
+        told.append("the split: other cases for training or validation")
+    if found.seed != wanted.seed:
+        told.append(f"seed: {found.seed} there, {wanted.seed} now")
+    return told
+
+
+def clear_for_new_run(folder: Path, wanted: Identity, overwrite: bool) -> None:
+    """Make sure that a new run may start in `folder`; empties it if `overwrite`.
+
+    Raises:
+        SamunetError: it holds a run, the same or another one.
+    """
+    if overwrite:
+        if folder.exists():
+            logger.info("Replacing the run in %s.", folder)
+            shutil.rmtree(folder)
+        return
+    found = read_run(folder)
+    started = [name for name in (FINAL, LATEST, BEST) if (folder / name).exists()]
+    told = differences(found, wanted) if found is not None else []
+    if told and started:
+        raise SamunetError(
+            f"{folder} holds another run. It differs in: {'; '.join(told)}. Give this run a name of its own "
+            f"with "
+            "--tag, or replace the old one with --overwrite."
+        )
+    if started:
+        state = "a finished training" if FINAL in started else "an unfinished training"
+        raise SamunetError(
+            f"{folder} already holds {state} of this configuration and split. Continue with --c, or start "
+            f"anew "
+            "with --overwrite."
+        )
+
+
+def check_resumable(folder: Path, wanted: Identity, found: RunRecord | None) -> Path:
+    """The checkpoint to continue from.
+
+    Raises:
+        SamunetError: there is nothing to continue, the run is finished, or it is another run.
+    """
+    if found is None or not any((folder / name).exists() for name in (LATEST, FINAL)):
+        raise SamunetError(
+            f"There is nothing to continue in {folder}: no {LATEST}. Start the training without --c."
+        )
+    told = differences(found, wanted)
+    if told:
+        raise SamunetError(
+            f"The run in {folder} cannot be continued, it differs in: {'; '.join(told)}. Repeat its "
+            f"settings, give "
+            "the new run a --tag, or replace the old one with --overwrite."
+        )
+    if (folder / FINAL).exists():
+        raise SamunetError(
+            f"The training in {folder} is finished ({FINAL} exists); there is nothing to continue. Predict "
+            f"with it, "
+            "validate it with --val, or train anew with --overwrite."
+        )
+    return folder / LATEST

@@ -1,0 +1,97 @@
+"""Time, waiting, the screen and the finiteness of losses within one epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.preprocessing.streams import BatchStream
+from samunet.trainers.base import Phase
+from samunet.trainers.checkpoint import LATEST
+from samunet.trainers.devices import synchronize
+from samunet.trainers.progress import Progress
+from samunet.trainers.reporter import StepReport
+
+if TYPE_CHECKING:
+    from samunet.trainers.run import TrainingRun
+
+CHECK_STEPS = 20
+"""On a GPU the losses are looked at every so many steps, because looking waits for the GPU."""
+
+
+class EpochMeter:
+    """Is told of every step of one epoch."""
+
+    def __init__(self, run: TrainingRun, phase: Phase, progress: Progress) -> None:
+        self.run, self.phase, self.progress = run, phase, progress
+        self.started = time.monotonic()
+        self.seconds_before = progress.seconds
+        self.first = progress.iteration
+        self.pending: list[tuple[int, Tensor]] = []
+        self.shown_loss = math.nan
+        self.check_every = 1 if run.device.type == "cpu" else CHECK_STEPS
+
+    def wait_for(self, stream: BatchStream) -> dict[str, Tensor]:
+        """The next batch; the time it takes is counted."""
+        started = time.monotonic()
+        batch = next(stream)
+        self.progress.waiting += time.monotonic() - started
+        return batch
+
+    def step(self, iteration: int, loss: Tensor | None) -> None:
+        """After a training step (with its loss), or a validation step (None); numbered through the epoch.
+
+        Raises:
+            SamunetError: a loss is not finite.
+        """
+        if loss is not None:
+            self.pending.append((iteration, loss))
+            if len(self.pending) >= self.check_every:
+                self._check()
+        self.run.reporter.step(self._report(iteration + 1))
+
+    def finish(self) -> None:
+        """At the end of the epoch, or where it was interrupted."""
+        if self.pending:
+            self._check()
+        synchronize(self.run.device)
+        self.progress.seconds = self.seconds_before + time.monotonic() - self.started
+
+    def _report(self, steps: int) -> StepReport:
+        phase, epochs = self.phase, sum(p.epochs for p in self.run.phases)
+        elapsed, done = time.monotonic() - self.started, steps - self.first
+        length = phase.iterations + phase.val_iterations
+        left = (length - steps) + length * (epochs - self.progress.epoch - 1)
+        trained = min(done, phase.iterations - self.first) * phase.accumulate * self.run.batch_size
+        return StepReport(
+            epoch=self.progress.epoch,
+            epochs=epochs,
+            iteration=steps,
+            iterations=length,
+            loss=self.shown_loss,
+            samples_per_second=trained / max(elapsed, 1e-9),
+            seconds_left=left * elapsed / done,
+        )
+
+    def _check(self) -> None:
+        values = torch.stack([loss.float() for _, loss in self.pending]).tolist()
+        for (iteration, _), value in zip(self.pending, values):
+            if not math.isfinite(value):
+                raise _not_finite(value, self.progress.epoch, iteration, self.run.folder)
+        self.shown_loss = values[-1]
+        self.pending = []
+
+
+def _not_finite(value: float, epoch: int, iteration: int, folder: Path) -> SamunetError:
+    latest = folder / LATEST
+    kept = f"The last checkpoint is {latest}." if latest.exists() else "No checkpoint was written yet."
+    return SamunetError(
+        f"The loss became {value} in epoch {epoch + 1}, step {iteration + 1}. {kept} "
+        "Lower the rate with --set learning_rate=..., and look at the images for extreme intensities."
+    )

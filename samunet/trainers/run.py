@@ -1,0 +1,153 @@
+"""One training run: what is asked for, and what the loop is given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samunet.data.splits import Split
+from samunet.planning.methods import Method, MethodConfig
+from samunet.planning.plan import Configuration, Plan
+from samunet.preprocessing.streams import SampleSource
+from samunet.trainers.augmentation import AugmentationSettings
+from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, TrainingModule
+from samunet.trainers.batches import SourceSettings
+from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state
+from samunet.trainers.devices import Precision
+from samunet.trainers.reporter import Reporter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What the user wants trained.
+
+    Attributes:
+        plan / configuration: as planned; `settings` changes settings of the method or fields of the
+            configuration (see settings.py), `method` replaces the method (`-tr`).
+        fold / split: cases of this run.
+        case_folder: preprocessed cases of the configuration's data.
+        folder: of the run (results/.../fold_K).
+        weights: encoder file to start from (`-w`); None takes what the plan says from `weights_folder`.
+        embedding_folder: signature -> folder of the embedding cache; None never caches.
+        cache_limit_gb: largest embedding cache; None takes what is free on the disk.
+        device: None chooses one.
+        seed: None takes 0, or that of the run to be continued.
+        time_budget_minutes: fit the schedule into this time, cache building included.
+        resume: continue the run in `folder`; settings that are not repeated are taken from it.
+        overwrite: replace whatever run is in `folder`.
+        workers: processes that prepare samples; None chooses, 0 uses none.
+    """
+
+    plan: Plan
+    configuration: str
+    fold: int | str
+    split: Split
+    case_folder: Path
+    folder: Path
+    method: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    weights_folder: Path | None = None
+    embedding_folder: Callable[[str], Path] | None = None
+    cache_limit_gb: float | None = None
+    device: str | None = None
+    seed: int | None = None
+    time_budget_minutes: float | None = None
+    resume: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+
+
+@dataclass(kw_only=True)
+class TrainingRun:
+    """Everything that the loop needs; `phases` and `source` are settled before it starts.
+
+    Attributes:
+        plan: with the configuration as it is trained.
+        method / trainer / config: of the configuration.
+        class_names: foreground classes or regions, in the order of the counts.
+        base_weights: pretrained tensors that checkpoints leave out.
+        resume_from: checkpoint to continue from.
+    """
+
+    plan: Plan
+    configuration: Configuration
+    method: Method
+    trainer: type[MethodTrainer]
+    config: MethodConfig
+    fold: int | str
+    folder: Path
+    seed: int
+    overrides: dict[str, Any]
+    time_budget_minutes: float | None
+    device: torch.device
+    precision: Precision
+    module: TrainingModule
+    phases: tuple[Phase, ...]
+    source: SampleSource
+    workers: int
+    reporter: Reporter
+    pretrained: PretrainedFile | None = None
+    base_weights: BaseWeights | None = None
+    resume_from: Checkpoint | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self.configuration.batch_size
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.plan.labels.foreground)
+
+    def checkpoint(self, epoch: int, training: dict[str, Any]) -> Checkpoint:
+        """Content of a checkpoint after `epoch` complete epochs."""
+        return Checkpoint(
+            method=self.method.name,
+            trainer=self.method.trainer,
+            configuration=self.configuration.name,
+            plan=self.plan,
+            fold=self.fold,
+            epoch=epoch,
+            network=network_state(self.module.network, self.base_weights),
+            base_weights=self.base_weights,
+            seed=self.seed,
+            mirror_axes=tuple(self.configuration.mirror_axes),
+            overrides=self.overrides,
+            training=training,
+        )
+
+
+def source_settings(
+    request: RunRequest, plan: Plan, configuration: Configuration, config: MethodConfig, seed: int
+) -> SourceSettings:
+    """How samples are drawn and augmented."""
+    data, labels = plan.data_of(configuration), plan.labels
+    context = getattr(config, "slice_context", 0)
+    slices = 2 * context + 1
+    masked = [i for i, used in enumerate(data.use_mask_for_norm) if used]
+    augmentation = AugmentationSettings(
+        patch_size=tuple(configuration.patch_size),
+        mirror_axes=tuple(configuration.mirror_axes),
+        preset=config.augmentation,
+        masked_channels=tuple(i * slices + k for i in masked for k in range(slices)),
+        regions=tuple(labels.foreground.values()) if labels.has_regions else None,
+        ignore_index=labels.ignore_index,
+    )
+    return SourceSettings(
+        case_folder=request.case_folder,
+        train=request.split.train,
+        val=request.split.val,
+        seed=seed,
+        fold=request.fold,
+        batch_size=configuration.batch_size,
+        oversample=config.oversample_foreground,
+        slice_context=context,
+        augmentation=augmentation,
+    )

@@ -1,0 +1,81 @@
+"""What the user overrides when training starts: the method's settings, some of the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from samunet.errors import SamunetError, unknown_name
+from samunet.planning.methods import Method, build_config, get_method
+from samunet.planning.plan import Configuration, Plan
+from samunet.records import from_data, to_data
+
+CONFIGURATION_FIELDS = ("batch_size", "patch_size", "input_size", "encoder", "batch_dice", "mirror_axes")
+"""Fields of a configuration that `--set` may change; the rest follows from the data or the method."""
+
+
+def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name: str | None = None) -> Plan:
+    """The plan with configuration `name` as it will be trained.
+
+    Args:
+        plan: as planned.
+        name: of the configuration.
+        settings: `--set` pairs: settings of the method, or one of CONFIGURATION_FIELDS.
+        method_name: another method for the same data, patch and batch (`-tr`).
+
+    Raises:
+        SamunetError: unknown setting or method, a wrong type, or a method that does not fit the
+            configuration.
+    """
+    configuration = plan.configuration(name)
+    method = get_method(method_name or configuration.method)
+    if method.name != configuration.method:
+        configuration = _with_method(configuration, method)
+    known = {field.name for field in dataclasses.fields(method.config)}
+    changed = to_data(configuration)
+    for key, value in settings.items():
+        if key in known:
+            changed["settings"][key] = value
+        elif key in CONFIGURATION_FIELDS:
+            changed[key] = value
+        else:
+            raise unknown_name(f"setting of {method.name}", key, [*known, *CONFIGURATION_FIELDS])
+    build_config(method, changed["settings"])  # refuses wrong types
+    configuration = from_data(Configuration, changed, where="--set")
+    _check(configuration)
+    return dataclasses.replace(plan, configurations={**plan.configurations, name: configuration})
+
+
+def _with_method(configuration: Configuration, method: Method) -> Configuration:
+    """The configuration carried over to another method; settings that it does not know are dropped."""
+    if method.dimension != len(configuration.patch_size):
+        raise SamunetError(
+            f"{method.name} works in {method.dimension}D, the configuration {configuration.name} has the "
+            f"patch "
+            f"{configuration.patch_size}. Choose a configuration of that dimension."
+        )
+    if method.uses_encoder and configuration.encoder is None:
+        raise SamunetError(
+            f"{method.name} needs a SAM encoder and {configuration.name} has none. Train the configuration "
+            f"{method.name} itself."
+        )
+    known = {field.name for field in dataclasses.fields(method.config)}
+    kept = {key: value for key, value in configuration.settings.items() if key in known}
+    encoder = configuration.encoder if method.uses_encoder else None
+    return dataclasses.replace(configuration, method=method.name, settings=kept, encoder=encoder)
+
+
+def _check(configuration: Configuration) -> None:
+    lengths = {"epochs", "iterations", "accumulate", "val_iterations"}
+    faults = [
+        f"{key}={value}" for key, value in configuration.settings.items() if key in lengths and value < 1
+    ]
+    if configuration.batch_size < 1:
+        faults.append(f"batch_size={configuration.batch_size}")
+    if faults:
+        raise SamunetError(f"--set {', '.join(faults)}: must be at least 1.")
+    outside = [axis for axis in configuration.mirror_axes if not 0 <= axis < len(configuration.patch_size)]
+    if outside:
+        raise SamunetError(
+            f"--set mirror_axes: {outside} are no axes of the patch {configuration.patch_size}."
+        )
