@@ -26,7 +26,7 @@ class _Expected:
 
 
 def verify_dataset(
-    dataset: RawDataset | Path, workers: int | None = None, progress: Progress | None = None
+    dataset: RawDataset | Path, workers: int | None = 1, progress: Progress | None = None
 ) -> list[str]:
     """List all faults of a raw dataset; every file is read.
 

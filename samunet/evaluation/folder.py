@@ -1,0 +1,147 @@
+"""Compare predicted label files with reference label files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.data.readers import read_header, segmentation_ending
+from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.errors import SamunetError
+from samunet.evaluation.case_scores import Pair, score_pair
+from samunet.evaluation.metrics import DEFAULT_TOLERANCE_MM
+from samunet.evaluation.scores import CaseScores, Evaluation
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_VOXEL = 40
+"""Memory of one case in work: two label maps as read and as indices, masks, sorted copies."""
+
+
+def evaluate_cases(
+    pairs: Sequence[Pair],
+    labels: LabelSet,
+    *,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    groups: Mapping[str, str] | None = None,
+    workers: int | None = 1,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score pairs of label files.
+
+    Args:
+        pairs: (reference, prediction); the reference's name without its ending is the case's name.
+        labels: classes or regions to score, and the ignore label whose voxels do not count.
+        tolerance_mm: of the surface Dice.
+        groups: case name -> group.
+        workers: processes; None takes as many as cores and memory allow.
+        progress: called with (cases done, all cases).
+
+    Raises:
+        SamunetError: a file is missing or unreadable, or the two of a pair differ in shape.
+    """
+    if not pairs:
+        raise SamunetError("There is nothing to evaluate: no pair of a reference and a prediction was given.")
+    if not tolerance_mm >= 0:
+        raise SamunetError(f"The tolerance of the surface Dice must be 0 mm or more, not {tolerance_mm}.")
+    pairs = sorted((Path(a), Path(b)) for a, b in pairs)
+    largest = max((reference for reference, _ in pairs), key=lambda path: path.stat().st_size)
+    voxels = int(np.prod(read_header(largest).geometry.shape))
+    scored = map_in_workers(
+        partial(score_pair, labels=labels, tolerance_mm=tolerance_mm),
+        pairs,
+        worker_count(workers, BYTES_PER_VOXEL * voxels, len(pairs)),
+        name=lambda pair: pair[0].name,
+        progress=progress,
+    )
+    cases = []
+    for (reference, prediction), (metrics, remarks) in zip(pairs, scored):
+        for remark in remarks:
+            logger.warning("%s", remark)
+        name = case_name(reference)
+        cases.append(
+            CaseScores(
+                name=name,
+                reference_file=str(reference),
+                prediction_file=str(prediction),
+                group=(groups or {}).get(name),
+                metrics=metrics,
+            )
+        )
+    return Evaluation(labels, tolerance_mm, tuple(cases))
+
+
+def evaluate_folder(
+    reference_folder: Path,
+    prediction_folder: Path,
+    labels: LabelSet,
+    file_ending: str,
+    *,
+    chill: bool = False,
+    **settings: Any,
+) -> Evaluation:
+    """Score the predictions of a folder.
+
+    Args:
+        reference_folder: label files.
+        prediction_folder: predicted files of the same names.
+        labels: see `evaluate_cases`.
+        file_ending: of the dataset.
+        chill: leave references without a prediction out instead of refusing.
+        settings: keyword arguments of `evaluate_cases`.
+
+    Raises:
+        SamunetError: predictions are missing (all are listed), or what `evaluate_cases` refuses.
+    """
+    pairs, skipped = pair_files(Path(reference_folder), Path(prediction_folder), file_ending, chill)
+    scores = evaluate_cases(pairs, labels, **settings)
+    return Evaluation(scores.labels, scores.tolerance_mm, scores.cases, skipped)
+
+
+def pair_files(
+    reference_folder: Path, prediction_folder: Path, file_ending: str, chill: bool = False
+) -> tuple[list[Pair], tuple[str, ...]]:
+    """Pairs of files of equal names, and the names of the references that were left out.
+
+    Raises:
+        SamunetError: a folder is missing or holds no such file, or predictions are missing.
+    """
+    ending = segmentation_ending(file_ending)
+    references = _files(reference_folder, ending)
+    predictions = _files(prediction_folder, ending)
+    missing = sorted(set(references) - set(predictions))
+    surplus = sorted(set(predictions) - set(references))
+    if missing and (not chill or len(missing) == len(references)):
+        raise SamunetError(
+            f"{prediction_folder} lacks {len(missing)} of {len(references)} predictions: "
+            f"{', '.join(missing)}. "
+            f"Predict them, or leave them out with --chill (some must be there; it holds {len(predictions)} "
+            f"files with the ending {ending})."
+        )
+    for names, words in ((missing, "have no prediction"), (surplus, "have no reference")):
+        if names:
+            logger.warning("%d file(s) %s and are left out: %s.", len(names), words, ", ".join(names[:10]))
+    pairs = [(references[name], predictions[name]) for name in sorted(set(references) & set(predictions))]
+    return pairs, tuple(missing)
+
+
+def case_name(path: Path) -> str:
+    """File name without its ending; `.nii.gz` counts as one."""
+    name = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else path.name
+    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
+
+
+def _files(folder: Path, ending: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise SamunetError(f"There is no folder {folder}.")
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file()
+    }
