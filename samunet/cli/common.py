@@ -210,7 +210,7 @@ def add_overrides(parser: CommandParser) -> None:
         dest="weights",
         type=Path,
         metavar="WEIGHTS",
-        help="folder with official SAM files (default: the workspace's weights folder)",
+        help="official SAM files: a folder, or for training one file (default: the workspace's folder)",
     )
 
 

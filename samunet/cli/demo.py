@@ -17,7 +17,7 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         "samunet_demo",
-        "Generate a labelled body phantom, plan, train 2d_cnn and 2d_unet for a few minutes, predict held-out "
+        "Generate a labelled body phantom, plan, train 2d_cnn and 2d_unet for minutes, predict held-out "
         "cases, score them; write pictures and a one-page summary.",
         EXAMPLES,
     )

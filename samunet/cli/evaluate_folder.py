@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from samunet.cli.common import (
     CommandParser,
     add_common,
     add_workers,
+    open_workspace,
     positive_float,
     run_command,
 )
-
-if TYPE_CHECKING:
-    pass
+from samunet.errors import SamunetError
 
 EXAMPLES = """\
   samunet_evaluate_folder LABELS PREDICTIONS -d 101
@@ -64,24 +62,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline.evaluate import EvaluateOptions, evaluate
+    from samunet.cli.screen import progress_bar
+    from samunet.data.labels import LabelSet
+    from samunet.evaluation.folder import evaluate_folder
+    from samunet.records import read_json
 
-    labels, file_ending, groups = _labels(arguments)
-    options = EvaluateOptions(
-        reference=arguments.reference,
-        prediction=arguments.prediction,
-        labels=labels,
-        file_ending=file_ending,
-        groups=groups,
-        output=arguments.output,
-        tolerance_mm=arguments.tolerance_mm,
-        missing_allowed=arguments.chill,
-        workers=arguments.np,
-    )
-    evaluation, files = evaluate(options)
+    file, groups = _dataset_json(arguments)
+    content = read_json(file)
+    if "file_ending" not in content:
+        raise SamunetError(f"{file}: key `file_ending` is missing.")
+    with progress_bar("Scoring") as progress:
+        evaluation = evaluate_folder(
+            arguments.reference,
+            arguments.prediction,
+            LabelSet.from_dataset_json(content, str(file)),
+            content["file_ending"],
+            chill=arguments.chill,
+            tolerance_mm=arguments.tolerance_mm,
+            groups=groups,
+            workers=arguments.np,
+            progress=None if arguments.json else progress,
+        )
+    output = arguments.output or arguments.prediction / "summary.json"
+    evaluation.save(output)
+    evaluation.save_csv(output.with_suffix(".csv"))
     if arguments.json:
-        print(files[0].read_text(encoding="utf-8"), end="")
-        return 0
-    print(evaluation)
-    print("Written: " + ", ".join(map(str, files)))
+        print(output.read_text(encoding="utf-8"), end="")
+    else:
+        print(evaluation.describe())
+        print(f"Written: {output} and {output.with_suffix('.csv').name}")
     return 0
+
+
+def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, dict[str, str] | None]:
+    """The dataset.json that says what the labels are, and the groups where the raw dataset is at hand."""
+    from samunet.data.dataset import RawDataset
+
+    if arguments.dataset is not None and arguments.djfile is not None:
+        raise SamunetError("-d and -djfile say the same; keep one.")
+    if arguments.djfile is not None:
+        return arguments.djfile, None
+    if arguments.dataset is None:
+        left = arguments.prediction / "dataset.json"
+        if not left.is_file():
+            raise SamunetError(
+                f"Say what the labels are with -d DATASET or -djfile FILE (there is no {left})."
+            )
+        return left, None
+    workspace = open_workspace(arguments, quiet=arguments.json)
+    folder = workspace.raw_folder(workspace.dataset_name(arguments.dataset))
+    return folder / "dataset.json", RawDataset.load(folder, strict=False).groups or None

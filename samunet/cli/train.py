@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from samunet.cli.common import (
+    EXIT_INTERRUPTED,
     CommandParser,
     add_common,
     add_device,
@@ -64,7 +65,7 @@ def _add_schedule(parser: CommandParser) -> None:
         metavar="MINUTES",
         help="fit the schedule into this time, embedding cache included, validation excluded",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
     add_overrides(parser)
 
 
@@ -117,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     outcome = train(workspace, options)
     print(outcome.text())
-    return 0
+    return EXIT_INTERRUPTED if outcome.interrupted else 0
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,11 +30,12 @@ from samunet.inference.files import (
     run_cases,
     select_part,
 )
-from samunet.inference.sliding_window import predict_logits
+from samunet.inference.sliding_window import WindowSettings, predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json, write_json
+from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
 from samunet.workspace import fold_folder
@@ -95,6 +96,7 @@ class Predictor:
         self.plan: Plan = first.plan
         self.configuration: Configuration = first.plan.configuration(first.configuration)
         self.settings = settings
+        self.shared_encoder = _share_encoder(list(members.values()))
         self.networks = [network.to(settings.device).eval() for _, network in members.values()]
         self.mirror_axes = tuple(first.mirror_axes)
 
@@ -196,14 +198,23 @@ class Predictor:
     def predict_preprocessed(self, image: np.ndarray) -> torch.Tensor:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X)."""
         precision = Precision.choose(self.device, "fp16")
+        window = WindowSettings(
+            patch_size=self.configuration.patch_size,
+            step_size=self.settings.step_size,
+            mirror_axes=self.mirror_axes if self.settings.mirroring else (),
+            batch_size=self._tiles_at_once(),
+            slice_context=getattr(config_of(self.configuration), "slice_context", 0),
+            shared_encoder=self.shared_encoder,
+            device=self.device,
+        )
         with torch.inference_mode(), precision.autocast(self.device):
-            return predict_logits(
-                self.networks,
-                torch.from_numpy(image),
-                patch_size=self.configuration.patch_size,
-                step_size=self.settings.step_size,
-                mirror_axes=self.mirror_axes if self.settings.mirroring else (),
-            )
+            return predict_logits(self.networks, torch.from_numpy(image), window)
+
+    def _tiles_at_once(self) -> int:
+        """Tiles in one pass: enough to fill a GPU; few on a CPU, where more only take memory."""
+        if len(self.configuration.patch_size) == 3:
+            return 1
+        return 16 if self.device.type == "cuda" else 4
 
     def predict_files(
         self, source: Path | str | Sequence[Case], output: Path | str, options: FileOptions | None = None
@@ -317,6 +328,17 @@ def _checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
         trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
         raise SamunetError(f"Fold {fold} has no {file}. Trained folds: {trained}.")
     return file
+
+
+def _share_encoder(members: list[tuple[Checkpoint, nn.Module]]) -> bool:
+    """Give all folds the first one's encoder when it is the same frozen file; says whether it was."""
+    files = {None if c.base_weights is None else c.base_weights.sha256 for c, _ in members}
+    if len(members) < 2 or len(files) > 1 or None in files:
+        return False
+    first = members[0][1]
+    for _, network in members[1:]:
+        network.encoder = first.encoder
+    return True
 
 
 def _check_alike(model_folder: Path, stored: dict[Fold, Checkpoint]) -> None:

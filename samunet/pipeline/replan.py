@@ -1,0 +1,91 @@
+"""A configuration planned again because the user overrode what the planner decides from."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+from samunet.errors import SamunetError
+from samunet.pipeline.plan_and_preprocess import PlanOptions, planning_request
+from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.methods import Method, MethodConfig, get_method
+from samunet.planning.plan import Plan
+from samunet.planning.planner import make_plan
+from samunet.records import read_record
+from samunet.workspace import Workspace
+
+if TYPE_CHECKING:
+    from samunet.pipeline.train import TrainOptions
+
+logger = logging.getLogger(__name__)
+
+RECIPE = {field.name for field in dataclasses.fields(MethodConfig)} | {"encoder_learning_rate_factor"}
+"""Settings that change how a network is trained but not what fits into memory."""
+
+
+def replan(workspace: Workspace, plan: Plan, name: str, options: TrainOptions) -> Plan:
+    """The plan, with configuration `name` planned again where the overrides or a new method ask for it.
+
+    The plan's own budget is kept. Nothing is written: the derived configuration is stored with the run.
+
+    Raises:
+        SamunetError: the method does not suit the dataset; gives the planner's reasons.
+    """
+    method = get_method(name)
+    structural = _structural_settings(method, options)
+    present = plan.configurations.get(name)
+    new_encoder = options.encoder is not None and (present is None or present.encoder != options.encoder)
+    if present is not None and not structural and not new_encoder:
+        return plan
+    fingerprint_file = workspace.fingerprint_file(plan.dataset)
+    if not fingerprint_file.exists():
+        raise SamunetError(
+            f"There is no {fingerprint_file}, which is needed to plan {name} with these settings. "
+            f"Run samunet_extract_fingerprint -d {plan.dataset}."
+        )
+    weights = options.weights if options.weights is not None and options.weights.is_dir() else None
+    wanted = PlanOptions(
+        plans=plan.name,
+        spacing_mm=plan.overrides.get("spacing"),
+        encoder=options.encoder or plan.overrides.get("encoder"),
+        weights=weights,
+        settings={**plan.overrides.get("settings", {}), **structural},
+    )
+    made = make_plan(
+        read_record(Fingerprint, fingerprint_file), planning_request(workspace, wanted, plan.budget)
+    )
+    return _with_configuration(plan, made, name, structural)
+
+
+def _structural_settings(method: Method, options: TrainOptions) -> dict[str, object]:
+    """The overrides that change encoder, memory or cache of a method on an encoder."""
+    if not method.uses_encoder:
+        return {}
+    known = {field.name for field in dataclasses.fields(method.config)} - RECIPE
+    return {key: value for key, value in options.settings.items() if key in known}
+
+
+def _with_configuration(plan: Plan, made: Plan, name: str, structural: dict[str, object]) -> Plan:
+    derived = made.configurations.get(name)
+    if derived is None:
+        reasons = next(
+            (v.reasons for v in made.verdicts if v.method == name), ("The planner has no row for it.",)
+        )
+        raise SamunetError(f"{name} cannot be trained on {plan.dataset}. {' '.join(reasons)}")
+    if made.data_hash(derived.data) != plan.data_hash(derived.data):
+        raise SamunetError(
+            f"{name} needs other preprocessed cases than plan {plan.name} has. Plan with these settings: "
+            f"samunet_plan_and_preprocess -d {plan.dataset} -p NEW_NAME."
+        )
+    why = ", ".join(f"{key}={value}" for key, value in structural.items()) or f"encoder {derived.encoder}"
+    logger.info(
+        "%s is planned again for this run (%s): encoder %s (weights: %s), patch %s, batch %d",
+        name,
+        why,
+        derived.encoder,
+        derived.encoder_weights,
+        "x".join(map(str, derived.patch_size)),
+        derived.batch_size,
+    )
+    return dataclasses.replace(plan, configurations={**plan.configurations, name: derived})

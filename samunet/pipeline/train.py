@@ -1,0 +1,240 @@
+"""Train a fold, then predict and score its validation cases from the checkpoint alone."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samunet.data.dataset import RawDataset
+from samunet.data.splits import Split, load_or_create_splits, select_fold
+from samunet.errors import SamunetError
+from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.replan import replan
+from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
+from samunet.planning.plan import Plan
+from samunet.preprocessing.dataset import case_key
+from samunet.preprocessing.store import CaseStore
+from samunet.records import read_json, write_json
+from samunet.trainers.devices import choose_device
+from samunet.trainers.entry import train_fold
+from samunet.trainers.run import RunRequest
+from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """A training in the user's words.
+
+    Attributes:
+        dataset: full name.
+        configuration: method, alias, or `auto`.
+        fold: number or `all`.
+        method: -tr.
+        settings: --set with --epochs and --iterations.
+        encoder: SAM variant in place of the plan's.
+        weights: encoder file, or folder with official files.
+        only_validate: --val.
+        splits: split scheme; None is the default.
+    """
+
+    dataset: str
+    configuration: str
+    fold: int | str
+    method: str | None = None
+    plans: str = DEFAULT_PLANS
+    device: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+    encoder: str | None = None
+    weights: Path | None = None
+    time_budget_minutes: float | None = None
+    seed: int | None = None
+    tag: str | None = None
+    resume: bool = False
+    only_validate: bool = False
+    save_probabilities: bool = False
+    overwrite: bool = False
+    splits: str | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """Where the run lies and what its validation gave; `interrupted` when a signal ended it early."""
+
+    folder: Path
+    interrupted: bool = False
+    validation: ValidationResult | None = None
+
+    def text(self) -> str:
+        """The outcome in plain words."""
+        lines = [f"Run folder: {self.folder}"]
+        if self.validation is not None:
+            lines.insert(0, self.validation.text())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What a run stands on."""
+
+    plan: Plan
+    name: str
+    dataset: RawDataset | None
+    split: Split
+    case_folder: Path
+    model_folder: Path
+
+
+def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
+    """Train one fold and validate it on whole cases.
+
+    Raises:
+        SamunetError: no plan, cases not preprocessed, unknown method or setting, fold out of range, a run
+            folder that does not match.
+    """
+    prepared = _prepare(workspace, options)
+    folder = fold_folder(prepared.model_folder, options.fold)
+    if not options.only_validate:
+        _warn_about_device(prepared, options)
+        _describe_model(workspace, prepared)
+        outcome = train_fold(_request(workspace, options, prepared))
+        if outcome == "interrupted":
+            return TrainOutcome(folder=folder, interrupted=True)
+    return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
+
+
+def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
+    plan = load_plan(workspace, options.dataset, options.plans)
+    name = configuration_name(options.configuration, options.method, plan.recommended)
+    plan = replan(workspace, plan, name, options)
+    data_name = plan.configuration(name).data
+    case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
+    raw = workspace.raw / plan.dataset
+    dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
+    names = _preprocessed_names(dataset, plan, data_name, case_folder)
+    splits = load_or_create_splits(
+        workspace.splits_file(plan.dataset, options.splits or "kfold"),
+        names,
+        groups=None if dataset is None else dataset.groups,
+        scheme=options.splits or "kfold",
+        raw_file=raw / "splits_final.json",
+    )
+    return _Prepared(
+        plan=plan,
+        name=name,
+        dataset=dataset,
+        split=select_fold(splits, options.fold, names),
+        case_folder=case_folder,
+        model_folder=workspace.model_folder(plan.dataset, name, plan.name, options.tag),
+    )
+
+
+def _preprocessed_names(
+    dataset: RawDataset | None, plan: Plan, data_name: str, folder: Path
+) -> tuple[str, ...]:
+    """Names of the preprocessed cases, all of them up to date with the raw data where those are here.
+
+    Raises:
+        SamunetError: cases are missing, or were made from other files or by another plan.
+    """
+    store = CaseStore(folder)
+    present = store.names() if folder.is_dir() else ()
+    again = f"Run samunet_preprocess -d {plan.dataset} -p {plan.name} -c {data_name}_unet."
+    if dataset is None:
+        if not present:
+            raise SamunetError(f"There are no preprocessed cases in {folder}. {again}")
+        return tuple(sorted(present))
+    stale = [c.name for c in dataset.cases if store.key(c.name) != case_key(c, plan, data_name)]
+    if stale:
+        shown = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
+        raise SamunetError(
+            f"{len(stale)} of {len(dataset.cases)} cases are not preprocessed for this plan and these files "
+            f"({shown}) in {folder}. {again}"
+        )
+    return dataset.case_names
+
+
+def _request(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -> RunRequest:
+    plan, weights = prepared.plan, options.weights
+    if weights is not None and not weights.exists():
+        raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    is_file = weights is not None and weights.is_file()
+    data_name = plan.configuration(prepared.name).data
+    return RunRequest(
+        plan=plan,
+        configuration=prepared.name,
+        fold=options.fold,
+        split=prepared.split,
+        case_folder=prepared.case_folder,
+        folder=fold_folder(prepared.model_folder, options.fold),
+        settings=options.settings,
+        weights=weights if is_file else None,
+        weights_folder=workspace.weights if is_file or weights is None else weights,
+        embedding_folder=lambda signature: workspace.embedding_folder(
+            plan.dataset, plan.name, data_name, signature
+        ),
+        device=options.device,
+        seed=options.seed,
+        time_budget_minutes=options.time_budget_minutes,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        workers=options.workers,
+    )
+
+
+def _warn_about_device(prepared: _Prepared, options: TrainOptions) -> None:
+    """Say when the training runs on another device than the plan was made for."""
+    budget, device = prepared.plan.budget, choose_device(options.device).type
+    if device != budget.device:
+        logger.warning(
+            "The plan was made for %s with %g GB; this training runs on %s. Its forecasts of time and memory "
+            "do not hold; plan again with -device %s for ones that do.",
+            budget.device,
+            budget.memory_gb,
+            device,
+            device,
+        )
+
+
+def _describe_model(workspace: Workspace, prepared: _Prepared) -> None:
+    """Leave plan, dataset.json and fingerprint in the model folder, so that it is complete in itself."""
+    folder, plan = prepared.model_folder, prepared.plan
+    plan.save(folder / "plan.json")
+    if prepared.dataset is not None:
+        write_json(folder / "dataset.json", prepared.dataset.json)
+    fingerprint = workspace.fingerprint_file(plan.dataset)
+    if fingerprint.exists():
+        write_json(folder / "fingerprint.json", read_json(fingerprint))
+
+
+def _validate(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -> ValidationResult | None:
+    """Whole-case validation; None where no case is kept out or the raw data are not here."""
+    if not set(prepared.split.val) - set(prepared.split.train):
+        logger.info(
+            "Fold %s keeps no case out of training, so there is nothing to validate on.", options.fold
+        )
+        return None
+    if prepared.dataset is None:
+        logger.warning(
+            "The raw data of %s are not in %s: whole cases cannot be validated. Put them there and run again "
+            "with --val.",
+            prepared.plan.dataset,
+            workspace.raw,
+        )
+        return None
+    weights = options.weights
+    return validate(
+        ValidationRequest(
+            model_folder=prepared.model_folder,
+            fold=options.fold,
+            cases=tuple(prepared.dataset.case(name) for name in prepared.split.val),
+            groups=prepared.dataset.groups,
+            device=options.device,
+            weights_folder=weights if weights is not None and weights.is_dir() else workspace.weights,
+            save_probabilities=options.save_probabilities,
+        )
+    )

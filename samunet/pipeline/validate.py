@@ -1,0 +1,99 @@
+"""Whole-case validation of one fold: prediction from its checkpoint, scores, pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samunet.data.cases import Case
+from samunet.data.readers import read_image, read_label, segmentation_ending
+from samunet.errors import SamunetError
+from samunet.evaluation.folder import Evaluation, evaluate_cases
+from samunet.inference.files import FileOptions
+from samunet.inference.predictor import Predictor
+from samunet.pipeline.overlays import OverlayCase, draw_overlay
+from samunet.workspace import fold_folder
+
+logger = logging.getLogger(__name__)
+
+MOST_OVERLAYS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRequest:
+    """What to validate; `cases` have their labels."""
+
+    model_folder: Path
+    fold: int | str
+    cases: tuple[Case, ...]
+    groups: Mapping[str, str] = field(default_factory=dict)
+    device: str = "auto"
+    weights_folder: Path | None = None
+    save_probabilities: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """Scores of the validation cases and where they were written."""
+
+    folder: Path
+    evaluation: Evaluation
+
+    def text(self) -> str:
+        """The scores in plain words."""
+        return f"{self.evaluation.describe()}\nValidation: {self.folder / 'summary.json'}"
+
+
+def validate(request: ValidationRequest) -> ValidationResult:
+    """Predict the cases with the fold's final checkpoint and score them.
+
+    Raises:
+        SamunetError: the fold is not trained, or a case could not be predicted.
+    """
+    predictor = Predictor.load(
+        request.model_folder,
+        folds=(request.fold,),
+        device=request.device,
+        weights_folder=request.weights_folder,
+    )
+    folder = fold_folder(request.model_folder, request.fold) / "validation"
+    logger.info("Validation on %d whole cases. %s", len(request.cases), predictor.describe())
+    outcome = predictor.predict_files(
+        request.cases, folder, FileOptions(save_probabilities=request.save_probabilities)
+    )
+    if outcome.failed:
+        raise SamunetError(outcome.text())
+    ending = segmentation_ending(predictor.plan.file_ending)
+    pairs = [(_label_of(case), folder / f"{case.name}{ending}") for case in request.cases]
+    evaluation = evaluate_cases(pairs, predictor.plan.labels, groups=request.groups or None)
+    evaluation.save(folder / "summary.json")
+    evaluation.save_csv(folder / "summary.csv")
+    draw_overlays(request.cases, folder, ending, predictor.plan.labels.labels)
+    return ValidationResult(folder=folder, evaluation=evaluation)
+
+
+def _label_of(case: Case) -> Path:
+    assert case.label is not None
+    return case.label
+
+
+def draw_overlays(
+    cases: Sequence[Case], folder: Path, ending: str, labels: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Write overlays/CASE.png for up to twelve cases spread over the list."""
+    names = {values[0]: name for name, values in labels.items() if len(values) == 1 and values != (0,)}
+    step = max(1, -(-len(cases) // MOST_OVERLAYS))
+    for case in cases[::step]:
+        image, geometry = read_image(case.images)
+        reference, _ = read_label(_label_of(case))
+        prediction, _ = read_label(folder / f"{case.name}{ending}")
+        shown = OverlayCase(
+            name=case.name,
+            image=image,
+            reference=reference,
+            prediction=prediction,
+            spacing_mm=geometry.spacing_mm,
+        )
+        draw_overlay(shown, names, folder / "overlays" / f"{case.name}.png")
