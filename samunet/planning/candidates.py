@@ -15,10 +15,11 @@ class PlanningContext:
     Attributes:
         data: data configurations by name; `3d` is absent for natural or single-slice 2D images.
         num_cases: training cases; `num_slices` all slices of the 2D data configuration.
-        num_channels / num_outputs: of the network.
-        dataset_voxels: voxels of all training cases after resampling, by data configuration.
+        num_channels / num_outputs: of the network; `num_labels` names under `labels` (nnU-Net's count).
+        dataset_voxels: median case at the target spacing times the cases, voxels (nnU-Net's estimate).
         batch_dice_3d: nnU-Net's rule (True only where nnU-Net would make a low-resolution stage).
         mirror_axes: axes of (z, y, x after transpose) that may be mirrored (left/right pairs removed).
+        mirror_reason: why an axis is left out, or empty.
         budget: the SAM rows' budget; `unet_memory_gb` the U-Net rows' (8 unless the user gave one).
         weights: SAM variant -> `official`, `shipped` or `file` for every variant whose weights are at hand.
         encoder: variant the user asked for, or None for the planner's choice.
@@ -32,9 +33,11 @@ class PlanningContext:
     num_slices: int
     num_channels: int
     num_outputs: int
-    dataset_voxels: dict[str, float]
+    num_labels: int
+    dataset_voxels: float
     batch_dice_3d: bool
     mirror_axes: tuple[int, ...]
+    mirror_reason: str = ""
     budget: Budget
     unet_memory_gb: float
     weights: dict[str, str]
@@ -43,6 +46,11 @@ class PlanningContext:
     natural_image: bool = False
     groups: int = 0
     goal: str = "accuracy"
+
+    def patch_mirror_axes(self, data: DataConfiguration) -> tuple[int, ...]:
+        """`mirror_axes` as axes of a patch: a slice has no axis 0."""
+        missing = 3 - data.dimension
+        return tuple(axis - missing for axis in self.mirror_axes if axis >= missing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,8 @@ from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics
 from samunet.planning.plan import IntensityProperties
 
 if TYPE_CHECKING:
-    from samunet.data.dataset import Case
+    from samunet.data.dataset import Case, RawDataset
 
-FOREGROUND_VALUES = 10_000_000
-"""Foreground values kept per channel over the whole dataset."""
 SEED = 1234
 
 
@@ -46,32 +44,28 @@ class MeasuredCase:
     foreground: tuple[ForegroundSample, ...]
 
 
-def measure_case(case: Case, *, labels: LabelSet, num_cases: int) -> MeasuredCase:
-    """Read and measure one training case.
+def measure_case(case: Case, *, dataset: RawDataset, keep: int) -> MeasuredCase:
+    """Read, check and measure one training case.
+
+    Args:
+        dataset: whose channels and labels the case must have (its own list of cases is not used).
+        keep: largest number of foreground values kept per channel.
 
     Raises:
-        SamunetError: not readable, NaN or infinite values, shapes of image and label differ, no label,
+        SamunetError: not readable, NaN or infinite values, image and label on different grids, no label,
             undeclared label values; names the file.
     """
-    from samunet.data.readers import read_image, read_label
-
-    image, geometry = read_image(case.images)
-    if case.label is None:
+    loaded = dataset.read(case)
+    if case.label is None or loaded.label is None:
         raise SamunetError(f"Case {case.name} has no label. Every training case needs a file in labelsTr.")
-    label, label_geometry = read_label(case.label)
-    _refuse_non_finite(image, case.images)
-    if label_geometry.shape != geometry.shape:
-        raise SamunetError(
-            f"{case.label} has shape {label_geometry.shape}, its image {case.images[0]} has {geometry.shape} "
-            "(z, y, x). Image and label must lie on the same grid."
-        )
-    indices = labels.encode(label, where=str(case.label))
-    content = hash_files([*case.images, case.label])
-    return measure_arrays(
-        CaseArrays(name=case.name, content=content, image=image, indices=indices, geometry=geometry),
-        labels,
-        max(1, FOREGROUND_VALUES // num_cases),
+    arrays = CaseArrays(
+        name=case.name,
+        content=hash_files([*case.images, case.label]),
+        image=loaded.image,
+        indices=dataset.labels.encode(loaded.label, where=str(case.label)),
+        geometry=loaded.geometry,
     )
+    return measure_arrays(arrays, dataset.labels, keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +108,6 @@ def measure_arrays(case: CaseArrays, labels: LabelSet, keep: int) -> MeasuredCas
     )
     samples = tuple(_draw(channel[foreground], keep) for channel in image)
     return MeasuredCase(fingerprint=fingerprint, foreground=samples)
-
-
-def _refuse_non_finite(image: np.ndarray, paths: Sequence[Path]) -> None:
-    for number, channel in enumerate(image):
-        # The sum of a channel is finite unless a voxel is not: cheaper than a mask of all voxels.
-        if not np.isfinite(channel.sum(dtype=np.float64)):
-            path = paths[number] if len(paths) == len(image) else paths[0]
-            bad = int(np.count_nonzero(~np.isfinite(channel)))
-            raise SamunetError(f"{path} holds {bad} voxels that are NaN or infinite. Correct the file.")
 
 
 def hash_files(paths: Sequence[Path]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_VERSION = 1
+FOREGROUND_VALUES = 10_000_000
+"""Foreground intensities kept per channel over the whole dataset."""
 NATURAL_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -176,12 +179,15 @@ def extract_fingerprint(
         SamunetError: a case cannot be read, holds NaN or infinity, or has undeclared label values;
             names the file.
     """
-    from samunet.data.laterality import laterality_pairs
+    from samunet.data.laterality import left_right_pairs
     from samunet.planning.case_measurement import measure_case, pool_intensities
 
     if not dataset.cases:
         raise SamunetError(f"{dataset.folder} has no training cases. imagesTr and labelsTr must be filled.")
-    measure = functools.partial(measure_case, labels=dataset.labels, num_cases=len(dataset.cases))
+    # Sent to the workers with every case, so without what they do not need.
+    slim = dataclasses.replace(dataset, cases=(), groups={}, json={})
+    keep = max(1, FOREGROUND_VALUES // len(dataset.cases))
+    measure = functools.partial(measure_case, dataset=slim, keep=keep)
     measured = map_in_workers(
         measure,
         dataset.cases,
@@ -200,7 +206,7 @@ def extract_fingerprint(
         labels=dataset.labels,
         cases=cases,
         intensity=pool_intensities([one.foreground for one in measured], dataset.channel_names),
-        laterality_pairs=tuple(laterality_pairs(dataset.labels)),
+        laterality_pairs=left_right_pairs(dataset.labels.foreground),
         groups=dict(dataset.groups),
         natural_image=flat and dataset.file_ending.lower() in NATURAL_ENDINGS,
     )
@@ -211,7 +217,8 @@ def _bytes_per_case(cases: Sequence[Case]) -> int:
     from samunet.data.readers import read_header
 
     largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
-    header = read_header(largest.images)
-    voxels = int(np.prod(header.geometry.shape))
-    # Image and one channel's sorted copy in float32; label as read, encoded, and masks.
-    return voxels * (4 * header.num_channels + 4 + 16)
+    headers = [read_header(path) for path in largest.images]
+    voxels = int(np.prod(headers[0].geometry.shape))
+    channels = sum(header.num_channels for header in headers)
+    # Image as read and in float32, one channel's sorted copy, the label as read and encoded, masks.
+    return voxels * (8 * channels + 4 + 16)

@@ -130,6 +130,12 @@ def _import_outside(dotted: str) -> Method:
     return named[0]
 
 
+def known_settings(config: type[MethodConfig], settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that this method has and that differ from its defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    return {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
+
+
 def build_config(method: Method, settings: dict[str, Any]) -> MethodConfig:
     """The method's Config with `settings` applied over its defaults.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_rows import HeadSpec, SamHeadConfig, sam_row
+from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_costs import PartCost, autosam_head_cost
+from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +20,11 @@ class AutoSamConfig(SamHeadConfig):
     """Classes decoded at once (copies of the embedding in memory); None decodes all together."""
 
 
+def head_cost(variant: SamVariant, size: int, outputs: int, config: AutoSamConfig) -> PartCost:
+    """Cost of the head at an input size."""
+    return autosam_head_cost(variant, size, outputs)
+
+
 def row(context: PlanningContext) -> Candidate:
     """Plan `2d_autosam`."""
     spec = HeadSpec(
@@ -24,8 +32,11 @@ def row(context: PlanningContext) -> Candidate:
         prior=1.0,
         evidence="AutoSAM's table has this head level with the CNN head (39.3 and 67.1 mean Dice with 1 and "
         "5 labelled volumes) and best in surface distance",
+        config=AutoSamConfig,
+        work="vit",
+        cost=head_cost,
     )
-    return sam_row(context, spec, AutoSamConfig)
+    return sam_row(context, spec)
 
 
 register(

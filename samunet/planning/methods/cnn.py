@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_rows import HeadSpec, SamHeadConfig, sam_row
+from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_costs import PartCost, cnn_head_cost
+from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,11 @@ class CnnConfig(SamHeadConfig):
     """Stages of the decoder, 2 to 6; its bottom has head_width * 2 ** num_depth channels. Paper: 4."""
 
 
+def head_cost(variant: SamVariant, size: int, outputs: int, config: CnnConfig) -> PartCost:
+    """Cost of the head at an input size."""
+    return cnn_head_cost(variant, size, outputs, config.head_width or variant.cnn_width, config.num_depth)
+
+
 def row(context: PlanningContext) -> Candidate:
     """Plan `2d_cnn`."""
     spec = HeadSpec(
@@ -27,8 +35,11 @@ def row(context: PlanningContext) -> Candidate:
         prior=2.0,
         evidence="AutoSAM's table has the CNN head first with 1 and 5 labelled volumes (40.4 and 67.2 mean "
         "Dice against the U-Net's 17.6 and 51.8)",
+        config=CnnConfig,
+        work="conv2d",
+        cost=head_cost,
     )
-    return sam_row(context, spec, CnnConfig)
+    return sam_row(context, spec)
 
 
 register(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_rows import HeadSpec, SamHeadConfig, sam_row
+from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_costs import PartCost, linear_head_cost
+from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig(SamHeadConfig):
     """Settings of `2d_linear`. `head_width` None: 64 channels after the first upsampling, then half."""
+
+
+def head_cost(variant: SamVariant, size: int, outputs: int, config: LinearConfig) -> PartCost:
+    """Cost of the head at an input size."""
+    return linear_head_cost(variant, size, outputs, config.head_width or 64)
 
 
 def row(context: PlanningContext) -> Candidate:
@@ -21,8 +29,11 @@ def row(context: PlanningContext) -> Candidate:
         prior=0.0,
         evidence="AutoSAM's table gives the linear head 22.9 and 31.1 mean Dice with 1 and 5 labelled "
         "volumes, far below the CNN head's 40.4 and 67.2",
+        config=LinearConfig,
+        work="conv2d",
+        cost=head_cost,
     )
-    return sam_row(context, spec, LinearConfig)
+    return sam_row(context, spec)
 
 
 register(

@@ -4,8 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.unet_topology import unet_cost
 from samunet.planning.candidates import Candidate, PlanningContext
-from samunet.planning.methods import Method, MethodConfig, register
+from samunet.planning.memory import Load, fit_schedule, forecast_of, step_seconds
+from samunet.planning.methods import (
+    Method,
+    MethodConfig,
+    build_config,
+    get_method,
+    known_settings,
+    register,
+)
+from samunet.planning.plan import Configuration, DataConfiguration
+from samunet.planning.rules import MAX_BATCH_2D, UNetPatch, UNetRequest, plan_unet_patch
+from samunet.planning.standing import (
+    FITTING_DIMENSION,
+    UNET,
+    counted_cases,
+    few_cases,
+    has_volumes,
+    length_reason,
+    short_schedule_penalty,
+    shortage,
+    suits_dimension,
+    thick_slices,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +55,108 @@ class UNetConfig(MethodConfig):
 
 def row_2d(context: PlanningContext) -> Candidate:
     """Plan `2d_unet`."""
-    raise NotImplementedError
+    return unet_row(context, "2d_unet", context.data["2d"])
 
 
 def row_3d(context: PlanningContext) -> Candidate:
-    """Plan `3d_unet`."""
-    raise NotImplementedError
+    """Plan `3d_unet`; unsuitable for single images."""
+    data = context.data.get("3d")
+    if data is None:
+        kind = "natural 2D images" if context.natural_image else "single 2D images"
+        reason = f"The cases are {kind}: there is no third axis to convolve along."
+        return Candidate(method="3d_unet", configuration=None, fits=False, score=0.0, reasons=(reason,))
+    return unet_row(context, "3d_unet", data)
+
+
+def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Candidate:
+    """Plan a plain U-Net on a data configuration with nnU-Net's rules."""
+    request = unet_request(context, data)
+    patch = plan_unet_patch(request)
+    cost = unet_cost(patch.topology, context.num_channels, context.num_outputs)
+    load = Load(
+        batch_size=patch.batch_size,
+        parameters=cost.parameters,
+        trainable=cost.parameters,
+        optimizer_values=1,
+        trained={f"conv{data.dimension}d": float(cost.multiply_adds)},
+        values=float(cost.elements),
+    )
+    settings = known_settings(UNetConfig, context.settings)
+    fixed = bool({"epochs", "iterations"} & context.settings.keys())
+    seconds = step_seconds(load, context.budget)
+    schedule = fit_schedule(build_config(get_method(name), settings), seconds, context.budget, fixed=fixed)
+    forecast = forecast_of(load, schedule, context.budget)
+    lacks = shortage(forecast, schedule, context)
+    reasons = (
+        *lacks,
+        _standing_reason(context, data),
+        _patch_reason(request, patch),
+        length_reason(schedule, context.budget.hours, fixed=fixed),
+        *filter(None, [context.mirror_reason]),
+    )
+    configuration = Configuration(
+        name=name,
+        method=name,
+        data=data.name,
+        patch_size=patch.patch_size,
+        batch_size=patch.batch_size,
+        batch_dice=data.dimension == 2 or context.batch_dice_3d,
+        mirror_axes=context.patch_mirror_axes(data),
+        settings=settings | ({"epochs": schedule.epochs} if schedule.shortened else {}),
+        forecast=forecast,
+        reasons=reasons,
+    )
+    score = UNET + FITTING_DIMENSION * suits_dimension(context, data.dimension)
+    score -= short_schedule_penalty(schedule)
+    return Candidate(method=name, configuration=configuration, fits=not lacks, score=score, reasons=reasons)
+
+
+def unet_request(context: PlanningContext, data: DataConfiguration) -> UNetRequest:
+    """What nnU-Net's patch and batch rules need of a data configuration."""
+    return UNetRequest(
+        spacing_mm=data.spacing_mm,
+        median_shape=data.median_shape,
+        num_inputs=context.num_channels,
+        num_labels=context.num_labels,
+        dataset_voxels=context.dataset_voxels,
+        memory_gb=context.unet_memory_gb,
+        max_batch=MAX_BATCH_2D if data.dimension == 2 else None,
+    )
+
+
+def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
+    if few_cases(context) and context.weights:
+        return (
+            f"With {counted_cases(context)} a network trained from scratch sees few examples: AutoSAM's "
+            "table has the U-Net at 17.6 and 51.8 mean Dice with 1 and 5 labelled volumes, the SAM heads at "
+            "40 and 67."
+        )
+    if not has_volumes(context):
+        return f"The cases are 2D images; {counted_cases(context)} are enough to train a U-Net from scratch."
+    thick = thick_slices(context)
+    if thick:
+        better = "is the fitting one" if data.dimension == 2 else "is less suited than a 2D one"
+        return f"A {data.dimension}D network {better}: {thick}."
+    volume = context.data["3d"]
+    spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+    if data.dimension == 3:
+        return (
+            f"A 3D network sees the context across the {volume.median_shape[0]:g} slices of the median case "
+            f"({spacing} mm), and {counted_cases(context)} are there to train it from scratch."
+        )
+    return (
+        f"A 2D network leaves the context across the {volume.median_shape[0]:g} slices ({spacing} mm) unused."
+    )
+
+
+def _patch_reason(request: UNetRequest, patch: UNetPatch) -> str:
+    median = " x ".join(f"{n:g}" for n in request.median_shape)
+    size = " x ".join(map(str, patch.patch_size))
+    held = f"; {patch.limit} holds the batch down from {patch.uncapped_batch}" if patch.limit else ""
+    return (
+        f"nnU-Net's rules for {request.memory_gb:g} GB give patches of {size} (median case {median}) and "
+        f"{patch.batch_size} a batch{held}."
+    )
 
 
 _TRAINER = "samunet.trainers.unet:UNetTrainer"

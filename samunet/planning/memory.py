@@ -1,0 +1,152 @@
+"""What a training step needs: memory, seconds, and how much of a schedule fits into the hours. No torch.
+
+Figures marked *measured* come from training steps on two CPU cores with torch 2.13 in float32. The GPU
+figures follow nnU-Net's own reference (its 3D default fills 7.7 GB of an 8 GB GPU in mixed precision).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from samunet.planning.methods import MethodConfig
+from samunet.planning.plan import Budget, Forecast
+
+CPU_PROCESS_GB = 0.55
+"""Python with torch, augmentation and the loader before the first step (resident)."""
+GPU_CONTEXT_GB = 0.9
+"""CUDA context, kernels and the allocator's slack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueBytes:
+    """Bytes for each value kept for the backward pass, gradients in flight included."""
+
+    cpu: float
+    gpu: float
+
+
+CONVOLUTION_BYTES = ValueBytes(cpu=9.5, gpu=5.5)
+"""Per output of a U-Net's convolution: its normalised copy is kept too (CPU measured)."""
+TOKEN_BYTES = ValueBytes(cpu=4.5, gpu=2.5)
+"""Where every kept tensor is counted by itself: transformers and heads."""
+CPU_WORKSPACE_GB = 0.3
+"""Buffers of the convolution library (measured)."""
+STEP_OVERHEAD_SECONDS = {"cuda": 0.03, "mps": 0.05, "cpu": 0.02}
+"""Launches, optimizer and loader that no step goes below."""
+LEAST_STEPS = 2500
+"""Fewer training steps than ten epochs of 250 are not worth starting."""
+LOGIT_COPIES = 6
+"""Full-size copies of the logits that loss and softmax keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one training step of a method asks of a machine.
+
+    Attributes:
+        batch_size: samples a step.
+        parameters: of the whole network; `trainable` those with gradient and optimizer state.
+        optimizer_values: state values per trained parameter (1 for SGD with momentum, 2 for AdamW).
+        trained: kind of work -> multiply-adds per sample, forward only, of what is trained.
+        frozen: the same for what runs without gradients.
+        values: values per sample that are kept for the backward pass.
+        value_bytes: what each of them takes.
+        passing_values: largest set of values that a frozen part holds for a moment, per sample.
+    """
+
+    batch_size: int
+    parameters: int
+    trainable: int
+    optimizer_values: int
+    trained: dict[str, float]
+    frozen: dict[str, float] = field(default_factory=dict)
+    values: float = 0.0
+    value_bytes: ValueBytes = CONVOLUTION_BYTES
+    passing_values: float = 0.0
+
+
+def memory_gb(load: Load, budget: Budget) -> float:
+    """Peak memory of training, GB (1e9 bytes): of the GPU, or resident memory of the process on a CPU."""
+    on_cpu = budget.device == "cpu"
+    fixed = CPU_PROCESS_GB + CPU_WORKSPACE_GB if on_cpu else GPU_CONTEXT_GB
+    per_value = load.value_bytes.cpu if on_cpu else load.value_bytes.gpu
+    weights = 4 * (load.parameters + load.trainable * (1 + load.optimizer_values))
+    kept = load.batch_size * (load.values * per_value + load.passing_values * (4 if on_cpu else 2))
+    return fixed + (weights + kept) / 1e9
+
+
+def step_seconds(load: Load, budget: Budget) -> float:
+    """Seconds of one training step: forward and twice that for backward, plus the frozen parts once."""
+    seconds = STEP_OVERHEAD_SECONDS[budget.device]
+    for kind, multiply_adds in load.trained.items():
+        seconds += load.batch_size * 3 * 2 * multiply_adds / (budget.gflops[kind] * 1e9)
+    for kind, multiply_adds in load.frozen.items():
+        seconds += load.batch_size * 2 * multiply_adds / (budget.gflops[kind] * 1e9)
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length of a training.
+
+    Attributes:
+        epochs: planned; `wanted` is the recipe's.
+        hours: for the whole training, `extra_hours` (building a cache) among them.
+        fits: at least LEAST_STEPS, or the user's own length, within the budget's hours.
+    """
+
+    epochs: int
+    wanted: int
+    iterations: int
+    hours: float
+    fits: bool
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.iterations
+
+    @property
+    def wanted_steps(self) -> int:
+        return self.wanted * self.iterations
+
+    @property
+    def shortened(self) -> bool:
+        return self.epochs < self.wanted
+
+
+def fit_schedule(
+    config: MethodConfig, seconds: float, budget: Budget, *, fixed: bool, extra_hours: float = 0.0
+) -> Schedule:
+    """Shorten the recipe's schedule to the hours, never below LEAST_STEPS.
+
+    Args:
+        config: the recipe.
+        seconds: of one step.
+        fixed: the user set the length, which is then kept.
+        extra_hours: spent before the first step.
+    """
+    # A validation step is a forward pass, a third of a training step.
+    epoch_hours = seconds * (config.iterations * config.accumulate + config.val_iterations / 3) / 3600
+    affordable = math.floor(max(0.0, budget.hours - extra_hours) / epoch_hours)
+    least = min(config.epochs, math.ceil(LEAST_STEPS / config.iterations))
+    epochs = config.epochs if fixed else min(config.epochs, max(affordable, least))
+    return Schedule(
+        epochs=epochs,
+        wanted=config.epochs,
+        iterations=config.iterations,
+        hours=extra_hours + epochs * epoch_hours,
+        fits=epochs <= affordable,
+    )
+
+
+def forecast_of(load: Load, schedule: Schedule, budget: Budget, cache_gb: float = 0.0) -> Forecast:
+    """The forecast that a plan keeps."""
+    return Forecast(
+        memory_gb=round(memory_gb(load, budget), 2),
+        step_seconds=round(step_seconds(load, budget), 4),
+        train_hours=round(schedule.hours, 2),
+        cache_gb=round(cache_gb, 2),
+        parameters=load.parameters,
+        trainable=load.trainable,
+    )

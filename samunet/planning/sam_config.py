@@ -1,0 +1,38 @@
+"""Settings that every 2D head on a SAM encoder has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from samunet.planning.methods import MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamHeadConfig(MethodConfig):
+    """Settings of every 2D head without prompts on a SAM encoder (AutoSAM, arXiv 2306.13731)."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate of AdamW (the paper's value for a frozen encoder)."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    warmup_steps: int = 250
+    """Steps of linear warm-up before the polynomial decay."""
+    encoder: Literal["frozen", "full"] = "frozen"
+    """Whether the SAM encoder keeps its pretrained weights or is trained too (then nothing is cached)."""
+    encoder_weights: str | None = None
+    """`random` forces a randomly initialised encoder (speed figures, tests); None takes the plan's choice."""
+    encoder_learning_rate_factor: float = 1.0
+    """Learning rate of the trained encoder relative to the head's (below 1 for a pretrained encoder)."""
+    cache: bool = True
+    """Keep the frozen encoder's outputs on disk instead of encoding in every step."""
+    views: int = 6
+    """Augmented views stored per slice in the embedding cache; the first is the plain slice."""
+    slice_context: int = 0
+    """Neighbouring slices on each side that are given as further channels (0: single slices)."""
+    channel_map: Literal["fixed", "stem"] = "fixed"
+    """Channels to SAM's three by a fixed map, or by a trainable 1x1 stem (then nothing is cached)."""
+    head_width: int | None = None
+    """Base width of the head; None scales it with the encoder (the method's page has the values)."""
+    paper_compat: bool = False
+    """Behave like the paper's public code where it differs from the sound choice."""

@@ -1,0 +1,284 @@
+"""Ways to run a SAM head on a dataset: encoder, input size, cache or not, batch, and what each costs.
+
+Options are ordered in a chain along which input and encoder only grow (first the input, then the encoder), so
+that a larger budget, which can only reach further along the chain, never shrinks either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import PATCH, VARIANTS, SamVariant, get_variant
+from samunet.planning.candidates import PlanningContext
+from samunet.planning.memory import (
+    LOGIT_COPIES,
+    TOKEN_BYTES,
+    Load,
+    Schedule,
+    fit_schedule,
+    forecast_of,
+    memory_gb,
+    step_seconds,
+)
+from samunet.planning.methods import build_config, get_method, known_settings
+from samunet.planning.plan import DataConfiguration, Forecast
+from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_costs import PartCost, attention_bias_values, encoder_cost
+from samunet.planning.standing import shortage
+
+INPUT_SIZES = (224, 448, 672, 896, 1024)
+"""14 tokens of 16 pixels fill a window; 1024 is the size that SAM was trained at (windows padded by 20 %)."""
+ENLARGEMENT = {"pretrained": 4, "scratch": 2}
+"""Input pixels wanted per slice pixel. Logits have a quarter of the input, and SAM was trained on large
+objects (AutoSAM enlarges 224-pixel slices 4.6 times); trained from scratch, more tokens mostly cost time."""
+NEAR_ENOUGH = 0.8
+MARGIN = 1.25
+"""Slices up to this many times the median are planned to be seen whole; larger ones are tiled."""
+VIEWS = (6, 4, 2)
+FROZEN_BATCH, FULL_BATCH, LEAST_BATCH = 8, 16, 2
+BYTES_PER_CACHED_VALUE = 2
+RANDOM = "random"
+FULL_FROM_SCRATCH = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
+FULL_FROM_SCRATCH_WARMUP = 500
+FULL_PRETRAINED = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """What tells one head's row from another's.
+
+    Attributes:
+        method: registry name.
+        prior: standing among the SAM heads when the data say nothing else (larger is better).
+        evidence: the sentence that backs the standing, with its source.
+        config: its settings.
+        work: kind of arithmetic of the head, a key of `Budget.gflops`.
+        cost: (encoder, input size, outputs, settings) -> cost of the head.
+    """
+
+    method: str
+    prior: float
+    evidence: str
+    config: type[SamHeadConfig]
+    work: str
+    cost: Callable[[SamVariant, int, int, Any], PartCost]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamOption:
+    """One resolved way to run a head, with its cost.
+
+    Attributes:
+        lacks: what of the budget it exceeds, in sentences.
+        fixed_length: the user set the length of the schedule.
+    """
+
+    variant: SamVariant
+    input_size: int
+    weights: str
+    batch_size: int
+    settings: dict[str, Any]
+    config: SamHeadConfig
+    schedule: Schedule
+    forecast: Forecast
+    lacks: tuple[str, ...]
+    fixed_length: bool
+
+    @property
+    def cached(self) -> bool:
+        return is_cached(self.config)
+
+    @property
+    def comfortable(self) -> bool:
+        """Whether it fits with its full schedule."""
+        return not self.lacks and (self.fixed_length or not self.schedule.shortened)
+
+
+def is_cached(config: SamHeadConfig) -> bool:
+    """Whether these settings train on stored encoder outputs."""
+    return config.encoder == "frozen" and config.cache and config.channel_map == "fixed"
+
+
+def slice_size(data: DataConfiguration) -> tuple[int, ...]:
+    """The planned slice: whole slices are padded to it, larger ones tiled."""
+    return tuple(
+        min(largest, math.ceil(MARGIN * median)) for largest, median in zip(data.max_shape, data.median_shape)
+    )
+
+
+def best_option(context: PlanningContext, spec: HeadSpec) -> tuple[SamOption, SamOption | None]:
+    """The furthest option of the chain that fits with its full schedule, else the first; and the next one."""
+    chain = option_chain(context, spec)
+    options = [evaluate(context, spec, variant, size) for variant, size in chain]
+    reached = max((i for i, option in enumerate(options) if option.comfortable), default=0)
+    return options[reached], options[reached + 1] if reached + 1 < len(options) else None
+
+
+def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVariant, int]]:
+    """Encoder and input size, ascending.
+
+    Raises:
+        SamunetError: the encoder asked for is unknown, refused, or has no weights.
+    """
+    user = known_settings(spec.config, context.settings)
+    data = context.data["2d"]
+    if context.encoder is not None:
+        variant = get_variant(context.encoder)
+        _require_weights(context, variant, user)
+        pretrained = variant.name in context.weights
+        return [(variant, size) for size in input_sizes(variant, data, pretrained=pretrained)]
+    if user.get("encoder_weights") == RANDOM:
+        return [(VARIANTS["vit_b"], size) for size in input_sizes(VARIANTS["vit_b"], data, pretrained=True)]
+    at_hand = sorted((VARIANTS[name] for name in context.weights), key=lambda v: v.width * v.depth)
+    large = [variant for variant in at_hand if not variant.from_scratch]
+    if not large:
+        tiny = VARIANTS["vit_tiny"]
+        return [(tiny, size) for size in input_sizes(tiny, data, pretrained=tiny in at_hand)]
+    sizes = input_sizes(large[0], data, pretrained=True)
+    # A small encoder stands in only at its own size: a larger one would shrink where the large one begins.
+    chain = [
+        (variant, sizes[0]) for variant in at_hand if variant.from_scratch and variant.input_size == sizes[0]
+    ]
+    chain += [(large[0], size) for size in sizes]
+    return chain + [(variant, sizes[-1]) for variant in large[1:]]
+
+
+def _require_weights(context: PlanningContext, variant: SamVariant, user: dict[str, Any]) -> None:
+    forced = user.get("encoder_weights") == RANDOM or user.get("encoder") == "full"
+    if variant.name in context.weights or variant.from_scratch or forced:
+        return
+    raise SamunetError(
+        f"There are no weights of the encoder {variant.name}. Fetch them with `samunet_download_weights "
+        f"{variant.name}`, or train it from scratch with --set encoder=full, or (for speed figures only) "
+        "freeze a random one with --set encoder_weights=random."
+    )
+
+
+def input_sizes(variant: SamVariant, data: DataConfiguration, *, pretrained: bool) -> tuple[int, ...]:
+    """Input sizes worth planning for slices of this data, ascending, the wanted one last."""
+    if variant.native_size < INPUT_SIZES[0]:
+        return (variant.native_size,)
+    wanted = max(slice_size(data)) * ENLARGEMENT["pretrained" if pretrained else "scratch"]
+    enough = [size for size in INPUT_SIZES if size >= NEAR_ENOUGH * wanted]
+    last = enough[0] if enough else INPUT_SIZES[-1]
+    return tuple(size for size in INPUT_SIZES if size <= last)
+
+
+def evaluate(context: PlanningContext, spec: HeadSpec, variant: SamVariant, input_size: int) -> SamOption:
+    """Cost of one option in the better of its ways: with a cache of as many views as fit, or without."""
+    user = known_settings(spec.config, context.settings)
+    weights = RANDOM if user.get("encoder_weights") == RANDOM else context.weights.get(variant.name, "none")
+    ways = _ways(weights, {**context.settings})
+    options = [_cost_out(context, spec, _Way(variant, input_size, weights, {**way, **user})) for way in ways]
+    # The first way without a lack in its order, the quicker of those with and without a cache.
+    sound = [option for option in options if not option.lacks] or options
+    cached = [option for option in sound if option.cached]
+    direct = [option for option in sound if not option.cached]
+    return min([*cached[:1], *direct[:1]], key=lambda option: option.forecast.train_hours)
+
+
+def _ways(weights: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Recipes to weigh, the preferred one first; what the user asked for is laid over them."""
+    frozen = weights != "none" and asked.get("encoder") != "full"
+    if not frozen:
+        if weights not in ("none", RANDOM):
+            return [dict(FULL_PRETRAINED)]
+        return [{**FULL_FROM_SCRATCH, "warmup_steps": FULL_FROM_SCRATCH_WARMUP}]
+    if asked.get("channel_map") == "stem":
+        return [{"cache": False}]
+    views = [{"views": number} for number in VIEWS] if "views" not in asked else [{}]
+    if "cache" in asked:
+        return views if asked["cache"] else [{}]
+    return [*views, {"cache": False}]
+
+
+@dataclass(frozen=True)
+class _Way:
+    variant: SamVariant
+    input_size: int
+    weights: str
+    settings: dict[str, Any]
+
+
+def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
+    settings = known_settings(spec.config, way.settings)
+    config = cast(SamHeadConfig, build_config(get_method(spec.method), settings))
+    encode, train = _loads(context, spec, way, config)
+    wanted = train.batch_size
+    while train.batch_size > LEAST_BATCH and memory_gb(train, context.budget) > context.budget.memory_gb:
+        train = replace(train, batch_size=max(LEAST_BATCH, train.batch_size // 2))
+    if train.batch_size < wanted and "accumulate" not in context.settings:
+        settings["accumulate"] = wanted // train.batch_size
+        config = replace(config, accumulate=settings["accumulate"])
+    cache_gb = encode_hours = 0.0
+    if is_cached(config):
+        stored = context.num_slices * config.views
+        cache_gb = stored * cache_bytes(way.variant, way.input_size) / 1e9
+        encode_hours = stored * step_seconds(encode, context.budget) / 3600
+    fixed = bool({"epochs", "iterations"} & context.settings.keys())
+    seconds = step_seconds(train, context.budget)
+    schedule = fit_schedule(config, seconds, context.budget, fixed=fixed, extra_hours=encode_hours)
+    forecast = forecast_of(train, schedule, context.budget, cache_gb)
+    if is_cached(config):
+        peak = max(forecast.memory_gb, round(memory_gb(encode, context.budget), 2))
+        forecast = replace(forecast, memory_gb=peak)
+    if schedule.shortened:
+        settings["epochs"] = schedule.epochs
+    return SamOption(
+        variant=way.variant,
+        input_size=way.input_size,
+        weights=way.weights,
+        batch_size=train.batch_size,
+        settings=settings,
+        config=config,
+        schedule=schedule,
+        forecast=forecast,
+        lacks=shortage(forecast, schedule, context),
+        fixed_length=fixed,
+    )
+
+
+def cache_bytes(variant: SamVariant, input_size: int) -> int:
+    """Bytes of one slice's embedding, float16."""
+    return variant.prompt_dim * (input_size // PATCH) ** 2 * BYTES_PER_CACHED_VALUE
+
+
+def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:
+    """Load of encoding one slice for the cache, and of one training step."""
+    encoder = encoder_cost(way.variant, way.input_size)
+    head = spec.cost(way.variant, way.input_size, context.num_outputs, config)
+    parameters = encoder.parameters + head.parameters
+    frozen = config.encoder == "frozen"
+    values = head.values + LOGIT_COPIES * context.num_outputs * math.prod(slice_size(context.data["2d"]))
+    trained = {spec.work: head.multiply_adds}
+    if not frozen:
+        values += encoder.values
+        trained["vit"] = trained.get("vit", 0.0) + encoder.multiply_adds
+        if context.budget.device == "cpu":
+            values += attention_bias_values(way.variant, way.input_size)
+    encodes = frozen and not is_cached(config)
+    train = Load(
+        batch_size=min(FROZEN_BATCH if frozen else FULL_BATCH, max(LEAST_BATCH, context.num_slices)),
+        parameters=parameters,
+        trainable=head.parameters if frozen else parameters,
+        optimizer_values=2,
+        trained=trained,
+        frozen={"vit": encoder.multiply_adds} if encodes else {},
+        values=values,
+        value_bytes=TOKEN_BYTES,
+        passing_values=encoder.passing_values if encodes else 0.0,
+    )
+    encode = Load(
+        batch_size=1,
+        parameters=parameters,
+        trainable=0,
+        optimizer_values=0,
+        trained={},
+        frozen={"vit": encoder.multiply_adds},
+        passing_values=encoder.passing_values,
+    )
+    return encode, train
