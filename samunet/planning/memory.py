@@ -34,8 +34,10 @@ CPU_WORKSPACE_GB = 0.3
 """Buffers of the convolution library (measured)."""
 STEP_OVERHEAD_SECONDS = {"cuda": 0.03, "mps": 0.05, "cpu": 0.02}
 """Launches, optimizer and loader that no step goes below."""
-LEAST_STEPS = 2500
-"""Fewer training steps than ten epochs of 250 are not worth starting."""
+LEAST_STEPS = 1000
+"""Fewer training steps than four epochs of 250 are not worth starting."""
+ENOUGH_STEPS = 5000
+"""Steps after which a network of this size is trained well enough for methods to be ranked by kind."""
 LOGIT_COPIES = 6
 """Full-size copies of the logits that loss and softmax keep."""
 

@@ -1,4 +1,4 @@
-"""The planner: fingerprint, budget and weights at hand to a plan. A pure function; nothing is read or written."""
+"""The planner: fingerprint, budget and weights at hand to a plan. A pure function; disk is not touched."""
 
 from __future__ import annotations
 

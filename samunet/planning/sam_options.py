@@ -15,6 +15,7 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.variants import PATCH, VARIANTS, SamVariant, get_variant
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.memory import (
+    ENOUGH_STEPS,
     LOGIT_COPIES,
     TOKEN_BYTES,
     Load,
@@ -39,11 +40,14 @@ NEAR_ENOUGH = 0.8
 MARGIN = 1.25
 """Slices up to this many times the median are planned to be seen whole; larger ones are tiled."""
 VIEWS = (6, 4, 2)
-FROZEN_BATCH, FULL_BATCH, LEAST_BATCH = 8, 16, 2
+BATCH, LEAST_BATCH = 8, 2
+ENCODE_BATCH = 4
+"""Slices encoded at once for the cache."""
+SLOWEST_SLICE_SECONDS = 5.0
+"""A larger input or encoder is not taken where encoding a slice takes longer: prediction would crawl."""
 BYTES_PER_CACHED_VALUE = 2
 RANDOM = "random"
 FULL_FROM_SCRATCH = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
-FULL_FROM_SCRATCH_WARMUP = 500
 FULL_PRETRAINED = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
 
 
@@ -74,6 +78,7 @@ class SamOption:
 
     Attributes:
         lacks: what of the budget it exceeds, in sentences.
+        slice_seconds: encoding one slice, which prediction does for every slice.
         fixed_length: the user set the length of the schedule.
     """
 
@@ -87,6 +92,12 @@ class SamOption:
     forecast: Forecast
     lacks: tuple[str, ...]
     fixed_length: bool
+    slice_seconds: float
+
+    @property
+    def useful_steps(self) -> int:
+        """Steps of the schedule, as far as more of them still matter."""
+        return min(self.schedule.steps, ENOUGH_STEPS)
 
     @property
     def cached(self) -> bool:
@@ -94,8 +105,16 @@ class SamOption:
 
     @property
     def comfortable(self) -> bool:
+        """Whether it fits with a long enough schedule: the whole one, or less for a frozen encoder."""
+        if self.lacks or self.slice_seconds > SLOWEST_SLICE_SECONDS:
+            return False
+        whole = self.fixed_length or not self.schedule.shortened
+        return whole or (self.config.encoder == "frozen" and self.schedule.steps >= ENOUGH_STEPS)
+
+    @property
+    def unhurried(self) -> bool:
         """Whether it fits with its full schedule."""
-        return not self.lacks and (self.fixed_length or not self.schedule.shortened)
+        return self.comfortable and (self.fixed_length or not self.schedule.shortened)
 
 
 def is_cached(config: SamHeadConfig) -> bool:
@@ -111,10 +130,17 @@ def slice_size(data: DataConfiguration) -> tuple[int, ...]:
 
 
 def best_option(context: PlanningContext, spec: HeadSpec) -> tuple[SamOption, SamOption | None]:
-    """The furthest option of the chain that fits with its full schedule, else the first; and the next one."""
+    """The furthest option of the chain that fits, else the first; and the one beyond it.
+
+    A larger input may cut the schedule down to what is enough; a larger encoder must leave it whole.
+    """
     chain = option_chain(context, spec)
     options = [evaluate(context, spec, variant, size) for variant, size in chain]
-    reached = max((i for i, option in enumerate(options) if option.comfortable), default=0)
+    first = options[0].variant
+    reached = max(
+        (i for i, o in enumerate(options) if (o.comfortable if o.variant is first else o.unhurried)),
+        default=0,
+    )
     return options[reached], options[reached + 1] if reached + 1 < len(options) else None
 
 
@@ -174,11 +200,15 @@ def evaluate(context: PlanningContext, spec: HeadSpec, variant: SamVariant, inpu
     weights = RANDOM if user.get("encoder_weights") == RANDOM else context.weights.get(variant.name, "none")
     ways = _ways(weights, {**context.settings})
     options = [_cost_out(context, spec, _Way(variant, input_size, weights, {**way, **user})) for way in ways]
-    # The first way without a lack in its order, the quicker of those with and without a cache.
     sound = [option for option in options if not option.lacks] or options
+    longest = max(option.useful_steps for option in sound)
+    sound = [option for option in sound if option.useful_steps == longest]
+    # As many views as fit; without a cache only where that is quicker for as many steps.
     cached = [option for option in sound if option.cached]
     direct = [option for option in sound if not option.cached]
-    return min([*cached[:1], *direct[:1]], key=lambda option: option.forecast.train_hours)
+    return min(
+        [*cached[:1], *direct[:1]], key=lambda option: (-option.schedule.steps, option.forecast.train_hours)
+    )
 
 
 def _ways(weights: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
@@ -187,7 +217,7 @@ def _ways(weights: str, asked: dict[str, Any]) -> list[dict[str, Any]]:
     if not frozen:
         if weights not in ("none", RANDOM):
             return [dict(FULL_PRETRAINED)]
-        return [{**FULL_FROM_SCRATCH, "warmup_steps": FULL_FROM_SCRATCH_WARMUP}]
+        return [dict(FULL_FROM_SCRATCH)]
     if asked.get("channel_map") == "stem":
         return [{"cache": False}]
     views = [{"views": number} for number in VIEWS] if "views" not in asked else [{}]
@@ -218,7 +248,7 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     if is_cached(config):
         stored = context.num_slices * config.views
         cache_gb = stored * cache_bytes(way.variant, way.input_size) / 1e9
-        encode_hours = stored * step_seconds(encode, context.budget) / 3600
+        encode_hours = stored * step_seconds(encode, context.budget) / ENCODE_BATCH / 3600
     fixed = bool({"epochs", "iterations"} & context.settings.keys())
     seconds = step_seconds(train, context.budget)
     schedule = fit_schedule(config, seconds, context.budget, fixed=fixed, extra_hours=encode_hours)
@@ -239,6 +269,7 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
         forecast=forecast,
         lacks=shortage(forecast, schedule, context),
         fixed_length=fixed,
+        slice_seconds=step_seconds(encode, context.budget) / ENCODE_BATCH,
     )
 
 
@@ -248,7 +279,7 @@ def cache_bytes(variant: SamVariant, input_size: int) -> int:
 
 
 def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:
-    """Load of encoding one slice for the cache, and of one training step."""
+    """Load of encoding a few slices for the cache, and of one training step."""
     encoder = encoder_cost(way.variant, way.input_size)
     head = spec.cost(way.variant, way.input_size, context.num_outputs, config)
     parameters = encoder.parameters + head.parameters
@@ -262,7 +293,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
             values += attention_bias_values(way.variant, way.input_size)
     encodes = frozen and not is_cached(config)
     train = Load(
-        batch_size=min(FROZEN_BATCH if frozen else FULL_BATCH, max(LEAST_BATCH, context.num_slices)),
+        batch_size=min(BATCH, max(LEAST_BATCH, context.num_slices)),
         parameters=parameters,
         trainable=head.parameters if frozen else parameters,
         optimizer_values=2,
@@ -273,7 +304,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
         passing_values=encoder.passing_values if encodes else 0.0,
     )
     encode = Load(
-        batch_size=1,
+        batch_size=ENCODE_BATCH,
         parameters=parameters,
         trainable=0,
         optimizer_values=0,

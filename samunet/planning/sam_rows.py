@@ -9,6 +9,7 @@ from samunet.planning.sam_costs import padding_waste
 from samunet.planning.sam_options import (
     INPUT_SIZES,
     RANDOM,
+    SLOWEST_SLICE_SECONDS,
     HeadSpec,
     SamOption,
     best_option,
@@ -17,6 +18,7 @@ from samunet.planning.sam_options import (
 )
 from samunet.planning.standing import (
     FROM_SCRATCH,
+    LOST_DETAIL_PENALTY,
     NEVER,
     PRETRAINED_FEW,
     PRETRAINED_MANY,
@@ -77,7 +79,9 @@ def _score(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float
         standing = FROM_SCRATCH
     else:
         standing = PRETRAINED_FEW if few_cases(context) else PRETRAINED_MANY
-    return standing + PRIOR_WEIGHT * spec.prior - short_schedule_penalty(option.schedule)
+    lost_detail = max(0.0, 1 - option.input_size / max(slice_size(context.data["2d"])))
+    standing -= LOST_DETAIL_PENALTY * lost_detail + short_schedule_penalty(option.schedule)
+    return standing + PRIOR_WEIGHT * spec.prior
 
 
 def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption) -> str:
@@ -97,8 +101,8 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
     if few_cases(context):
         return f"With {counted} a pretrained encoder is expected to lead: {spec.evidence}."
     return (
-        f"With {counted} a pretrained encoder is expected to have no lead over a U-Net: in AutoSAM's study it "
-        "was gone at about ten labelled volumes."
+        f"With {counted} a pretrained encoder is expected to have no lead over a U-Net: in AutoSAM's study "
+        "it was gone at about ten labelled volumes."
     )
 
 
@@ -119,12 +123,19 @@ def _input_reason(context: PlanningContext, option: SamOption) -> str:
     )
 
 
+def _obstacle(option: SamOption) -> str:
+    if option.lacks:
+        return option.lacks[0]
+    if option.slice_seconds > SLOWEST_SLICE_SECONDS:
+        return f"Encoding takes {option.slice_seconds:.0f} seconds a slice, in prediction too."
+    return "The hours allowed would cut its schedule too short."
+
+
 def _encoder_reasons(context: PlanningContext, option: SamOption, beyond: SamOption | None) -> list[str]:
     reasons = []
     if beyond is not None:
         name = f"{beyond.variant.name} at {beyond.input_size} pixels"
-        why = beyond.lacks[0] if beyond.lacks else "Its full schedule exceeds the hours allowed."
-        reasons.append(f"The next larger choice, {name}, was not taken: {why}")
+        reasons.append(f"The next larger choice, {name}, was not taken: {_obstacle(beyond)}")
     elif option.input_size == INPUT_SIZES[-1] and context.encoder is None:
         reasons.append(f"{option.variant.name} at {option.input_size} pixels is the largest choice at hand.")
     if option.cached:

@@ -6,7 +6,7 @@ A score is comparable between methods only within one plan; the highest that fit
 from __future__ import annotations
 
 from samunet.planning.candidates import PlanningContext
-from samunet.planning.memory import Schedule
+from samunet.planning.memory import ENOUGH_STEPS, Schedule
 from samunet.planning.plan import DataConfiguration, Forecast
 from samunet.planning.rules import ANISOTROPY
 
@@ -16,9 +16,6 @@ FEW_IMAGES = 100
 """Single images that hold about as many labelled slices as ten of that study's volumes."""
 FEW_SLICES = 16
 """A 3D patch of fewer, thick slices is pooled at most once along them."""
-ENOUGH_STEPS = 25_000
-"""Training steps (100 epochs of 250) after which the ranking by method is taken as it stands."""
-
 UNET = 10.0
 FITTING_DIMENSION = 1.0
 PRETRAINED_FEW = 14.0
@@ -28,6 +25,7 @@ NEVER = -1.0
 """Score of what must not be recommended although it runs."""
 PRIOR_WEIGHT = 0.2
 SHORT_SCHEDULE_PENALTY = 4.0
+LOST_DETAIL_PENALTY = 2.0
 
 
 def few_cases(context: PlanningContext) -> bool:
@@ -69,7 +67,7 @@ def suits_dimension(context: PlanningContext, dimension: int) -> bool:
 
 
 def short_schedule_penalty(schedule: Schedule) -> float:
-    """Score lost by a schedule that the hours cut short."""
+    """Score lost by a schedule that the hours cut very short."""
     return SHORT_SCHEDULE_PENALTY * max(0.0, 1 - schedule.steps / min(ENOUGH_STEPS, schedule.wanted_steps))
 
 

@@ -131,6 +131,11 @@ def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
             "table has the U-Net at 17.6 and 51.8 mean Dice with 1 and 5 labelled volumes, the SAM heads at "
             "40 and 67."
         )
+    if few_cases(context):
+        return (
+            f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but no weights "
+            "are at hand; among what is trained from scratch the U-Net is the stronger network."
+        )
     if not has_volumes(context):
         return f"The cases are 2D images; {counted_cases(context)} are enough to train a U-Net from scratch."
     thick = thick_slices(context)
