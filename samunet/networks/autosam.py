@@ -6,6 +6,7 @@ through SAM's two-way transformer; the mask token becomes the weights of a class
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,10 @@ from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import STRIDE, SamVariant, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 
+logger = logging.getLogger(__name__)
+
 TOKEN_NOISE = 0.02
-"""Deviation that tells the classes' tokens apart at the start, relative to SAM's token (its own is near 1)."""
+"""Deviation of the noise that tells the classes' tokens apart at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class AutoSamHeadSettings:
         outputs: classes K, background included.
         width: width of transformer and tokens; other than the embedding's, a 1x1 projection stands between.
         class_chunk: classes decoded at once; None all.
-        image_skip: add maps computed from the picture while upscaling (as SAM 2 does with its early features).
+        image_skip: add maps computed from the picture while upscaling, as SAM 2 adds its early features.
         paper_compat: as the public code: random positional matrix, no no-mask embedding, two mask tokens a
             class of which one is used, frozen random IoU tokens and IoU head.
     """
@@ -45,7 +48,7 @@ class AutoSamHeadSettings:
 
 
 class AutoSamHead(SliceHead):
-    """SAM's decoder per class; logits (B, K, S/4, S/4). Parts keep SAM's parameter names where they are SAM's."""
+    """SAM's decoder per class; logits (B, K, S/4, S/4). What is SAM's keeps SAM's parameter names."""
 
     def __init__(self, settings: AutoSamHeadSettings) -> None:
         super().__init__()
@@ -127,7 +130,27 @@ class AutoSamHead(SliceHead):
 
         With `paper_compat` only what the public code loads: transformer, upscaling, two hypernetworks.
         """
-        raise NotImplementedError
+        if self.settings.width != self.settings.variant.prompt_dim:
+            logger.warning("head_width %d is not SAM's: its mask decoder is not loaded.", self.settings.width)
+            return set()
+        copied: dict[str, str] = {}
+        for name in self.state_dict():
+            part = name.partition(".")[0]
+            if part in ("transformer", "output_upscaling", "output_hypernetworks_mlps"):
+                copied[name] = f"mask_decoder.{name}"
+            elif part in ("pe_layer", "no_mask_embed") and not self.settings.paper_compat:
+                copied[name] = f"prompt_encoder.{name}"
+        source = {f"prompt_encoder.{k}": v for k, v in prompt_encoder.items()}
+        source |= {f"mask_decoder.{k}": v for k, v in mask_decoder.items()}
+        faults = self.load_state_dict({own: source[key] for own, key in copied.items()}, strict=False)
+        assert not faults.unexpected_keys
+        if self.settings.paper_compat:
+            return set(copied.values())
+        with torch.no_grad():
+            for table, token in ((self.iou_tokens, "iou_token"), (self.mask_tokens, "mask_tokens")):
+                table.weight.copy_(source[f"mask_decoder.{token}.weight"][:1].expand_as(table.weight))
+                table.weight.add_(TOKEN_NOISE * torch.randn_like(table.weight))
+        return {*copied.values(), "mask_decoder.iou_token.weight", "mask_decoder.mask_tokens.weight"}
 
 
 def build_autosam(

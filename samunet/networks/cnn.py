@@ -41,8 +41,8 @@ class CnnHeadSettings:
 class CnnHead(SliceHead):
     """Widen; two stages at the embedding's resolution; stages that double it; logits by a 3x3 and a 1x1.
 
-    With an image skip, each doubled map is joined by one of equal width that was computed from the picture, and
-    further stages of the last width lead down to the finest stride.
+    With an image skip, each doubled map is joined by one of equal width that was computed from the picture,
+    and further stages of the last width lead down to the finest stride.
 
     Raises:
         SamunetError: no such number of stages.

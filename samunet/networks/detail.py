@@ -1,8 +1,8 @@
 """Fine structure for the heads: a small convolutional pyramid over the picture that the encoder sees.
 
-SAM's embedding has one vector for 16 x 16 pixels. A pretrained one describes edges inside that square, one that
-is trained from scratch does not for a long time; the pyramid gives the head the edges directly, as the skip
-connections of a U-Net do.
+SAM's embedding has one vector for 16 x 16 pixels. A pretrained one describes edges inside that square, one
+that is trained from scratch does not for a long time; the pyramid gives the head the edges directly, as the
+skip connections of a U-Net do.
 """
 
 from __future__ import annotations

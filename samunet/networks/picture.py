@@ -1,4 +1,4 @@
-"""From stored intensities to the picture that a SAM encoder sees, and logits of the picture back to the slice."""
+"""From stored intensities to the picture that a SAM encoder sees, and its logits back to the slice."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SliceSettings:
             num_channels * (2 * slice_context + 1) channels: for each image channel its slices in ascending
             order, which is (C, slices, H, W) reshaped.
         frozen: the encoder is not trained.
-        paper_compat: as the public AutoSAM code: slices stretched to the square, each scaled to 0..1 by its own
-            minimum and maximum, without SAM's mean and deviation.
+        paper_compat: as the public AutoSAM code: slices stretched to the square, each scaled to 0..1 by its
+            own minimum and maximum, without SAM's mean and deviation.
         checkpointing: recompute the encoder's activations in the backward pass.
     """
 
@@ -54,8 +54,8 @@ def channel_matrix(num_channels: int, slice_context: int = 0) -> Tensor:
     """Weights (3, N) that mix N = num_channels * (2 * slice_context + 1) channels into red, green, blue.
 
     One channel is repeated; two give (a, b, their mean); three stay; more are averaged in three groups of
-    neighbours. With context, red is the mean of the slices before, green the slice itself and blue the mean of
-    those after, each averaged over the image channels.
+    neighbours. With context, red is the mean of the slices before, green the slice itself and blue the mean
+    of those after, each averaged over the image channels.
     """
     if slice_context:
         slices = torch.zeros(3, 2 * slice_context + 1)
@@ -84,17 +84,17 @@ class SamPicture(nn.Module):
 
     def __init__(self, settings: SliceSettings) -> None:
         super().__init__()
-        window = torch.tensor(settings.display_window, dtype=torch.float32).reshape(-1, 2)
-        if len(window) != settings.num_channels:
+        windows = settings.display_window
+        if len(windows) != settings.num_channels:
             raise SamunetError(
-                f"display_window has {len(window)} entries for {settings.num_channels} image channels. Plan again."
+                f"display_window has {len(windows)} entries for {settings.num_channels} channels. Plan again."
             )
-        if not bool((window[:, 1] > window[:, 0]).all()):
-            raise SamunetError(f"display_window {window.tolist()}: each needs low < high. Plan again.")
+        if not all(low < high for low, high in windows):
+            raise SamunetError(f"display_window {windows}: each needs low < high. Plan again.")
         self.size = settings.input_size
         self.stretched = settings.paper_compat
         self.slices = 2 * settings.slice_context + 1
-        self.register_buffer("window", window)
+        self.register_buffer("window", torch.tensor(windows, dtype=torch.float32))
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         matrix = channel_matrix(settings.num_channels, settings.slice_context)
@@ -140,7 +140,7 @@ class SamPicture(nn.Module):
         return height, width
 
     def to_slice(self, logits: Tensor, slice_size: tuple[int, ...]) -> Tensor:
-        """Logits (B, K, h, w) of the whole square, bilinearly, as those of the slice: (B, K, H, W) float32."""
+        """Logits (B, K, h, w) of the whole square -> those of the slice (B, K, H, W), bilinearly, float32."""
         stride = self.size / logits.shape[-1]
         covered = self.covered(slice_size)
         rows, columns = (math.ceil(n / stride) for n in covered)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,9 @@ from samunet.networks.features import Features
 from samunet.networks.picture import SamPicture, SliceSettings
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weights import read_weights
+
+logger = logging.getLogger(__name__)
 
 ENCODER_PREFIX = "encoder."
 """Prefix of the encoder's keys in the state dict."""
@@ -36,6 +42,17 @@ class SliceHead(nn.Module):
             the keys used, `prompt_encoder.` or `mask_decoder.` in front; empty for heads that use none.
         """
         return set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of a weights file: numbers of tensors, and the keys that this head has no use for."""
+
+    path: Path
+    sha256: str
+    encoder: int
+    decoder: int
+    unused: tuple[str, ...]
 
 
 class SamSliceNetwork(nn.Module):
@@ -88,3 +105,37 @@ class SamSliceNetwork(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         return self.decode(self.encode(slices))
+
+
+def load_pretrained(network: SamSliceNetwork, path: Path, *, decoder: bool = True) -> LoadReport:
+    """Start a network from a SAM weights file; every key of the file is accounted for.
+
+    Args:
+        network: its encoder is loaded completely, position tables resized to its input.
+        path: see `read_weights`.
+        decoder: start the head from SAM's decoder too, where the head has parts of it.
+
+    Raises:
+        SamunetError: the file does not fit; nothing is loaded then.
+    """
+    weights = read_weights(path, network.settings.variant)
+    network.encoder.load_tables(weights.image_encoder)
+    used = network.head.load_decoder(weights.prompt_encoder, weights.mask_decoder) if decoder else set()
+    rest = {f"prompt_encoder.{key}" for key in weights.prompt_encoder}
+    rest |= {f"mask_decoder.{key}" for key in weights.mask_decoder}
+    assert used <= rest
+    report = LoadReport(
+        path=weights.path,
+        sha256=weights.sha256,
+        encoder=len(weights.image_encoder),
+        decoder=len(used),
+        unused=tuple(sorted(rest - used)),
+    )
+    logger.info(
+        "%s: %d tensors into the encoder, %d into the head, %d of SAM's prompts and decoder not needed.",
+        path,
+        report.encoder,
+        report.decoder,
+        len(report.unused),
+    )
+    return report
