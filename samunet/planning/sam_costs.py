@@ -1,7 +1,6 @@
-"""Parameters, arithmetic and kept values of SAM encoders and the heads on them. No torch.
+"""Parameters, arithmetic and kept values of SAM's image encoder. No torch.
 
-Counts follow the architecture (Kirillov et al. 2023; heads: AutoSAM, arXiv 2306.13731, section 3) and are
-checked against the built networks by a test. Multiply-adds are of one forward pass of one sample.
+Counts follow the architecture (Kirillov et al. 2023) and are checked against the built network by a test.
 """
 
 from __future__ import annotations
@@ -13,10 +12,6 @@ from samunet.networks.sam.variants import PATCH, SamVariant
 
 TRANSFORMER_VALUES = 16
 """Values kept per token and channel of a trained block: inputs of norms, projections, attention and MLP."""
-CNN_CONVOLUTIONS_VALUES = 2
-"""Values kept per output of a head's convolution: before and after the activation."""
-DECODER_VALUES = 25
-"""Values kept per image token, channel and class of SAM's mask decoder (measured on meta tensors)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,66 +92,3 @@ def encoder_parameters(variant: SamVariant, input_size: int) -> int:
         side = grid if block in variant.global_blocks else variant.window
         total += 12 * width**2 + 13 * width + 2 * (2 * side - 1) * (width // variant.heads)
     return total + width * neck + 9 * neck**2 + 4 * neck
-
-
-def linear_head_cost(variant: SamVariant, input_size: int, num_outputs: int, width: int = 64) -> PartCost:
-    """Two transposed convolutions and two 1x1 convolutions; logits at a quarter of the input size."""
-    neck, half, tokens = variant.prompt_dim, width // 2, (input_size // PATCH) ** 2
-    parameters = 4 * neck * width + width + 2 * width + 4 * width * half + half
-    parameters += half * half + half + half * num_outputs + num_outputs
-    multiply_adds = 4 * tokens * neck * width + 16 * tokens * (
-        width * half + half * half + half * num_outputs
-    )
-    values = 4 * tokens * width * 4 + 16 * tokens * half * 4
-    return PartCost(
-        parameters=parameters,
-        multiply_adds=float(multiply_adds),
-        values=float(values),
-        passing_values=float(16 * tokens * width),
-    )
-
-
-def cnn_head_cost(
-    variant: SamVariant, input_size: int, num_outputs: int, width: int, depth: int = 4
-) -> PartCost:
-    """UNet-like decoder: two 1x1 convolutions, `depth` stages that halve the channels; from the third on each
-    doubles the resolution.
-    """
-    pixels, channels = (input_size // PATCH) ** 2, width * 2**depth
-    layers = [(pixels, variant.prompt_dim, channels, 1, 1), (pixels, channels, channels, 1, 1)]
-    for stage in range(depth):
-        half = channels // 2
-        if stage < 2:
-            layers += [(pixels, channels, channels, 9, 9), (pixels, channels, half, 9, 9)]
-        else:
-            layers += [(pixels, channels, channels, 9, 9)] * 2
-            pixels *= 4
-            layers.append((pixels, channels, half, 1, 4))
-        channels = half
-    layers += [(pixels, channels, channels, 9, 9), (pixels, channels, num_outputs, 1, 1)]
-    kept = sum(n * b for n, _, b, _, _ in layers) * CNN_CONVOLUTIONS_VALUES
-    return PartCost(
-        parameters=sum(a * b * kernels + b for _, a, b, _, kernels in layers),
-        multiply_adds=float(sum(n * a * b * taps for n, a, b, taps, _ in layers)),
-        values=float(kept),
-        passing_values=float(2 * max(n * b for n, _, b, _, _ in layers)),
-    )
-
-
-def autosam_head_cost(variant: SamVariant, input_size: int, num_outputs: int) -> PartCost:
-    """SAM's mask decoder on a copy of the embedding per class: transformer, upscaling, hypernetwork."""
-    neck, tokens = variant.prompt_dim, (input_size // PATCH) ** 2
-    inner, quarter, eighth = neck // 2, neck // 4, neck // 8
-    attention = 2 * (4 * neck**2 + 4 * neck) + 5 * (4 * neck * inner + 3 * inner + neck)
-    block = 2 * (neck * variant.decoder_mlp) + variant.decoder_mlp + neck + 4 * 2 * neck
-    upscaling = 4 * neck * quarter + 3 * quarter + 4 * quarter * eighth + eighth
-    hypernetwork = 2 * (neck**2 + neck) + neck * eighth + eighth
-    tables = 2 * neck * num_outputs
-    per_class = 5 * tokens * neck * inner * 2 + 4 * tokens * neck * quarter + 16 * tokens * quarter * eighth
-    values = DECODER_VALUES * tokens * neck
-    return PartCost(
-        parameters=attention + 2 * block + 2 * neck + upscaling + hypernetwork + tables,
-        multiply_adds=float(num_outputs * per_class),
-        values=float(num_outputs * values),
-        passing_values=float(num_outputs * values / 4),
-    )

@@ -14,6 +14,7 @@ from typing import Any, cast
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import PATCH, VARIANTS, SamVariant, get_variant
 from samunet.planning.candidates import PlanningContext
+from samunet.planning.head_costs import HeadInput
 from samunet.planning.memory import (
     ENOUGH_STEPS,
     LOGIT_COPIES,
@@ -61,7 +62,7 @@ class HeadSpec:
         evidence: the sentence that backs the standing, with its source.
         config: its settings.
         work: kind of arithmetic of the head, a key of `Budget.gflops`.
-        cost: (encoder, input size, outputs, settings) -> cost of the head.
+        cost: (what it stands on, settings) -> cost of the head.
     """
 
     method: str
@@ -69,7 +70,7 @@ class HeadSpec:
     evidence: str
     config: type[SamHeadConfig]
     work: str
-    cost: Callable[[SamVariant, int, int, Any], PartCost]
+    cost: Callable[[HeadInput, Any], PartCost]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,10 +282,18 @@ def cache_bytes(variant: SamVariant, input_size: int) -> int:
 def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:
     """Load of encoding a few slices for the cache, and of one training step."""
     encoder = encoder_cost(way.variant, way.input_size)
-    head = spec.cost(way.variant, way.input_size, context.num_outputs, config)
+    frozen, shown = config.encoder == "frozen", slice_size(context.data["2d"])
+    place = HeadInput(
+        variant=way.variant,
+        input_size=way.input_size,
+        patch_size=shown,
+        num_outputs=context.num_outputs,
+        detail=way.variant.from_scratch and not frozen and not config.paper_compat,
+        normalised=not config.paper_compat,
+    )
+    head = spec.cost(place, config)
     parameters = encoder.parameters + head.parameters
-    frozen = config.encoder == "frozen"
-    values = head.values + LOGIT_COPIES * context.num_outputs * math.prod(slice_size(context.data["2d"]))
+    values = head.values + LOGIT_COPIES * context.num_outputs * math.prod(shown)
     trained = {spec.work: head.multiply_adds}
     if not frozen:
         values += encoder.values

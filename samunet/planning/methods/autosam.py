@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.head_costs import HeadInput, autosam_head_cost
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
-from samunet.planning.sam_costs import PartCost, autosam_head_cost
+from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
@@ -20,9 +20,9 @@ class AutoSamConfig(SamHeadConfig):
     """Classes decoded at once (copies of the embedding in memory); None decodes all together."""
 
 
-def head_cost(variant: SamVariant, size: int, outputs: int, config: AutoSamConfig) -> PartCost:
-    """Cost of the head at an input size."""
-    return autosam_head_cost(variant, size, outputs)
+def head_cost(place: HeadInput, config: AutoSamConfig) -> PartCost:
+    """Cost of the head."""
+    return autosam_head_cost(place, config.head_width or place.variant.prompt_dim)
 
 
 def row(context: PlanningContext) -> Candidate:

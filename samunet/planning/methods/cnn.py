@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.head_costs import HeadInput, cnn_head_cost
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
-from samunet.planning.sam_costs import PartCost, cnn_head_cost
+from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
@@ -23,9 +23,9 @@ class CnnConfig(SamHeadConfig):
     """Stages of the decoder, 2 to 6; its bottom has head_width * 2 ** num_depth channels. Paper: 4."""
 
 
-def head_cost(variant: SamVariant, size: int, outputs: int, config: CnnConfig) -> PartCost:
-    """Cost of the head at an input size."""
-    return cnn_head_cost(variant, size, outputs, config.head_width or variant.cnn_width, config.num_depth)
+def head_cost(place: HeadInput, config: CnnConfig) -> PartCost:
+    """Cost of the head."""
+    return cnn_head_cost(place, config.head_width or place.variant.cnn_width, config.num_depth)
 
 
 def row(context: PlanningContext) -> Candidate:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samunet.networks.sam.variants import SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.head_costs import HeadInput, linear_head_cost
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
-from samunet.planning.sam_costs import PartCost, linear_head_cost
+from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
@@ -17,9 +17,9 @@ class LinearConfig(SamHeadConfig):
     """Settings of `2d_linear`. `head_width` None: 64 channels after the first upsampling, then half."""
 
 
-def head_cost(variant: SamVariant, size: int, outputs: int, config: LinearConfig) -> PartCost:
-    """Cost of the head at an input size."""
-    return linear_head_cost(variant, size, outputs, config.head_width or 64)
+def head_cost(place: HeadInput, config: LinearConfig) -> PartCost:
+    """Cost of the head."""
+    return linear_head_cost(place, config.head_width or 64)
 
 
 def row(context: PlanningContext) -> Candidate:

@@ -91,6 +91,7 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
         *lacks,
         _standing_reason(context, data),
         _patch_reason(request, patch),
+        *filter(None, [_low_resolution_reason(context, data)]),
         length_reason(schedule, context.budget.hours, fixed=fixed),
         *filter(None, [context.mirror_reason]),
     )
@@ -133,8 +134,8 @@ def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
         )
     if few_cases(context):
         return (
-            f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but no weights "
-            "are at hand; among what is trained from scratch the U-Net is the stronger network."
+            f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but no "
+            "weights are at hand; of the networks trained from scratch the U-Net is the stronger one."
         )
     if not has_volumes(context):
         return f"The cases are 2D images; {counted_cases(context)} are enough to train a U-Net from scratch."
@@ -151,6 +152,15 @@ def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
         )
     return (
         f"A 2D network leaves the context across the {volume.median_shape[0]:g} slices ({spacing} mm) unused."
+    )
+
+
+def _low_resolution_reason(context: PlanningContext, data: DataConfiguration) -> str:
+    if data.dimension == 2 or not context.batch_dice_3d:
+        return ""
+    return (
+        "nnU-Net would add a low-resolution stage (3d_lowres and its cascade) here, because a patch covers less "
+        "than a quarter of the median case; samunet has none, so distant context is lost to this method."
     )
 
 
