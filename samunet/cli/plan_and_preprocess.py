@@ -60,5 +60,5 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:
             pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
-            print(f"{name} is ready: samunet_train {name} {plan.recommended} 0")
+            print(f"{name} is ready. Train with: samunet_train {name} {plan.recommended or '2d_unet'} 0")
     return 0

@@ -40,7 +40,7 @@ class _Bar:
             if finished or now - self.drawn >= REDRAW_SECONDS:
                 self.drawn, self.open = now, True
                 print("\r" + self._line(done, total, now), end="", flush=True)
-        elif finished or done * LINES_IN_A_LOG // total > (done - 1) * LINES_IN_A_LOG // total:
+        elif done and (finished or done * LINES_IN_A_LOG // total > (done - 1) * LINES_IN_A_LOG // total):
             print(f"{self.title}: {done} of {total} ({now - self.started:.0f} s)", flush=True)
 
     def _line(self, done: int, total: int, now: float) -> str:

@@ -109,7 +109,7 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
 
 
 def _weights(workspace: Workspace) -> dict[str, Any]:
-    from samunet.networks.sam.weights import find_weights
+    from samunet.networks.sam.weight_files import find_weights
 
     found = {name: find_weights(workspace.weights, name) for name in VARIANTS}
     return {name: None if file is None else str(file) for name, file in found.items()}

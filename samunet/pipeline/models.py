@@ -68,6 +68,8 @@ def configuration_name(configuration: str, method: str | None, recommended: str)
         SamunetError: no such method, or -tr of another dimension.
     """
     if configuration == AUTO:
+        if not (method or recommended):
+            raise SamunetError("The plan recommends no method: none fits its budget. Name one.")
         return get_method(method or recommended).name
     chosen = get_method(configuration)
     if method is None:

@@ -13,7 +13,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
-from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weight_files import weights_at_hand
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
 from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
 from samunet.planning.methods import ALIASES
@@ -75,7 +75,8 @@ def extract(
     Raises:
         SamunetError: faults in the dataset; with `verify` all of them are listed.
     """
-    dataset = RawDataset.load(workspace.raw_folder(name))
+    # A dataset that is verified may have missing files too: they are listed with all other faults.
+    dataset = RawDataset.load(workspace.raw_folder(name), strict=not request.verify)
     if request.verify:
         verify(dataset, request.workers)
     with screen(f"{name}: fingerprint") as progress:
@@ -140,10 +141,7 @@ def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int |
 
 def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget) -> PlanningRequest:
     """The planner's request: budget, weights at hand, and what the user overrode."""
-    from samunet.networks.sam.weights import find_weights
-
     folder = options.weights or workspace.weights
-    found = {variant: "official" for variant in VARIANTS if find_weights(folder, variant) is not None}
     overrides = {
         key: value
         for key, value in (
@@ -157,7 +155,7 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         name=options.plans,
         budget=budget,
         unet_memory_gb=options.gpu_memory_gb or 8.0,
-        weights=found,
+        weights=weights_at_hand(folder),
         overrides=overrides,
     )
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.pipeline.plan_and_preprocess import PlanOptions, planning_request
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.methods import Method, MethodConfig, get_method
+from samunet.planning.methods import Method, MethodConfig, get_method, list_methods
 from samunet.planning.plan import Plan
 from samunet.planning.planner import make_plan
 from samunet.records import read_record
 from samunet.workspace import Workspace
-
-if TYPE_CHECKING:
-    from samunet.pipeline.train import TrainOptions
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,16 @@ RECIPE = {field.name for field in dataclasses.fields(MethodConfig)} | {"encoder_
 """Settings that change how a network is trained but not what fits into memory."""
 
 
-def replan(workspace: Workspace, plan: Plan, name: str, options: TrainOptions) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What the user gave with a training: settings, encoder, and file or folder of weights."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    encoder: str | None = None
+    weights: Path | None = None
+
+
+def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> Plan:
     """The plan, with configuration `name` planned again where the overrides or a new method ask for it.
 
     The plan's own budget is kept. Nothing is written: the derived configuration is stored with the run.
@@ -52,13 +60,14 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: TrainOptions) -
         weights=weights,
         settings={**plan.overrides.get("settings", {}), **structural},
     )
-    made = make_plan(
-        read_record(Fingerprint, fingerprint_file), planning_request(workspace, wanted, plan.budget)
-    )
+    request = planning_request(workspace, wanted, plan.budget)
+    if name not in list_methods():  # a dotted name: a method of somebody else's
+        request = dataclasses.replace(request, extra_methods=(name,))
+    made = make_plan(read_record(Fingerprint, fingerprint_file), request)
     return _with_configuration(plan, made, name, structural)
 
 
-def _structural_settings(method: Method, options: TrainOptions) -> dict[str, object]:
+def _structural_settings(method: Method, options: Overrides) -> dict[str, object]:
     """The overrides that change encoder, memory or cache of a method on an encoder."""
     if not method.uses_encoder:
         return {}

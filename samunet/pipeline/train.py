@@ -11,14 +11,14 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.pipeline.models import configuration_name, load_plan
-from samunet.pipeline.replan import replan
+from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import case_key
 from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
-from samunet.trainers.devices import choose_device
 from samunet.trainers.entry import train_fold
+from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.run import RunRequest
 from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
 
@@ -99,10 +99,9 @@ def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
     prepared = _prepare(workspace, options)
     folder = fold_folder(prepared.model_folder, options.fold)
     if not options.only_validate:
-        _warn_about_device(prepared, options)
         _describe_model(workspace, prepared)
         outcome = train_fold(_request(workspace, options, prepared))
-        if outcome == "interrupted":
+        if outcome.status == "interrupted":
             return TrainOutcome(folder=folder, interrupted=True)
     return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
 
@@ -110,7 +109,9 @@ def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
 def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
-    plan = replan(workspace, plan, name, options)
+    model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.tag)
+    found = read_run(fold_folder(model_folder, options.fold))
+    plan = replan(workspace, plan, name, _planning_overrides(options, found))
     data_name = plan.configuration(name).data
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset
@@ -129,8 +130,17 @@ def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
         dataset=dataset,
         split=select_fold(splits, options.fold, names),
         case_folder=case_folder,
-        model_folder=workspace.model_folder(plan.dataset, name, plan.name, options.tag),
+        model_folder=model_folder,
     )
+
+
+def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overrides:
+    """What the planner has to know; a run to be continued repeats what it was started with."""
+    settings, encoder = options.settings, options.encoder
+    if options.resume and found is not None:
+        settings = settings or dict(found.overrides.get("settings", {}))
+        encoder = encoder or found.configuration.get("encoder")
+    return Overrides(settings=settings, encoder=encoder, weights=options.weights)
 
 
 def _preprocessed_names(
@@ -184,20 +194,6 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -
         overwrite=options.overwrite,
         workers=options.workers,
     )
-
-
-def _warn_about_device(prepared: _Prepared, options: TrainOptions) -> None:
-    """Say when the training runs on another device than the plan was made for."""
-    budget, device = prepared.plan.budget, choose_device(options.device).type
-    if device != budget.device:
-        logger.warning(
-            "The plan was made for %s with %g GB; this training runs on %s. Its forecasts of time and memory "
-            "do not hold; plan again with -device %s for ones that do.",
-            budget.device,
-            budget.memory_gb,
-            device,
-            device,
-        )
 
 
 def _describe_model(workspace: Workspace, prepared: _Prepared) -> None:
