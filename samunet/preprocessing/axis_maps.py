@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-BLOCK = 64
-"""Output samples handled by one small matrix of a spline axis."""
+BLOCK = 32
+"""Output samples handled by one small matrix: small enough that BLAS neither packs it nor splits it over
+threads, which cost several times the product itself."""
 SPLINE_PAD = 12
 """Edge samples that SciPy repeats before it filters a cubic spline."""
 SPLINE_REACH = 26

@@ -151,17 +151,32 @@ def resample_label(
 
 def _label_rows(label: np.ndarray, taps: Sequence[Taps], rows: slice) -> np.ndarray:
     """Output planes `rows` of a label map: one value where all neighbours agree, else the vote."""
-    smallest = np.minimum(label[taps[0].low[rows]], label[taps[0].high[rows]])
-    largest = np.maximum(label[taps[0].low[rows]], label[taps[0].high[rows]])
+    first = taps[0].low[rows]
+    smallest = largest = label[first]
+    if taps[0].weight[rows].any():
+        above = label[taps[0].high[rows]]
+        smallest, largest = np.minimum(smallest, above), np.maximum(smallest, above)
     for axis in (1, 2):
-        low, high = taps[axis].low, taps[axis].high
-        smallest = np.minimum(smallest.take(low, axis), smallest.take(high, axis))
-        largest = np.maximum(largest.take(low, axis), largest.take(high, axis))
+        smallest, largest = _extremes(smallest, largest, taps[axis], axis)
     disputed = np.nonzero(smallest != largest)
     if disputed[0].size:
         z, y, x = disputed
         smallest[disputed] = _vote(label, taps, (z + rows.start, y, x))
     return smallest
+
+
+def _extremes(
+    smallest: np.ndarray, largest: np.ndarray, taps: Taps, axis: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest label that each output sample of an axis reads."""
+    if not taps.weight.any():
+        if len(taps.low) == smallest.shape[axis]:
+            return smallest, largest
+        return smallest.take(taps.low, axis), largest.take(taps.low, axis)
+    return (
+        np.minimum(smallest.take(taps.low, axis), smallest.take(taps.high, axis)),
+        np.maximum(largest.take(taps.low, axis), largest.take(taps.high, axis)),
+    )
 
 
 def _vote(label: np.ndarray, taps: Sequence[Taps], where: tuple[np.ndarray, ...]) -> np.ndarray:

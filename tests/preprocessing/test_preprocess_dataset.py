@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.data.dataset import RawDataset
+from samunet.errors import SamunetError
+from samunet.planning.plan import Plan
+from samunet.preprocessing import dataset as module
+from samunet.preprocessing.dataset import largest_case_bytes, preprocess_dataset
+from samunet.preprocessing.store import CaseStore
+
+
+@pytest.fixture
+def raw(tiny_copy: Path) -> RawDataset:
+    return RawDataset.load(tiny_copy / "raw" / "Dataset901_Tiny3D")
+
+
+@pytest.fixture
+def plan(make_plan: Callable[..., Plan], raw: RawDataset) -> Plan:
+    built = make_plan(spacing_mm=(4.0, 1.25, 1.25), normalization=("zscore", "zscore"), labels=raw.labels)
+    return replace(built, channel_names=raw.channel_names)
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_every_case_is_stored_and_kept_the_next_time(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    report = preprocess_dataset(
+        raw, plan, "3d", tmp_path / "p", workers=1, progress=lambda *n: calls.append(n)
+    )
+    assert report.written == raw.case_names
+    assert calls == [(i, 6) for i in range(7)]
+    store = CaseStore(tmp_path / "p")
+    assert store.names() == raw.case_names
+    stored = store.open(raw.case_names[0])
+    assert stored.image.shape[0] == 2
+    assert stored.label.shape == stored.image.shape[1:]
+    assert len(stored.locations["organ"]) == int((stored.label[:] == 1).sum())
+    assert len(store.open("tiny_005").locations["organ"]) == 0
+
+    before = modified(tmp_path / "p")
+    again = preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    assert again.kept == raw.case_names
+    assert modified(tmp_path / "p") == before
+
+
+def test_only_what_changed_is_made_anew(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    preprocess_dataset(raw, plan, "2d", folder, workers=1)
+    touched = raw.cases[2]
+    os.utime(touched.images[0], ns=(1, 1))
+    (folder / f"{raw.case_names[4]}.label.b2nd").unlink()
+    fewer = replace(raw, cases=raw.cases[1:])
+    report = preprocess_dataset(fewer, plan, "2d", folder, workers=1)
+    assert report.written == (touched.name, raw.case_names[4])
+    assert raw.case_names[0] not in CaseStore(folder).names()
+    coarser = replace(plan.data["2d"], spacing_mm=(2.0, 2.0))
+    changed = replace(plan, data={**plan.data, "2d": coarser})
+    assert len(preprocess_dataset(fewer, changed, "2d", folder, workers=1).written) == 5
+
+
+def test_bad_cases_are_named_and_the_others_finish(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+    short, foreign = raw.cases[1], raw.cases[3]
+    content = short.images[0].read_bytes()
+    short.images[0].write_bytes(content[: len(content) // 2])
+    assert foreign.label is not None
+    only_organ = replace(raw.labels, labels={"background": (0,), "organ": (1,)})
+    with pytest.raises(SamunetError) as error:
+        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    assert "1 of 6" in str(error.value)
+    assert short.name in str(error.value)
+    assert len(CaseStore(tmp_path / "p").names()) == 5
+    with pytest.raises(SamunetError, match="does not declare"):
+        preprocess_dataset(raw, replace(plan, labels=only_organ), "3d", tmp_path / "q", workers=1)
+
+
+def test_no_space_left_is_one_clear_error(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    folder = tmp_path / "p"
+    folder.mkdir()
+    # Every array is written under a name of its own first; these names lead to a full device.
+    for case in raw.cases:
+        (folder / f".{os.getpid()}.partial.{case.name}.image.b2nd").symlink_to(full)
+    with pytest.raises(SamunetError, match="No space is left"):
+        preprocess_dataset(raw, plan, "3d", folder, workers=1)
+    assert CaseStore(folder).names() == ()
+
+
+def die_on_the_second(item: tuple, plan: Plan, data_name: str, folder: Path) -> str | None:
+    if item[0].name.endswith("1"):
+        os._exit(9)
+    return module.preprocess_to_store(item, plan, data_name, folder)
+
+
+def test_a_death_is_named_and_the_others_finish(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(module, "preprocess_to_store", die_on_the_second)
+    monkeypatch.setattr(module, "worker_count", lambda *_: 2)
+    three = replace(raw, cases=raw.cases[:3])
+    with pytest.raises(SamunetError) as error:
+        preprocess_dataset(three, plan, "3d", tmp_path / "p", workers=2)
+    assert raw.case_names[1] in str(error.value)
+    assert "died" in str(error.value)
+    assert CaseStore(tmp_path / "p").names() == (raw.case_names[0], raw.case_names[2])
+
+
+def test_memory_estimate_covers_the_arrays(raw: RawDataset, plan: Plan) -> None:
+    estimate = largest_case_bytes(raw.cases, plan, "3d")
+    voxels = 12 * 34 * 36
+    assert 2 * 4 * voxels < estimate < 100 * voxels
+
+
+def test_interrupted_run_leaves_no_half_case(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = np.save
+    count = iter(range(100))
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(np, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    assert CaseStore(tmp_path / "p").names() == raw.case_names[:2]
+    monkeypatch.setattr(np, "save", original)
+    report = preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    assert report.kept == raw.case_names[:2]
