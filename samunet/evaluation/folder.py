@@ -36,7 +36,7 @@ def evaluate_cases(
     """Score pairs of label files.
 
     Args:
-        pairs: (reference, prediction); the reference's name without its ending is the case's name.
+        pairs: (reference, prediction); the prediction's name without its ending is the case's name.
         labels: classes or regions to score, and the ignore label whose voxels do not count.
         tolerance_mm: of the surface Dice.
         groups: case name -> group.
@@ -50,7 +50,10 @@ def evaluate_cases(
         raise SamunetError("There is nothing to evaluate: no pair of a reference and a prediction was given.")
     if not tolerance_mm >= 0:
         raise SamunetError(f"The tolerance of the surface Dice must be 0 mm or more, not {tolerance_mm}.")
-    pairs = sorted((Path(a), Path(b)) for a, b in pairs)
+    pairs = sorted(((Path(a), Path(b)) for a, b in pairs), key=lambda pair: pair[1].name)
+    absent = [str(path) for pair in pairs for path in pair if not path.is_file()]
+    if absent:
+        raise SamunetError(f"{len(absent)} label file(s) to compare do not exist: {', '.join(absent)}.")
     largest = max((reference for reference, _ in pairs), key=lambda path: path.stat().st_size)
     voxels = int(np.prod(read_header(largest).geometry.shape))
     scored = map_in_workers(
@@ -64,7 +67,7 @@ def evaluate_cases(
     for (reference, prediction), (metrics, remarks) in zip(pairs, scored):
         for remark in remarks:
             logger.warning("%s", remark)
-        name = case_name(reference)
+        name = case_name(prediction)
         cases.append(
             CaseScores(
                 name=name,

@@ -177,6 +177,8 @@ def test_workers_give_the_same(tiny_dataset: Path, predictions: Path) -> None:
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(SamunetError, match="nothing to evaluate"):
         evaluate_cases([], CLASSES)
+    with pytest.raises(SamunetError, match=r"2 label file\(s\) .* do not exist: .*a\.png"):
+        evaluate_cases([(Path("a.png"), Path("b.png"))], CLASSES)
 
 
 @pytest.mark.parametrize(
