@@ -23,15 +23,28 @@ from samunet.planning.plan import (
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import sample_locations
 from samunet.preprocessing.store import CaseStore
+from samunet.trainers.base import Phase
 from samunet.trainers.run import RunRequest
 
 CLASSES = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)})
 REGIONS = LabelSet(labels={"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, region_order=(1, 2))
 NAMES = ("case_0", "case_1", "case_2", "case_3")
 CHANNELS = 2
-SHAPE = (6, 36, 30)
-PATCH_2D = (32, 32)
-PATCH_3D = (8, 32, 32)
+SHAPE = (5, 22, 14)
+PATCH_2D = (16, 16)
+PATCH_3D = (4, 16, 16)
+
+PHASE = Phase(
+    name="training",
+    optimizer="adamw",
+    learning_rate=1e-3,
+    weight_decay=1e-2,
+    epochs=100,
+    iterations=20,
+    val_iterations=4,
+    schedule="poly_step",
+    warmup_steps=50,
+)
 
 
 def write_cases(folder: Path, labels: LabelSet = CLASSES) -> CaseStore:
@@ -48,7 +61,7 @@ def write_cases(folder: Path, labels: LabelSet = CLASSES) -> CaseStore:
         image += np.array([0.0, 1.5, -1.5], np.float32)[label] * np.array([1, -0.7])[:, None, None, None]
         label[radius > 1.4] = -1
         if labels.ignore is not None:
-            label[:, :3] = labels.ignore_index
+            label[:, :2] = labels.ignore_index
         geometry = Geometry(shape=SHAPE, spacing_mm=(3.0, 1.0, 1.0))
         record = SpatialRecord(
             geometry=geometry,
@@ -85,7 +98,7 @@ def make_configuration(name: str, **changes: Any) -> Configuration:
         method=method.name,
         data=f"{method.dimension}d",
         patch_size=PATCH_2D if method.dimension == 2 else PATCH_3D,
-        batch_size=3,
+        batch_size=2,
         mirror_axes=tuple(range(method.dimension)),
         settings=settings,
         forecast=Forecast(memory_gb=1, step_seconds=1, train_hours=1, cache_gb=0, parameters=1, trainable=1),
@@ -125,10 +138,10 @@ def make_plan(configuration: Configuration, labels: LabelSet = CLASSES) -> Plan:
     )
 
 
-def make_request(folder: Path, method: str, labels: LabelSet = CLASSES, **changes: Any) -> RunRequest:
-    """A request to train `method` on freshly written cases; `configuration_changes` go to the configuration."""
+def make_request(root: Path, method: str, labels: LabelSet = CLASSES, **changes: Any) -> RunRequest:
+    """A request to train `method` on cases of its own; `configuration_changes` change the configuration."""
     configuration = make_configuration(method, **changes.pop("configuration_changes", {}))
-    cases = folder / "cases"
+    cases = root / "cases"
     if not cases.exists():
         write_cases(cases, labels)
     request = RunRequest(
@@ -137,8 +150,8 @@ def make_request(folder: Path, method: str, labels: LabelSet = CLASSES, **change
         fold=0,
         split=Split(train=NAMES[:3], val=NAMES[3:] + NAMES[:1]),
         case_folder=cases,
-        folder=folder / "run" / "fold_0",
-        embedding_folder=lambda signature: folder / "embeddings" / signature,
+        folder=root / "run" / "fold_0",
+        embedding_folder=lambda signature: root / "embeddings" / signature,
         device="cpu",
         workers=0,
     )

@@ -66,18 +66,6 @@ class CacheIdentity:
         return content_hash(self)
 
 
-def encoder_hash(state: dict[str, Tensor]) -> str:
-    """SHA-256 (first 32 digits) over names, shapes and values of a state dict."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViewEntry:
     """Content of vN.json.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.networks.sam.weights import tensors_sha256
 from samunet.networks.sam_slices import ENCODER_PREFIX
-from samunet.planning.sam_rows import SamHeadConfig
+from samunet.planning.sam_config import SamHeadConfig
 from samunet.preprocessing.embedding_build import (
     BuildOptions,
     Unit,
@@ -20,7 +21,7 @@ from samunet.preprocessing.embedding_build import (
     missing_units,
     time_encoding,
 )
-from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache, encoder_hash
+from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
 from samunet.trainers.batches import PatchSource
@@ -99,7 +100,7 @@ class _Setup:
         self.store = CaseStore(request.case_folder)
         self.network: Any = run.module.network
         encoder = {k: v for k, v in self.network.state_dict().items() if k.startswith(ENCODER_PREFIX)}
-        self.encoder_sha256 = encoder_hash(encoder)
+        self.encoder_sha256 = tensors_sha256(encoder)
 
     def cache(self, items_per_case: int | None) -> EmbeddingCache:
         configuration, plan = self.run.configuration, self.run.plan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.weight_files import file_sha256
 from samunet.planning.plan import Plan
 from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
@@ -168,8 +169,6 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
     Raises:
         SamunetError: it is not in the folder, or another file lies there.
     """
-    from samunet.networks.sam.weights import sha256_of
-
     path = None if folder is None else Path(folder) / base.file
     if path is None or not path.exists():
         raise SamunetError(
@@ -177,7 +176,7 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
             f"in "
             f"{folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
         )
-    found = sha256_of(path)
+    found = file_sha256(path)
     if found != base.sha256:
         raise SamunetError(
             f"{path} is not the file that this checkpoint was trained on (SHA-256 {found[:12]}..., expected "

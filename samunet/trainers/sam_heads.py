@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import file_sha256, find_weights, weights_kind
+from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork, load_pretrained
 from samunet.planning.methods import MethodConfig
 from samunet.planning.plan import Configuration, Plan
-from samunet.planning.sam_rows import SamHeadConfig
+from samunet.planning.sam_config import SamHeadConfig
 from samunet.preprocessing.embedding_build import cached_features
 from samunet.trainers.base import (
     MethodTrainer,
@@ -55,12 +57,10 @@ class SamHeadTrainer(MethodTrainer):
     def build_network(
         cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None
     ) -> nn.Module:
-        from samunet.networks.sam.weights import load_official
-
         config = _config(configuration)
         network = cls.build_head_network(_slice_settings(plan, configuration, config), config)
         if weights is not None:
-            load_official(network, weights)
+            load_pretrained(network, weights)
         return network
 
     @classmethod
@@ -158,4 +158,42 @@ def find_pretrained(
     Raises:
         SamunetError: a frozen encoder without weights, or the planned file is missing.
     """
-    raise NotImplementedError(SamunetError)
+    assert configuration.encoder is not None
+    variant = configuration.encoder
+    kind = config.encoder_weights or configuration.encoder_weights
+    if weights is not None:
+        if not weights.is_file():
+            raise SamunetError(f"-w {weights}: there is no such file.")
+        return _describe(weights, variant, folder)
+    if kind == "random":
+        return None
+    if kind == "none":
+        if config.encoder == "frozen":
+            raise SamunetError(
+                f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder learns "
+                f"nothing useful. Run `samunet_download_weights {variant}` and plan again, name a file with -w, or "
+                "train the encoder too with --set encoder=full."
+            )
+        return None
+    path = None if folder is None else find_weights(folder, variant)
+    if path is None:
+        raise SamunetError(
+            f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none in "
+            f"{folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
+        )
+    return _describe(path, variant, folder)
+
+
+def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
+    kind = weights_kind(path, variant)
+    sha256 = file_sha256(path)
+    official = get_variant(variant).official
+    is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
+    at_hand = folder is not None and path.resolve().parent == Path(folder).resolve()
+    return PretrainedFile(
+        path=path,
+        kind=kind,
+        variant=variant,
+        sha256=sha256,
+        retrievable=kind != "file" and is_known and at_hand,
+    )

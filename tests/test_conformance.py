@@ -1,0 +1,190 @@
+"""What every registered method must do; a new method is tested because it exists."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan, make_request
+from torch import nn
+
+from samunet.data.labels import LabelSet
+from samunet.planning.methods import build_config, get_method, list_methods
+from samunet.records import from_data, to_data
+from samunet.trainers import get_trainer
+from samunet.trainers.base import build_optimizer, config_of
+from samunet.trainers.batches import PatchSource
+from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint, network_from_checkpoint
+from samunet.trainers.entry import train_fold
+from samunet.trainers.reporter import SilentReporter
+from samunet.trainers.run import RunRequest, source_settings
+from samunet.trainers.sampling import Position, batch_keys
+
+OUTSIDE = "examples.small_fcn"
+METHODS = [*(name for name in sorted(list_methods()) if "." not in name), OUTSIDE]
+SAM = [name for name in METHODS if get_method(name).uses_encoder]
+SHORT = {"epochs": 2, "iterations": 2, "val_iterations": 1}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def batches_of(folder: Path, method: str, labels: LabelSet, count: int) -> list[dict[str, torch.Tensor]]:
+    """The first training batches of a run."""
+    request = make_request(folder, method, labels)
+    configuration = request.plan.configuration(method)
+    config = config_of(configuration)
+    source = PatchSource(source_settings(request, request.plan, configuration, config, 0))
+    phases = [replace(get_trainer(method).phases(config)[0], iterations=count)]
+    keys = list(batch_keys(phases, configuration.batch_size, Position()))[:count]
+    return [
+        torch.utils.data.default_collate([source.sample(key) for key in batch])  # type: ignore[misc]
+        for batch in keys
+    ]
+
+
+def test_contract(method: str) -> None:
+    configuration = make_configuration(method)
+    for labels, outputs in ((CLASSES, 3), (REGIONS, 2)):
+        plan = make_plan(configuration, labels)
+        network = get_trainer(method).build_network(plan, configuration).eval()
+        channels = CHANNELS
+        logits = network(torch.randn(2, channels, *configuration.patch_size))
+        assert logits.shape == (2, outputs, *configuration.patch_size)
+        assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+def test_loss_falls_in_ten_steps(method: str, labels: LabelSet, tmp_path: Path) -> None:
+    configuration = make_configuration(method)
+    plan = make_plan(configuration, labels)
+    torch.manual_seed(0)
+    trainer = get_trainer(method)
+    module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
+    optimizer = build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
+    (batch,) = batches_of(tmp_path, method, labels, 1)
+    frozen = {n: p.clone() for n, p in module.network.named_parameters() if not p.requires_grad}
+    values = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses = module(batch)
+        losses["loss"].backward()
+        optimizer.step()
+        values.append(losses["loss"].item())
+    assert all(torch.isfinite(torch.tensor(values)))
+    assert min(values[-3:]) < values[0]
+    parameters = dict(module.network.named_parameters())
+    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+    counts = module.eval()(batch)
+    assert {"tp", "fp", "fn", "loss"} <= set(counts)
+    assert counts["tp"].shape == (len(labels.foreground),)
+
+
+def test_every_trained_parameter_gets_a_gradient(method: str, tmp_path: Path) -> None:
+    configuration = make_configuration(method)
+    plan = make_plan(configuration)
+    trainer = get_trainer(method)
+    module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
+    build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
+    module(batches_of(tmp_path, method, CLASSES, 1)[0])["loss"].backward()
+    without = [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
+    # The coarsest output of deep supervision has the weight 0 (nnU-Net).
+    assert not [name for name in without if "seg_layers" not in name], without
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunRequest:
+    """A short training of each method, done."""
+    wanted = make_request(tmp_path_factory.mktemp("run"), request.param, settings=SHORT)
+    assert train_fold(wanted, SilentReporter()).status == "finished"
+    return wanted
+
+
+def test_checkpoint_gives_the_same_logits(finished: RunRequest) -> None:
+    stored = load_checkpoint(finished.folder / FINAL)
+    assert stored.epoch == 2
+    first = network_from_checkpoint(stored)
+    second = network_from_checkpoint(finished.folder / LATEST)
+    assert not first.training
+    image = torch.randn(1, CHANNELS, *stored.plan.configuration(stored.configuration).patch_size)
+    with torch.no_grad():
+        assert torch.equal(first(image), second(image))
+    assert torch.load(finished.folder / FINAL, weights_only=True)["method"] == stored.method
+
+
+def test_resume_equals_uninterrupted(finished: RunRequest, tmp_path: Path) -> None:
+    """Bit-identical: the same weights, optimizer and averages as a run that was never interrupted."""
+    parts = replace(finished, folder=tmp_path / "fold_0")
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(parts, _StopAfter(1))
+    train_fold(replace(parts, resume=True, settings={}), SilentReporter())
+    expected, found = load_checkpoint(finished.folder / FINAL), load_checkpoint(parts.folder / FINAL)
+    assert_same(expected.network, found.network)
+    assert_same(expected.training["optimizer"], found.training["optimizer"])
+    assert expected.training["ema"] == found.training["ema"]
+
+
+class _StopAfter(SilentReporter):
+    """Ends a run hard after some epochs, as a crash would."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def epoch(self, record: object, epochs: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def assert_same(first: object, second: object, where: str = "") -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, (a, b) in enumerate(zip(first, second)):
+            assert_same(a, b, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+def test_config_round_trips(method: str) -> None:
+    entry = get_method(method)
+    config = entry.config()
+    assert from_data(entry.config, to_data(config)) == config
+    changed = {"epochs": 7, "learning_rate": 0.5}
+    assert dataclasses.asdict(build_config(entry, changed)) == {**dataclasses.asdict(config), **changed}
+    assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(entry.config))
+
+
+@pytest.mark.parametrize("method", SAM)
+def test_encode_and_decode_are_the_network(method: str) -> None:
+    configuration = make_configuration(method)
+    network = get_trainer(method).build_network(make_plan(configuration), configuration).eval()
+    image = torch.randn(2, CHANNELS, *configuration.patch_size)
+    with torch.no_grad():
+        assert torch.allclose(network(image), network.decode(network.encode(image)), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", SAM)
+def test_an_encoder_that_is_trained_too_moves(method: str, tmp_path: Path) -> None:
+    request = make_request(
+        tmp_path, method, settings={**SHORT, "encoder": "full", "encoder_weights": "none", "warmup_steps": 0}
+    )
+    configuration = request.plan.configuration(method)
+    outcome = train_fold(request, SilentReporter())
+    trained = network_from_checkpoint(outcome.folder / FINAL)
+    assert isinstance(trained, nn.Module)
+    torch.random.default_generator.manual_seed(0)
+    fresh = get_trainer(method).build_network(request.plan, configuration)
+    name, moved = next(iter(trained.encoder.named_parameters()))
+    assert not torch.equal(moved, dict(fresh.encoder.named_parameters())[name])
+    assert not (tmp_path / "embeddings").exists()

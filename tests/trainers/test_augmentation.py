@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from samunet.trainers.augmentation import Augmentation, AugmentationSettings, fixed_random
+
+VOLUME = AugmentationSettings(patch_size=(40, 56, 40), mirror_axes=(0, 1, 2))
+FLAT = AugmentationSettings(patch_size=(14, 48, 48), mirror_axes=(0, 1, 2), masked_channels=(0,))
+SLICES = AugmentationSettings(patch_size=(56, 40), mirror_axes=(0, 1), regions=((1, 2), (2,)), ignore_index=3)
+CASES = ((VOLUME, 1), (FLAT, 2), (SLICES, 2))
+
+# Mean, deviation and one voxel of the image and the sum of the target that nnunetv2 2.8.1's own pipeline
+# gives on
+# the same input with the same seeds (its choice between convolution and FFT switched off): case, seed,
+# values.
+NNUNET = [
+    (0, 3, 0.005436, 1.004735, -0.727436, 104704),
+    (0, 7, 0.001736, 0.541687, -0.502729, 103283),
+    (0, 11, -0.001195, 0.542552, -0.491628, 111618),
+    (1, 3, 6.9e-05, 0.928308, 0.0, 34144),
+    (1, 7, -0.001537, 0.542136, 0.373941, 38544),
+    (1, 11, -0.006203, 0.647078, -0.227205, 32316),
+    (2, 3, -0.016602, 0.971247, 0.715717, 1344),
+    (2, 7, -0.000162, 0.583558, 0.174533, 1819),
+    (2, 11, 0.008715, 0.659368, -0.525293, 1659),
+    (2, 19, -0.008108, 0.719233, -0.402753, 2426),
+]
+
+
+def sample(case: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    settings, channels = CASES[case]
+    rng = np.random.default_rng(100 * case + seed)
+    size = settings.initial_size
+    image = rng.normal(size=(channels, *size)).astype(np.float32)
+    label = rng.integers(-1, 4, size=tuple((n + 7) // 8 for n in size)).astype(np.int16)
+    for axis in range(label.ndim):
+        label = np.repeat(label, 8, axis)
+    return image, label[tuple(slice(0, n) for n in size)]
+
+
+@pytest.mark.parametrize(("case", "seed", "mean", "deviation", "voxel", "total"), NNUNET)
+def test_equals_nnunet(case: int, seed: int, mean: float, deviation: float, voxel: float, total: int) -> None:
+    image, target = Augmentation(CASES[case][0])(*sample(case, seed), seed)
+    flat = image.flatten()
+    assert flat.mean().item() == pytest.approx(mean, abs=2e-5)
+    assert flat.std(unbiased=False).item() == pytest.approx(deviation, abs=2e-5)
+    assert flat[1234 % len(flat)].item() == pytest.approx(voxel, abs=2e-5)
+    assert int(target.int().sum()) == total
+
+
+@pytest.mark.parametrize(
+    ("patch", "size"),
+    [
+        ((128, 128, 128), (205, 205, 205)),
+        ((512, 512), (602, 602)),
+        ((256, 160), (339, 188)),
+        ((40, 56, 40), (73, 80, 64)),
+        ((80, 160, 128), (175, 238, 177)),
+        ((14, 224, 256), (14, 301, 301)),
+        ((33, 57, 71), (67, 99, 91)),
+    ],
+)
+def test_loaded_size_is_nnunets(patch: tuple[int, ...], size: tuple[int, ...]) -> None:
+    assert AugmentationSettings(patch_size=patch).initial_size == size
+
+
+@pytest.mark.parametrize("preset", ["full", "light", "none"])
+@pytest.mark.parametrize("patch", [(32, 24), (4, 32, 32), (2, 16, 16), (16, 16, 12)])
+def test_shapes_and_types(preset: str, patch: tuple[int, ...]) -> None:
+    settings = AugmentationSettings(patch_size=patch, mirror_axes=(1,), preset=preset)  # type: ignore[arg-type]
+    pipeline = pickle.loads(pickle.dumps(Augmentation(settings)))
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        image = rng.normal(size=(3, *settings.initial_size)).astype(np.float32)
+        label = rng.integers(-1, 3, settings.initial_size).astype(np.int16)
+        out, target = pipeline(image, label, seed)
+        assert out.shape == (3, *patch)
+        assert target.shape == (1, *patch)
+        assert out.dtype == torch.float32
+        assert torch.isfinite(out).all()
+        assert set(target.unique().tolist()) <= {0, 1, 2}
+
+
+def test_without_augmentation_nothing_changes() -> None:
+    settings = AugmentationSettings(patch_size=(6, 5), mirror_axes=(0, 1), preset="none")
+    image = np.random.default_rng(0).normal(size=(1, 6, 5)).astype(np.float32)
+    label = np.arange(30).reshape(6, 5).astype(np.int16) - 1
+    out, target = Augmentation(settings)(image, label, 1)
+    assert np.array_equal(out.numpy(), image)
+    assert np.array_equal(target.numpy()[0], np.maximum(label, 0))
+
+
+def test_a_sample_follows_from_its_seed_and_leaves_global_generators_alone() -> None:
+    pipeline = Augmentation(SLICES)
+    before = (np.random.get_state()[1].copy(), torch.random.get_rng_state())  # type: ignore[index,union-attr]
+    first = pipeline(*sample(2, 5), 5)
+    np.random.rand(3)
+    torch.rand(3)
+    with fixed_random(1):
+        second = pipeline(*sample(2, 5), 5)
+    other = pipeline(*sample(2, 5), 6)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert not torch.equal(first[0], other[0])
+    with fixed_random(9):
+        np.random.rand()
+    assert before[0].shape == np.random.get_state()[1].shape  # type: ignore[index,union-attr]
+
+
+def test_fixed_random_restores() -> None:
+    np.random.seed(3)
+    torch.manual_seed(3)
+    expected = np.random.rand(), torch.rand(1)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    with fixed_random(17):
+        np.random.rand(5)
+        torch.rand(5)
+    assert (np.random.rand(), torch.rand(1)) == expected
+
+
+def test_only_allowed_axes_are_mirrored() -> None:
+    settings = AugmentationSettings(patch_size=(8, 8), mirror_axes=(1,), preset="light")
+    pipeline = Augmentation(settings)
+    image = np.zeros((1, *settings.initial_size), np.float32)
+    image[:, : image.shape[1] // 2] = 1  # tells up from down, not left from right
+    upright = 0
+    for seed in range(60):
+        out, _ = pipeline(image, np.zeros(settings.initial_size, np.int16), seed)
+        upright += bool(out[0, :3].mean() > out[0, -3:].mean())
+    assert upright > 45  # rotations by up to 180 degrees occur in one of five
