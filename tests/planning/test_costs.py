@@ -20,8 +20,17 @@ def test_official_encoders(name, parameters):
 
 @pytest.mark.parametrize(
     ("name", "size", "gflop"),
-    [("vit_b", 1024, 972), ("vit_b", 512, 227), ("vit_b", 448, 147), ("vit_b", 256, 69), ("vit_b", 224, 35)]
-    + [("vit_l", 1024, 2986), ("vit_l", 256, 259), ("vit_h", 1024, 5961), ("vit_h", 256, 542)],
+    [
+        ("vit_b", 1024, 972),
+        ("vit_b", 512, 227),
+        ("vit_b", 448, 147),
+        ("vit_b", 256, 69),
+        ("vit_b", 224, 35),
+        ("vit_l", 1024, 2986),
+        ("vit_l", 256, 259),
+        ("vit_h", 1024, 5961),
+        ("vit_h", 256, 542),
+    ],
 )
 def test_encoder_arithmetic(name, size, gflop):
     assert 2e-9 * encoder_cost(VARIANTS[name], size).multiply_adds == pytest.approx(gflop, rel=0.02)

@@ -121,7 +121,7 @@ def unet_request(context: PlanningContext, data: DataConfiguration) -> UNetReque
         num_labels=context.num_labels,
         dataset_voxels=context.dataset_voxels,
         memory_gb=context.unet_memory_gb,
-        max_batch=MAX_BATCH_2D if data.dimension == 2 else None,
+        max_batch=MAX_BATCH_2D[context.budget.device] if data.dimension == 2 else None,
     )
 
 
@@ -159,8 +159,8 @@ def _low_resolution_reason(context: PlanningContext, data: DataConfiguration) ->
     if data.dimension == 2 or not context.batch_dice_3d:
         return ""
     return (
-        "nnU-Net would add a low-resolution stage (3d_lowres and its cascade) here, because a patch covers less "
-        "than a quarter of the median case; samunet has none, so distant context is lost to this method."
+        "nnU-Net would add a low-resolution stage (3d_lowres and its cascade) here, because a patch covers "
+        "less than a quarter of the median case; samunet has none, so distant context is lost to this method."
     )
 
 

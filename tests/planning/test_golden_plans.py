@@ -1,0 +1,115 @@
+"""Plans of the six shared sets: nnU-Net's, and the recommendations reviewed by eye."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import golden
+
+from samunet.planning.rules import MAX_BATCH_2D
+
+NNUNET_PLANS = (
+    Path(__file__).resolve().parents[3] / "shared" / "reference" / "nnunet_plans_of_shared_data.json"
+)
+SCHEMES = {"ZScoreNormalization": "zscore", "CTNormalization": "ct"}
+FINGERPRINTS = golden.stored_fingerprints()
+
+
+def test_recommendations_are_the_reviewed_ones():
+    """After a deliberate change: run golden.py, review the difference, commit it."""
+    expected = json.loads(golden.RECOMMENDATIONS.read_text())
+    found = json.loads(json.dumps(golden.all_summaries()))
+    assert found.keys() == expected.keys()
+    for key, plan in found.items():
+        assert plan == expected[key], key
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", sorted(FINGERPRINTS))
+def test_plans_agree_with_nnunet(name):
+    if not NNUNET_PLANS.exists():
+        pytest.skip("nnU-Net's plans are not at hand")
+    reference = json.loads(NNUNET_PLANS.read_text())["datasets"][name]
+    plan = golden.golden_plan(FINGERPRINTS[name], "8 GB", "none")
+    assert list(plan.transpose_forward) == reference["transpose_forward"]
+    assert list(plan.original_median_spacing_mm) == pytest.approx(
+        reference["original_median_spacing_after_transp"]
+    )
+    assert [round(n) for n in plan.original_median_shape] == reference["original_median_shape_after_transp"]
+    for ours, theirs in (("2d", "2d"), ("3d", "3d_fullres")):
+        assert (ours in plan.data) == (theirs in reference["configurations"])
+        if ours in plan.data:
+            compare(plan, ours, reference["configurations"][theirs])
+    for number, intensity in enumerate(plan.intensity):
+        for key, value in reference["foreground_intensity_properties_per_channel"][str(number)].items():
+            assert getattr(intensity, key) == pytest.approx(value, rel=0.01, abs=1e-6), key
+
+
+def compare(plan, dimension, reference):
+    data, configuration = plan.data[dimension], plan.configurations[f"{dimension}_unet"]
+    assert list(data.spacing_mm) == pytest.approx(reference["spacing"], rel=1e-9)
+    assert list(data.median_shape) == reference["median_image_size_in_voxels"]
+    assert list(data.normalization) == [SCHEMES[s] for s in reference["normalization_schemes"]]
+    assert list(data.use_mask_for_norm) == reference["use_mask_for_norm"]
+    assert list(configuration.patch_size) == reference["patch_size"]
+    assert configuration.batch_dice == reference["batch_dice"]
+    cap = MAX_BATCH_2D["cuda"] if dimension == "2d" else np.inf
+    assert configuration.batch_size == min(reference["batch_size"], cap)
+
+
+@pytest.mark.parametrize("weights", golden.WEIGHTS)
+@pytest.mark.parametrize("name", sorted(FINGERPRINTS))
+def test_a_larger_budget_never_shrinks_anything(name, weights):
+    order = ["vit_tiny", "vit_b", "vit_l", "vit_h"]
+    previous = {}
+    for budget in golden.BUDGETS:
+        plan = golden.golden_plan(FINGERPRINTS[name], budget, weights)
+        for method, chosen in plan.configurations.items():
+            before = previous.get(method)
+            if before is not None:
+                assert all(a >= b for a, b in zip(chosen.patch_size, before.patch_size))
+                assert (chosen.input_size or 0) >= (before.input_size or 0)
+                if chosen.encoder:
+                    assert order.index(chosen.encoder) >= order.index(before.encoder)
+            previous[method] = chosen
+
+
+@pytest.mark.parametrize("weights", golden.WEIGHTS)
+@pytest.mark.parametrize("budget", golden.BUDGETS)
+@pytest.mark.parametrize("name", sorted(FINGERPRINTS))
+def test_only_what_fits_is_recommended(name, budget, weights):
+    plan = golden.golden_plan(FINGERPRINTS[name], budget, weights)
+    chosen = plan.configuration(plan.recommended)
+    assert chosen.forecast.memory_gb <= plan.budget.memory_gb
+    assert chosen.forecast.cache_gb <= plan.budget.disk_gb
+    assert chosen.forecast.train_hours <= plan.budget.hours
+    status = {verdict.method: verdict.status for verdict in plan.verdicts}
+    assert status[plan.recommended] == "recommended"
+    if name == "Dataset005_Nuclei":
+        assert status["3d_unet"] == "unsuitable"
+        assert "3d" not in plan.data
+    if weights == "none":
+        reasons = " ".join(plan.configurations["2d_cnn"].reasons)
+        assert "samunet_download_weights vit_b" in reasons
+        assert plan.configurations["2d_cnn"].settings["encoder"] == "full"
+
+
+def test_few_cases_with_official_weights_take_a_sam_head():
+    for name in ("Dataset002_ACDC", "Dataset001_Hippocampus"):
+        few = with_cases(FINGERPRINTS[name], 5)
+        assert golden.golden_plan(few, "12 GB", "official").recommended == "2d_cnn"
+        assert golden.golden_plan(few, "12 GB", "none").recommended.endswith("_unet")
+        assert golden.golden_plan(FINGERPRINTS[name], "12 GB", "official").recommended.endswith("_unet")
+
+
+def with_cases(fingerprint, count):
+    import dataclasses
+
+    return dataclasses.replace(fingerprint, cases=fingerprint.cases[:count])

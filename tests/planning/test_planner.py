@@ -1,0 +1,196 @@
+"""What the user asks of the planner, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import golden
+
+from samunet.errors import SamunetError
+from samunet.planning.explain import WIDTH, explain
+from samunet.planning.methods import build_config, get_method
+from samunet.planning.plan import Plan
+from samunet.planning.planner import PlanningRequest, make_plan
+
+FINGERPRINTS = golden.stored_fingerprints()
+ACDC = FINGERPRINTS["Dataset002_ACDC"]
+HEAD_NECK = FINGERPRINTS["Dataset004_HaN_CT"]
+
+
+def planned(
+    fingerprint=ACDC, budget="12 GB", weights="none", unet_memory_gb=8.0, goal="accuracy", **overrides
+):
+    request = PlanningRequest(
+        budget=budget if not isinstance(budget, str) else golden.BUDGETS[budget],
+        weights=golden.WEIGHTS[weights],
+        unet_memory_gb=unet_memory_gb,
+        goal=goal,
+        overrides=overrides,
+    )
+    return make_plan(fingerprint, request)
+
+
+def test_plan_is_pure_and_survives_the_disk(tmp_path):
+    plan = planned()
+    assert plan == planned()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_every_configuration_builds_its_settings():
+    for weights in golden.WEIGHTS:
+        for name, chosen in planned(weights=weights).configurations.items():
+            build_config(get_method(name), chosen.settings)
+
+
+def test_settings_reach_the_rows_that_know_them():
+    plan = planned(settings={"epochs": 7, "num_depth": 3}, weights="official")
+    assert plan.configurations["2d_cnn"].settings["num_depth"] == 3
+    assert plan.configurations["2d_unet"].settings == {"epochs": 7}
+    assert "num_depth" not in plan.configurations["2d_linear"].settings
+    assert plan.overrides["settings"] == {"epochs": 7, "num_depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"settings": {"epoch": 3}}, "epochs"),
+        ({"settings": {"epochs": "many"}}, "epochs"),
+        ({"encoder": "vit_t"}, "MobileSAM"),
+        ({"encoder": "vit_bb"}, "vit_b"),
+        ({"encoder": "vit_l"}, "samunet_download_weights vit_l"),
+        ({"spacing": (1.0, 0.0, 1.0)}, "positive"),
+        ({"spacings": (1.0, 1.0, 1.0)}, "spacing"),
+    ],
+)
+def test_refusals_name_what_to_do(overrides, said):
+    with pytest.raises(SamunetError, match=said):
+        planned(**overrides)
+
+
+def test_random_encoder_only_on_demand_and_never_recommended():
+    plan = planned(settings={"encoder_weights": "random"})
+    chosen = plan.configurations["2d_cnn"]
+    assert (chosen.encoder, chosen.encoder_weights) == ("vit_b", "random")
+    assert chosen.settings.get("encoder", "frozen") == "frozen"
+    assert plan.recommended.endswith("_unet")
+    for weights in golden.WEIGHTS:
+        kinds = {c.encoder_weights for c in planned(weights=weights).configurations.values()}
+        assert "random" not in kinds
+
+
+def test_full_encoder_is_not_cached():
+    chosen = planned(weights="official", settings={"encoder": "full"}).configurations["2d_autosam"]
+    assert chosen.settings["encoder"] == "full"
+    assert chosen.forecast.cache_gb == 0
+    assert chosen.forecast.trainable == chosen.forecast.parameters
+
+
+def test_cache_takes_fewer_views_and_then_none_when_the_disk_is_short():
+    roomy = golden.BUDGETS["12 GB"]
+    found = []
+    for disk_gb in (100.0, 8.0, 0.1):
+        chosen = planned(
+            weights="official", budget=dataclasses.replace(roomy, disk_gb=disk_gb), encoder="vit_b"
+        ).configurations["2d_autosam"]
+        assert chosen.forecast.cache_gb <= disk_gb
+        found.append((chosen.settings.get("views", 6), chosen.settings.get("cache", True)))
+    assert found[0] == (6, True)
+    assert found[1][0] < 6
+    assert found[2][1] is False
+
+
+def test_nothing_fits():
+    tiny = dataclasses.replace(golden.BUDGETS["cpu"], memory_gb=0.2)
+    plan = planned(budget=tiny)
+    assert plan.recommended == ""
+    assert "no method fits" in explain(plan)
+    assert all("memory" in verdict.reasons[0] for verdict in plan.verdicts)
+
+
+def test_target_spacing_of_the_user():
+    plan = planned(spacing=(2.0, 2.0, 2.0))
+    assert plan.data["3d"].spacing_mm == (2.0, 2.0, 2.0)
+    assert plan.data["2d"].spacing_mm == (2.0, 2.0)
+
+
+def test_memory_target_moves_the_unet_patch():
+    small = planned(HEAD_NECK, unet_memory_gb=2.0).configurations["3d_unet"]
+    large = planned(HEAD_NECK, unet_memory_gb=24.0).configurations["3d_unet"]
+    assert small.patch_size < large.patch_size or small.batch_size < large.batch_size
+
+
+def test_left_right_axis_is_not_mirrored():
+    plan = planned(HEAD_NECK)
+    assert plan.configurations["3d_unet"].mirror_axes == (0, 1)
+    assert plan.configurations["2d_unet"].mirror_axes == (0,)
+    assert any("parotid_left" in reason for reason in plan.configurations["2d_unet"].reasons)
+    assert planned().configurations["3d_unet"].mirror_axes == (0, 1, 2)
+
+
+def test_left_right_axis_follows_the_direction_cosines():
+    turned = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)  # the file's y axis runs left to right
+    cases = tuple(dataclasses.replace(case, direction=turned) for case in HEAD_NECK.cases)
+    plan = planned(dataclasses.replace(HEAD_NECK, cases=cases))
+    dropped = set(range(3)) - set(plan.configurations["3d_unet"].mirror_axes)
+    assert [plan.transpose_forward[axis] for axis in dropped] == [1]
+
+
+def test_display_windows():
+    low, high = planned(HEAD_NECK).data["2d"].display_window[0]
+    intensity = HEAD_NECK.intensity[0]
+    assert low == pytest.approx((intensity.percentile_00_5 - intensity.mean) / intensity.std, abs=1e-3)
+    assert high == pytest.approx((intensity.percentile_99_5 - intensity.mean) / intensity.std, abs=1e-3)
+    for low, high in planned(FINGERPRINTS["Dataset005_Nuclei"]).data["2d"].display_window:
+        assert -3 < low < 0 < high < 10
+
+
+def test_speed_takes_the_quickest():
+    plan = planned(goal="speed")
+    hours = {v.method: plan.configurations[v.method].forecast.train_hours for v in plan.verdicts}
+    assert hours[plan.recommended] == min(hours.values())
+    with pytest.raises(SamunetError, match="accuracy"):
+        planned(goal="beauty")
+
+
+def test_low_resolution_stage_is_mentioned():
+    large = tuple(
+        dataclasses.replace(case, shape_after_crop=(500, 512, 512), spacing_mm=(0.7, 0.7, 0.7))
+        for case in ACDC.cases
+    )
+    chosen = planned(dataclasses.replace(ACDC, cases=large)).configurations["3d_unet"]
+    assert chosen.batch_dice
+    assert any("3d_lowres" in reason for reason in chosen.reasons)
+
+
+def test_outside_methods_are_planned_too(tmp_path, monkeypatch):
+    (tmp_path / "my_lab_method.py").write_text(
+        "from samunet.planning.methods import Method, register\n"
+        "from samunet.planning.methods.cnn import CnnConfig\n"
+        "from samunet.planning.candidates import Candidate\n"
+        "def row(context):\n"
+        "    return Candidate(method='my_lab_method', configuration=None, fits=False, score=0, reasons=())\n"
+        "register(Method(name='my_lab_method', dimension=2, summary='', source='', config=CnnConfig,\n"
+        "    uses_encoder=True, row=row, trainer='my_lab_method:Trainer'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from samunet.planning import methods
+
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    __import__("my_lab_method")
+    request = PlanningRequest(budget=golden.BUDGETS["8 GB"], extra_methods=("my_lab_method",))
+    assert "my_lab_method" in {v.method for v in make_plan(ACDC, request).verdicts}
+
+
+@pytest.mark.parametrize("weights", golden.WEIGHTS)
+def test_explanation_reads_well(weights):
+    text = explain(planned(weights=weights, encoder="vit_b" if weights == "official" else None))
+    assert max(map(len, text.splitlines())) <= WIDTH + 20
+    assert "Recommended: 2d_unet" in text
+    assert ("samunet_download_weights vit_b" in text) == (weights == "none")
