@@ -10,7 +10,7 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +23,6 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 _FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_SMALLEST_FREE_BYTES = 64 * 2**20
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -70,7 +69,7 @@ def run_command(
     """Parse, act, and turn a user's mistake into one message on stderr and exit code 2.
 
     Returns:
-        0 when all went well, 1 when some cases failed, 2 for a mistake, 130 when interrupted.
+        0 when all went well, 2 for a mistake (also one in a single case), 130 when interrupted.
     """
     try:
         arguments = parser.parse_args(argv)
@@ -88,7 +87,7 @@ def run_command(
         sys.stderr.close()
         return EXIT_MISTAKE
     except (OSError, MemoryError, RuntimeError) as problem:
-        message = _explain(problem, getattr(arguments, "workspace", None))
+        message = _explain(problem)
         if message is None:
             raise
         return _refuse(parser.prog, message)
@@ -100,11 +99,12 @@ def _refuse(prog: str, message: str) -> int:
     return EXIT_MISTAKE
 
 
-def _explain(problem: BaseException, workspace: Path | None) -> str | None:
+def _explain(problem: BaseException) -> str | None:
     """A readable message for a full disk, a forbidden folder or too little memory; None for anything else."""
-    if isinstance(problem, OSError) and problem.errno in _FULL_DISK:
-        name = f" while writing {problem.filename}" if problem.filename else ""
-        return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
+    for error in _chain(problem):
+        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            name = f" while writing {error.filename}" if error.filename else ""
+            return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
     if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:
         return f"Not allowed to use {problem.filename}: {problem.strerror}. Check its permissions."
     if isinstance(problem, MemoryError):
@@ -114,20 +114,14 @@ def _explain(problem: BaseException, workspace: Path | None) -> str | None:
             f"Not enough GPU memory ({str(problem).splitlines()[0]}). Plan for less with -gpu_memory_target, "
             "lower the batch with --set batch_size=N, or use -device cpu."
         )
-    if isinstance(problem, RuntimeError) and "write" in str(problem).lower() and _disk_is_full(workspace):
-        return "No space left on the disk while writing. Free some, or choose another place with --workspace."
     return None
 
 
-def _disk_is_full(workspace: Path | None) -> bool:
-    """Whether the workspace's disk has next to nothing free: torch and blosc2 hide the system's own error."""
-    import shutil
-
-    from samunet.workspace import Workspace
-
-    found = Workspace.find(workspace)
-    folders = [f for f in (found.results, found.preprocessed) if f.exists()]
-    return any(shutil.disk_usage(folder).free < _SMALLEST_FREE_BYTES for folder in folders)
+def _chain(problem: BaseException | None) -> Iterator[BaseException]:
+    """The error and those it arose from: torch reports a full disk as an error of its own."""
+    while problem is not None:
+        yield problem
+        problem = problem.__cause__ or problem.__context__
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from samunet.cli.common import CommandParser, add_common, open_workspace, run_command
+from samunet.errors import SamunetError
 
 EXAMPLES = """\
   samunet_download_weights vit_b
@@ -25,6 +26,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "-w", dest="weights", type=Path, metavar="FOLDER", help="where to put it (default: the workspace's)"
     )
+    parser.add_argument(
+        "--url", metavar="URL", help="a mirror of the file; its SHA-256 is checked all the same"
+    )
     add_common(parser)
     return parser
 
@@ -39,9 +43,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.networks.sam.download import download_weights
 
     workspace = open_workspace(arguments)
+    if arguments.url is not None and len(arguments.variants) > 1:
+        raise SamunetError("--url names one file: give one VARIANT with it.")
     folder = arguments.weights or workspace.weights
     for variant in arguments.variants:
-        with progress_bar(f"{variant} (MB)") as progress:
-            file = download_weights(variant, folder, progress)
+        with progress_bar(f"{variant} (MB)") as bar:
+            file = download_weights(variant, folder, url=arguments.url, progress=_in_megabytes(bar))
         print(f"{variant}: {file}")
     return 0
+
+
+def _in_megabytes(bar: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    return lambda done, total: bar(done // 1_000_000, total // 1_000_000)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.cli.common import (
+    EXIT_MISTAKE,
     CommandParser,
     add_common,
     add_device,
@@ -117,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     predictor = _load(arguments)
     print(predictor.describe())
-    if predictor.device.type == "cpu" and predictor.mirroring:
+    if predictor.device.type == "cpu" and predictor.num_mirrorings > 1:
         print(
             f"Mirroring makes this about {predictor.num_mirrorings} times slower; --disable_tta turns it off."
         )
@@ -131,8 +133,8 @@ def _run(arguments: argparse.Namespace) -> int:
             part=arguments.part_id,
         ),
     )
-    print(outcome.text())
-    return 1 if outcome.failed else 0
+    print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
+    return EXIT_MISTAKE if outcome.failed else 0
 
 
 def _load(arguments: argparse.Namespace) -> Predictor:

@@ -51,13 +51,17 @@ class FilesOutcome:
     def text(self) -> str:
         """The outcome in plain words, the faults one a line."""
         rate = f", {self.seconds / len(self.done):.2g} s a case" if self.done else ""
-        lines = [f"Predicted {len(self.done)} cases into {self.output}{rate}."]
+        lines = [f"Predicted {_cases(len(self.done))} into {self.output}{rate}."]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} were there already and were skipped (--continue_prediction).")
+            lines.append(f"Skipped {_cases(len(self.skipped))} that were there already.")
         if self.failed:
-            lines.append(f"{len(self.failed)} could not be predicted:")
+            lines.append(f"Not predicted: {_cases(len(self.failed))}.")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
         return "\n".join(lines)
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,9 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
                 seconds = time.perf_counter() - start
             except SamunetError as fault:
                 failed[case.name] = str(fault)
-                logger.error("%s cannot be predicted: %s", case.name, fault)
+                logger.error(
+                    "%s (%d of %d) cannot be predicted; the reason is below", case.name, number, len(cases)
+                )
                 continue
             _settle(written, done, failed)
             written = (case, writer.submit(stages.export, case, result, ready))
@@ -131,7 +137,7 @@ def _settle(written: tuple[Case, Future[None]] | None, done: list[str], failed: 
         done.append(case.name)
     except SamunetError as fault:
         failed[case.name] = str(fault)
-        logger.error("%s cannot be written: %s", case.name, fault)
+        logger.error("%s cannot be written; the reason is below", case.name)
 
 
 def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool) -> None:

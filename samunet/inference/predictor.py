@@ -326,7 +326,7 @@ def _checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
     file = fold_folder(model_folder, fold) / checkpoint
     if not file.is_file():
         trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
-        raise SamunetError(f"Fold {fold} has no {file}. Trained folds: {trained}.")
+        raise SamunetError(f"Fold {fold} is not trained: there is no {file}. Trained folds: {trained}.")
     return file
 
 

@@ -86,8 +86,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     data: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
     for name in ("plan", "base_weights", "mirror_axes", "overrides"):
         data[name] = to_data(data[name])
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **data}, temporary)
+    # Through a Python file, so that a full disk is an OSError, which torch hides behind its own.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, **data}, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
