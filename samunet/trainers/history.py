@@ -109,7 +109,8 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
     from matplotlib.figure import Figure
 
     epochs = [record.epoch for record in records]
-    figure = Figure(figsize=(11, 13), layout="constrained")
+    figure = Figure(figsize=(11, 13))
+    figure.subplots_adjust(left=0.08, right=0.92, top=0.98, bottom=0.05, hspace=0.06)
     FigureCanvasAgg(figure)
     losses, seconds, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     losses.plot(epochs, [r.train["loss"] for r in records], color="tab:blue", label="training loss")

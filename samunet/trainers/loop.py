@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +35,7 @@ from samunet.trainers.step import TrainingStep
 if TYPE_CHECKING:
     from samunet.trainers.run import TrainingRun
 
-PICTURE_SECONDS = 20.0
+PICTURE_SECONDS = 30.0
 """progress.png is drawn at most this often, and at the end."""
 
 Outcome = Literal["finished", "interrupted"]
@@ -65,7 +64,7 @@ class _Session:
         self.progress = Progress()
         self.phase_index = -1
         self.records = cut_history(run.folder, 0 if run.resume_from is None else run.resume_from.epoch)
-        self.drawn_at = -math.inf
+        self.drawn_at = time.monotonic()
         self._enter_phase(self._locate(0 if run.resume_from is None else run.resume_from.epoch)[0])
         if run.resume_from is not None:
             self._restore()

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_runs import NAMES, make_request
+
+from samunet.data.splits import Split
+from samunet.errors import SamunetError
+from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
+from samunet.trainers.entry import train_fold
+from samunet.trainers.history import read_history
+from samunet.trainers.identity import read_run
+from samunet.trainers.reporter import SilentReporter
+from samunet.trainers.run import RunRequest
+from samunet.trainers.settings import apply_overrides
+
+METHOD = "examples.small_fcn"
+SETTINGS = {"epochs": 1, "iterations": 2, "val_iterations": 1, "width": 8}
+
+
+class Listener(SilentReporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def request_fcn(tmp_path: Path) -> RunRequest:
+    return make_request(tmp_path, METHOD, settings=SETTINGS)
+
+
+@pytest.fixture
+def trained(request_fcn: RunRequest) -> RunRequest:
+    train_fold(request_fcn, SilentReporter())
+    return request_fcn
+
+
+def test_run_json_says_what_was_trained(trained: RunRequest) -> None:
+    record = read_run(trained.folder)
+    assert record is not None
+    assert record.train == NAMES[:3]
+    assert record.overrides == {"settings": SETTINGS}
+    assert record.configuration["settings"]["width"] == 8
+    assert record.phases[0].iterations == 2
+    assert record.versions["torch"]
+    assert record.hardware["device"] == "cpu"
+    assert load_checkpoint(trained.folder / FINAL).plan.configuration(METHOD).settings["width"] == 8
+
+
+def test_a_finished_run_is_not_replaced_in_silence(trained: RunRequest) -> None:
+    with pytest.raises(SamunetError, match="already holds a finished training"):
+        train_fold(trained, SilentReporter())
+    with pytest.raises(SamunetError, match=r"is finished.*nothing to continue"):
+        train_fold(replace(trained, resume=True), SilentReporter())
+    assert train_fold(replace(trained, overwrite=True), SilentReporter()).status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"settings": {**SETTINGS, "width": 4}}, "settings"),
+        ({"settings": {**SETTINGS, "batch_size": 3}}, "batch_size: 2 there, 3 now"),
+        ({"split": Split(train=NAMES[1:], val=NAMES[:1])}, "the split"),
+        ({"seed": 5}, "seed: 0 there, 5 now"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(
+    trained: RunRequest, changes: dict[str, object], told: str
+) -> None:
+    other = replace(trained, **changes)
+    with pytest.raises(SamunetError, match=told):
+        train_fold(other, SilentReporter())
+    (trained.folder / FINAL).unlink()
+    if "seed" not in changes:  # a continued run keeps its seed
+        with pytest.raises(SamunetError, match=f"cannot be continued.*{told}"):
+            train_fold(replace(other, resume=True), SilentReporter())
+    assert train_fold(replace(other, overwrite=True), SilentReporter()).status == "finished"
+
+
+def test_nothing_to_continue(request_fcn: RunRequest) -> None:
+    with pytest.raises(SamunetError, match=rf"nothing to continue.*{LATEST}"):
+        train_fold(replace(request_fcn, resume=True), SilentReporter())
+    assert not request_fcn.folder.exists()
+
+
+def test_continuing_repeats_settings_that_are_not_given(trained: RunRequest) -> None:
+    (trained.folder / FINAL).unlink()
+    assert train_fold(replace(trained, resume=True, settings={}), SilentReporter()).status == "finished"
+    assert load_checkpoint(trained.folder / FINAL).epoch == 1
+
+
+def test_cases_that_are_not_preprocessed_are_named(request_fcn: RunRequest) -> None:
+    split = Split(train=("case_0", "case_8"), val=("case_9",))
+    with pytest.raises(SamunetError, match="2 cases of the split.*case_8, case_9"):
+        train_fold(replace(request_fcn, split=split), SilentReporter())
+    assert not request_fcn.folder.exists()
+
+
+def test_unknown_settings_and_wrong_values(request_fcn: RunRequest) -> None:
+    plan = request_fcn.plan
+    for settings, told in (
+        ({"witdh": 3}, "width"),
+        ({"width": "wide"}, "expected int"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"mirror_axes": [2]}, "no axes"),
+        ({"patch_size": "big"}, "patch_size"),
+    ):
+        with pytest.raises(SamunetError, match=told):
+            apply_overrides(plan, METHOD, settings)
+    changed = apply_overrides(plan, METHOD, {"patch_size": [24, 16], "batch_size": 5, "width": 4})
+    configuration = changed.configuration(METHOD)
+    assert (configuration.patch_size, configuration.batch_size) == ((24, 16), 5)
+    assert configuration.settings["width"] == 4
+
+
+def test_another_method_on_the_same_data(tmp_path: Path) -> None:
+    plan = make_request(tmp_path, "2d_cnn").plan
+    changed = apply_overrides(plan, "2d_cnn", {}, "2d_linear").configuration("2d_cnn")
+    assert changed.method == "2d_linear"
+    assert changed.encoder == "vit_micro"
+    with pytest.raises(SamunetError, match="3D"):
+        apply_overrides(plan, "2d_cnn", {}, "3d_unet")
+    with pytest.raises(SamunetError, match="needs a SAM encoder"):
+        apply_overrides(make_request(tmp_path, METHOD).plan, METHOD, {}, "2d_cnn")
+
+
+def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRequest) -> None:
+    long = replace(
+        request_fcn,
+        settings={"epochs": 500, "iterations": 100, "val_iterations": 10, "width": 8},
+        time_budget_minutes=0.1,
+    )
+    listener = Listener()
+    outcome = train_fold(long, listener)
+    assert outcome.seconds < 20
+    record = read_run(long.folder)
+    assert record is not None
+    (length,) = record.phases
+    assert length.epochs >= 10
+    assert length.epochs * length.iterations < 500 * 100
+    assert any("Time budget 0.1 min" in text and "shortened" in text for text in listener.messages)
+    assert len(read_history(long.folder)) == length.epochs
+    # The timed steps are undone: the same schedule without a budget gives the same weights.
+    fixed = {
+        "epochs": length.epochs,
+        "iterations": length.iterations,
+        "val_iterations": length.val_iterations,
+    }
+    again = replace(
+        long, settings={**fixed, "width": 8}, time_budget_minutes=None, folder=long.folder.parent / "again"
+    )
+    train_fold(again, SilentReporter())
+    first, second = load_checkpoint(long.folder / FINAL), load_checkpoint(again.folder / FINAL)
+    assert all((first.network[name] == second.network[name]).all() for name in first.network)
+    (long.folder / FINAL).unlink()
+    assert train_fold(replace(long, resume=True), SilentReporter()).status == "finished"
+
+
+def test_a_device_that_is_not_the_plans_is_warned_of(request_fcn: RunRequest) -> None:
+    budget = replace(request_fcn.plan.budget, device="cuda")
+    listener = Listener()
+    train_fold(replace(request_fcn, plan=replace(request_fcn.plan, budget=budget)), listener)
+    assert any("plan was made for cuda" in text for text in listener.messages)
+
+
+def test_a_device_that_is_not_there(request_fcn: RunRequest) -> None:
+    with pytest.raises(SamunetError, match="no device 'tpu'"):
+        train_fold(replace(request_fcn, device="tpu"), SilentReporter())
+
+
+def test_weights_for_a_method_without_encoder(request_fcn: RunRequest, tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match="no pretrained encoder"):
+        train_fold(replace(request_fcn, weights=tmp_path / "sam.pth"), SilentReporter())
+
+
+def test_fold_all_validates_on_its_training_cases(request_fcn: RunRequest) -> None:
+    outcome = train_fold(
+        replace(request_fcn, fold="all", split=Split(train=NAMES, val=NAMES)), SilentReporter()
+    )
+    assert load_checkpoint(outcome.folder / FINAL).fold == "all"
+    assert json.loads((outcome.folder / "run.json").read_text())["fold"] == "all"

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import make_request
+from torch import Tensor, nn
+
+from samunet.errors import SamunetError
+from samunet.trainers import import_trainer
+from samunet.trainers.base import Phase, build_optimizer, decayed_apart
+from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
+from samunet.trainers.entry import train_fold
+from samunet.trainers.history import read_history
+from samunet.trainers.reporter import SilentReporter, StepReport
+from samunet.trainers.run import RunRequest
+from samunet.trainers.signals import stop_signals
+
+METHOD = "examples.small_fcn"
+SETTINGS = {"epochs": 3, "iterations": 4, "val_iterations": 2, "width": 8}
+
+
+@pytest.fixture
+def request_fcn(tmp_path: Path) -> RunRequest:
+    return make_request(tmp_path, METHOD, settings=SETTINGS)
+
+
+class _SignalAt(SilentReporter):
+    """Sends a signal to this process after some step."""
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        self.number, self.left = number, step
+
+    def step(self, report: StepReport) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_checkpoint(path).network
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_its_files(request_fcn: RunRequest) -> None:
+    outcome = train_fold(request_fcn, SilentReporter())
+    assert outcome.status == "finished"
+    names = {path.name for path in outcome.folder.iterdir()}
+    assert names == {LATEST, BEST, FINAL, "run.json", "history.jsonl", "progress.png"}
+    records = read_history(outcome.folder)
+    assert [record.epoch for record in records] == [0, 1, 2]
+    assert records[0].train.keys() == {"loss", "dice", "ce"}
+    assert records[0].patch_dice.keys() == {"organ", "lesion"}
+    assert all(record.seconds >= record.waiting_seconds > 0 for record in records)
+    assert records[0].learning_rate > records[-1].learning_rate
+    assert (outcome.folder / "progress.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("step", [2, 5, 8, 14])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_at_a_step_and_the_run_continues_exactly(
+    request_fcn: RunRequest, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    whole = train_fold(replace(request_fcn, folder=tmp_path / "whole"), SilentReporter())
+    stopped = train_fold(request_fcn, _SignalAt(number, step))
+    assert stopped.status == "interrupted"
+    assert not (stopped.folder / FINAL).exists()
+    assert train_fold(replace(request_fcn, resume=True), SilentReporter()).status == "finished"
+    assert_equal(weights(whole.folder / FINAL), weights(stopped.folder / FINAL))
+    expected, found = read_history(whole.folder), read_history(stopped.folder)
+    assert [record.train for record in found] == [record.train for record in expected]
+    assert [record.patch_dice for record in found] == [record.patch_dice for record in expected]
+
+
+def test_continuing_drops_history_that_the_checkpoint_does_not_know(request_fcn: RunRequest) -> None:
+    train_fold(request_fcn, _SignalAt(signal.SIGINT, 8))
+    history = request_fcn.folder / "history.jsonl"
+    line = json.loads(history.read_text().splitlines()[0])
+    with open(history, "a") as file:
+        file.write(json.dumps({**line, "epoch": 1}) + '\n{"epoch": 2, "cut o')
+    train_fold(replace(request_fcn, resume=True), SilentReporter())
+    assert [record.epoch for record in read_history(request_fcn.folder)] == [0, 1, 2]
+
+
+def test_the_same_request_gives_the_same_weights(request_fcn: RunRequest, tmp_path: Path) -> None:
+    first = train_fold(request_fcn, SilentReporter())
+    torch.rand(3)
+    second = train_fold(replace(request_fcn, folder=tmp_path / "again"), SilentReporter())
+    other = train_fold(replace(request_fcn, folder=tmp_path / "other", seed=1), SilentReporter())
+    assert_equal(weights(first.folder / FINAL), weights(second.folder / FINAL))
+    a, b = weights(first.folder / FINAL), weights(other.folder / FINAL)
+    assert not all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_result(request_fcn: RunRequest, tmp_path: Path, workers: int) -> None:
+    alone = train_fold(request_fcn, SilentReporter())
+    threads = torch.get_num_threads()
+    helped = train_fold(replace(request_fcn, folder=tmp_path / "helped", workers=workers), SilentReporter())
+    assert torch.get_num_threads() == threads
+    assert_equal(weights(alone.folder / FINAL), weights(helped.folder / FINAL))
+
+
+def test_accumulation_sees_as_many_samples_as_a_larger_batch(tmp_path: Path) -> None:
+    small = make_request(tmp_path, METHOD, settings={**SETTINGS, "accumulate": 3})
+    outcome = train_fold(small, SilentReporter())
+    record = read_history(outcome.folder)[0]
+    assert record.samples_per_second * record.seconds == pytest.approx(4 * 3 * 2)
+
+
+class _Broken(nn.Module):
+    """Losses become infinite at a step."""
+
+    def __init__(self, inner: nn.Module, at: int) -> None:
+        super().__init__()
+        self.inner, self.at, self.network = inner, at, inner.network
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = self.inner(batch)
+        if self.training:
+            self.at -= 1
+            if self.at == 0:
+                losses["loss"] = losses["loss"] * float("nan")
+        return losses
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = import_trainer("examples.small_fcn:SmallFcnTrainer")
+    build = trainer.build_training
+    monkeypatch.setattr(trainer, "build_training", lambda *a: _Broken(build(*a), 6))
+    with pytest.raises(SamunetError, match=r"nan in epoch 2, step 2.*checkpoint_latest\.pth"):
+        train_fold(request_fcn, SilentReporter())
+    assert load_checkpoint(request_fcn.folder / LATEST).epoch == 1
+
+
+def test_phases_follow_each_other(request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second phase trains the last layer alone, with an optimizer of its own; continuing knows it."""
+    trainer = import_trainer("examples.small_fcn:SmallFcnTrainer")
+    first = trainer.phases
+
+    def last_layer(network: nn.Module) -> list[dict[str, object]]:
+        return [{"params": list(network.layers[-1].parameters()), "lr_factor": 0.5}]
+
+    def two(config: object) -> tuple[Phase, ...]:
+        (phase,) = first(config)  # type: ignore[arg-type]
+        return (
+            replace(phase, epochs=1),
+            replace(phase, name="last", epochs=2, optimizer="sgd", groups=last_layer),
+        )
+
+    monkeypatch.setattr(trainer, "phases", two)
+    outcome = train_fold(request_fcn, _SignalAt(signal.SIGINT, 6))
+    before = weights(outcome.folder / LATEST)
+    train_fold(replace(request_fcn, resume=True), _SignalAt(signal.SIGINT, 6))
+    train_fold(replace(request_fcn, resume=True), SilentReporter())
+    after = weights(outcome.folder / FINAL)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"layers.12.weight", "layers.12.bias"}
+    assert [record.phase for record in read_history(outcome.folder)] == ["training", "last", "last"]
+
+
+def test_optimizers_and_groups() -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    phase = Phase(
+        name="p",
+        optimizer="adamw",
+        learning_rate=1.0,
+        weight_decay=0.1,
+        epochs=1,
+        iterations=1,
+        val_iterations=1,
+        schedule="constant",
+        groups=lambda n: decayed_apart(list(n[0].named_parameters()), lr_factor=0.2),
+    )
+    optimizer = build_optimizer(phase, network)
+    assert [(len(g["params"]), g["weight_decay"], g["lr_factor"]) for g in optimizer.param_groups] == [
+        (1, 0.1, 0.2),
+        (1, 0.0, 0.2),
+    ]
+    assert [p.requires_grad for p in network.parameters()] == [True, True, False, False]
+    sgd = build_optimizer(replace(phase, optimizer="sgd", momentum=0.9), network)
+    assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.9
+
+
+def test_signals_outside_the_main_thread_are_left_alone() -> None:
+    seen = []
+
+    def work() -> None:
+        with stop_signals() as flag:
+            seen.append(flag.name)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
