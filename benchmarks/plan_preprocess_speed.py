@@ -25,23 +25,30 @@ DATASET = "Dataset001_Hippocampus"
 BAR = 3.0
 
 
-def run(command: list[str], environment: dict[str, str]) -> float:
-    """Wall seconds of a command that must succeed."""
-    start = time.perf_counter()
+def run(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a command that must succeed."""
+    start, used = time.perf_counter(), cpu_seconds_of_children()
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return time.perf_counter() - start
+    return time.perf_counter() - start, cpu_seconds_of_children() - used
 
 
-def time_ours(programs: Path, root: Path) -> float:
+def cpu_seconds_of_children() -> float:
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def time_ours(programs: Path, root: Path) -> tuple[float, float]:
     program = str(programs / "samunet_plan_and_preprocess")
     return run([program, "-d", "1", "-np", "2", "--workspace", str(root)], {})
 
 
-def time_peer(programs: Path, root: Path) -> float:
+def time_peer(programs: Path, root: Path) -> tuple[float, float]:
     folders = {
         "nnUNet_raw": str(root / "raw"),
         "nnUNet_preprocessed": str(root / "peer"),
@@ -77,7 +84,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="runs of each side, taken in turn")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    seconds: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     agreement: dict[str, Any] = {}
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as name:
@@ -89,17 +96,19 @@ def main() -> None:
                 seconds["peer"].append(time_peer(arguments.peer_bin, root))
                 agreement = compare(root)
     figures: dict[str, Any] = {
-        "seconds": seconds,
+        "wall_and_cpu_seconds": seconds,
         "agreement": agreement,
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
     }
     if arguments.peer_bin:
-        figures["times_faster"] = statistics.median(seconds["peer"]) / statistics.median(seconds["ours"])
+        for index, kind in enumerate(("wall", "cpu")):
+            medians = [statistics.median(run[index] for run in seconds[side]) for side in ("peer", "ours")]
+            figures[f"times_faster_{kind}"] = medians[0] / medians[1]
     print(json.dumps(figures, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    assert figures.get("times_faster", BAR) >= BAR, "speed bar missed"
+    assert figures.get("times_faster_wall", BAR) >= BAR, "speed bar missed"
 
 
 if __name__ == "__main__":

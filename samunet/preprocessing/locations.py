@@ -74,7 +74,10 @@ def _sample(
     if total == 0:
         return _no_voxels()
     count = max(min(MIN_SAMPLES, total), int(np.ceil(total * MIN_SHARE)))
-    ranks = np.sort(rng.choice(total, count, replace=False)) if count < total else np.arange(total)
+    offset = np.array([s.start for s in box], np.int32)
+    if count == total:
+        return np.argwhere(mask).astype(np.int32) + offset
+    ranks = np.sort(rng.choice(total, count, replace=False))
     # Plane by plane: the coordinates of all voxels of a large class would take 24 bytes each.
     voxels = np.empty((count, 3), np.int32)
     planes = np.searchsorted(np.cumsum(per_plane), ranks, side="right")
@@ -84,4 +87,4 @@ def _sample(
         flat = np.flatnonzero(mask[plane])[ranks[chosen] - first_rank[plane]]
         voxels[chosen, 0] = plane
         voxels[chosen, 1], voxels[chosen, 2] = np.divmod(flat, mask.shape[2])
-    return voxels + np.array([s.start for s in box], np.int32)
+    return voxels + offset

@@ -23,8 +23,9 @@ STORE_FORMAT = 1
 BLOCK = (32, 32, 32)
 """Smallest piece (z, y, x) of a 3D case that is decompressed: 128 KiB, within a core's cache."""
 CHUNK = (64, 128, 128)
-LARGEST_SLICE_CHUNK = 1024
-"""Side of the largest chunk of a case that is read slice by slice."""
+SLICE_BLOCK_BYTES = 128 * 2**10
+SLICE_CHUNK_BYTES = 2 * 2**20
+"""Chunks of a case that is read slice by slice hold several slices: tiny chunks cost much time."""
 MEMBERS = (".image.b2nd", ".label.b2nd", ".locations.npy")
 RUN_AGAIN = "Run `samunet_preprocess` again; finished cases are kept."
 
@@ -193,24 +194,31 @@ class CaseStore:
     def _write_array(path: Path, array: np.ndarray, by_slice: bool) -> None:
         import blosc2
 
-        chunks, blocks = layout(array.shape, by_slice)
+        chunks, blocks = layout(array.shape, array.itemsize, by_slice)
         settings = blosc2.CParams(
             codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
         )
-        packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=settings)
+        array = np.ascontiguousarray(array)
+        packed = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, contiguous=True)
         # Through Python's own file, because blosc2 does not report a full disk reliably.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             file.write(packed.to_cframe())
 
 
-def layout(shape: tuple[int, ...], by_slice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk and block shape of an array (*leading, Z, Y, X); never across channels."""
+def layout(shape: tuple[int, ...], itemsize: int, by_slice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunk and block shape of an array (*leading, Z, Y, X).
+
+    Neither spans channels; with `by_slice` a block, which is what reading decompresses, is within a slice.
+    """
+    depth, height, width = shape[-3:]
     if by_slice:
-        wanted_chunk = (1, LARGEST_SLICE_CHUNK, LARGEST_SLICE_CHUNK)
-        wanted_block = (1, 64, 512)
+        columns = min(width, SLICE_BLOCK_BYTES // itemsize)
+        rows = min(height, max(1, SLICE_BLOCK_BYTES // (itemsize * columns)))
+        block = (1, rows, columns)
+        slices = max(1, SLICE_CHUNK_BYTES // (itemsize * height * width))
+        chunk = (min(depth, slices), height, width) if slices > 1 else (1, min(height, 8 * rows), columns)
     else:
-        wanted_chunk, wanted_block = CHUNK, BLOCK
+        chunk = tuple(min(n, c) for n, c in zip((depth, height, width), CHUNK))
+        block = tuple(min(n, b) for n, b in zip(chunk, BLOCK))
     leading = (1,) * (len(shape) - 3)
-    chunk = tuple(min(n, c) for n, c in zip(shape[-3:], wanted_chunk))
-    block = tuple(min(n, b) for n, b in zip(chunk, wanted_block))
     return (*leading, *chunk), (*leading, *block)
