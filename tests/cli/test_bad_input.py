@@ -1,0 +1,312 @@
+"""Bad input: one message that names the file or key, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from commands import SHORT
+
+from samunet.cli import evaluate_folder, plan_and_preprocess, plan_experiment, predict, preprocess, train
+
+Main = Callable[[Sequence[str] | None], int]
+RAW = "raw/Dataset901_Tiny3D"
+MODEL = "results/Dataset901_Tiny3D/2d_unet__samunetPlans"
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must end with 2 and one message; returns the message."""
+
+    def run(main: Main, root: Path, *words: str) -> str:
+        capsys.readouterr()
+        code = main([*words, "--workspace", str(root)])
+        told = capsys.readouterr().err
+        assert code == 2, told
+        assert "Traceback" not in told
+        assert told.startswith("samunet_")
+        assert told.count("samunet_") - told.count(" samunet_") - told.count("`samunet_") <= 1
+        return told
+
+    return run
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change the voxels of a NIfTI file and keep its geometry (where the shape stays)."""
+    image = sitk.ReadImage(str(path))
+    changed = change(sitk.GetArrayFromImage(image))
+    result = sitk.GetImageFromArray(changed)
+    if changed.shape == sitk.GetArrayFromImage(image).shape:
+        result.CopyInformation(image)
+    else:
+        result.SetSpacing(image.GetSpacing())
+        result.SetDirection(image.GetDirection())
+    sitk.WriteImage(result, str(path), True)
+
+
+def set_voxel(value: float, kind: type) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        changed = array.astype(kind)
+        changed[5, 16, 16] = value
+        return changed
+
+    return change
+
+
+def shift(path: Path) -> None:
+    image = sitk.ReadImage(str(path))
+    image.SetOrigin((500.0, 0.0, 0.0))
+    sitk.WriteImage(image, str(path), True)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1500])
+
+
+RAW_FAULTS = {
+    "missing channel": (lambda raw: (raw / "imagesTr/tiny_002_0001.nii.gz").unlink(), "tiny_002"),
+    "missing label": (lambda raw: (raw / "labelsTr/tiny_003.nii.gz").unlink(), "tiny_003.nii.gz"),
+    "shape of the label": (
+        lambda raw: rewrite(raw / "labelsTr/tiny_001.nii.gz", lambda a: a[:, :-2]),
+        "labelsTr/tiny_001.nii.gz",
+    ),
+    "geometry of the label": (
+        lambda raw: shift(raw / "labelsTr/tiny_001.nii.gz"),
+        "labelsTr/tiny_001.nii.gz",
+    ),
+    "unknown label value": (
+        lambda raw: rewrite(raw / "labelsTr/tiny_004.nii.gz", set_voxel(7, np.uint8)),
+        "labelsTr/tiny_004.nii.gz",
+    ),
+    "NaN": (
+        lambda raw: rewrite(raw / "imagesTr/tiny_000_0000.nii.gz", set_voxel(np.nan, np.float32)),
+        "imagesTr/tiny_000_0000.nii.gz",
+    ),
+    "truncated": (
+        lambda raw: truncate(raw / "imagesTr/tiny_001_0000.nii.gz"),
+        "imagesTr/tiny_001_0000.nii.gz",
+    ),
+    "empty folder": (
+        lambda raw: (shutil.rmtree(raw / "imagesTr"), (raw / "imagesTr").mkdir()),
+        "imagesTr",
+    ),
+    "non-numeric key": (
+        lambda raw: edit_json(raw / "dataset.json", channel_names={"T1": "T1", "1": "T2"}),
+        "channel_names",
+    ),
+    "label that is no number": (
+        lambda raw: edit_json(raw / "dataset.json", labels={"background": 0, "organ": "one"}),
+        "organ",
+    ),
+    "no JSON": (lambda raw: (raw / "dataset.json").write_text("{"), "dataset.json"),
+}
+
+
+@pytest.mark.parametrize("flags", [[], ["--verify_dataset_integrity"]], ids=["plain", "verified"])
+@pytest.mark.parametrize("fault", RAW_FAULTS)
+def test_a_faulty_dataset_is_not_planned(fault: str, flags: list[str], tiny_copy: Path, refused) -> None:
+    damage, named = RAW_FAULTS[fault]
+    damage(tiny_copy / RAW)
+    told = refused(plan_and_preprocess.main, tiny_copy, "-d", "901", "-np", "1", *flags)
+    assert named in told
+    preprocessed = tiny_copy / "preprocessed" / "Dataset901_Tiny3D"
+    assert not list(preprocessed.rglob("*")) if preprocessed.exists() else True
+
+
+def test_verification_lists_all_faults(tiny_copy: Path, refused) -> None:
+    for fault in ("unknown label value", "NaN", "truncated", "missing channel"):
+        RAW_FAULTS[fault][0](tiny_copy / RAW)
+    told = refused(plan_and_preprocess.main, tiny_copy, "-d", "901", "-np", "1", "--verify_dataset_integrity")
+    for fault in ("unknown label value", "NaN", "truncated", "missing channel"):
+        assert RAW_FAULTS[fault][1] in told
+
+
+def test_unknown_dataset(tiny_copy: Path, refused) -> None:
+    assert "Dataset901_Tiny3D" in refused(plan_experiment.main, tiny_copy, "-d", "77", "--explain")
+
+
+@pytest.mark.parametrize("name", ["2d_autosamm", "3d_lowres", "no_such.module", "2d-unet"])
+def test_unknown_method(name: str, workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", name, "0")
+    assert name in told
+    if name == "2d_autosamm":
+        assert "Did you mean 2d_autosam" in told
+    assert not (workspace / f"results/Dataset901_Tiny3D/{name}__samunetPlans").exists()
+
+
+def test_unknown_setting(workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", "2d", "1", "--set", "learning_rat=1")
+    assert "learning_rate" in told
+    assert not (workspace / MODEL / "fold_1/run.json").exists()
+
+
+def test_setting_of_a_wrong_type(workspace: Path, refused) -> None:
+    assert "momentum" in refused(train.main, workspace, "901", "2d", "1", "--set", "momentum=high")
+
+
+@pytest.mark.parametrize("number", ["5", "99"])
+def test_fold_out_of_range(number: str, workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", "2d", number, *SHORT)
+    assert "0 to 4" in told
+    assert not (workspace / MODEL / f"fold_{number}").exists()
+
+
+def test_plan_from_other_data(workspace: Path, refused) -> None:
+    rewrite(workspace / RAW / "imagesTr/tiny_000_0000.nii.gz", set_voxel(300, np.int16))
+    assert "tiny_000" in refused(train.main, workspace, "901", "2d", "1", *SHORT)
+    file = workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json"
+    edit_json(file, fingerprint_hash="0" * 16)
+    told = refused(train.main, workspace, "901", "2d", "1", *SHORT)
+    assert "samunetPlans.json was made from other data" in told
+
+
+def test_plan_with_a_foreign_key(workspace: Path, refused) -> None:
+    edit_json(workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json", patchsize=3)
+    assert "patchsize" in refused(train.main, workspace, "901", "2d", "1")
+
+
+def test_no_plan(tiny_copy: Path, refused) -> None:
+    assert "samunet_plan_and_preprocess" in refused(train.main, tiny_copy, "901", "2d", "0")
+
+
+def test_cases_that_are_not_preprocessed(workspace: Path, refused) -> None:
+    assert "samunet_preprocess" in refused(train.main, workspace, "901", "3d_unet", "0")
+
+
+def test_frozen_encoder_without_weights(workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", "2d_cnn", "0", "--set", "encoder=frozen", *SHORT)
+    assert "samunet_download_weights" in told
+    assert not list((workspace / "results/Dataset901_Tiny3D").glob("2d_cnn*/fold_0/*"))
+
+
+def test_weights_that_are_not_there(workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", "2d_cnn", "0", "-w", str(workspace / "none.pth"), *SHORT)
+    assert "none.pth" in told
+
+
+@pytest.mark.parametrize("name", ["vit_t", "vit_x"])
+def test_unknown_encoder(name: str, workspace: Path, refused) -> None:
+    assert name in refused(train.main, workspace, "901", "2d_cnn", "0", "-encoder", name, *SHORT)
+
+
+def test_nothing_to_continue(workspace: Path, refused) -> None:
+    assert "nothing to continue" in refused(train.main, workspace, "901", "2d", "1", "--c", *SHORT)
+
+
+def test_a_finished_run_is_not_replaced(workspace: Path, refused) -> None:
+    before = (workspace / MODEL / "fold_0/checkpoint_final.pth").read_bytes()
+    assert "--overwrite" in refused(train.main, workspace, "901", "2d", "0", *SHORT)
+    assert "--tag" in refused(train.main, workspace, "901", "2d", "0", "--epochs", "7")
+    assert (workspace / MODEL / "fold_0/checkpoint_final.pth").read_bytes() == before
+
+
+def test_group_split_without_groups(workspace: Path, refused) -> None:
+    words = ("901", "2d", "1", "--splits", "leave_one_group_out", *SHORT)
+    assert "groups.csv" in refused(train.main, workspace, *words)
+
+
+@pytest.fixture
+def images(workspace: Path, tmp_path: Path) -> Path:
+    """Prediction input: both channels of one case."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for channel in (0, 1):
+        shutil.copy(workspace / RAW / f"imagesTr/tiny_001_{channel:04d}.nii.gz", folder)
+    return folder
+
+
+def predict_words(images: Path, *more: str) -> tuple[str, ...]:
+    return ("-i", str(images), "-o", str(images.parent / "out"), "-d", "901", "-c", "2d", *more)
+
+
+def test_prediction_of_an_empty_folder(workspace: Path, images: Path, refused) -> None:
+    shutil.rmtree(images)
+    assert "images" in refused(predict.main, workspace, *predict_words(images))
+    images.mkdir()
+    assert "tiny" not in refused(predict.main, workspace, *predict_words(images))
+    assert not (images.parent / "out").exists()
+
+
+def test_prediction_with_a_missing_channel(workspace: Path, images: Path, refused) -> None:
+    (images / "tiny_001_0001.nii.gz").unlink()
+    assert "tiny_001" in refused(predict.main, workspace, *predict_words(images))
+    assert not (images.parent / "out").exists()
+
+
+def test_a_bad_case_is_reported_and_the_others_finish(workspace: Path, images: Path, refused) -> None:
+    for channel in (0, 1):
+        shutil.copy(images / f"tiny_001_{channel:04d}.nii.gz", images / f"bad_{channel:04d}.nii.gz")
+    truncate(images / "bad_0001.nii.gz")
+    from samunet.cli.predict import main
+
+    words = predict_words(images, "--disable_tta", "--workspace", str(workspace))
+    assert main(words) == 2
+    assert sorted(f.name for f in (images.parent / "out").glob("*.nii.gz")) == ["tiny_001.nii.gz"]
+
+
+def test_prediction_with_a_model_that_is_not_trained(workspace: Path, images: Path, refused) -> None:
+    assert "Trained folds: 0" in refused(predict.main, workspace, *predict_words(images, "-f", "3"))
+    told = refused(predict.main, workspace, *predict_words(images, "-chk", "checkpoint_worst.pth"))
+    assert "checkpoint_final.pth" in told
+    words = ("-i", str(images), "-o", "out", "-d", "901", "-c", "2d_cnn")
+    assert "2d_unet__samunetPlans" in refused(predict.main, workspace, *words)
+
+
+def test_a_cut_off_checkpoint(workspace: Path, images: Path, refused) -> None:
+    truncate(workspace / MODEL / "fold_0/checkpoint_final.pth")
+    assert "checkpoint_final.pth" in refused(predict.main, workspace, *predict_words(images))
+
+
+def test_prediction_flags_out_of_range(workspace: Path, images: Path, refused) -> None:
+    assert "-part_id" in refused(predict.main, workspace, *predict_words(images, "-part_id", "1"))
+    assert "-step_size" in refused(predict.main, workspace, *predict_words(images, "-step_size", "1.5"))
+    assert "-m FOLDER" in refused(predict.main, workspace, "-i", str(images), "-o", "out")
+
+
+def test_evaluation_of_missing_predictions(workspace: Path, tmp_path: Path, refused) -> None:
+    labels, empty = workspace / RAW / "labelsTr", tmp_path / "predictions"
+    empty.mkdir()
+    told = refused(evaluate_folder.main, workspace, str(labels), str(empty), "-d", "901")
+    assert "tiny_000.nii.gz" in told
+    assert not list(empty.iterdir())
+
+
+def no_space(*arguments: object, **more: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_no_space_for_the_plan(workspace: Path, monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    monkeypatch.setattr(Path, "write_text", no_space)
+    told = refused(plan_experiment.main, workspace, "-d", "901", "-p", "other")
+    assert "No space left" in told
+    assert "other.json" in told
+    assert not list((workspace / "preprocessed").rglob("*other*"))
+
+
+def test_no_space_for_preprocessed_cases(workspace: Path, monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    import numpy
+
+    monkeypatch.setattr(numpy, "save", no_space)
+    told = refused(preprocess.main, workspace, "-d", "901", "-c", "3d_unet", "-np", "1")
+    assert "space" in told
+    assert not list((workspace / "preprocessed").rglob("*partial*"))
+
+
+def test_no_space_for_a_checkpoint(workspace: Path, monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "save", no_space)
+    told = refused(train.main, workspace, "901", "2d", "1", *SHORT)
+    assert "No space left" in told
+    assert ".pth" in told
+    assert not list((workspace / MODEL / "fold_1").glob("*.pth*"))
