@@ -24,6 +24,7 @@ from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import sample_locations
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers.base import Phase
+from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 
 CLASSES = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)})
@@ -156,3 +157,13 @@ def make_request(root: Path, method: str, labels: LabelSet = CLASSES, **changes:
         workers=0,
     )
     return replace(request, **changes)
+
+
+class Listener(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)

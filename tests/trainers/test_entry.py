@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_runs import NAMES, make_request
+from tiny_runs import NAMES, Listener, make_request
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
@@ -19,14 +19,6 @@ from samunet.trainers.settings import apply_overrides
 
 METHOD = "examples.small_fcn"
 SETTINGS = {"epochs": 1, "iterations": 2, "val_iterations": 1, "width": 8}
-
-
-class Listener(SilentReporter):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture
@@ -96,7 +88,7 @@ def test_continuing_repeats_settings_that_are_not_given(trained: RunRequest) -> 
 
 def test_cases_that_are_not_preprocessed_are_named(request_fcn: RunRequest) -> None:
     split = Split(train=("case_0", "case_8"), val=("case_9",))
-    with pytest.raises(SamunetError, match="2 cases of the split.*case_8, case_9"):
+    with pytest.raises(SamunetError, match=r"2 cases of the split.*case_8, case_9"):
         train_fold(replace(request_fcn, split=split), SilentReporter())
     assert not request_fcn.folder.exists()
 

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import CLASSES, NAMES, PATCH_2D, REGIONS, write_cases
+from torch import Tensor, nn
+
+from samunet.errors import SamunetError
+from samunet.networks.features import Features
+from samunet.preprocessing.embedding_build import (
+    BuildOptions,
+    ItemKey,
+    ViewSource,
+    build_cache,
+    bytes_per_item,
+    cached_features,
+    missing_units,
+)
+from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache, case_items, view_seed
+from samunet.preprocessing.store import CaseStore
+from samunet.trainers.augmentation import Augmentation, AugmentationSettings
+
+IDENTITY = CacheIdentity(
+    encoder_sha256="a" * 64,
+    variant="vit_micro",
+    input_size=64,
+    patch_size=PATCH_2D,
+    slice_context=0,
+    channel_map="fixed",
+    paper_compat=False,
+    with_image=True,
+    display_window=((-2.0, 2.0),),
+    augmentation={"preset": "full"},
+    seed=1,
+    items_per_case=None,
+    data_hash="d",
+)
+VIEWS = {"case_0": 3, "case_1": 3, "case_3": 1}
+Build = Callable[..., int]
+
+
+class Halving(nn.Module):
+    """Stands for a network with an encoder: two levels and a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def encode(self, slices: Tensor) -> Features:
+        self.seen += len(slices)
+        levels = (slices[:, :, ::2, ::2], slices[:, :1, ::4, ::4])
+        return Features(
+            levels=levels, output_size=tuple(slices.shape[2:]), image=slices[:, :1].repeat(1, 3, 1, 1)
+        )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CaseStore:
+    return write_cases(tmp_path / "cases")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(tmp_path / "embeddings" / IDENTITY.signature, IDENTITY)
+
+
+def options(regions: bool = False, workers: int = 0) -> BuildOptions:
+    return BuildOptions(
+        batch_size=5,
+        workers=workers,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        regions=regions,
+        ignore_index=3 if regions else None,
+        num_foreground=2,
+    )
+
+
+def source(store: CaseStore, settings: AugmentationSettings | None = None) -> ViewSource:
+    settings = settings or AugmentationSettings(patch_size=PATCH_2D, mirror_axes=(0, 1))
+    return ViewSource(
+        case_folder=store.folder,
+        patch_size=PATCH_2D,
+        load_size=settings.initial_size,
+        slice_context=0,
+        seed=IDENTITY.seed,
+        augment=Augmentation(settings),
+        finish=Augmentation(replace(settings, preset="none")),
+    )
+
+
+def fill(cache: EmbeddingCache, store: CaseStore, views: dict[str, int] = VIEWS, workers: int = 0) -> int:
+    """Encode what is missing; returns how many items went through the encoder."""
+    network = Halving()
+    build_cache(cache, network, source(store), missing_units(cache, store, views), options(workers=workers))
+    return network.seen
+
+
+def test_stored_features_are_the_encoders(cache: EmbeddingCache, store: CaseStore) -> None:
+    fill(cache, store)
+    views = source(store)
+    for view in (0, 2):
+        for index, item in enumerate(cache.entry("case_1", view).items):
+            expected = views.sample(ItemKey("case_1", view, item))
+            features = Halving().encode(expected["image"][None])
+            found = cache.read("case_1", view, index)
+            assert found.keys() == {"level_0", "level_1", "image_skip", "target"}
+            assert torch.equal(found["level_0"], features.levels[0][0].half())
+            assert torch.equal(found["target"].short(), expected["target"])
+    rebuilt = cached_features({k: v[None] for k, v in found.items()}, PATCH_2D)
+    assert rebuilt is not None
+    assert rebuilt.output_size == PATCH_2D
+    assert rebuilt.levels[1].shape == (1, 1, 4, 4)
+    assert rebuilt.image is not None
+    assert cached_features({"image": torch.zeros(1)}, PATCH_2D) is None
+
+
+def test_views_differ_and_follow_from_their_number(
+    cache: EmbeddingCache, store: CaseStore, tmp_path: Path
+) -> None:
+    fill(cache, store)
+    assert not torch.equal(cache.read("case_0", 1, 2)["level_0"], cache.read("case_0", 2, 2)["level_0"])
+    again = EmbeddingCache(tmp_path / "again", IDENTITY)
+    fill(again, store, {"case_0": 3}, workers=2)
+    assert torch.equal(cache.read("case_0", 2, 2)["level_0"], again.read("case_0", 2, 2)["level_0"])
+    assert view_seed(1, "a", 1, (0, 0, 0)) != view_seed(1, "a", 1, (0, 0, -1))
+
+
+def test_label_is_transformed_with_the_image(cache: EmbeddingCache, store: CaseStore) -> None:
+    """The classes differ in intensity, so image and target of an augmented view must still agree."""
+    settings = AugmentationSettings(patch_size=PATCH_2D, mirror_axes=(0, 1), preset="light")
+    build_cache(
+        cache, Halving(), source(store, settings), missing_units(cache, store, {"case_0": 4}), options()
+    )
+    for view in range(4):
+        image, target = [], []
+        for index in range(len(cache.entry("case_0", view).items)):
+            sample = cache.read("case_0", view, index)
+            image.append(sample["image_skip"][0].float())
+            target.append(sample["target"][0])
+        images, targets = torch.stack(image), torch.stack(target)
+        assert images[targets == 1].mean() > 1.1
+        assert images[targets == 2].mean() < -1.1
+
+
+def test_only_missing_views_are_encoded(cache: EmbeddingCache, store: CaseStore) -> None:
+    units = missing_units(cache, store, VIEWS)
+    total = sum(len(unit.items) for unit in units)
+    assert fill(cache, store) == total
+    assert fill(cache, store) == 0
+    assert fill(cache, store, {**VIEWS, "case_3": 2}) == len(cache.entry("case_3", 0).items)
+    cache.view_file("case_1", 1, "json").unlink()  # an interrupted view
+    assert fill(cache, store) == len(cache.entry("case_3", 0).items)
+
+
+def test_a_changed_case_is_encoded_again(cache: EmbeddingCache, store: CaseStore) -> None:
+    fill(cache, store)
+    path = store.folder / "case_1.json"
+    path.write_text(path.read_text().replace("key 1", "key changed"))
+    units = missing_units(cache, store, VIEWS)
+    assert {(unit.case, unit.view) for unit in units} == {("case_1", 0), ("case_1", 1), ("case_1", 2)}
+    fill(cache, store)
+    assert cache.entry("case_1", 2).key == "key changed"
+
+
+def test_a_mismatch_names_the_key(cache: EmbeddingCache, store: CaseStore) -> None:
+    fill(cache, store)
+    other = EmbeddingCache(cache.folder, replace(IDENTITY, input_size=128))
+    with pytest.raises(SamunetError, match="input_size is 64 there, 128 now"):
+        other.prepare()
+    beside = EmbeddingCache(cache.folder.parent / "other", replace(IDENTITY, data_hash="e"))
+    assert beside.closest_other() == "data_hash is 'd' there, 'e' now"
+    assert cache.closest_other() is None
+    assert other.identity.signature != IDENTITY.signature
+
+
+def test_estimate_is_what_is_written(cache: EmbeddingCache, store: CaseStore) -> None:
+    network = Halving()
+    per_item = bytes_per_item(network, 2, PATCH_2D, torch.device("cpu"))
+    items = sum(len(unit.items) for unit in missing_units(cache, store, VIEWS))
+    fill(cache, store)
+    assert cache.size_gb() * 1e9 == pytest.approx(items * per_item, rel=0.2)
+
+
+def test_progress_and_counts(cache: EmbeddingCache, store: CaseStore) -> None:
+    calls: list[tuple[int, int]] = []
+    units = missing_units(cache, store, VIEWS)
+    build_cache(cache, Halving(), source(store), units, options(), lambda *a: calls.append(a))
+    assert calls[-1][0] == calls[-1][1] == sum(len(unit.items) for unit in units)
+    counts, annotated = cache.tables("case_0")
+    label = np.maximum(store.open("case_0").label[:], 0)
+    # Tiles overlap along y, so that the sums over items are at least those of the case.
+    assert (counts.sum(0) >= [(label == 1).sum(), (label == 2).sum()]).all()
+    assert (annotated == PATCH_2D[0] * PATCH_2D[1]).all()
+
+
+def test_regions_with_ignore(tmp_path: Path) -> None:
+    store = write_cases(tmp_path / "cases", REGIONS)
+    cache = EmbeddingCache(tmp_path / "cache", IDENTITY)
+    settings = AugmentationSettings(
+        patch_size=PATCH_2D, regions=tuple(REGIONS.foreground.values()), ignore_index=REGIONS.ignore_index
+    )
+    views = source(store, settings)
+    build_cache(cache, Halving(), views, missing_units(cache, store, {"case_0": 2}), options(regions=True))
+    counts, annotated = cache.tables("case_0")
+    assert cache.read("case_0", 1, 0)["target"].shape == (3, *PATCH_2D)
+    assert (counts[:, 0] >= counts[:, 1]).all()
+    assert annotated.min() < annotated.max() <= PATCH_2D[0] * PATCH_2D[1]
+
+
+def test_limited_items_keep_foreground(store: CaseStore) -> None:
+    case = store.open("case_0")
+    shape = (40, 16, 16)
+    locations = {"organ": np.array([[7, 3, 3], [9, 3, 3]]), "lesion": np.zeros((0, 3), int)}
+    chosen = case_items(shape, PATCH_2D, locations, 6, 3)
+    assert len(chosen) == len(set(chosen)) == 6
+    assert {7, 9} <= {z for z, _, _ in chosen}
+    assert chosen == case_items(shape, PATCH_2D, locations, 6, 3)
+    assert len(case_items(shape, PATCH_2D, locations, None, 3)) == 40
+    assert len(case_items(tuple(case.image.shape[1:]), PATCH_2D, case.locations, None, 3)) == 5 * 2
+
+
+def test_identity_file_is_plain_json(cache: EmbeddingCache) -> None:
+    cache.prepare()
+    stored = json.loads((cache.folder / "identity.json").read_text())
+    assert stored["patch_size"] == list(PATCH_2D)
+    assert CLASSES.foreground.keys() == {"organ", "lesion"}
+    assert len(NAMES) == 4

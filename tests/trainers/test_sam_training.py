@@ -1,0 +1,202 @@
+"""Training the heads on a SAM encoder: weights, checkpoints without the encoder, and the embedding cache."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import CHANNELS, PATCH_2D, REGIONS, Listener, make_configuration, make_request
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weights import build_parts
+from samunet.trainers import get_trainer
+from samunet.trainers.base import config_of
+from samunet.trainers.cached import item_chances
+from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
+from samunet.trainers.entry import train_fold
+from samunet.trainers.identity import read_run
+from samunet.trainers.reporter import SilentReporter
+from samunet.trainers.run import RunRequest
+from samunet.trainers.sam_heads import SamHeadModule
+from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+
+FILE = VARIANTS["vit_micro"].file_name
+"""Counts as shipped with samunet: found by this name in the weights folder."""
+SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
+
+
+def write_weights(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    parts = build_parts(VARIANTS["vit_micro"])
+    state: dict[str, Tensor] = {
+        f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()
+    }
+    torch.save(state, folder / FILE)
+    return folder / FILE
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> RunRequest:
+    """`2d_cnn` on a frozen encoder whose weights lie in the weights folder."""
+    write_weights(tmp_path / "weights")
+    changes = {"encoder_weights": "shipped", "settings": {"encoder_weights": None, **SHORT}}
+    return make_request(
+        tmp_path, "2d_cnn", configuration_changes=changes, weights_folder=tmp_path / "weights"
+    )
+
+
+def logits(network: torch.nn.Module) -> Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return network(torch.randn(1, CHANNELS, *PATCH_2D))
+
+
+def test_a_known_frozen_encoder_is_left_out_of_checkpoints(pretrained: RunRequest, tmp_path: Path) -> None:
+    folder = train_fold(pretrained, SilentReporter()).folder
+    stored = load_checkpoint(folder / FINAL)
+    assert stored.base_weights is not None
+    assert stored.base_weights.file == FILE
+    assert not any(name.startswith("encoder.") for name in stored.network)
+    record = read_run(folder)
+    assert record is not None
+    assert record.weights is not None
+    assert record.weights.sha256 == stored.base_weights.sha256
+    first = logits(network_from_checkpoint(stored, tmp_path / "weights"))
+    shutil.move(tmp_path / "weights", tmp_path / "elsewhere")
+    assert torch.equal(first, logits(network_from_checkpoint(stored, tmp_path / "elsewhere")))
+    with pytest.raises(SamunetError, match=f"{FILE}.*samunet_download_weights"):
+        network_from_checkpoint(stored, tmp_path / "weights")
+    write_weights(tmp_path / "weights", seed=1)
+    with pytest.raises(SamunetError, match="not the file that this checkpoint was trained on"):
+        network_from_checkpoint(stored, tmp_path / "weights")
+
+
+def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: Path) -> None:
+    own = tmp_path / "my_vit_micro.pth"
+    shutil.copy(tmp_path / "weights" / FILE, own)
+    shutil.rmtree(tmp_path / "weights")
+    folder = train_fold(replace(pretrained, weights=own), SilentReporter()).folder
+    stored = load_checkpoint(folder / FINAL)
+    assert stored.base_weights is None
+    assert stored.plan.configuration("2d_cnn").encoder_weights == "file"
+    own.unlink()
+    assert torch.isfinite(logits(network_from_checkpoint(stored))).all()
+
+
+def test_missing_weights_say_what_to_do(pretrained: RunRequest, tmp_path: Path) -> None:
+    (tmp_path / "weights" / FILE).unlink()
+    with pytest.raises(SamunetError, match=r"starts from shipped weights.*samunet_download_weights"):
+        train_fold(pretrained, SilentReporter())
+    with pytest.raises(SamunetError, match="no such file"):
+        train_fold(replace(pretrained, weights=tmp_path / "none.pth"), SilentReporter())
+    assert not pretrained.folder.exists()
+
+
+def test_a_frozen_random_encoder_needs_to_be_asked_for(tmp_path: Path) -> None:
+    request = make_request(tmp_path, "2d_linear", settings={**SHORT, "encoder_weights": "none"})
+    with pytest.raises(SamunetError, match="frozen random encoder"):
+        train_fold(request, SilentReporter())
+
+
+def test_continuing_with_other_weights_is_refused(pretrained: RunRequest, tmp_path: Path) -> None:
+    folder = train_fold(pretrained, SilentReporter()).folder
+    (folder / FINAL).unlink()
+    write_weights(tmp_path / "weights", seed=1)
+    with pytest.raises(SamunetError, match="other encoder weights"):
+        train_fold(replace(pretrained, resume=True), SilentReporter())
+
+
+def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_path: Path) -> None:
+    listener = Listener()
+    train_fold(pretrained, listener)
+    assert any("Building the embedding cache" in text for text in listener.messages)
+    record = read_run(pretrained.folder)
+    assert record is not None
+    assert record.cache.startswith("cached: 2 views")
+    # Another head on the same encoder needs nothing new.
+    again = Listener()
+    train_fold(replace(pretrained, method="2d_linear", folder=tmp_path / "linear"), again)
+    assert not any("Building" in text for text in again.messages)
+    fresh = Listener()
+    train_fold(replace(pretrained, settings={"cache": False}, folder=tmp_path / "fresh"), fresh)
+    assert not any("embedding" in text for text in fresh.messages)
+
+
+def test_over_the_limit_it_encodes_on_the_fly_and_says_so(tmp_path: Path) -> None:
+    request = make_request(tmp_path, "2d_linear", settings=SHORT, cache_limit_gb=1e-6)
+    listener = Listener()
+    train_fold(request, listener)
+    assert any("on the fly: the embedding cache needs" in text for text in listener.messages)
+    assert not (tmp_path / "embeddings").exists()
+    record = read_run(request.folder)
+    assert record is not None
+    assert record.cache.startswith("on the fly")
+
+
+def test_a_time_budget_shrinks_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samunet.trainers.cache_setup.time_encoding", lambda *a: 0.2)
+    request = make_request(tmp_path, "2d_linear", settings={"views": 6}, time_budget_minutes=0.15)
+    listener = Listener()
+    train_fold(request, listener)
+    record = read_run(request.folder)
+    assert record is not None
+    assert record.cache.startswith("cached: 2 views")
+    assert any("slices of each case" in text for text in listener.messages)
+
+
+def test_cached_and_uncached_validation_agree(tmp_path: Path) -> None:
+    """View 0 is the plain slice: its losses are those of the image up to half precision."""
+    request = make_request(tmp_path, "2d_cnn", labels=REGIONS, settings=SHORT)
+    folder = train_fold(request, SilentReporter()).folder
+    stored = load_checkpoint(folder / FINAL)
+    trainer = get_trainer("2d_cnn")
+    network = network_from_checkpoint(stored)
+    module = trainer.build_training(network, stored.plan, stored.plan.configuration("2d_cnn")).eval()
+    assert isinstance(module, SamHeadModule)
+    image = torch.randn(2, CHANNELS, *PATCH_2D)
+    target = torch.rand(2, 3, *PATCH_2D) > 0.5
+    with torch.no_grad():
+        level = network.encode(image).levels[0].half()
+        cached = module({"level_0": level, "target": target.to(torch.uint8)})
+        plain = module({"image": image, "target": target})
+    assert cached["loss"].item() == pytest.approx(plain["loss"].item(), abs=2e-3)
+
+
+def test_slice_context_and_stem(tmp_path: Path) -> None:
+    for settings in ({"slice_context": 1}, {"channel_map": "stem"}, {"paper_compat": True}):
+        request = make_request(tmp_path, "2d_cnn", settings={**SHORT, **settings}, overwrite=True)
+        assert train_fold(request, SilentReporter()).status == "finished"
+
+
+def test_paper_compat_uses_the_papers_optimizer() -> None:
+    trainer = get_trainer("2d_autosam")
+    config = config_of(make_configuration("2d_autosam", settings={"paper_compat": True}))
+    (phase,) = trainer.phases(config)
+    assert (phase.optimizer, phase.weight_decay, phase.schedule) == ("adam", 0.0, "constant")
+
+
+class _Slots:
+    has_ignore = True
+
+    def forced(self, key: SampleKey) -> bool:
+        return key.slot == 1
+
+
+def test_item_chances() -> None:
+    counts, annotated = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), np.array([0.0, 5.0, 5.0])
+    rng = np.random.default_rng(0)
+    settings = _Slots()
+    forced = item_chances(counts, annotated, settings, SampleKey(TRAIN, 0, 0, 1), rng)  # type: ignore[arg-type]
+    assert forced.tolist() == [0.75, 0.25, 0.0]
+    free = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, 0), rng)  # type: ignore[arg-type]
+    assert free.tolist() == [0.0, 0.5, 0.5]
+    settings.has_ignore = False
+    uniform = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, 0), rng)  # type: ignore[arg-type]
+    assert uniform.tolist() == pytest.approx([1 / 3] * 3)
