@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -69,7 +70,7 @@ class ViewSource:
 
     def sample(self, key: ItemKey) -> Sample:
         """{"image": (C, h, w) float32, "target": (T, h, w)}."""
-        case = CaseStore(self.case_folder).open(key.case)
+        case = _open_case(self.case_folder, key.case)
         if key.view == 0:
             image, label = self._read(case, key.item, self.patch_size)
             image_t, target = self.finish(image, label, 0)
@@ -84,6 +85,12 @@ class ViewSource:
     def _read(self, case: StoredCase, lower: Sequence[int], size: tuple[int, ...]) -> tuple[Any, Any]:
         label = read_box(case.label, lower, (1, *size), OUTSIDE)[0]
         return read_slice(case.image, lower, size, self.slice_context), label
+
+
+@lru_cache(maxsize=4)
+def _open_case(folder: Path, name: str) -> StoredCase:
+    """Items come case by case, so a few open ones are enough."""
+    return CaseStore(folder).open(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +180,7 @@ def build_cache(
     Args:
         network: offers `encode`; is on the options' device and in evaluation mode.
     """
+    _open_case.cache_clear()  # cases may have been preprocessed anew since
     cache.prepare()
     keys = (ItemKey(unit.case, unit.view, item) for unit in units for item in unit.items)
     stream = BatchStream(source, _in_batches(keys, options.batch_size), options.workers, options.device)
