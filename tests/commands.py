@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-SHORT = (
-    "--epochs 1 --iterations 2 --set val_iterations=1 --set batch_size=2 -np 1 -device cpu"  # a second or two
-).split()
+_LINES = """--epochs 1 --iterations 2 --set val_iterations=1 --set batch_size=2 -np 1 -device cpu"""
+SHORT = _LINES.split()
+"""Flags of a training that takes a second or two."""
 
 
 def no_measuring(device: str, seconds: float = 0.0) -> dict[str, float]:

@@ -1,0 +1,257 @@
+"""Predictor: folds, arrays, files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan
+
+from samunet.data.cases import Case
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.inference.files import FileOptions
+from samunet.inference.predictor import Predictor, find_folds
+from samunet.planning.methods import get_method
+from samunet.trainers import get_trainer
+from samunet.trainers.checkpoint import BaseWeights, Checkpoint, save_checkpoint
+
+SPACING = (3.0, 1.0, 1.0)
+
+
+def write_fold(
+    model: Path, fold: int | str, *, method: str = "2d_unet", labels: LabelSet = CLASSES, **changes: object
+) -> None:
+    """An untrained network as the checkpoint of a fold."""
+    plan = make_plan(make_configuration(method, **changes), labels)
+    torch.manual_seed(17 if fold == "all" else int(fold))
+    network = get_trainer(method).build_network(plan, plan.configuration(method))
+    checkpoint = Checkpoint(
+        method=method,
+        trainer=get_method(method).trainer,
+        configuration=method,
+        plan=plan,
+        fold=fold,
+        epoch=1,
+        network=dict(network.state_dict()),
+        base_weights=None,
+        seed=0,
+        mirror_axes=plan.configuration(method).mirror_axes,
+        overrides={},
+        training={},
+    )
+    save_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth", checkpoint)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "2d_unet__tinyPlans"
+    for fold in (0, 1):
+        write_fold(folder, fold)
+    return folder
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).normal(100, 20, (CHANNELS, 6, 30, 26)).astype(np.float32)
+
+
+def load(model: Path, **settings: object) -> Predictor:
+    return Predictor.load(model, device="cpu", **settings)  # type: ignore[arg-type]
+
+
+def test_all_trained_folds_are_taken(model: Path) -> None:
+    write_fold(model, "all")
+    assert find_folds(model) == (0, 1, "all")
+    predictor = load(model)
+    assert predictor.folds == (0, 1, "all")
+    assert "0, 1, all" in predictor.describe()
+    assert predictor.num_mirrorings == 4
+    assert load(model, folds=(1,), mirroring=False).num_mirrorings == 1
+
+
+def test_folds_average_their_logits(model: Path, volume: np.ndarray) -> None:
+    alone = [load(model, folds=(fold,)).predict_preprocessed(volume) for fold in (0, 1)]
+    both = load(model).predict_preprocessed(volume)
+    assert both.shape == (CLASSES.num_outputs, 6, 30, 26)
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_volume(model: Path, volume: np.ndarray) -> None:
+    predictor = load(model)
+    prediction = predictor.predict(volume, spacing_mm=SPACING, probabilities=True)
+    assert prediction.segmentation.shape == volume.shape[1:]
+    assert set(np.unique(prediction.segmentation)) <= set(CLASSES.values)
+    assert prediction.probabilities is not None
+    np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(prediction.probabilities.argmax(0), prediction.segmentation)
+    assert prediction.class_names == CLASSES.class_names
+    again = predictor.predict(volume.astype(np.float64), spacing_mm=SPACING)
+    np.testing.assert_array_equal(again.segmentation, prediction.segmentation)
+    assert again.probabilities is None
+
+
+def test_a_volume_of_other_spacing_comes_back_on_its_own_grid(model: Path, volume: np.ndarray) -> None:
+    assert load(model).predict(volume, spacing_mm=(4, 1.7, 0.6)).segmentation.shape == volume.shape[1:]
+
+
+def test_a_picture(model: Path, volume: np.ndarray) -> None:
+    prediction = load(model).predict(volume[:, 0], spacing_mm=(1, 1), probabilities=True)
+    assert prediction.segmentation.shape == volume.shape[2:]
+    assert prediction.probabilities is not None
+    assert prediction.probabilities.shape == (CLASSES.num_outputs, *volume.shape[2:])
+
+
+def test_regions(tmp_path: Path, volume: np.ndarray) -> None:
+    write_fold(tmp_path / "model", 0, labels=REGIONS)
+    prediction = load(tmp_path / "model").predict(volume, spacing_mm=SPACING, probabilities=True)
+    assert prediction.class_names == ("whole", "core")
+    assert set(np.unique(prediction.segmentation)) <= {0, 1, 2}
+
+
+def test_a_3d_network(tmp_path: Path, volume: np.ndarray) -> None:
+    write_fold(tmp_path / "model", 0, method="3d_unet")
+    predictor = load(tmp_path / "model")
+    assert predictor.num_mirrorings == 8
+    assert predictor.predict(volume, spacing_mm=SPACING).segmentation.shape == volume.shape[1:]
+
+
+def test_slices_with_context(tmp_path: Path, volume: np.ndarray) -> None:
+    write_fold(tmp_path / "model", 0, method="2d_linear", settings={"slice_context": 1})
+    predictor = load(tmp_path / "model", mirroring=False)
+    assert predictor.predict(volume, spacing_mm=SPACING).segmentation.shape == volume.shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((6, 30, 26), SPACING),  # one channel where two are needed
+        ((3, 6, 30, 26), SPACING),
+        ((CHANNELS, 6, 30, 26), None),
+        ((CHANNELS, 6, 30, 26), (1.0, 1.0)),
+        ((CHANNELS, 6, 30, 26), (0.0, 1.0, 1.0)),
+        ((30,), SPACING),
+    ],
+)
+def test_arrays_that_do_not_fit(
+    model: Path, shape: tuple[int, ...], spacing: tuple[float, ...] | None
+) -> None:
+    with pytest.raises(SamunetError):
+        load(model).predict(np.zeros(shape), spacing_mm=spacing)
+
+
+def test_nan_is_refused(model: Path, volume: np.ndarray) -> None:
+    volume[0, 2, 3, 4] = np.nan
+    with pytest.raises(SamunetError, match="NaN"):
+        load(model).predict(volume, spacing_mm=SPACING)
+
+
+def test_folds_of_one_frozen_encoder_share_it(tmp_path: Path, volume: np.ndarray) -> None:
+    model = tmp_path / "model"
+    for fold in (0, 1):
+        write_fold(model, fold, method="2d_cnn")
+    separate = load(model)
+    assert not separate.shared_encoder
+    members = {}
+    base = BaseWeights(variant="vit_micro", file="x.pth", sha256="0" * 64, prefix="encoder.")
+    for fold, network in zip((0, 1), separate.networks):
+        network.encoder.load_state_dict(separate.networks[0].encoder.state_dict())
+        from samunet.trainers.checkpoint import load_checkpoint
+
+        stored = load_checkpoint(model / f"fold_{fold}/checkpoint_final.pth")
+        members[fold] = (replace(stored, base_weights=base), network)
+    expected = separate.predict_preprocessed(volume)
+    shared = Predictor(model, members, separate.settings)  # type: ignore[arg-type]
+    assert shared.shared_encoder
+    assert shared.networks[0].encoder is shared.networks[1].encoder
+    torch.testing.assert_close(shared.predict_preprocessed(volume), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folds_of_different_configurations_are_not_averaged(model: Path) -> None:
+    write_fold(model, 2, batch_size=7)
+    with pytest.raises(SamunetError, match="fold 2"):
+        load(model)
+    assert load(model, folds=(2,)).folds == (2,)
+
+
+def test_what_is_not_trained_is_said(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(SamunetError, match="Trained folds: 0, 1"):
+        load(model, folds=(4,))
+    with pytest.raises(SamunetError, match="no model folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(SamunetError, match=r"checkpoint_final\.pth"):
+        load(model, checkpoint="checkpoint_best.pth")
+
+
+def write_images(folder: Path, names: tuple[str, ...]) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for name in names:
+        for channel in range(CHANNELS):
+            image = sitk.GetImageFromArray(rng.normal(100, 20, (4, 20, 18)).astype(np.float32))
+            image.SetSpacing(SPACING[::-1])
+            sitk.WriteImage(image, str(folder / f"{name}_{channel:04d}.nii.gz"))
+
+
+def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a", "b", "c"))
+    predictor = load(model)
+    outcome = predictor.predict_files(tmp_path / "in", tmp_path / "out")
+    assert outcome.done == ("a", "b", "c")
+    assert not outcome.failed
+    read = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"in/b_{c:04d}.nii.gz")))
+        for c in range(CHANNELS)
+    ]
+    expected = predictor.predict(np.stack(read), spacing_mm=SPACING).segmentation
+    written = sitk.ReadImage(str(tmp_path / "out/b.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
+    assert json.loads((tmp_path / "out/predict_args.json").read_text())["folds"] == [0, 1]
+    assert (tmp_path / "out/plan.json").exists()
+
+
+def test_parts_and_existing_cases(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a", "b", "c"))
+    predictor, out = load(model, mirroring=False), tmp_path / "out"
+    first = predictor.predict_files(tmp_path / "in", out, FileOptions(num_parts=2, part=0))
+    assert first.done == ("a", "c")
+    rest = predictor.predict_files(tmp_path / "in", out, FileOptions(skip_existing=True))
+    assert rest.done == ("b",)
+    assert rest.skipped == ("a", "c")
+    with pytest.raises(SamunetError, match="mirroring was False, is True"):
+        load(model).predict_files(tmp_path / "in", out, FileOptions(skip_existing=True))
+
+
+def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a", "b", "c"))
+    broken = tmp_path / "in/a_0001.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:400])
+    outcome = load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+    assert outcome.done == ("b", "c")
+    assert list(outcome.failed) == ["a"]
+    assert "a_0001.nii.gz" in outcome.text()
+    assert not (tmp_path / "out/a.nii.gz").exists()
+
+
+def test_other_errors_end_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "in", ("a", "b"))
+
+    def no_space(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("samunet.inference.predictor.export_case", no_space)
+    with pytest.raises(OSError, match="No space"):
+        load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+
+
+def test_cases_may_be_given_themselves(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a",))
+    files = tuple(tmp_path / f"in/a_{c:04d}.nii.gz" for c in range(CHANNELS))
+    outcome = load(model, mirroring=False).predict_files([Case("mine", files)], tmp_path / "out")
+    assert outcome.done == ("mine",)
+    assert (tmp_path / "out/mine.nii.gz").exists()

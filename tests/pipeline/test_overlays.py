@@ -1,0 +1,62 @@
+"""Overlay pictures: the right slice, files that open, all kinds of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samunet.pipeline.overlays import OverlayCase, colour_layer, display_picture, draw_overlay, shown_slice
+
+NAMES = {1: "organ", 3: "lesion"}
+
+
+def case(channels: int = 1, depth: int = 5) -> OverlayCase:
+    reference = np.zeros((depth, 20, 24), np.uint8)
+    reference[depth // 2, 4:9, 5:12] = 1
+    prediction = reference.copy()
+    prediction[depth - 1, 2:19, 2:20] = 3
+    image = np.random.default_rng(0).normal(size=(channels, depth, 20, 24)).astype(np.float32)
+    return OverlayCase(
+        name="one", image=image, reference=reference, prediction=prediction, spacing_mm=(5, 1, 2)
+    )
+
+
+@pytest.mark.parametrize(("channels", "depth"), [(1, 5), (2, 5), (3, 5), (3, 1), (1, 1)])
+def test_pictures_are_written(tmp_path: Path, channels: int, depth: int) -> None:
+    draw_overlay(case(channels, depth), NAMES, tmp_path / "deep" / "one.png")
+    with Image.open(tmp_path / "deep" / "one.png") as picture:
+        assert picture.width > picture.height > 100
+
+
+def test_without_reference_and_without_foreground(tmp_path: Path) -> None:
+    empty = OverlayCase(
+        name="one",
+        image=np.zeros((1, 4, 8, 8), np.float32),
+        reference=None,
+        prediction=np.zeros((4, 8, 8), np.uint8),
+        spacing_mm=(1, 1, 1),
+    )
+    assert shown_slice(empty) == 2
+    draw_overlay(empty, NAMES, tmp_path / "one.png")
+
+
+def test_the_fullest_slice_is_shown() -> None:
+    assert shown_slice(case()) == 4
+
+
+def test_colours_follow_the_labels() -> None:
+    layer = colour_layer(np.array([[0, 1], [3, 2]]), NAMES)
+    assert (layer[0, 0] == 0).all()
+    assert (layer[1, 1] == 0).all()  # a value without a name
+    assert layer[0, 1, 3] == layer[1, 0, 3] == 0.5
+    assert (layer[0, 1] != layer[1, 0]).any()
+
+
+def test_intensities_are_stretched() -> None:
+    picture = display_picture(np.linspace(-1000, 3000, 400, dtype=np.float32).reshape(1, 20, 20))
+    assert picture.min() == 0
+    assert picture.max() == 1
+    assert display_picture(np.ones((3, 4, 5), np.float32)).shape == (4, 5, 3)
