@@ -12,7 +12,7 @@ from samunet.errors import SamunetError
 from samunet.networks.detail import DetailPyramid, convolution, finest_stride, initialise, wants_image_skip
 from samunet.networks.features import Features
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam.variants import PATCH, get_variant
+from samunet.networks.sam.variants import PAPER_CNN_WIDTH, PATCH, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 
 KEEPING_STAGES = 2
@@ -110,17 +110,18 @@ def build_cnn(
 
     Args:
         settings: everything but the head.
-        head_width: width of the last stage; None takes the variant's (64 for the official ones).
+        head_width: width of the last stage; None takes the variant's, the paper's 64 with `paper_compat`.
         num_depth: stages, 2 to 6.
         image_skip: join maps computed from the picture; None does so where the encoder is small and trained.
     """
     variant = get_variant(settings.variant)
     skip = wants_image_skip(settings) if image_skip is None else image_skip
+    default = PAPER_CNN_WIDTH if settings.paper_compat else variant.cnn_width
     head = CnnHead(
         CnnHeadSettings(
             inputs=variant.prompt_dim,
             outputs=settings.num_outputs,
-            width=variant.cnn_width if head_width is None else head_width,
+            width=default if head_width is None else head_width,
             depth=num_depth,
             normalised=not settings.paper_compat,
             finest=finest_stride(settings.input_size, settings.patch_size) if skip else None,

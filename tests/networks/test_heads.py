@@ -86,6 +86,14 @@ def test_the_sound_autosam_head_has_no_dead_parameters() -> None:
     assert idle == []
 
 
+def test_the_bottom_of_the_cnn_head_is_as_wide_as_the_encoder() -> None:
+    with torch.device("meta"):
+        for name, width in (("vit_b", 768), ("vit_l", 1024), ("vit_h", 1024), ("vit_tiny", 256)):
+            assert build_cnn(settings(variant=name, input_size=224)).head.widen[0][0].out_channels == width
+        compatible = build_cnn(settings(variant="vit_b", input_size=224, paper_compat=True))
+    assert compatible.head.widen[0][0].out_channels == 1024
+
+
 @pytest.mark.parametrize("depth", [1, 7])
 def test_a_depth_out_of_range_is_refused(depth: int) -> None:
     with pytest.raises(SamunetError, match="num_depth"):

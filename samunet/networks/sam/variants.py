@@ -14,6 +14,8 @@ PATCH = 16
 """Side in pixels of one token."""
 STRIDE = 4
 """Pixels of the encoder's input per cell of SAM's mask logits."""
+PAPER_CNN_WIDTH = 64
+"""`top_channel` of the public AutoSAM code, for every encoder: 20.7 M parameters."""
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """SAM's normalisation of pixels in 0..255, red, green, blue."""
@@ -53,7 +55,8 @@ class SamVariant:
         input_size: side in pixels that is used by default.
         prompt_dim: channels of the neck, the prompt encoder and the mask decoder.
         decoder_heads / decoder_mlp: of the mask decoder's two-way transformer.
-        cnn_width: width of the last stage of the CNN head, `top_channel` in the paper's code.
+        cnn_width: width of the last stage of the CNN head (`top_channel` in the paper's code). Its bottom, 16
+            times as wide, is as wide as the encoder, but no wider than the paper's.
         from_scratch: meant to be trained by the user when no weights are at hand.
         official: the published file, or None.
     """
@@ -69,7 +72,7 @@ class SamVariant:
     prompt_dim: int = 256
     decoder_heads: int = 8
     decoder_mlp: int = 2048
-    cnn_width: int = 64
+    cnn_width: int = PAPER_CNN_WIDTH
     from_scratch: bool = False
     official: OfficialFile | None = None
 
@@ -91,6 +94,7 @@ _ALL = (
         depth=12,
         heads=12,
         global_blocks=(2, 5, 8, 11),
+        cnn_width=48,
         official=OfficialFile(
             name="sam_vit_b_01ec64.pth",
             size=375_042_383,

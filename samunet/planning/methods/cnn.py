@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.sam.variants import PAPER_CNN_WIDTH
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.head_costs import HeadInput, cnn_head_cost
 from samunet.planning.methods import Method, register
@@ -14,9 +15,9 @@ from samunet.planning.sam_rows import HeadSpec, sam_row
 
 @dataclass(frozen=True, kw_only=True)
 class CnnConfig(SamHeadConfig):
-    """Settings of `2d_cnn`. `head_width` None: 64 (vit_b, vit_l, vit_h), 16 (vit_tiny), 8 (vit_micro).
+    """Settings of `2d_cnn`. `head_width` is the width of the last stage, the paper's `top_channel`.
 
-    `head_width` is the width of the last stage, the paper's `top_channel`.
+    None: 48 (vit_b), 64 (vit_l, vit_h), 16 (vit_tiny), 8 (vit_micro); 64 with `paper_compat`.
     """
 
     num_depth: int = 4
@@ -25,7 +26,8 @@ class CnnConfig(SamHeadConfig):
 
 def head_cost(place: HeadInput, config: CnnConfig) -> PartCost:
     """Cost of the head."""
-    return cnn_head_cost(place, config.head_width or place.variant.cnn_width, config.num_depth)
+    default = PAPER_CNN_WIDTH if config.paper_compat else place.variant.cnn_width
+    return cnn_head_cost(place, config.head_width or default, config.num_depth)
 
 
 def row(context: PlanningContext) -> Candidate:
