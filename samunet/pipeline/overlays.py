@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from samunet.data.labels import LabelSet
 from samunet.records import atomic_path
 
 COLOURS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#ffd92f", "#a65628", "#f781bf")
@@ -74,11 +75,18 @@ def _add_legend(figure: Any, case: OverlayCase, names: dict[int, str]) -> None:
 
 
 def shown_slice(case: OverlayCase) -> int:
-    """Index of the slice with most foreground, reference and prediction together; else the middle one."""
-    present = np.asarray(case.prediction > 0).sum(axis=(1, 2))
-    if case.reference is not None:
-        present = present + (case.reference > 0).sum(axis=(1, 2))
-    return int(present.argmax()) if present.any() else case.prediction.shape[0] // 2
+    """Index of the slice with most foreground in the reference, else in the prediction, else the middle."""
+    for labels in (case.reference, case.prediction):
+        if labels is not None and np.any(labels > 0):
+            return int(np.count_nonzero(labels > 0, axis=(1, 2)).argmax())
+    return case.prediction.shape[0] // 2
+
+
+def legend_names(labels: LabelSet) -> dict[int, str]:
+    """Label value in the files -> name; for regions the value that each one paints."""
+    if labels.has_regions:
+        return dict(zip(labels.paint_values, labels.foreground))
+    return {values[0]: name for name, values in labels.labels.items() if values != (0,)}
 
 
 def display_picture(channels: np.ndarray) -> np.ndarray:

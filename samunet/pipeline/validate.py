@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.folder import Evaluation, evaluate_cases
 from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor
-from samunet.pipeline.overlays import OverlayCase, draw_overlay
+from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
 from samunet.workspace import fold_folder
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
     evaluation = evaluate_cases(pairs, predictor.plan.labels, groups=request.groups or None)
     evaluation.save(folder / "summary.json")
     evaluation.save_csv(folder / "summary.csv")
-    draw_overlays(request.cases, folder, ending, predictor.plan.labels.labels)
+    draw_overlays(request.cases, folder, ending, evaluation)
     return ValidationResult(folder=folder, evaluation=evaluation)
 
 
@@ -79,11 +80,10 @@ def _label_of(case: Case) -> Path:
     return case.label
 
 
-def draw_overlays(
-    cases: Sequence[Case], folder: Path, ending: str, labels: Mapping[str, tuple[int, ...]]
-) -> None:
+def draw_overlays(cases: Sequence[Case], folder: Path, ending: str, evaluation: Evaluation) -> None:
     """Write overlays/CASE.png for up to twelve cases spread over the list."""
-    names = {values[0]: name for name, values in labels.items() if len(values) == 1 and values != (0,)}
+    names = legend_names(evaluation.labels)
+    scores = {case.name: case.metrics for case in evaluation.cases}
     step = max(1, -(-len(cases) // MOST_OVERLAYS))
     for case in cases[::step]:
         image, geometry = read_image(case.images)
@@ -95,5 +95,12 @@ def draw_overlays(
             reference=reference,
             prediction=prediction,
             spacing_mm=geometry.spacing_mm,
+            note=_dice_note(scores.get(case.name, {})),
         )
         draw_overlay(shown, names, folder / "overlays" / f"{case.name}.png")
+
+
+def _dice_note(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """`Dice liver 0.93, tumour 0.41`; classes that are in neither map are left out."""
+    told = [f"{name} {s['Dice']:.2f}" for name, s in scores.items() if not math.isnan(s["Dice"])]
+    return f"Dice {', '.join(told[:6])}" if told else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import date, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_named_gpu_needs_none_here(tmp_path: Path, measured: list[str]) -> Non
 
 def test_assumed_rates_grow_with_memory() -> None:
     rates = [assumed_gflops(memory) for memory in (4, 8, 12, 24, 48, 80)]
-    for smaller, larger in zip(rates, rates[1:]):
+    for smaller, larger in pairwise(rates):
         assert all(larger[kind] >= smaller[kind] for kind in smaller)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from samunet.pipeline.overlays import OverlayCase, colour_layer, display_picture, draw_overlay, shown_slice
+from samunet.data.labels import LabelSet
+from samunet.pipeline.overlays import (
+    OverlayCase,
+    colour_layer,
+    display_picture,
+    draw_overlay,
+    legend_names,
+    shown_slice,
+)
 
 NAMES = {1: "organ", 3: "lesion"}
 
@@ -43,8 +52,16 @@ def test_without_reference_and_without_foreground(tmp_path: Path) -> None:
     draw_overlay(empty, NAMES, tmp_path / "one.png")
 
 
-def test_the_fullest_slice_is_shown() -> None:
-    assert shown_slice(case()) == 4
+def test_the_fullest_slice_of_the_reference_is_shown() -> None:
+    assert shown_slice(case()) == 2
+    assert shown_slice(replace(case(), reference=None)) == 4
+
+
+def test_the_legend_names_label_values() -> None:
+    plain = LabelSet(labels={"background": (0,), "organ": (2,), "lesion": (5,)})
+    assert legend_names(plain) == {2: "organ", 5: "lesion"}
+    regions = LabelSet(labels={"background": (0,), "whole": (1, 2), "core": (2,)}, region_order=(1, 2))
+    assert legend_names(regions) == {1: "whole", 2: "core"}
 
 
 def test_colours_follow_the_labels() -> None:

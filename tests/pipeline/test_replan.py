@@ -1,0 +1,68 @@
+"""Overrides that change what the planner decides from give a configuration of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from commands import no_measuring
+
+from samunet.errors import SamunetError
+from samunet.pipeline import calibrate
+from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
+from samunet.pipeline.replan import Overrides, replan
+from samunet.planning.plan import Plan
+from samunet.workspace import Workspace
+
+NAME = "Dataset901_Tiny3D"
+
+
+@pytest.fixture
+def workspace(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+    return Workspace.find(tiny_copy, {})
+
+
+@pytest.fixture
+def planned(workspace: Workspace) -> Plan:
+    return plan(workspace, NAME, PlanOptions(device="cpu", hours=100), workers=1)
+
+
+def test_recipe_settings_leave_the_plan_alone(workspace: Workspace, planned: Plan) -> None:
+    overrides = Overrides(settings={"epochs": 3, "learning_rate": 1e-3, "momentum": 0.9})
+    for name in ("2d_cnn", "2d_unet"):
+        assert replan(workspace, planned, name, overrides) is planned
+
+
+def test_another_encoder(workspace: Workspace, planned: Plan) -> None:
+    derived = replan(workspace, planned, "2d_cnn", Overrides(encoder="vit_micro"))
+    assert derived.configuration("2d_cnn").encoder == "vit_micro"
+    assert derived.configuration("2d_linear") == planned.configuration("2d_linear")
+    assert derived.configuration_hash("2d_cnn") != planned.configuration_hash("2d_cnn")
+    assert derived.budget == planned.budget
+    again = replan(workspace, planned, "2d_cnn", Overrides(encoder=planned.configuration("2d_cnn").encoder))
+    assert again is planned
+
+
+def test_structural_settings(workspace: Workspace, planned: Plan) -> None:
+    derived = replan(workspace, planned, "2d_cnn", Overrides(settings={"slice_context": 1, "epochs": 2}))
+    assert derived.configuration("2d_cnn").settings["slice_context"] == 1
+    assert Plan.load(workspace.plan_file(NAME)) == planned
+
+
+def test_a_method_from_outside(workspace: Workspace, planned: Plan) -> None:
+    derived = replan(workspace, planned, "examples.small_fcn", Overrides())
+    assert derived.configuration("examples.small_fcn").method == "examples.small_fcn"
+
+
+def test_an_unsuitable_method_is_refused_with_the_reason(workspace: Workspace) -> None:
+    pictures = plan(workspace, "Dataset902_TinyRGB", PlanOptions(device="cpu"), workers=1)
+    with pytest.raises(SamunetError, match="3d_unet cannot be trained"):
+        replan(workspace, pictures, "3d_unet", Overrides())
+
+
+def test_without_a_fingerprint(workspace: Workspace, planned: Plan) -> None:
+    workspace.fingerprint_file(NAME).unlink()
+    with pytest.raises(SamunetError, match="samunet_extract_fingerprint"):
+        replan(workspace, replace(planned, configurations={}), "2d_cnn", Overrides())
