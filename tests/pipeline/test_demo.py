@@ -18,7 +18,7 @@ LONGEST_SECONDS = 300
 
 
 def test_everything_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps a method: no Dice worth a look, but every file and picture, and a second demo in the place."""
+    """Two steps a method: no Dice worth a look, but all files, over those of an earlier demo."""
     shortest = {"epochs": 1, "iterations": 2}
     methods = tuple(
         dataclasses.replace(method, settings={**method.settings, **shortest}) for method in demo.DEMO_METHODS
