@@ -112,17 +112,14 @@ def _draw_case(case: OverlayCase, maps: Mapping[str, np.ndarray], file: Path) ->
     heights = [case.image[0][view].shape[0] * aspect / case.image.shape[3] for _, view, aspect in views]
     figure = Figure(figsize=(2.9 * (1 + len(maps)), 2.9 * sum(heights) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    panels: list[tuple[str, np.ndarray | None]] = [(case.name, None), *maps.items()]
+    panels: list[tuple[str, np.ndarray | None]] = [(f"{case.name}, {views[0][0]}", None), *maps.items()]
     grid = figure.subplots(len(views), len(panels), height_ratios=heights, squeeze=False)
-    for row, (words, view, aspect) in zip(grid, views):
-        for axes, (title, labels) in zip(row, panels):
+    for number, (words, view, aspect) in enumerate(views):
+        for axes, (title, labels) in zip(grid[number], panels):
             axes.imshow(display_picture(case.image[0][view][None]), cmap="gray", aspect=aspect)
             if labels is not None:
                 axes.imshow(colour_layer(labels[view], NAMES), aspect=aspect, interpolation="nearest")
-            elif row is grid[1]:
-                title = words
-            if row is grid[0] or labels is None:
-                axes.set_title(title, fontsize=9)
+            axes.set_title("" if number and labels is not None else words if number else title, fontsize=9)
             axes.set_axis_off()
     handles = [Patch(color=colour_of(i), label=name) for i, name in enumerate(ORGANS)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)

@@ -1,0 +1,195 @@
+"""Real data through the console commands: plan, train for minutes, predict and score held-out cases.
+
+    python benchmarks/held_out_runs.py --data FOLDER --work FOLDER --minutes 15
+    python benchmarks/held_out_runs.py --data FOLDER --work FOLDER --random-vit-b
+
+Each set is trained on its cases outside held_out.json by `2d_cnn` and one U-Net and scored on the held-out
+ones. `--random-vit-b` runs a randomly initialised ViT-B once through plan, embedding cache, training and
+prediction with five cases: for time, memory and disk, its Dice means nothing. Every finished step, with its
+command line, stands in WORK/held_out_runs.json (WORK/random_vit_b.json); start again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measured_commands import ResultsFile, hardware
+from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset
+
+UNETS = {
+    "Dataset001_Hippocampus": "3d_unet",
+    "Dataset002_ACDC": "2d_unet",
+    "Dataset004_HaN_CT": "3d_unet",
+    "Dataset005_Nuclei": "2d_unet",
+}
+VIT_B_DATASET = "Dataset002_ACDC"
+VIT_B_CASES = 5
+LEAST_SHARE = 0.5
+"""A method under this share of the U-Net's Dice is a defect until it is explained."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Folders, scripts and the results file of one run of this script."""
+
+    data: Path
+    work: Path
+    bin: Path
+    device: str
+    results: ResultsFile
+
+    def number(self, dataset: str) -> str:
+        return str(int(dataset[7:10]))
+
+    def workspace(self) -> Path:
+        return self.work / "workspace"
+
+    def test(self, dataset: str, part: str) -> Path:
+        return self.work / "test" / dataset / part
+
+    def measure(self, step: str, script: str, *arguments: str | Path) -> None:
+        """Run one of our console commands in this workspace, unless it is done."""
+        command = [self.bin / script, *arguments, "--workspace", self.workspace()]
+        self.results.measure(step, command, self.work / "logs" / f"{step.replace(' ', '_')}.txt")
+
+    def prepare(self, dataset: str, limit: int | None = None) -> None:
+        """Raw dataset without the held-out cases, and folders with those; `limit` cuts both."""
+        source = self.data / dataset
+        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+        names = sorted(file.name.removesuffix(ending) for file in (source / "labelsTr").glob(f"*{ending}"))
+        held_out = held_out_cases(dataset)
+        training = [name for name in names if name not in set(held_out)]
+        make_training_dataset(source, self.workspace() / "raw" / dataset, training[:limit])
+        images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
+        make_test_folders(source, images, labels, held_out[:limit])
+
+
+def run_dataset(bench: Bench, dataset: str, minutes: float) -> None:
+    """One set by both methods."""
+    bench.prepare(dataset)
+    number, methods = bench.number(dataset), ("2d_cnn", UNETS[dataset])
+    planning = ["-d", number, "-c", *methods, "--verify_dataset_integrity", "-device", bench.device]
+    bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
+    for method in methods:
+        run = f"{dataset} {method} {minutes:g}min"
+        output = bench.work / "predictions" / run.replace(" ", "_")
+        which = ["-device", bench.device, "--tag", f"{minutes:g}min"]
+        budget = ["--time_budget", f"{minutes:g}", "--overwrite"]
+        bench.measure(f"{run} train", "samunet_train", number, method, "all", *budget, *which)
+        images, labels = bench.test(dataset, "images"), bench.test(dataset, "labels")
+        folders = ["-i", images, "-o", output, "-d", number, "-c", method]
+        bench.measure(f"{run} predict", "samunet_predict", *folders, *which)
+        bench.measure(f"{run} evaluate", "samunet_evaluate_folder", labels, output, "-d", number)
+        if f"{run} scores" not in bench.results.steps:
+            scores = dice_scores(labels, output, bench.data / dataset / "dataset.json")
+            bench.results.save(f"{run} scores", scores | _own_scores(output / "summary.json"))
+            bench.results.save(f"{run} length", _length(bench, dataset, method, minutes))
+
+
+def _own_scores(summary: Path) -> dict[str, Any]:
+    """What samunet_evaluate_folder says, beside the plain scorer's Dice."""
+    content = json.loads(summary.read_text())
+    return {"samunet_foreground_mean": content["foreground_mean"]}
+
+
+def _length(bench: Bench, dataset: str, method: str, minutes: float) -> dict[str, Any]:
+    """How far the training came, from its own history."""
+    folder = bench.workspace() / "results" / dataset / f"{method}__samunetPlans__{minutes:g}min" / "fold_all"
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    seconds = sum(record["seconds"] for record in records)
+    return {"epochs": len(records), "seconds": round(seconds), "last": records[-1]}
+
+
+def run_random_vit_b(bench: Bench, minutes: float, input_size: int | None) -> None:
+    """Plan, cache, train and predict with a random ViT-B on five cases; time, memory and disk."""
+    dataset = VIT_B_DATASET
+    bench.prepare(dataset, limit=VIT_B_CASES)
+    number = bench.number(dataset)
+    random = ["-encoder", "vit_b", "--set", "encoder_weights=random"]
+    if input_size is not None:
+        random += ["--set", f"input_size={input_size}"]
+    which = ["-device", bench.device]
+    planning = ["-d", number, "-c", "2d_cnn", *random[:4]]
+    bench.measure("plan", "samunet_plan_and_preprocess", *planning, *which)
+    budget = ["--time_budget", f"{minutes:g}", "--overwrite"]
+    bench.measure("cache and train", "samunet_train", number, "2d_cnn", "all", *budget, *random, *which)
+    folders = ["-i", bench.test(dataset, "images"), "-o", bench.work / "predictions" / "vit_b"]
+    bench.measure("predict", "samunet_predict", *folders, "-d", number, "-c", "2d_cnn", *which)
+    preprocessed = bench.workspace() / "preprocessed" / dataset
+    plan = json.loads((preprocessed / "samunetPlans.json").read_text())["configurations"]["2d_cnn"]
+    caches = sorted(preprocessed.glob("*_embeddings"))
+    disk = {
+        "preprocessed_gb": _size_gb(preprocessed) - sum(map(_size_gb, caches)),
+        "embeddings_gb": sum(map(_size_gb, caches)),
+        "results_gb": _size_gb(bench.workspace() / "results" / dataset),
+    }
+    bench.results.save("disk", disk)
+    bench.results.save("planned", plan)
+
+
+def _size_gb(folder: Path) -> float:
+    return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9, 4)
+
+
+def report(results: ResultsFile) -> None:
+    """Print the table, and which methods fall under half of the U-Net."""
+    steps = results.steps
+    print(f"{'dataset':24} {'method':8} {'Dice':>6}  {'by class':58} train s  GB   predict s")
+    for name in [step.removesuffix(" scores") for step in steps if step.endswith(" scores")]:
+        dataset, method, length = name.split(" ")
+        scores, train, predict = (steps[f"{name} {part}"] for part in ("scores", "train", "predict"))
+        shown = " ".join(f"{key} {value:.3f}" for key, value in scores["by_class"].items())
+        print(
+            f"{dataset:24} {method:8} {scores['dice']:6.3f}  {shown:58} {train['seconds']:7.0f} "
+            f"{train['peak_memory_gb']:4.1f} {predict['seconds']:9.0f}"
+        )
+        baseline = steps.get(f"{dataset} {UNETS[dataset]} {length} scores")
+        if baseline and scores["dice"] < LEAST_SHARE * baseline["dice"]:
+            print(f"  under half of {UNETS[dataset]}'s {baseline['dice']:.3f}: a defect until explained")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Real data through the console commands.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
+    parser.add_argument("--minutes", type=float, default=15.0, help="time budget of each training")
+    parser.add_argument("--datasets", nargs="+", choices=list(UNETS), default=list(UNETS))
+    parser.add_argument("--random-vit-b", action="store_true", help="the run for time, memory and disk")
+    parser.add_argument("--input-size", type=int, help="of the random ViT-B; default: the plan's")
+    parser.add_argument(
+        "--bin", type=Path, default=Path(sys.executable).parent, help="folder of samunet_train"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    work: Path = arguments.work.resolve()
+    name = "random_vit_b" if arguments.random_vit_b else "held_out_runs"
+    header = {"hardware": hardware(), "load_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None}
+    results = ResultsFile(work / f"{name}.json", header)
+    scratch = work / name
+    bench = Bench(arguments.data, scratch, arguments.bin, arguments.device, results)
+    if arguments.random_vit_b:
+        run_random_vit_b(bench, arguments.minutes, arguments.input_size)
+        print(json.dumps(results.steps, indent=1))
+    else:
+        for dataset in arguments.datasets:
+            run_dataset(bench, dataset, arguments.minutes)
+            report(results)
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results.path, arguments.keep / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()
