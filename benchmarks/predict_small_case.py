@@ -2,9 +2,9 @@
 
     python benchmarks/predict_small_case.py --data FOLDER [--peer FOLDER_WITH_NNUNET_PROGRAMS] [--out FILE]
 
-`--data` is a folder with Dataset001_Hippocampus (nnU-Net raw layout). Both sides get the same five cases, a 3D U-Net with
-untrained weights (the weights do not change the time), one fold, mirroring on, and predict one case. Threads are those
-that each program takes by itself.
+`--data` is a folder with Dataset001_Hippocampus (nnU-Net raw layout). Both sides get the same five cases, a
+3D U-Net with untrained weights (the weights do not change the time), one fold, mirroring on, and predict one
+case. Threads are those that each program takes by itself.
 """
 
 from __future__ import annotations
