@@ -187,7 +187,7 @@ def _training_words(result: MethodResult) -> str:
     records = [json.loads(line) for line in result.history.read_text(encoding="utf-8").splitlines()]
     encoder = f", encoder {chosen.encoder} trained too, input {chosen.input_size}" if chosen.encoder else ""
     patch = " x ".join(map(str, chosen.patch_size))
-    settings = ", ".join(f"{key} {value:g}" for key, value in result.settings.items())
+    settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
     return (
         f"<p><b>{result.name}</b>: {result.parameters / 1e6:.1f} M parameters{encoder}, patch {patch}, "
         f"batch {chosen.batch_size}, {len(records)} epochs. Changed against the plan: {settings} "

@@ -37,7 +37,7 @@ _SIGNAL = {
     "cava": 0.57,
     "liver": 0.58,
     "spleen": 0.49,
-    "aorta": 0.56,
+    "aorta": 0.47,
     "kidney_right": 0.53,
     "kidney_left": 0.53,
 }
@@ -57,8 +57,8 @@ class PhantomSettings:
         variation: scale of all random anatomy; 0 gives one body for all.
     """
 
-    shape: tuple[int, int, int] = (20, 80, 96)
-    spacing_mm: tuple[float, float, float] = (6.0, 4.0, 4.0)
+    shape: tuple[int, int, int] = (20, 64, 80)
+    spacing_mm: tuple[float, float, float] = (6.0, 4.5, 4.5)
     noise: float = 0.05
     texture: float = 0.035
     bias: float = 0.22
@@ -86,12 +86,12 @@ class _Body:
         ]
         z, y, x = np.meshgrid(*axes, indexing="ij")
         z = z + self.draw(8.0)
-        turn = np.deg2rad(self.draw(5.0))
+        turn = np.deg2rad(self.draw(6.0))
         x, y = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
         stretch = np.exp(self.draw(0.06)), np.exp(self.draw(0.06))
         # The smooth displacement bends organs together, as breathing and posture do.
-        self.x = (x + self.draw(7.0)) * stretch[0] + self.smooth_field(7.0)
-        self.y = (y + self.draw(7.0)) * stretch[1] + self.smooth_field(7.0)
+        self.x = (x + self.draw(10.0)) * stretch[0] + self.smooth_field(7.0)
+        self.y = (y + self.draw(10.0)) * stretch[1] + self.smooth_field(7.0)
         self.z = z + self.smooth_field(5.0)
 
     def draw(self, spread: float) -> float:
@@ -118,7 +118,7 @@ class _Body:
     def tube(self, centre_xy: tuple[float, float], radius: float, sway: float = 7.0) -> np.ndarray:
         """Level of a winding tube along z: below 1 inside."""
         phase, period = self.generator.uniform(0, 2 * np.pi, 2), 90.0 + self.draw(15.0)
-        x = centre_xy[0] + self.draw(6.0) + sway * np.sin(2 * np.pi * self.z / period + phase[0])
+        x = centre_xy[0] + self.draw(8.0) + sway * np.sin(2 * np.pi * self.z / period + phase[0])
         y = centre_xy[1] + self.draw(4.0) + 0.4 * sway * np.sin(2 * np.pi * self.z / period + phase[1])
         wide = radius * np.exp(self.draw(0.08)) * (1 + 0.12 * np.sin(self.z / 35.0 + phase[1]))
         return np.hypot(self.x - x, self.y - y) / wide
@@ -145,20 +145,20 @@ def _build_tissues(body: _Body) -> np.ndarray:
     for side in (-1, 1):
         paint("psoas", inside & (body.ellipsoid((side * 40.0, 74.0, -30.0), (17, 19, 60)) < 1))
     paint("stomach", inside & (body.ellipsoid((48, -38, 28), (44, 36, 42)) < 1))
-    spleen = body.ellipsoid((100, 22, 20), (34, 52, 46))
-    paint("spleen", inside & (spleen < 1) & (body.ellipsoid((66, -2, 22), (34, 34, 60)) > 1))
+    spleen = body.ellipsoid((100, 20, 18), (40, 58, 52))
+    paint("spleen", inside & (spleen < 1) & (body.ellipsoid((60, -2, 22), (32, 32, 60)) > 1))
     right_lobe = body.ellipsoid((-80, -8, 18), (64, 76, 62))
     left_lobe = body.ellipsoid((-18, -58, 26), (58, 32, 36))
     paint("liver", inside & (np.minimum(right_lobe, left_lobe) < 1))
     for name, side, height in (("kidney_right", -1, -26.0), ("kidney_left", 1, -12.0)):
-        capsule = body.ellipsoid((side * 66.0, 58.0, height), (29, 33, 48))
-        sinus = body.ellipsoid((side * 44.0, 52.0, height), (15, 14, 18), move=3.0)
+        capsule = body.ellipsoid((side * 66.0, 58.0, height), (33, 37, 54))
+        sinus = body.ellipsoid((side * 42.0, 52.0, height), (15, 14, 18), move=3.0)
         paint("fat", inside & (capsule < 1.13))
         paint(name, inside & (capsule < 1) & (sinus > 1))
     paint("vertebra", body.tube((0, 84), 26, sway=2.0) < 1)
     paint("canal", body.ellipsoid((0, 112, 0), (9, 8, 400), move=2.0) < 1)
-    paint("cava", body.tube((-24, 44), 12) < 1)
-    paint("aorta", body.tube((14, 46), 14) < 1)
+    paint("cava", body.tube((-24, 44), 13) < 1)
+    paint("aorta", body.tube((16, 44), 19) < 1)
     return tissues
 
 
