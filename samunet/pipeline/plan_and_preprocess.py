@@ -13,7 +13,8 @@ from samunet.data.dataset import RawDataset
 from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
-from samunet.networks.sam.weight_files import weights_at_hand
+from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
 from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
 from samunet.planning.methods import ALIASES
@@ -53,7 +54,7 @@ class PlanOptions:
         hours: longest training of one fold.
         spacing_mm: target spacing z, y, x.
         encoder: SAM variant for all SAM methods.
-        weights: folder with official files; None takes the workspace's.
+        weights: folder with official files, or one file; None takes the workspace's folder.
         settings: method settings.
     """
 
@@ -141,7 +142,6 @@ def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int |
 
 def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget) -> PlanningRequest:
     """The planner's request: budget, weights at hand, and what the user overrode."""
-    folder = options.weights or workspace.weights
     overrides = {
         key: value
         for key, value in (
@@ -155,9 +155,37 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         name=options.plans,
         budget=budget,
         unet_memory_gb=options.gpu_memory_gb or 8.0,
-        weights=weights_at_hand(folder),
+        weights=weights_in_reach(workspace, options.weights, options.encoder),
         overrides=overrides,
     )
+
+
+def weights_in_reach(workspace: Workspace, weights: Path | None, encoder: str | None) -> dict[str, str]:
+    """Kind of weights by encoder: those of the workspace's folder, or of the folder or file that was given.
+
+    Raises:
+        SamunetError: no such file or folder, or a file that does not say whose weights it holds.
+    """
+    if weights is None or weights.is_dir():
+        return dict(weights_at_hand(weights or workspace.weights))
+    variant = encoder or encoder_of_file(weights)
+    return {**weights_at_hand(workspace.weights), variant: weights_kind(weights, variant)}
+
+
+def encoder_of_file(weights: Path) -> str:
+    """The encoder whose name a weights file's name contains, such as `vit_b` in sam_vit_b_01ec64.pth.
+
+    Raises:
+        SamunetError: there is no such file, or its name says nothing.
+    """
+    if not weights.is_file():
+        raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    named = [variant for variant in VARIANTS if variant in weights.stem]
+    if len(named) != 1:
+        raise SamunetError(
+            f"-w {weights}: say whose weights these are with -encoder, such as -encoder vit_b."
+        )
+    return named[0]
 
 
 def data_names(plan: Plan, configurations: Sequence[str] | None) -> tuple[str, ...]:
@@ -178,10 +206,10 @@ def preprocess(
     screen: Screen = no_screen,
 ) -> None:
     """Preprocess the cases that the configurations need; finished cases are kept."""
-    from samunet.preprocessing.dataset import preprocess_dataset
+    from samunet.preprocessing.dataset import preprocess_folders
 
     dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
-    for data_name in data_names(plan, configurations):
-        folder = workspace.case_folder(plan.dataset, plan.name, data_name)
-        with screen(f"{plan.dataset}: preprocessing {data_name}") as progress:
-            preprocess_dataset(dataset, plan, data_name, folder, workers, progress)
+    names = data_names(plan, configurations)
+    folders = {name: workspace.case_folder(plan.dataset, plan.name, name) for name in names}
+    with screen(f"{plan.dataset}: preprocessing {', '.join(names)}") as progress:
+        preprocess_folders(dataset, plan, folders, workers, progress)

@@ -12,7 +12,12 @@ from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing import dataset as module
-from samunet.preprocessing.dataset import largest_case_bytes, preprocess_dataset
+from samunet.preprocessing.dataset import (
+    CaseOrder,
+    largest_case_bytes,
+    preprocess_dataset,
+    preprocess_folders,
+)
 from samunet.preprocessing.store import CaseStore
 
 
@@ -96,10 +101,10 @@ def test_no_space_left_is_one_clear_error(raw: RawDataset, plan: Plan, tmp_path:
     assert CaseStore(folder).names() == ()
 
 
-def die_on_the_second(item: tuple, plan: Plan, data_name: str, folder: Path) -> str | None:
-    if item[0].name.endswith("1"):
+def die_on_the_second(order: CaseOrder, plan: Plan, folders: dict[str, Path]) -> str | None:
+    if order.case.name.endswith("1"):
         os._exit(9)
-    return module.preprocess_to_store(item, plan, data_name, folder)
+    return module.preprocess_to_store(order, plan, folders)
 
 
 def test_a_death_is_named_and_the_others_finish(
@@ -116,8 +121,25 @@ def test_a_death_is_named_and_the_others_finish(
     assert CaseStore(tmp_path / "p").names() == (raw.case_names[0], raw.case_names[2])
 
 
+def test_several_configurations_read_each_case_once(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    original = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda paths: read.append(paths) or original(paths))
+    preprocess_dataset(raw, plan, "2d", tmp_path / "2d", workers=1)
+    CaseStore(tmp_path / "2d").remove(raw.case_names[1])
+    read.clear()
+    folders = {"2d": tmp_path / "2d", "3d": tmp_path / "3d"}
+    report = preprocess_folders(raw, plan, folders, workers=1)
+    assert len(read) == 6
+    assert report.written == raw.case_names
+    assert CaseStore(tmp_path / "3d").names() == CaseStore(tmp_path / "2d").names() == raw.case_names
+
+
 def test_memory_estimate_covers_the_arrays(raw: RawDataset, plan: Plan) -> None:
-    estimate = largest_case_bytes(raw.cases, plan, "3d")
+    orders = [CaseOrder(case=case, keys={"3d": "", "2d": ""}) for case in raw.cases]
+    estimate = largest_case_bytes(orders, plan)
     voxels = 12 * 34 * 36
     assert 2 * 4 * voxels < estimate < 100 * voxels
 
