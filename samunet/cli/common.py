@@ -128,7 +128,6 @@ def _set_up_logging(verbose: bool) -> None:
     """Send the package's log to the screen, plain; warnings are marked."""
     logger = logging.getLogger("samunet")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False
     for old in [h for h in logger.handlers if getattr(h, "is_screen", False)]:
         logger.removeHandler(old)
     handler = logging.StreamHandler(sys.stdout)

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
-from samunet.pipeline.plan_and_preprocess import PlanOptions, planning_request
+from samunet.pipeline.plan_and_preprocess import (
+    PlanOptions,
+    encoder_of_file,
+    planning_request,
+    weights_in_reach,
+)
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import Method, MethodConfig, get_method, list_methods
 from samunet.planning.plan import Plan
@@ -42,9 +47,8 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
     """
     method = get_method(name)
     structural = _structural_settings(method, options)
-    present = plan.configurations.get(name)
-    new_encoder = options.encoder is not None and (present is None or present.encoder != options.encoder)
-    if present is not None and not structural and not new_encoder:
+    encoder = _wanted_encoder(workspace, plan, method, options)
+    if name in plan.configurations and not structural and encoder is None:
         return plan
     fingerprint_file = workspace.fingerprint_file(plan.dataset)
     if not fingerprint_file.exists():
@@ -52,12 +56,11 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
             f"There is no {fingerprint_file}, which is needed to plan {name} with these settings. "
             f"Run samunet_extract_fingerprint -d {plan.dataset}."
         )
-    weights = options.weights if options.weights is not None and options.weights.is_dir() else None
     wanted = PlanOptions(
         plans=plan.name,
         spacing_mm=plan.overrides.get("spacing"),
-        encoder=options.encoder or plan.overrides.get("encoder"),
-        weights=weights,
+        encoder=encoder or plan.overrides.get("encoder"),
+        weights=options.weights,
         settings={**plan.overrides.get("settings", {}), **structural},
     )
     request = planning_request(workspace, wanted, plan.budget)
@@ -65,6 +68,34 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(read_record(Fingerprint, fingerprint_file), request)
     return _with_configuration(plan, made, name, structural)
+
+
+def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: Overrides) -> str | None:
+    """The encoder that flags or newly given weights ask for, or None when the plan's stays.
+
+    Raises:
+        SamunetError: -encoder or -w for a method without an encoder; weights that are not there.
+    """
+    if not method.uses_encoder:
+        if options.encoder or options.weights:
+            raise SamunetError(f"{method.name} has no encoder, so -encoder and -w do not apply to it.")
+        return None
+    present = plan.configurations.get(method.name)
+    is_file = options.weights is not None and not options.weights.is_dir()
+    named = options.encoder or (encoder_of_file(options.weights) if is_file and options.weights else None)
+    if present is None or named not in (None, present.encoder):
+        return named
+    at_hand = weights_in_reach(workspace, options.weights, named or present.encoder)
+    if present.encoder_weights != "none" or not at_hand:
+        return None
+    if options.weights is not None or named in at_hand:
+        return named or next(iter(at_hand))
+    logger.warning(
+        "The plan was made without pretrained weights, but those of %s are here now. Plan again to use them, or "
+        "name one with -encoder.",
+        ", ".join(at_hand),
+    )
+    return None
 
 
 def _structural_settings(method: Method, options: Overrides) -> dict[str, object]:

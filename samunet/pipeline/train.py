@@ -136,11 +136,12 @@ def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
 
 def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overrides:
     """What the planner has to know; a run to be continued repeats what it was started with."""
-    settings, encoder = options.settings, options.encoder
+    settings, encoder, weights = options.settings, options.encoder, options.weights
     if options.resume and found is not None:
         settings = settings or dict(found.overrides.get("settings", {}))
         encoder = encoder or found.configuration.get("encoder")
-    return Overrides(settings=settings, encoder=encoder, weights=options.weights)
+        weights = weights or (Path(found.overrides["weights"]) if "weights" in found.overrides else None)
+    return Overrides(settings=settings, encoder=encoder, weights=weights)
 
 
 def _preprocessed_names(

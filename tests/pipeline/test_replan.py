@@ -66,3 +66,44 @@ def test_without_a_fingerprint(workspace: Workspace, planned: Plan) -> None:
     workspace.fingerprint_file(NAME).unlink()
     with pytest.raises(SamunetError, match="samunet_extract_fingerprint"):
         replan(workspace, replace(planned, configurations={}), "2d_cnn", Overrides())
+
+
+@pytest.fixture
+def tiny_weights(tmp_path: Path) -> Path:
+    """A file with the name of vit_tiny's weights; planning does not read it."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    file = folder / "samunet_vit_tiny.pth"
+    file.write_bytes(b"")
+    return file
+
+
+def test_weights_given_with_the_training(workspace: Workspace, planned: Plan, tiny_weights: Path) -> None:
+    assert planned.configuration("2d_cnn").encoder_weights == "none"
+    for weights in (tiny_weights, tiny_weights.parent):
+        chosen = replan(workspace, planned, "2d_cnn", Overrides(weights=weights)).configuration("2d_cnn")
+        assert (chosen.encoder, chosen.encoder_weights) == ("vit_tiny", "shipped")
+
+
+def test_weights_that_came_after_the_plan_are_said(
+    workspace: Workspace, planned: Plan, tiny_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_weights.parent.rename(workspace.weights)
+    assert replan(workspace, planned, "2d_cnn", Overrides()) is planned
+    assert "vit_tiny are here now" in caplog.text
+    again = replan(workspace, planned, "2d_cnn", Overrides(encoder="vit_tiny"))
+    assert again.configuration("2d_cnn").encoder_weights == "shipped"
+
+
+def test_weights_that_do_not_say_whose_they_are(workspace: Workspace, planned: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"")
+    with pytest.raises(SamunetError, match="-encoder"):
+        replan(workspace, planned, "2d_cnn", Overrides(weights=file))
+    derived = replan(workspace, planned, "2d_cnn", Overrides(weights=file, encoder="vit_tiny"))
+    assert derived.configuration("2d_cnn").encoder_weights == "file"
+
+
+def test_a_unet_has_no_encoder(workspace: Workspace, planned: Plan) -> None:
+    with pytest.raises(SamunetError, match="2d_unet has no encoder"):
+        replan(workspace, planned, "2d_unet", Overrides(encoder="vit_b"))
