@@ -91,8 +91,8 @@ def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: O
     if options.weights is not None or named in at_hand:
         return named or next(iter(at_hand))
     logger.warning(
-        "The plan was made without pretrained weights, but those of %s are here now. Plan again to use them, or "
-        "name one with -encoder.",
+        "The plan was made without pretrained weights, but those of %s are here now. Plan again to use them, "
+        "or name one with -encoder.",
         ", ".join(at_hand),
     )
     return None
