@@ -79,20 +79,21 @@ def extract(
     # A dataset that is verified may have missing files too: they are listed with all other faults.
     dataset = RawDataset.load(workspace.raw_folder(name), strict=not request.verify)
     if request.verify:
-        verify(dataset, request.workers)
+        verify(dataset, request.workers, screen)
     with screen(f"{name}: fingerprint") as progress:
         return load_or_extract(
             dataset, workspace.fingerprint_file(name), request.workers, request.clean, progress
         )
 
 
-def verify(dataset: RawDataset, workers: int | None = None) -> None:
+def verify(dataset: RawDataset, workers: int | None = None, screen: Screen = no_screen) -> None:
     """Read every case and refuse a dataset with faults.
 
     Raises:
         SamunetError: lists all faults.
     """
-    faults = verify_dataset(dataset, workers)
+    with screen(f"{dataset.name}: verification") as progress:
+        faults = verify_dataset(dataset, workers, progress)
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise SamunetError(f"{dataset.name} has {len(faults)} fault(s):\n{listed}")
