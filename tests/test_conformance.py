@@ -183,7 +183,7 @@ def test_an_encoder_that_is_trained_too_moves(method: str, tmp_path: Path) -> No
     outcome = train_fold(request, SilentReporter())
     trained = network_from_checkpoint(outcome.folder / FINAL)
     assert isinstance(trained, nn.Module)
-    torch.random.default_generator.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     fresh = get_trainer(method).build_network(request.plan, configuration)
     name, moved = next(iter(trained.encoder.named_parameters()))
     assert not torch.equal(moved, dict(fresh.encoder.named_parameters())[name])

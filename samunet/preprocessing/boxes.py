@@ -26,13 +26,13 @@ def read_box(array: Any, lower: Sequence[int], shape: Sequence[int], fill: float
         first, last = min(max(start, 0), size), min(max(start + length, 0), size)
         inside.append(slice(first, last))
         target.append(slice(first - start, last - start))
-    whole = (slice(None),) * len(leading)
-    part = np.asarray(array[(*whole, *inside)])
+    whole = [slice(None)] * len(leading)
+    part = np.asarray(array[tuple(whole + inside)])
     if part.shape[len(leading) :] == tuple(shape):
         return np.array(part)
     result = np.full((*leading, *shape), fill, part.dtype)
     if part.size:
-        result[(*whole, *target)] = part
+        result[tuple(whole + target)] = part
     return result
 
 

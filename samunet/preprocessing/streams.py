@@ -58,7 +58,7 @@ class BatchStream:
     ) -> None:
         loader = DataLoader(
             _Samples(source),
-            batch_sampler=_Keys(keys),  # type: ignore[arg-type]
+            batch_sampler=_Keys(keys),
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=device.type == "cuda",

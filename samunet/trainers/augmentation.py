@@ -47,7 +47,7 @@ def fixed_random(seed: int) -> Iterator[None]:
     """Seed numpy's and torch's global CPU generators for the block and put their states back afterwards."""
     numpy_state, torch_state = np.random.get_state(), torch.random.get_rng_state()
     np.random.seed(seed % 2**32)
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:

@@ -32,7 +32,8 @@ def decayed_apart(
     parameters: Sequence[tuple[str, nn.Parameter]], lr_factor: float = 1.0
 ) -> list[dict[str, Any]]:
     """Split named parameters into decayed ones, and norms, biases and embeddings that are not decayed."""
-    plain, spared = [], []
+    plain: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_spared = parameter.ndim < 2 or any(part in name for part in POSITION_NAMES)
         (spared if is_spared else plain).append(parameter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import random
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
 
 FORMAT = 1
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError, OSError)
 LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 
 
@@ -107,17 +109,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile) as error:
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a damaged file
+            raise
         raise SamunetError(
-            f"{path} cannot be read: {str(error).splitlines()[0]} It is cut off or not a checkpoint; "
-            "copy it again, or train again."
+            f"{path} cannot be read ({type(error).__name__}): it is cut off or not a checkpoint. Copy it "
+            "again, or train again."
         ) from error
     names = {f.name for f in fields(Checkpoint)}
     if not isinstance(data, dict) or data.get("format") != FORMAT or not names <= set(data):
         raise SamunetError(
             f"{path} is no checkpoint of this samunet (format {FORMAT}). Checkpoints of nnU-Net or bare "
-            f"weights "
-            "cannot be used here."
+            "weights cannot be used here."
         )
     data = {name: data[name] for name in names}
     data["plan"] = from_data(Plan, data["plan"], where=f"{path}: plan")
@@ -177,8 +180,7 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
     if path is None or not path.exists():
         raise SamunetError(
             f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not "
-            f"in "
-            f"{folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
+            f"in {folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
         )
     found = file_sha256(path)
     if found != base.sha256:

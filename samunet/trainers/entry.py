@@ -119,7 +119,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     config = config_of(configuration)
     device = choose_device(request.device)
     _warn_of_device(plan, device, reporter)
-    torch.random.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     weights = None if pretrained is None else pretrained.path
     network = trainer.build_network(plan, configuration, weights=weights)
     prefix = trainer.frozen_prefix(config)
@@ -211,6 +211,12 @@ def _base_weights(pretrained: PretrainedFile | None, prefix: str | None) -> Base
     )
 
 
+def _weights_used(pretrained: PretrainedFile | None) -> WeightsUsed | None:
+    if pretrained is None:
+        return None
+    return WeightsUsed(file=pretrained.path.name, kind=pretrained.kind, sha256=pretrained.sha256)
+
+
 def _overrides(request: RunRequest) -> dict[str, Any]:
     given: dict[str, Any] = {
         "settings": dict(request.settings),
@@ -243,7 +249,6 @@ def _settle_samples_and_schedule(
         run.reporter.message(f"Continuing {run.folder} after epoch {epoch}.")
         return
     identity = identify(run.plan, run.configuration.name, (request.split.train, request.split.val), run.seed)
-    pretrained = run.pretrained
     record = RunRecord(
         configuration_hash=identity.configuration_hash,
         data_hash=identity.data_hash,
@@ -262,8 +267,7 @@ def _settle_samples_and_schedule(
             for p in run.phases
         ),
         batch_workers=run.workers,
-        weights=pretrained
-        and WeightsUsed(file=pretrained.path.name, kind=pretrained.kind, sha256=pretrained.sha256),
+        weights=_weights_used(run.pretrained),
         cache=cache.told,
         device=str(run.device),
         precision=run.precision.name,

@@ -144,15 +144,13 @@ def clear_for_new_run(folder: Path, wanted: Identity, overwrite: bool) -> None:
     if told and started:
         raise SamunetError(
             f"{folder} holds another run. It differs in: {'; '.join(told)}. Give this run a name of its own "
-            f"with "
-            "--tag, or replace the old one with --overwrite."
+            "with --tag, or replace the old one with --overwrite."
         )
     if started:
         state = "a finished training" if FINAL in started else "an unfinished training"
         raise SamunetError(
             f"{folder} already holds {state} of this configuration and split. Continue with --c, or start "
-            f"anew "
-            "with --overwrite."
+            "anew with --overwrite."
         )
 
 

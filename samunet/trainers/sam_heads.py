@@ -171,18 +171,15 @@ def find_pretrained(
         if config.encoder == "frozen":
             raise SamunetError(
                 f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder "
-                f"learns "
-                f"nothing useful. Run `samunet_download_weights {variant}` and plan again, name a file with "
-                f"-w, or "
-                "train the encoder too with --set encoder=full."
+                f"learns nothing useful. Run `samunet_download_weights {variant}` and plan again, name a file "
+                "with -w, or train the encoder too with --set encoder=full."
             )
         return None
     path = None if folder is None else find_weights(folder, variant)
     if path is None:
         raise SamunetError(
             f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
-            f"in "
-            f"{folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
+            f"in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
         )
     return _describe(path, variant, folder)
 

@@ -22,13 +22,13 @@ class SampleKey(NamedTuple):
     Attributes:
         stream: TRAIN or VAL.
         epoch: counted over all phases.
-        index: number of the sample within the epoch.
+        number: of the sample within the epoch.
         slot: position in its batch, which decides whether foreground is forced.
     """
 
     stream: int
     epoch: int
-    index: int
+    number: int
     slot: int
 
 
@@ -40,7 +40,7 @@ def fold_number(fold: int | str) -> int:
 def sample_generator(seed: int, fold: int | str, key: SampleKey) -> np.random.Generator:
     """The generator that every random choice of one sample comes from."""
     return np.random.default_rng(
-        np.random.SeedSequence((seed, fold_number(fold), key.epoch, key.index, key.stream))
+        np.random.SeedSequence((seed, fold_number(fold), key.epoch, key.number, key.stream))
     )
 
 

@@ -51,8 +51,7 @@ def _with_method(configuration: Configuration, method: Method) -> Configuration:
     if method.dimension != len(configuration.patch_size):
         raise SamunetError(
             f"{method.name} works in {method.dimension}D, the configuration {configuration.name} has the "
-            f"patch "
-            f"{configuration.patch_size}. Choose a configuration of that dimension."
+            f"patch {configuration.patch_size}. Choose a configuration of that dimension."
         )
     if method.uses_encoder and configuration.encoder is None:
         raise SamunetError(

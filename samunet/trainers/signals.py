@@ -19,7 +19,8 @@ class StopFlag:
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
     """SIGINT and SIGTERM set a flag within the block; a second one acts as usual. Main thread only."""
-    flag, previous = StopFlag(), {}
+    flag = StopFlag()
+    previous: dict[int, Any] = {}
 
     def ask(number: int, _frame: Any) -> None:
         flag.name = signal.Signals(number).name
@@ -31,5 +32,5 @@ def stop_signals() -> Iterator[StopFlag]:
     try:
         yield flag
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for code, handler in previous.items():
+            signal.signal(code, handler)

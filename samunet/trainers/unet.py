@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class UNetModule(SegmentationModule):
         self.deep_supervision = deep_supervision
 
     def outputs(self, batch: dict[str, Tensor]) -> Tensor | Sequence[Tensor]:
-        decoder = self.network.decoder
+        decoder: Any = self.network.decoder
         decoder.deep_supervision = self.deep_supervision
         try:
             return self.network(batch["image"])

@@ -66,8 +66,10 @@ def test_a_run_leaves_its_files(request_fcn: RunRequest) -> None:
     assert (outcome.folder / "progress.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("step", [2, 5, 8, 14])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(2, signal.SIGINT), (5, signal.SIGTERM), (8, signal.SIGINT), (14, signal.SIGTERM)],
+)
 def test_a_signal_stops_at_a_step_and_the_run_continues_exactly(
     request_fcn: RunRequest, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:

@@ -116,7 +116,7 @@ def test_draws_depend_on_seed_fold_epoch_index_and_stream_alone() -> None:
         draw(1, 1, key),
         draw(1, "all", key),
         draw(1, 0, key._replace(epoch=4)),
-        draw(1, 0, key._replace(index=8)),
+        draw(1, 0, key._replace(number=8)),
         draw(1, 0, key._replace(stream=VAL)),
     ]
     assert len({same, *others}) == 7
@@ -130,7 +130,7 @@ def test_keys_continue_anywhere() -> None:
     everything = list(batch_keys(phases, 5, Position()))
     assert len(everything) == 2 * (3 * 2 + 2) + 4 + 1
     assert [key.slot for key in everything[0]] == list(range(5))
-    assert len({(k.stream, k.epoch, k.index) for batch in everything for k in batch}) == 5 * len(everything)
+    assert len({(k.stream, k.epoch, k.number) for batch in everything for k in batch}) == 5 * len(everything)
     rest = list(batch_keys(phases, 5, Position(epoch=1, iteration=2)))
     assert rest == everything[8 + 4 :]
     at_validation = list(batch_keys(phases, 5, Position(epoch=1, iteration=3)))

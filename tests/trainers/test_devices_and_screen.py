@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import make_request
+
+from samunet.trainers.checkpoint import FINAL, load_checkpoint
+from samunet.trainers.devices import Precision, choose_device, hardware, peak_memory_gb, worker_count
+from samunet.trainers.entry import train_fold
+from samunet.trainers.history import EpochRecord, moving_average, patch_dice
+from samunet.trainers.reporter import (
+    LiveReporter,
+    PlainReporter,
+    SilentReporter,
+    StepReport,
+    duration,
+    epoch_line,
+    step_line,
+)
+
+RECORD = EpochRecord(
+    epoch=2,
+    phase="training",
+    learning_rate=1e-3,
+    train={"loss": -0.5},
+    val={"loss": -0.25},
+    patch_dice={"organ": 0.5, "lesion": None},
+    mean_patch_dice=0.5,
+    ema_patch_dice=None,
+    seconds=75.0,
+    waiting_seconds=1.0,
+    samples_per_second=12.0,
+    memory_gb=0.5,
+)
+STEP = StepReport(
+    epoch=0, epochs=2, iteration=3, iterations=10, loss=0.25, samples_per_second=2.0, seconds_left=3700.0
+)
+
+
+def test_device_and_precision() -> None:
+    cpu = choose_device("cpu")
+    assert choose_device("auto") == choose_device(None)
+    assert Precision.choose(cpu, "fp16").name == "fp32"
+    assert not Precision.choose(cpu, "bf16").scaler(cpu).is_enabled()
+    assert 0 < peak_memory_gb(cpu) < 1000
+    assert hardware(cpu)["cores"] >= 1
+    assert 0 <= worker_count(cpu) <= 12
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_lower_precision_with_scaled_loss(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA path on a CPU: autocast, loss scaler, its state in the checkpoint."""
+    monkeypatch.setattr(Precision, "choose", classmethod(lambda cls, *a: cls(name=name)))
+    settings = {"epochs": 1, "iterations": 3, "val_iterations": 1}
+    folder = train_fold(make_request(tmp_path, "2d_linear", settings=settings), SilentReporter()).folder
+    stored = load_checkpoint(folder / FINAL)
+    assert all(torch.isfinite(value).all() for value in stored.network.values())
+    assert all(v.dtype == torch.float32 for v in stored.network.values() if v.is_floating_point())
+    assert bool(stored.training["scaler"]) == (name == "fp16")
+
+
+def test_lines() -> None:
+    assert epoch_line(RECORD, 5) == (
+        "epoch 3/5  loss -0.5000  val -0.2500  patch Dice 0.500 (average n/a)  12.0 samples/s  1:15  "
+        "0.5 GB  lr 1.00e-03"
+    )
+    assert step_line(STEP) == "epoch 1/2  step 3/10  loss 0.2500  2.0 samples/s  1:01:40 left"
+    assert duration(None) == "?"
+
+
+def test_plain_reporter_flushes_lines_and_spares_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    reporter = PlainReporter(stream)
+    reporter.step(STEP)
+    assert stream.getvalue() == ""
+    monkeypatch.setattr("samunet.trainers.reporter.PLAIN_SECONDS", 0.0)
+    reporter.step(STEP)
+    reporter.epoch(RECORD, 5)
+    reporter.close()
+    assert stream.getvalue().splitlines() == [step_line(STEP), epoch_line(RECORD, 5)]
+
+
+def test_live_reporter(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = LiveReporter()
+    reporter.step(STEP)
+    reporter.epoch(RECORD, 5)
+    reporter.close()
+    assert "patch Dice 0.500" in capsys.readouterr().out
+
+
+def test_patch_dice_skips_what_is_absent() -> None:
+    values, mean = patch_dice(("a", "b", "c"), (2, 0, 0), (1, 0, 3), (1, 0, 0))
+    assert values == {"a": pytest.approx(4 / 6), "b": None, "c": 0.0}
+    assert mean == pytest.approx(2 / 6)
+    assert patch_dice(("a",), (0,), (0,), (0,)) == ({"a": None}, None)
+
+
+def test_moving_average() -> None:
+    assert moving_average(None, 0.5) == 0.5
+    assert moving_average(0.5, 1.0) == pytest.approx(0.55)
+    assert moving_average(0.5, None) == 0.5
