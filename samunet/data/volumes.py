@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from samunet.data.damage import check_complete, count_nonfinite_nifti, nonfinite
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
+from samunet.data.nifti import read_compressed_voxels
 from samunet.errors import SamunetError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
@@ -33,6 +34,10 @@ def read_header(path: Path) -> Header:
 def read(path: Path) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) in the file's own type; frames of a 4D file and vector components are channels."""
     check_complete(path)
+    if path.name.lower().endswith(".nii.gz"):
+        plain = _read_plain_nifti(path)
+        if plain is not None:
+            return plain
     bad = count_nonfinite_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else 0
     if bad:
         raise nonfinite(path, bad)
@@ -46,6 +51,27 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
     if components > 1:
         array = np.moveaxis(array, -1, 0)
     return array.reshape(components * frames, *geometry.shape), geometry
+
+
+def _read_plain_nifti(path: Path) -> tuple[np.ndarray, Geometry] | None:
+    """As `read`, for the usual kind of NIfTI file; geometry is SimpleITK's. None for any other kind."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    if reader.GetNumberOfComponents() != 1:
+        return None
+    voxels = read_compressed_voxels(path, reader.GetSize())
+    if voxels is None:
+        return None
+    if voxels.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(voxels)))
+        if bad:
+            raise nonfinite(path, bad)
+    geometry, frames = _geometry(path, reader)
+    return voxels.reshape(frames, *geometry.shape), geometry
 
 
 def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:

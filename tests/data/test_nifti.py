@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from samunet.data import volumes
+from samunet.data.nifti import read_compressed_voxels
+from samunet.errors import SamunetError
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    image = sitk.GetImageFromArray(array, isVector=False)
+    image.SetSpacing((0.5, 0.75, 2.0, 1.0)[: array.ndim])
+    sitk.WriteImage(image, str(path), True)
+    return path
+
+
+def patched(path: Path, offset: int, value: bytes) -> Path:
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[offset : offset + len(value)] = value
+    path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(5, 6, 7), (6, 7), (3, 5, 6, 7)])
+def test_same_voxels_as_simpleitk(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).integers(0, 100, shape).astype(kind)
+    path = write(tmp_path / "a.nii.gz", array)
+    voxels = read_compressed_voxels(path, shape[::-1])
+    assert voxels is not None
+    assert voxels.dtype == array.dtype
+    assert voxels.flags.writeable
+    np.testing.assert_array_equal(voxels, array)
+    read, geometry = volumes.read(path)
+    np.testing.assert_array_equal(read.reshape(shape), array)
+    assert geometry == volumes.read_header(path).geometry
+
+
+def test_big_endian_voxels(tmp_path: Path) -> None:
+    array = np.arange(60, dtype="i2").reshape(3, 4, 5)
+    path = write(tmp_path / "a.nii.gz", array)
+    content = gzip.decompress(path.read_bytes())
+    start = int(struct.unpack_from("<f", content, 108)[0])
+    swapped = bytearray(content)
+    for offset, form in (
+        (0, "i"),
+        (40, "8h"),
+        (70, "2h"),
+        (76, "8f"),
+        (108, "3f"),
+        (252, "2h"),
+        (256, "18f"),
+    ):
+        struct.pack_into(f">{form}", swapped, offset, *struct.unpack_from(f"<{form}", content, offset))
+    swapped[start:] = np.frombuffer(content[start:], "<i2").astype(">i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(swapped)))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), array)
+    np.testing.assert_array_equal(read_compressed_voxels(path, (5, 4, 3)), array)
+
+
+def test_scaled_values_are_left_to_simpleitk(tmp_path: Path) -> None:
+    array = np.arange(60, dtype="i2").reshape(3, 4, 5)
+    path = patched(write(tmp_path / "a.nii.gz", array), 112, struct.pack("<2f", 0.5, -10.0))
+    assert read_compressed_voxels(path, (5, 4, 3)) is None
+    np.testing.assert_allclose(volumes.read(path)[0][0], array * 0.5 - 10)
+
+
+def test_damage_inside_the_file_is_named(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 1000, (20, 30, 30)).astype("i2")
+    path = write(tmp_path / "a.nii.gz", array)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(SamunetError, match=r"a\.nii\.gz"):
+        volumes.read(path)
+    path.write_bytes(bytes(content[: len(content) // 2]))
+    with pytest.raises(SamunetError, match=r"a\.nii\.gz"):
+        volumes.read(path)
