@@ -21,7 +21,7 @@ from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint, network_
 from samunet.trainers.entry import train_fold
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest, source_settings
-from samunet.trainers.sampling import Position, batch_keys
+from samunet.trainers.sampling import Batching, Position, batch_keys
 
 OUTSIDE = "examples.small_fcn"
 METHODS = [*(name for name in sorted(list_methods()) if "." not in name), OUTSIDE]
@@ -41,7 +41,9 @@ def batches_of(folder: Path, method: str, labels: LabelSet, count: int) -> list[
     config = config_of(configuration)
     source = PatchSource(source_settings(request, request.plan, configuration, config, 0))
     phases = [replace(get_trainer(method).phases(config)[0], iterations=count)]
-    keys = list(batch_keys(phases, configuration.batch_size, Position()))[:count]
+    keys = list(batch_keys(phases, Batching(size=configuration.batch_size, oversample=0.33), Position()))[
+        :count
+    ]
     return [
         torch.utils.data.default_collate([source.sample(key) for key in batch])  # type: ignore[misc]
         for batch in keys

@@ -154,7 +154,7 @@ class EmbeddingCache:
         found, wanted = read_json(path), to_data(self.identity)
         names = [field.name for field in fields(CacheIdentity)]
         return [
-            f"{name} is {found.get(name)!r} there, {wanted[name]!r} now"
+            f"{name} is {_shown(found.get(name))} there, {_shown(wanted[name])} now"
             for name in names
             if found.get(name) != wanted[name]
         ]
@@ -230,3 +230,9 @@ class EmbeddingCache:
 
     def _files(self) -> Iterator[Path]:
         return (path for path in self.folder.rglob("*.npy"))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; hashes are cut short."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -16,7 +16,7 @@ from samunet.data.labels import OUTSIDE
 from samunet.preprocessing.boxes import read_box, read_slice
 from samunet.preprocessing.streams import Sample
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
-from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, is_forced, sample_generator
+from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, sample_generator
 
 if TYPE_CHECKING:
     from samunet.preprocessing.store import StoredCase
@@ -34,7 +34,6 @@ class SourceSettings:
         case_folder: stored cases.
         train / val: case names.
         seed / fold: with the key they decide every draw.
-        batch_size / oversample: decide which slots are forced to hold foreground.
         slice_context: neighbouring slices given as channels (2D).
         augmentation: of training samples.
     """
@@ -44,8 +43,6 @@ class SourceSettings:
     val: tuple[str, ...]
     seed: int
     fold: int | str
-    batch_size: int
-    oversample: float
     slice_context: int
     augmentation: AugmentationSettings
 
@@ -55,9 +52,6 @@ class SourceSettings:
     @property
     def has_ignore(self) -> bool:
         return self.augmentation.ignore_index is not None
-
-    def forced(self, key: SampleKey) -> bool:
-        return is_forced(key.slot, self.batch_size, self.oversample)
 
 
 class OpenCases:
@@ -111,7 +105,7 @@ class PatchSource:
         names = settings.names(key.stream)
         case = self.cases.get(names[int(rng.integers(len(names)))])
         sampler = self.samplers[key.stream]
-        lower = sampler.draw(rng, case.image.shape[1:], case.locations, case.annotated, settings.forced(key))
+        lower = sampler.draw(rng, case.image.shape[1:], case.locations, case.annotated, key.forced)
         image, label = self.read(case, lower, sampler.load_size)
         transform = self.augment if key.stream == TRAIN else self.finish
         image_t, target = transform(image, label, int(rng.integers(2**63)))

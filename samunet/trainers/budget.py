@@ -82,7 +82,7 @@ def _time_save(run: TrainingRun, step: TrainingStep) -> float:
 def _keys(run: TrainingRun, validation: bool = False) -> Iterator[list[SampleKey]]:
     """The first training batches again and again, or validation batches."""
     phase = run.phases[0]
-    first = list(itertools.islice(batch_keys(run.phases, run.batch_size, Position()), phase.iterations))
+    first = list(itertools.islice(batch_keys(run.phases, run.batching, Position()), phase.iterations))
     if validation:
         first = [[key._replace(stream=VAL) for key in keys] for keys in first]
     return itertools.cycle(first)

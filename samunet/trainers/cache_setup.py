@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.errors import SamunetError
 from samunet.networks.sam.weights import tensors_sha256
 from samunet.networks.sam_slices import ENCODER_PREFIX
 from samunet.planning.sam_config import SamHeadConfig
@@ -26,6 +27,7 @@ from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource
+from samunet.trainers.identity import CacheUse
 from samunet.trainers.reporter import duration
 from samunet.trainers.run import RunRequest, TrainingRun
 
@@ -41,45 +43,42 @@ LEAST_VIEWS = 2
 TIMED_BATCHES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheOutcome:
-    """What became of the cache.
-
-    Attributes:
-        source: samples from the cache, or None to encode on the fly.
-        told: for run.json and the screen; empty where a method has nothing to cache.
-    """
-
-    source: EmbeddingSource | None
-    told: str
-
-
-def prepare_cache(request: RunRequest, run: TrainingRun, started: float) -> CacheOutcome:
-    """Build what is missing of the run's cache, or say why the encoder runs in every step.
+def prepare_cache(
+    request: RunRequest, run: TrainingRun, earlier: CacheUse | None, started: float
+) -> CacheUse:
+    """Build what is missing of the run's cache and take its samples from there, or say why not.
 
     Args:
         request: limits and folders.
-        run: network and cases; its source reads patches.
+        run: network and cases; its source is replaced when the cache is used.
+        earlier: what a run to be continued did, which is repeated.
         started: time.monotonic() at which the time budget began.
+
+    Raises:
+        SamunetError: the cache of a run to be continued does not fit on the disk any more.
     """
     if not run.trainer.cacheable(run.config):
-        return CacheOutcome(source=None, told="")
+        return CacheUse(mode="none")
+    if earlier is not None and earlier.mode != "cached":
+        return earlier
     if request.embedding_folder is None:
-        return CacheOutcome(source=None, told="on the fly: no folder for the cache")
+        return CacheUse(mode="on the fly", reason="there is no folder for the cache")
     assert isinstance(run.source, PatchSource)
     run.module.to(run.device).eval()
     setup = _Setup(request, run, run.source)
-    wanted = setup.wanted(started)
-    needed = setup.needed_gb(wanted)
-    limit = setup.limit_gb()
+    wanted = setup.wanted(started) if earlier is None else setup.repeated(earlier)
+    needed, limit = setup.needed_gb(wanted), setup.limit_gb()
     if needed > limit:
-        told = f"on the fly: the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are allowed"
-        run.reporter.message(f"Encoding {told} (fewer views: --set views=N; cache limit or free disk).")
-        return CacheOutcome(source=None, told=told)
+        reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free or allowed"
+        if earlier is not None:
+            raise SamunetError(f"This run was trained from a cache, and {reason}. Make room to continue it.")
+        run.reporter.message(f"Encoding on the fly: {reason}. Fewer views need less: --set views=N.")
+        return CacheUse(mode="on the fly", reason=reason)
     if wanted.units:
         setup.build(wanted, needed)
-    source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
-    return CacheOutcome(source=source, told=f"cached: {wanted.views} views a slice in {wanted.cache.folder}")
+    run.source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
+    items = wanted.cache.identity.items_per_case
+    return CacheUse(mode="cached", views=wanted.views, items_per_case=items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +132,12 @@ class _Setup:
         left = BUDGET_SHARE * (60 * minutes - (time.monotonic() - started))
         affordable = int(left / self.seconds_per_item(units))
         return self.reduced(cache, units, views, affordable)
+
+    def repeated(self, earlier: CacheUse) -> _Wanted:
+        """What an earlier run decided on."""
+        cache = self.cache(earlier.items_per_case)
+        units = missing_units(cache, self.store, self.per_case(earlier.views))
+        return _Wanted(cache=cache, units=units, views=earlier.views)
 
     def reduced(self, cache: EmbeddingCache, units: list[Unit], views: int, affordable: int) -> _Wanted:
         """Fewer views, then fewer slices of each case, so that about `affordable` items are encoded."""

@@ -48,12 +48,12 @@ def item_chances(
     Args:
         counts: voxels per item and foreground output, (N, K_fg).
         annotated: voxels per item that are not ignored, (N,).
-        settings: tell forced slots, and whether there is an ignore label.
-        key: of the sample.
+        settings: tell whether there is an ignore label.
+        key: of the sample; tells whether it is forced.
         rng: draws the class of a forced sample.
     """
     weights: np.ndarray | None = None
-    if settings.forced(key):
+    if key.forced:
         present = np.flatnonzero(counts.sum(0))
         if present.size:
             weights = counts[:, present[int(rng.integers(present.size))]]

@@ -240,8 +240,8 @@ def _settle_samples_and_schedule(
     request: RunRequest, run: TrainingRun, found: RunRecord | None, started: float
 ) -> None:
     """Build the cache, fit the schedule to the time budget, and write run.json."""
-    cache = prepare_cache(request, run, started)
-    run.source = cache.source or run.source
+    earlier = found.cache if found is not None and run.resume_from is not None else None
+    cache = prepare_cache(request, run, earlier, started)
     if run.time_budget_minutes is not None and run.resume_from is None:
         run.phases = fit_schedule(run, started, run.time_budget_minutes)
     if run.resume_from is not None:
@@ -268,7 +268,7 @@ def _settle_samples_and_schedule(
         ),
         batch_workers=run.workers,
         weights=_weights_used(run.pretrained),
-        cache=cache.told,
+        cache=cache,
         device=str(run.device),
         precision=run.precision.name,
         hardware=hardware(run.device),

@@ -6,7 +6,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
@@ -40,6 +40,22 @@ class WeightsUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """How the frozen encoder's outputs come to the head; a continued run keeps to it.
+
+    Attributes:
+        mode: `cached`; `on the fly`, encoding in every step; `none`, nothing to cache.
+        reason: why not cached.
+        views / items_per_case: extent of the cache; None keeps all slices.
+    """
+
+    mode: Literal["cached", "on the fly", "none"]
+    reason: str = ""
+    views: int = 0
+    items_per_case: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Content of run.json.
 
@@ -51,7 +67,6 @@ class RunRecord:
         time_budget_minutes: wanted duration; `phases` what was decided from it.
         batch_workers: worker processes that prepared samples.
         weights: pretrained file used, if any.
-        cache: how the frozen encoder was used: `cached`, `on the fly` with the reason, or empty.
         device / precision / hardware / versions: where it was trained.
     """
 
@@ -68,7 +83,7 @@ class RunRecord:
     phases: tuple[PhaseLength, ...]
     batch_workers: int
     weights: WeightsUsed | None
-    cache: str
+    cache: CacheUse
     device: str
     precision: str
     hardware: dict[str, Any] = field(default_factory=dict)

@@ -129,7 +129,7 @@ class _Session:
 
     def run_epochs(self, stop: StopFlag) -> Outcome:
         start = Position(epoch=self.progress.epoch, iteration=self.progress.iteration)
-        keys = batch_keys(self.run.phases, self.run.batch_size, start)
+        keys = batch_keys(self.run.phases, self.run.batching, start)
         stream = BatchStream(self.run.source, keys, self.run.workers, self.run.device)
         try:
             while self.progress.epoch < self.epochs:

@@ -20,6 +20,7 @@ from samunet.trainers.batches import SourceSettings
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state
 from samunet.trainers.devices import Precision
 from samunet.trainers.reporter import Reporter
+from samunet.trainers.sampling import Batching
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,10 @@ class TrainingRun:
         return self.configuration.batch_size
 
     @property
+    def batching(self) -> Batching:
+        return Batching(size=self.batch_size, oversample=self.config.oversample_foreground)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.plan.labels.foreground)
 
@@ -146,8 +151,6 @@ def source_settings(
         val=request.split.val,
         seed=seed,
         fold=request.fold,
-        batch_size=configuration.batch_size,
-        oversample=config.oversample_foreground,
         slice_context=context,
         augmentation=augmentation,
     )

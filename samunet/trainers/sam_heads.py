@@ -171,7 +171,8 @@ def find_pretrained(
         if config.encoder == "frozen":
             raise SamunetError(
                 f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder "
-                f"learns nothing useful. Run `samunet_download_weights {variant}` and plan again, name a file "
+                f"learns nothing useful. Run `samunet_download_weights {variant}` and plan again, name a "
+                f"file "
                 "with -w, or train the encoder too with --set encoder=full."
             )
         return None

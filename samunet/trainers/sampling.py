@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 TRAIN, VAL = 0, 1
 FOLD_ALL = 2**16
 """Number that stands for fold `all` in seeds."""
+SINGLE_GROUP = 3
+"""Steps over which foreground is forced when a step has one sample."""
 
 
 class SampleKey(NamedTuple):
@@ -23,13 +25,13 @@ class SampleKey(NamedTuple):
         stream: TRAIN or VAL.
         epoch: counted over all phases.
         number: of the sample within the epoch.
-        slot: position in its batch, which decides whether foreground is forced.
+        forced: whether it must hold foreground.
     """
 
     stream: int
     epoch: int
     number: int
-    slot: int
+    forced: bool
 
 
 def fold_number(fold: int | str) -> int:
@@ -44,11 +46,6 @@ def sample_generator(seed: int, fold: int | str, key: SampleKey) -> np.random.Ge
     )
 
 
-def is_forced(slot: int, batch_size: int, share: float) -> bool:
-    """Whether the sample at `slot` must hold foreground: not the first round(B (1 - share)) (nnU-Net)."""
-    return slot >= round(batch_size * (1 - share))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Position:
     """A place in the run: how many epochs are complete, and optimizer steps done in the present one."""
@@ -57,22 +54,44 @@ class Position:
     iteration: int = 0
 
 
-def batch_keys(phases: Sequence[Phase], batch_size: int, start: Position) -> Iterator[list[SampleKey]]:
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """Samples a batch, and the share of them that must hold foreground."""
+
+    size: int
+    oversample: float
+
+    def is_forced(self, number: int, accumulate: int = 1) -> bool:
+        """Whether a sample must hold foreground: not the first round(B (1 - share)) of a step's B (nnU-Net).
+
+        Batches that are accumulated count as one. A step of a single sample would never be forced: there
+        the rule goes over three steps.
+        """
+        group = self.size * accumulate
+        group = group if group > 1 else SINGLE_GROUP
+        return number % group >= round(group * (1 - self.oversample))
+
+
+def batch_keys(phases: Sequence[Phase], batching: Batching, start: Position) -> Iterator[list[SampleKey]]:
     """Keys of every batch from `start` on in the order of use: an epoch's training, then validation."""
     epoch = 0
     for phase in phases:
         for _ in range(phase.epochs):
             if epoch >= start.epoch:
                 first = start.iteration if epoch == start.epoch else 0
-                yield from _epoch_keys(phase, batch_size, epoch, first)
+                yield from _epoch_keys(phase, batching, epoch, first)
             epoch += 1
 
 
-def _epoch_keys(phase: Phase, batch_size: int, epoch: int, first: int) -> Iterator[list[SampleKey]]:
+def _epoch_keys(phase: Phase, batching: Batching, epoch: int, first: int) -> Iterator[list[SampleKey]]:
+    def keys(stream: int, batch: int, accumulate: int) -> list[SampleKey]:
+        numbers = range(batch * batching.size, (batch + 1) * batching.size)
+        return [SampleKey(stream, epoch, n, batching.is_forced(n, accumulate)) for n in numbers]
+
     for batch in range(first * phase.accumulate, phase.iterations * phase.accumulate):
-        yield [SampleKey(TRAIN, epoch, batch * batch_size + slot, slot) for slot in range(batch_size)]
+        yield keys(TRAIN, batch, phase.accumulate)
     for batch in range(phase.val_iterations):
-        yield [SampleKey(VAL, epoch, batch * batch_size + slot, slot) for slot in range(batch_size)]
+        yield keys(VAL, batch, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

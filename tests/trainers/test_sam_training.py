@@ -119,7 +119,7 @@ def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_pat
     assert any("Building the embedding cache" in text for text in listener.messages)
     record = read_run(pretrained.folder)
     assert record is not None
-    assert record.cache.startswith("cached: 2 views")
+    assert (record.cache.mode, record.cache.views) == ("cached", 2)
     # Another head on the same encoder needs nothing new.
     again = Listener()
     train_fold(replace(pretrained, method="2d_linear", folder=tmp_path / "linear"), again)
@@ -137,7 +137,7 @@ def test_over_the_limit_it_encodes_on_the_fly_and_says_so(tmp_path: Path) -> Non
     assert not (tmp_path / "embeddings").exists()
     record = read_run(request.folder)
     assert record is not None
-    assert record.cache.startswith("on the fly")
+    assert record.cache.mode == "on the fly"
 
 
 def test_a_time_budget_shrinks_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +147,14 @@ def test_a_time_budget_shrinks_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     train_fold(request, listener)
     record = read_run(request.folder)
     assert record is not None
-    assert record.cache.startswith("cached: 2 views")
+    assert record.cache.views == 2
+    assert record.cache.items_per_case is not None
     assert any("slices of each case" in text for text in listener.messages)
+    # A continued run keeps to what was decided, however fast the machine is now.
+    monkeypatch.undo()
+    (request.folder / FINAL).unlink()
+    train_fold(replace(request, resume=True, settings={}), listener)
+    assert len(list((tmp_path / "embeddings").iterdir())) == 1
 
 
 def test_cached_and_uncached_validation_agree(tmp_path: Path) -> None:
@@ -182,21 +188,18 @@ def test_paper_compat_uses_the_papers_optimizer() -> None:
     assert (phase.optimizer, phase.weight_decay, phase.schedule) == ("adam", 0.0, "constant")
 
 
-class _Slots:
+class _WithIgnore:
     has_ignore = True
-
-    def forced(self, key: SampleKey) -> bool:
-        return key.slot == 1
 
 
 def test_item_chances() -> None:
     counts, annotated = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), np.array([0.0, 5.0, 5.0])
     rng = np.random.default_rng(0)
-    settings = _Slots()
-    forced = item_chances(counts, annotated, settings, SampleKey(TRAIN, 0, 0, 1), rng)  # type: ignore[arg-type]
+    settings = _WithIgnore()
+    forced = item_chances(counts, annotated, settings, SampleKey(TRAIN, 0, 0, True), rng)  # type: ignore[arg-type]
     assert forced.tolist() == [0.75, 0.25, 0.0]
-    free = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, 0), rng)  # type: ignore[arg-type]
+    free = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, False), rng)  # type: ignore[arg-type]
     assert free.tolist() == [0.0, 0.5, 0.5]
     settings.has_ignore = False
-    uniform = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, 0), rng)  # type: ignore[arg-type]
+    uniform = item_chances(counts, annotated, settings, SampleKey(VAL, 0, 0, False), rng)  # type: ignore[arg-type]
     assert uniform.tolist() == pytest.approx([1 / 3] * 3)

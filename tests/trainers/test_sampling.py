@@ -10,11 +10,11 @@ from tiny_runs import PHASE
 from samunet.trainers.sampling import (
     TRAIN,
     VAL,
+    Batching,
     BoxSampler,
     Position,
     SampleKey,
     batch_keys,
-    is_forced,
     sample_generator,
 )
 
@@ -94,23 +94,27 @@ def test_ignore_label_centres_on_annotated_voxels() -> None:
     assert sampler.draw(rng, (9, 20, 20), {}, annotated, True) == (4, 5, 5)
 
 
-def test_last_third_of_a_batch_is_forced() -> None:
-    forced = {b: [is_forced(j, b, 0.33) for j in range(b)] for b in (1, 2, 3, 12)}
-    assert forced[1] == [False]
+def test_last_third_of_a_step_is_forced() -> None:
+    forced = {b: [Batching(size=b, oversample=0.33).is_forced(n) for n in range(b)] for b in (2, 3, 12)}
     assert forced[2] == [False, True]
     assert forced[3] == [False, False, True]
     assert sum(forced[12]) == 4
     assert forced[12][-4:] == [True] * 4
+    accumulated = [Batching(size=1, oversample=0.33).is_forced(n, 2) for n in range(4)]
+    assert accumulated == [False, True, False, True]
+    single = [Batching(size=1, oversample=0.33).is_forced(n) for n in range(6)]
+    assert single == [False, False, True, False, False, True]
+    assert not any(Batching(size=4, oversample=0.0).is_forced(n) for n in range(4))
 
 
 def test_draws_depend_on_seed_fold_epoch_index_and_stream_alone() -> None:
-    key = SampleKey(TRAIN, 3, 7, 0)
+    key = SampleKey(TRAIN, 3, 7, False)
 
     def draw(seed: int, fold: int | str, other: SampleKey) -> float:
         return float(sample_generator(seed, fold, other).random())
 
     same = draw(1, 0, key)
-    assert draw(1, 0, key._replace(slot=5)) == same
+    assert draw(1, 0, key._replace(forced=True)) == same
     others = [
         draw(2, 0, key),
         draw(1, 1, key),
@@ -127,11 +131,14 @@ def test_keys_continue_anywhere() -> None:
         replace(PHASE, epochs=2, iterations=3, val_iterations=2, accumulate=2),
         replace(PHASE, epochs=1, iterations=4, val_iterations=1),
     ]
-    everything = list(batch_keys(phases, 5, Position()))
+    batching = Batching(size=5, oversample=0.33)
+    everything = list(batch_keys(phases, batching, Position()))
     assert len(everything) == 2 * (3 * 2 + 2) + 4 + 1
-    assert [key.slot for key in everything[0]] == list(range(5))
+    assert [key.forced for key in everything[0]] == [False] * 5
+    assert [key.forced for key in everything[1]] == [False] * 2 + [True] * 3
+    assert [key.forced for key in everything[6]] == [False] * 3 + [True] * 2
     assert len({(k.stream, k.epoch, k.number) for batch in everything for k in batch}) == 5 * len(everything)
-    rest = list(batch_keys(phases, 5, Position(epoch=1, iteration=2)))
+    rest = list(batch_keys(phases, batching, Position(epoch=1, iteration=2)))
     assert rest == everything[8 + 4 :]
-    at_validation = list(batch_keys(phases, 5, Position(epoch=1, iteration=3)))
+    at_validation = list(batch_keys(phases, batching, Position(epoch=1, iteration=3)))
     assert at_validation == everything[8 + 6 :]
