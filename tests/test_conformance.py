@@ -41,9 +41,8 @@ def batches_of(folder: Path, method: str, labels: LabelSet, count: int) -> list[
     config = config_of(configuration)
     source = PatchSource(source_settings(request, request.plan, configuration, config, 0))
     phases = [replace(get_trainer(method).phases(config)[0], iterations=count)]
-    keys = list(batch_keys(phases, Batching(size=configuration.batch_size, oversample=0.33), Position()))[
-        :count
-    ]
+    batching = Batching(size=configuration.batch_size, oversample=0.33)
+    keys = list(batch_keys(phases, batching, Position()))[:count]
     return [
         torch.utils.data.default_collate([source.sample(key) for key in batch])  # type: ignore[misc]
         for batch in keys

@@ -29,6 +29,5 @@ def import_trainer(path: str) -> type[MethodTrainer]:
     except (ModuleNotFoundError, AttributeError) as error:
         raise SamunetError(
             f"The trainer {path!r} cannot be imported ({error}). If the method is not part of samunet, "
-            f"install its "
-            "module or put its folder on PYTHONPATH."
+            "install its module or put its folder on PYTHONPATH."
         ) from error

@@ -189,7 +189,6 @@ def check_resumable(folder: Path, wanted: Identity, found: RunRecord | None) -> 
     if (folder / FINAL).exists():
         raise SamunetError(
             f"The training in {folder} is finished ({FINAL} exists); there is nothing to continue. Predict "
-            f"with it, "
-            "validate it with --val, or train anew with --overwrite."
+            "with it, validate it with --val, or train anew with --overwrite."
         )
     return folder / LATEST

@@ -170,10 +170,9 @@ def find_pretrained(
     if kind == "none":
         if config.encoder == "frozen":
             raise SamunetError(
-                f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder "
-                f"learns nothing useful. Run `samunet_download_weights {variant}` and plan again, name a "
-                f"file "
-                "with -w, or train the encoder too with --set encoder=full."
+                f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder is "
+                f"of no use. Run `samunet_download_weights {variant}` and plan again, name a file with -w, "
+                "or train the encoder too with --set encoder=full."
             )
         return None
     path = None if folder is None else find_weights(folder, variant)
