@@ -32,7 +32,7 @@ CPU_MEMORY_SHARE = 0.8
 """Share of the main memory that a training on the CPU may plan with; the rest is the system's."""
 OLDEST_DAYS = 90
 """A calibration older than this is measured again."""
-SECONDS_A_KIND = 0.8
+SECONDS_A_KIND = 0.3
 ASSUMED_GFLOPS = (
     (0.0, {"conv2d": 4e3, "conv3d": 4e3, "vit": 8e3}),
     (10.0, {"conv2d": 6e3, "conv3d": 6e3, "vit": 15e3}),
