@@ -231,7 +231,7 @@ def _warn_of_device(plan: Plan, device: torch.device, reporter: Reporter) -> Non
     if plan.budget.device != device.type:
         reporter.message(
             f"Warning: the plan was made for {plan.budget.device} ({plan.budget.memory_gb:g} GB), training "
-            f"runs on {device.type}. Memory and time will differ; plan again for this device to have them fit."
+            f"runs on {device.type}. Memory and time will differ; plan again for this device."
         )
 
 
