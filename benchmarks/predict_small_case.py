@@ -26,7 +26,7 @@ NUM_CASES = 5
 
 PEER_CHECKPOINT = """
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.paths import nnUNet_preprocessed
 base = str(nnUNet_preprocessed) + "/Dataset001_Hippocampus"
@@ -34,6 +34,8 @@ trainer = nnUNetTrainer(
     {**load_json(base + "/nnUNetPlans.json"), "continue_training": False},
     "3d_fullres", 0, load_json(base + "/dataset.json"), device=torch.device("cpu"))
 trainer.initialize()
+save_json(trainer.plans_manager.plans, trainer.output_folder_base + "/plans.json")
+save_json(trainer.dataset_json, trainer.output_folder_base + "/dataset.json")
 trainer.save_checkpoint(trainer.output_folder + "/checkpoint_final.pth")
 """
 
