@@ -51,7 +51,8 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} See `{self.prog} -h`.", file=sys.stderr)
+        stop = "" if message.endswith((".", "?")) else "."
+        print(f"{self.prog}: {message}{stop} See `{self.prog} -h`.", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE)
 
 
