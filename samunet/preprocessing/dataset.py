@@ -19,7 +19,7 @@ from pathlib import Path
 from samunet.data.dataset import Case, RawDataset
 from samunet.data.geometry import resampled_shape
 from samunet.data.readers import read_header, read_image, read_label
-from samunet.data.workers import Progress, worker_count
+from samunet.data.workers import QUEUED_PER_WORKER, Progress, worker_count
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
@@ -29,7 +29,9 @@ from samunet.records import content_hash
 
 log = logging.getLogger(__name__)
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
+HEADERS_READ = 16
+"""Headers read to estimate memory; reading thousands would take longer than it saves."""
 NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -155,10 +157,11 @@ def case_key(case: Case, plan: Plan, data_name: str) -> str:
 
 
 def largest_case_bytes(orders: Sequence[CaseOrder], plan: Plan) -> int:
-    """Memory that the largest of the cases needs while it is preprocessed, from the file headers alone."""
+    """Memory that the largest case needs while it is preprocessed, from the headers of the largest files."""
     channels = len(plan.channel_names)
     largest = 0
-    for order in orders:
+    by_size = sorted(orders, key=lambda order: sum(path.stat().st_size for path in order.case.images))
+    for order in by_size[-HEADERS_READ:]:
         geometry = read_header(order.case.images[0]).geometry
         spacing = [geometry.spacing_mm[axis] for axis in plan.transpose_forward]
         shape = [geometry.shape[axis] for axis in plan.transpose_forward]
@@ -223,11 +226,12 @@ def _run(task: Task, orders: list[CaseOrder], workers: int, state: _Progress) ->
 def _run_pool(task: Task, waiting: deque[CaseOrder], workers: int, state: _Progress) -> list[CaseOrder]:
     """Work through `waiting`; when a worker dies, stop and return the orders that were in work."""
     running: dict[Future[str | None], CaseOrder] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_receive_task, initargs=(task,))
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
-                running[pool.submit(task, waiting[0])] = waiting[0]
+            while waiting and len(running) < workers * QUEUED_PER_WORKER:
+                running[pool.submit(_work, waiting[0])] = waiting[0]
                 waiting.popleft()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 failure = future.result()
@@ -237,6 +241,18 @@ def _run_pool(task: Task, waiting: deque[CaseOrder], workers: int, state: _Progr
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return []
+
+
+_worker_task: list[Task] = []
+"""In a worker process: the task, sent once because it carries the plan."""
+
+
+def _receive_task(task: Task) -> None:
+    _worker_task[:] = [task]
+
+
+def _work(order: CaseOrder) -> str | None:
+    return _worker_task[0](order)
 
 
 @contextmanager

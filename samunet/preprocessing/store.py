@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ STORE_FORMAT = 1
 BLOCK = (32, 32, 32)
 """Smallest piece (z, y, x) of a 3D case that is decompressed: 128 KiB, within a core's cache."""
 CHUNK = (64, 128, 128)
+SMALL_BYTES = 512 * 2**10
+"""A 3D case up to this size is one block."""
 SLICE_BLOCK_BYTES = 128 * 2**10
 SLICE_CHUNK_BYTES = 2 * 2**20
 """Chunks of a case that is read slice by slice hold several slices: tiny chunks cost much time."""
@@ -217,8 +220,15 @@ def layout(shape: tuple[int, ...], itemsize: int, by_slice: bool) -> tuple[tuple
         block = (1, rows, columns)
         slices = max(1, SLICE_CHUNK_BYTES // (itemsize * height * width))
         chunk = (min(depth, slices), height, width) if slices > 1 else (1, min(height, 8 * rows), columns)
+    elif itemsize * depth * height * width <= SMALL_BYTES:
+        chunk = block = (depth, height, width)
     else:
-        chunk = tuple(min(n, c) for n, c in zip((depth, height, width), CHUNK))
-        block = tuple(min(n, b) for n, b in zip(chunk, BLOCK))
+        chunk = tuple(_even_part(n, c) for n, c in zip((depth, height, width), CHUNK))
+        block = tuple(_even_part(n, b) for n, b in zip(chunk, BLOCK))
     leading = (1,) * (len(shape) - 3)
     return (*leading, *chunk), (*leading, *block)
+
+
+def _even_part(length: int, largest: int) -> int:
+    """Size of equal parts of at most `largest`: an uneven rest would be padded and compressed in full."""
+    return ceil(length / ceil(length / largest))

@@ -99,7 +99,7 @@ def test_interrupted_write_is_no_case(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_layout_follows_use_and_shape() -> None:
-    assert layout((2, 200, 300, 300), 4, by_slice=False) == ((1, 64, 128, 128), (1, 32, 32, 32))
+    assert layout((2, 200, 300, 300), 4, by_slice=False) == ((1, 50, 100, 100), (1, 25, 25, 25))
     assert layout((9, 20, 20), 2, by_slice=False) == ((9, 20, 20), (9, 20, 20))
     assert layout((2, 200, 300, 300), 4, by_slice=True) == ((1, 5, 300, 300), (1, 1, 109, 300))
     assert layout((2, 30, 20, 20), 4, by_slice=True) == ((1, 30, 20, 20), (1, 1, 20, 20))
