@@ -9,6 +9,7 @@ import argparse
 import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,14 +79,16 @@ def run_command(
         return int(leaving.code or 0)
     _set_up_logging(verbose=getattr(arguments, "verbose", False))
     try:
-        return action(arguments)
+        code = action(arguments)
+        sys.stdout.flush()
+        return code
     except SamunetError as mistake:
         return _refuse(parser.prog, str(mistake))
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: `... | head`
         return EXIT_MISTAKE
     except (OSError, MemoryError, RuntimeError) as problem:
         message = _explain(problem)

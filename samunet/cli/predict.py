@@ -35,7 +35,12 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser("samunet_predict", "Segment a folder of images with a trained model.", EXAMPLES)
     parser.add_argument(
-        "-i", dest="input", type=Path, required=True, metavar="FOLDER", help="images, as in imagesTr"
+        "-i",
+        dest="input",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of images named as in imagesTr, or one image file",
     )
     parser.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="FOLDER", help="where results go"
@@ -89,7 +94,7 @@ def _add_inference(parser: CommandParser) -> None:
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not mirror: faster, a little less accurate"
     )
-    parser.add_argument("--save_probabilities", action="store_true", help="keep CASE.npz with probabilities")
+    parser.add_argument("--save_probabilities", action="store_true", help="keep the class probabilities too")
     parser.add_argument(
         "--continue_prediction", action="store_true", help="skip cases that are there already"
     )

@@ -23,6 +23,7 @@ from samunet.cli.common import (
 )
 from samunet.errors import SamunetError
 
+FINAL = "checkpoint_final.pth"
 EXAMPLES = """\
   samunet_train 101 auto 0                       # the plan's recommendation
   samunet_train 101 2d_cnn all --time_budget 30
@@ -76,6 +77,13 @@ def _add_run(parser: CommandParser) -> None:
     )
     group.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted training")
     group.add_argument("--val", action="store_true", help="only predict and score the validation cases")
+    group.add_argument(
+        "-chk",
+        dest="checkpoint",
+        default=FINAL,
+        metavar="NAME",
+        help="checkpoint that --val predicts with (default checkpoint_final.pth)",
+    )
     group.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases")
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that does not match")
     group.add_argument(
@@ -95,6 +103,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.val and arguments.resume:
         raise SamunetError("--val and --c exclude each other: --val trains nothing.")
+    if arguments.checkpoint != FINAL and not arguments.val:
+        raise SamunetError("-chk chooses what --val predicts with; without --val it has no meaning here.")
     workspace = open_workspace(arguments)
     options = TrainOptions(
         dataset=workspace.dataset_name(arguments.dataset),
@@ -111,6 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
         tag=arguments.tag,
         resume=arguments.resume,
         only_validate=arguments.val,
+        checkpoint=arguments.checkpoint,
         save_probabilities=arguments.npz,
         overwrite=arguments.overwrite,
         splits=arguments.splits,

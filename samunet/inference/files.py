@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samunet.data.dataset import Case
+from samunet.data.cases import Case
 from samunet.errors import SamunetError
 from samunet.records import read_json, write_json
 
@@ -27,7 +27,7 @@ class FileOptions:
     """How a folder is predicted.
 
     Attributes:
-        save_probabilities: write CASE.npz with the class probabilities beside the segmentation.
+        save_probabilities: write the class probabilities beside the segmentation.
         skip_existing: leave cases alone whose segmentation is there (--continue_prediction).
         num_parts / part: predict every num_parts-th case, starting with number `part`.
     """

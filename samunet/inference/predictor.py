@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from samunet.data.dataset import Case, find_cases
+from samunet.data.cases import CHANNEL_SUFFIX, Case, find_cases
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry
 from samunet.data.readers import read_image, segmentation_ending
 from samunet.errors import SamunetError
@@ -30,6 +30,7 @@ from samunet.inference.files import (
     run_cases,
     select_part,
 )
+from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
 from samunet.inference.sliding_window import WindowSettings, predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
@@ -38,11 +39,9 @@ from samunet.records import read_json, write_json
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
-from samunet.workspace import fold_folder
+from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-Fold = int | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,8 @@ class Predictor:
             device: `cuda`, `mps`, `cpu`; None or `auto` takes the best one here.
             step_size: tile step over tile size.
             mirroring: test-time augmentation by mirroring.
-            weights_folder: official encoder files, for checkpoints that leave a frozen encoder out.
+            weights_folder: official encoder files, for checkpoints that leave a frozen encoder out; None
+                takes the workspace's folder.
 
         Raises:
             SamunetError: no such folder, fold or checkpoint; folds of different configurations.
@@ -135,10 +135,11 @@ class Predictor:
         )
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
-            file = _checkpoint_file(folder, fold, checkpoint)
+            file = checkpoint_file(folder, fold, checkpoint)
             stored = load_checkpoint(file)
-            members[fold] = (stored, network_from_checkpoint(stored, weights_folder))
-        _check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
+            weights = weights_folder or Workspace.find().weights
+            members[fold] = (stored, network_from_checkpoint(stored, weights))
+        check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
         return cls(folder, members, settings)
 
     @property
@@ -222,7 +223,7 @@ class Predictor:
         """Segment the cases of a folder; a bad case is reported and the others finish.
 
         Args:
-            source: folder of images named as in imagesTr, or cases.
+            source: folder of images named as in imagesTr, one image file, or cases.
             output: folder for CASE.ext, and for plan.json, dataset.json and predict_args.json.
 
         Raises:
@@ -230,6 +231,7 @@ class Predictor:
         """
         options = options or FileOptions()
         output = Path(output)
+        _refuse_own_images(source, output)
         cases = self._cases(source)
         chosen = select_part(cases, options)
         present = [
@@ -256,7 +258,8 @@ class Predictor:
     def _cases(self, source: Path | str | Sequence[Case]) -> Sequence[Case]:
         if not isinstance(source, (str, Path)):
             return source
-        return find_cases(Path(source), self.plan.file_ending, len(self.plan.channel_names))
+        path, ending, channels = Path(source), self.plan.file_ending, len(self.plan.channel_names)
+        return (single_case(path, ending),) if path.is_file() else find_cases(path, ending, channels)
 
     def _prepare(self, case: Case) -> PreprocessedCase:
         image, geometry = read_image(case.images)
@@ -302,32 +305,25 @@ class Predictor:
         return image.astype(np.float32), Geometry(shape=shape, spacing_mm=(z, y, x), is_2d=flat)
 
 
-def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> tuple[Fold, ...]:
-    """Folds of a model folder that have the checkpoint, `all` last.
-
-    Raises:
-        SamunetError: no such folder, or no fold has it; says what is there.
-    """
-    if not model_folder.is_dir():
-        raise SamunetError(
-            f"There is no model folder {model_folder}. Train first, or correct -c, -p or --tag."
-        )
-    names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / checkpoint).is_file()]
-    if not names:
-        others = sorted(
-            str(f.relative_to(model_folder)) for f in model_folder.glob("fold_*/checkpoint_*.pth")
-        )
-        found = f" Found: {', '.join(others)} (choose with -chk, or finish with --c)." if others else ""
-        raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
-    return tuple(sorted((int(n) if n.isdecimal() else n for n in names), key=lambda f: (f == "all", str(f))))
+def single_case(file: Path, file_ending: str) -> Case:
+    """The case of one image file: that file, or all channels when its name has a channel suffix."""
+    if not file.name.endswith(file_ending):
+        raise SamunetError(f"{file}: this model was trained on files with the ending {file_ending}.")
+    stem = file.name.removesuffix(file_ending)
+    suffixed = CHANNEL_SUFFIX.fullmatch(stem)
+    if suffixed is None:
+        return Case(stem, (file,))
+    return Case(
+        suffixed[1], tuple(sorted(file.parent.glob(f"{suffixed[1]}_[0-9][0-9][0-9][0-9]{file_ending}")))
+    )
 
 
-def _checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
-    file = fold_folder(model_folder, fold) / checkpoint
-    if not file.is_file():
-        trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
-        raise SamunetError(f"Fold {fold} is not trained: there is no {file}. Trained folds: {trained}.")
-    return file
+def _refuse_own_images(source: Path | str | Sequence[Case], output: Path) -> None:
+    """Predictions of CASE.nii.gz beside images of that name would replace the images."""
+    if isinstance(source, (str, Path)):
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        if folder.resolve() == output.resolve():
+            raise SamunetError(f"{output} holds the images; predictions need an output folder of their own.")
 
 
 def _share_encoder(members: list[tuple[Checkpoint, nn.Module]]) -> bool:
@@ -339,14 +335,3 @@ def _share_encoder(members: list[tuple[Checkpoint, nn.Module]]) -> bool:
     for _, network in members[1:]:
         network.encoder = first.encoder
     return True
-
-
-def _check_alike(model_folder: Path, stored: dict[Fold, Checkpoint]) -> None:
-    """Refuse to average folds that were trained from different configurations."""
-    hashes = {fold: c.plan.configuration_hash(c.configuration) for fold, c in stored.items()}
-    if len(set(hashes.values())) > 1:
-        told = ", ".join(f"fold {fold}: {value}" for fold, value in hashes.items())
-        raise SamunetError(
-            f"The folds of {model_folder} were trained from different configurations ({told}). "
-            "Choose folds that belong together with -f, or train them again."
-        )

@@ -17,6 +17,7 @@ from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import case_key
 from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
+from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.run import RunRequest
@@ -37,7 +38,7 @@ class TrainOptions:
         settings: --set with --epochs and --iterations.
         encoder: SAM variant in place of the plan's.
         weights: encoder file, or folder with official files.
-        only_validate: --val.
+        only_validate / checkpoint: --val and -chk.
         splits: split scheme; None is the default.
     """
 
@@ -55,6 +56,7 @@ class TrainOptions:
     tag: str | None = None
     resume: bool = False
     only_validate: bool = False
+    checkpoint: str = FINAL
     save_probabilities: bool = False
     overwrite: bool = False
     splits: str | None = None
@@ -233,5 +235,6 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: _Prepared) 
             device=options.device,
             weights_folder=weights if weights is not None and weights.is_dir() else workspace.weights,
             save_probabilities=options.save_probabilities,
+            checkpoint=options.checkpoint,
         )
     )

@@ -15,6 +15,7 @@ from samunet.evaluation.folder import Evaluation, evaluate_cases
 from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
+from samunet.trainers.checkpoint import FINAL
 from samunet.workspace import fold_folder
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class ValidationRequest:
     device: str = "auto"
     weights_folder: Path | None = None
     save_probabilities: bool = False
+    checkpoint: str = FINAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class ValidationResult:
 
 
 def validate(request: ValidationRequest) -> ValidationResult:
-    """Predict the cases with the fold's final checkpoint and score them.
+    """Predict the cases with the fold's checkpoint and score them.
 
     Raises:
         SamunetError: the fold is not trained, or a case could not be predicted.
@@ -56,6 +58,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
     predictor = Predictor.load(
         request.model_folder,
         folds=(request.fold,),
+        checkpoint=request.checkpoint,
         device=request.device,
         weights_folder=request.weights_folder,
     )

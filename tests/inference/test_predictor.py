@@ -16,7 +16,8 @@ from samunet.data.cases import Case
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.inference.files import FileOptions
-from samunet.inference.predictor import Predictor, find_folds
+from samunet.inference.folds import find_folds
+from samunet.inference.predictor import Predictor
 from samunet.planning.methods import get_method
 from samunet.trainers import get_trainer
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, save_checkpoint
@@ -247,6 +248,22 @@ def test_other_errors_end_the_run(model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("samunet.inference.predictor.export_case", no_space)
     with pytest.raises(OSError, match="No space"):
         load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+
+
+def test_one_file_is_a_case_with_all_its_channels(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a", "b"))
+    predictor = load(model, mirroring=False)
+    outcome = predictor.predict_files(tmp_path / "in/a_0001.nii.gz", tmp_path / "out")
+    assert outcome.done == ("a",)
+    with pytest.raises(SamunetError, match=r"\.nii\.gz"):
+        predictor.predict_files(Path(__file__), tmp_path / "out")
+
+
+def test_images_are_not_overwritten(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a",))
+    for source in (tmp_path / "in", tmp_path / "in/a_0000.nii.gz"):
+        with pytest.raises(SamunetError, match="output folder of their own"):
+            load(model).predict_files(source, tmp_path / "in")
 
 
 def test_cases_may_be_given_themselves(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""The trained folds of a model folder (results/DATASET/CONFIGURATION__PLANS)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.trainers.checkpoint import Checkpoint
+from samunet.workspace import fold_folder
+
+Fold = int | str
+
+
+def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> tuple[Fold, ...]:
+    """Folds of a model folder that have the checkpoint, `all` last.
+
+    Raises:
+        SamunetError: no such folder, or no fold has it; says what is there.
+    """
+    if not model_folder.is_dir():
+        raise SamunetError(
+            f"There is no model folder {model_folder}. Train first, or correct -c, -p or --tag."
+        )
+    names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / checkpoint).is_file()]
+    if not names:
+        others = sorted(
+            str(f.relative_to(model_folder)) for f in model_folder.glob("fold_*/checkpoint_*.pth")
+        )
+        found = f" Found: {', '.join(others)} (choose with -chk, or finish with --c)." if others else ""
+        raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    return (*numbers, *(name for name in names if not name.isdecimal()))
+
+
+def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
+    """File of a fold's checkpoint.
+
+    Raises:
+        SamunetError: the fold is not trained; says which are.
+    """
+    file = fold_folder(model_folder, fold) / checkpoint
+    if not file.is_file():
+        trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
+        raise SamunetError(f"Fold {fold} is not trained: there is no {file}. Trained folds: {trained}.")
+    return file
+
+
+def check_alike(model_folder: Path, stored: dict[Fold, Checkpoint]) -> None:
+    """Refuse to average folds that were trained from different configurations.
+
+    Raises:
+        SamunetError: naming the folds.
+    """
+    hashes = {fold: c.plan.configuration_hash(c.configuration) for fold, c in stored.items()}
+    if len(set(hashes.values())) > 1:
+        told = ", ".join(f"fold {fold}: {value}" for fold, value in hashes.items())
+        raise SamunetError(
+            f"The folds of {model_folder} were trained from different configurations ({told}). "
+            "Choose folds that belong together with -f, or train them again."
+        )
