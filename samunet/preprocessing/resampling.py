@@ -80,8 +80,8 @@ def _resize_planes_apart(source: np.ndarray, target: np.ndarray, order: int) -> 
             low, high = stack.min(axis=(1, 2), keepdims=True), stack.max(axis=(1, 2), keepdims=True)
             np.clip(resized, low, high, out=resized)
         rows = np.flatnonzero((nearest >= planes[0]) & (nearest <= planes[-1]))
-        for row, position in zip(rows, np.searchsorted(planes, nearest[rows])):
-            target[row] = resized[position]
+        for index, position in zip(rows, np.searchsorted(planes, nearest[rows])):
+            target[index] = resized[position]
 
 
 def _resize_volume(source: np.ndarray, target: np.ndarray, order: int) -> None:

@@ -214,6 +214,8 @@ def layout(shape: tuple[int, ...], itemsize: int, by_slice: bool) -> tuple[tuple
     Neither spans channels; with `by_slice` a block, which is what reading decompresses, is within a slice.
     """
     depth, height, width = shape[-3:]
+    chunk: tuple[int, ...]
+    block: tuple[int, ...]
     if by_slice:
         columns = min(width, SLICE_BLOCK_BYTES // itemsize)
         rows = min(height, max(1, SLICE_BLOCK_BYTES // (itemsize * columns)))
