@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measured_commands import hardware
 
 DATASET = "Dataset001_Hippocampus"
 BAR = 3.0
@@ -98,8 +99,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "wall_and_cpu_seconds": seconds,
         "agreement": agreement,
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "hardware": hardware(),
     }
     if arguments.peer_bin:
         for index, kind in enumerate(("wall", "cpu")):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -185,11 +184,13 @@ def main() -> None:
             figures.append(row)
             print(json.dumps(row))
     first = figures[0]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     assert first["ours"]["extra_gb"] < MEMORY_BAR_GB, "memory bar missed"
     assert first.get("largest_difference", 0) < TOLERANCE, "values differ"
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+        from measured_commands import hardware
+
+        result = {"hardware": hardware(), "data": arguments.data and arguments.data.name, "cases": figures}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
 from samunet.planning.plan import Plan
@@ -138,3 +141,30 @@ def test_a_plane_keeps_its_only_slice(make_plan: Callable[..., Plan]) -> None:
     assert case.label.shape == (1, 40, 48)
     restored = restore_segmentation(one_hot(case, 3), case.record, plan)
     np.testing.assert_array_equal(restored, label)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "spacing", "data_name"),
+    [
+        ("Dataset002_ACDC", (7.0, 1.3, 1.3), "2d"),
+        ("Dataset004_HaN_CT", (2.5, 3.0, 3.0), "3d"),
+        ("Dataset008_Prostate", (3.0, 0.8, 0.8), "3d"),
+    ],
+)
+def test_real_labels_survive(
+    make_plan: Callable[..., Plan],
+    real_data: Path,
+    name: str,
+    spacing: tuple[float, float, float],
+    data_name: str,
+) -> None:
+    dataset = RawDataset.load(real_data / name)
+    plan = replace(make_plan(spacing_mm=spacing, labels=dataset.labels), channel_names=dataset.channel_names)
+    loaded = dataset.read(dataset.cases[0])
+    assert loaded.label is not None
+    case = preprocess_case(loaded.image, loaded.label, loaded.geometry, plan, plan.data[data_name])
+    restored = restore_segmentation(one_hot(case, plan.labels.num_outputs), case.record, plan)
+    assert restored.shape == loaded.label.shape
+    for value in np.unique(loaded.label)[1:]:
+        assert dice(restored == value, loaded.label == value) > 0.9
