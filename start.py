@@ -86,6 +86,11 @@ def announce(environment: Path) -> None:
         f"Installing into {environment}: up to {NEEDED_GB[build]:g} GB with the PyTorch that pip takes here "
         f"(about {NEEDED_GB['cpu']:g} GB with its CPU build); {free:.1f} GB are free. This takes minutes."
     )
+    if build == "cuda" and shutil.which("nvidia-smi") is None:
+        print(
+            "No NVIDIA GPU is seen here, so PyTorch's smaller CPU build is enough: set PIP_EXTRA_INDEX_URL to "
+            "the CPU index that PyTorch's installation page names, and start again."
+        )
     if free < NEEDED_GB["cpu"]:
         print("Warning: this disk is likely too small.")
 

@@ -140,7 +140,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a failed write (disk full) does not say of which file
+        if error.errno and error.filename is None:  # a failed write (disk full) does not say of which file
             error.filename = str(path)
         raise
     finally:
