@@ -88,8 +88,8 @@ def announce(environment: Path) -> None:
     )
     if build == "cuda" and shutil.which("nvidia-smi") is None:
         print(
-            "No NVIDIA GPU is seen here, so PyTorch's smaller CPU build is enough: set PIP_EXTRA_INDEX_URL to "
-            "the CPU index that PyTorch's installation page names, and start again."
+            "No NVIDIA GPU is seen here, so PyTorch's smaller CPU build is enough: set PIP_EXTRA_INDEX_URL "
+            "to the CPU index that PyTorch's installation page names, and start again."
         )
     if free < NEEDED_GB["cpu"]:
         print("Warning: this disk is likely too small.")

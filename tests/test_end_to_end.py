@@ -43,8 +43,8 @@ def test_raw_to_scores(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert plan_and_preprocess.main(["-d", "901", "--verify_dataset_integrity", "-np", "1", *where]) == 0
     assert "Recommended" in capsys.readouterr().out
     for fold in ("0", "1"):
-        assert train.main(["901", "3d_fullres", fold, *SHORT, *where]) == 0
-    model = tiny_copy / "results" / NAME / "3d_unet__samunetPlans"
+        assert train.main(["901", "2d", fold, *SHORT, *where]) == 0
+    model = tiny_copy / "results" / NAME / "2d_unet__samunetPlans"
     assert {f.name for f in model.iterdir()} == {
         "dataset.json",
         "fingerprint.json",
@@ -57,7 +57,7 @@ def test_raw_to_scores(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert list((model / "fold_0/validation/overlays").glob("*.png"))
     capsys.readouterr()
 
-    words = ["-i", str(raw / "imagesTr"), "-o", str(out), "-d", "901", "-c", "3d_fullres"]
+    words = ["-i", str(raw / "imagesTr"), "-o", str(out), "-d", "901", "-c", "2d"]
     assert predict.main([*words, "--disable_tta", "-device", "cpu", "--save_probabilities", *where]) == 0
     told = capsys.readouterr().out
     assert "folds 0, 1" in told
@@ -88,6 +88,13 @@ def test_stages_one_by_one_with_a_sam_method(tiny_copy: Path, capsys: pytest.Cap
     again = [*words, "-d", "901", "--tag", "first", "--disable_tta", "--continue_prediction", *where]
     assert predict.main(again) == 0
     assert "Skipped 6 cases" in capsys.readouterr().out
+
+
+def test_a_3d_network(tiny_copy: Path) -> None:
+    where = ["--workspace", str(tiny_copy)]
+    assert plan_and_preprocess.main(["-d", "901", "-c", "3d_fullres", "-np", "1", *where]) == 0
+    assert train.main(["901", "3d_fullres", "4", *SHORT, *where]) == 0
+    assert (tiny_copy / "results" / NAME / "3d_unet__samunetPlans/fold_4/validation/summary.json").exists()
 
 
 def test_pictures(tiny_copy: Path) -> None:
