@@ -88,6 +88,9 @@ def run_peer(side: Side, seeds: Sequence[int], configurations: Sequence[str]) ->
         "nnUNet_extTrainer": str(Path(__file__).with_name("nnunet_peer").resolve()),
         "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": "2",
+        # nnU-Net takes every core for its threads; on a busy machine they must wait asleep, not spinning.
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
     }
     planning = ["-d", str(DATASET_ID), "-c", *EPOCHS, "-np", "1", "-npfp", "1", "--no_pbar"]
     side.measure("plan", [side.bin / "nnUNetv2_plan_and_preprocess", *planning], base)
