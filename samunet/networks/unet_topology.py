@@ -103,7 +103,7 @@ def _axes_to_pool(spacing: Sequence[float], size: Sequence[int]) -> tuple[int, .
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution: `voxels` of its output, `taps` each of them reads, `kernels` held (transposed: more)."""
+    """One convolution: `voxels` of its output, `taps` that each reads, `kernels` held (transposed: more)."""
 
     voxels: int
     channels_in: int
