@@ -101,8 +101,9 @@ def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
     prepared = _prepare(workspace, options)
     folder = fold_folder(prepared.model_folder, options.fold)
     if not options.only_validate:
-        _describe_model(workspace, prepared)
+        _describe_model(workspace, prepared, replace=False)
         outcome = train_fold(_request(workspace, options, prepared))
+        _describe_model(workspace, prepared, replace=True)
         if outcome.status == "interrupted":
             return TrainOutcome(folder=folder, interrupted=True)
     return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
@@ -199,15 +200,21 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -
     )
 
 
-def _describe_model(workspace: Workspace, prepared: _Prepared) -> None:
-    """Leave plan, dataset.json and fingerprint in the model folder, so that it is complete in itself."""
-    folder, plan = prepared.model_folder, prepared.plan
-    plan.save(folder / "plan.json")
-    if prepared.dataset is not None:
-        write_json(folder / "dataset.json", prepared.dataset.json)
-    fingerprint = workspace.fingerprint_file(plan.dataset)
-    if fingerprint.exists():
-        write_json(folder / "fingerprint.json", read_json(fingerprint))
+def _describe_model(workspace: Workspace, prepared: _Prepared, *, replace: bool) -> None:
+    """Leave plan, dataset.json and fingerprint in the model folder, so that it is complete in itself.
+
+    Only a training that was let in may replace them: a refused one must not touch another's folder.
+    """
+    fingerprint = workspace.fingerprint_file(prepared.plan.dataset)
+    contents = {
+        "plan.json": prepared.plan,
+        "dataset.json": None if prepared.dataset is None else prepared.dataset.json,
+        "fingerprint.json": read_json(fingerprint) if fingerprint.exists() else None,
+    }
+    for name, content in contents.items():
+        file = prepared.model_folder / name
+        if content is not None and (replace or not file.exists()):
+            write_json(file, content)
 
 
 def _validate(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -> ValidationResult | None:

@@ -204,10 +204,14 @@ def test_nothing_to_continue(workspace: Path, refused) -> None:
 
 
 def test_a_finished_run_is_not_replaced(workspace: Path, refused) -> None:
-    before = (workspace / MODEL / "fold_0/checkpoint_final.pth").read_bytes()
+    files = [
+        workspace / MODEL / name for name in ("plan.json", "fold_0/run.json", "fold_0/checkpoint_final.pth")
+    ]
+    before = [file.read_bytes() for file in files]
+    edit_json(workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json", goal="speed")
     assert "--overwrite" in refused(train.main, workspace, "901", "2d", "0", *SHORT)
     assert "--tag" in refused(train.main, workspace, "901", "2d", "0", "--epochs", "7")
-    assert (workspace / MODEL / "fold_0/checkpoint_final.pth").read_bytes() == before
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_group_split_without_groups(workspace: Path, refused) -> None:
