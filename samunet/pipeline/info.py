@@ -25,6 +25,9 @@ PACKAGES = (
 )
 
 
+TEST_ENCODER = "vit_micro"
+
+
 def collect(workspace: Workspace) -> dict[str, Any]:
     """All facts as plain data."""
     return {
@@ -111,7 +114,8 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
 def _weights(workspace: Workspace) -> dict[str, Any]:
     from samunet.networks.sam.weight_files import find_weights
 
-    found = {name: find_weights(workspace.weights, name) for name in VARIANTS}
+    offered = [name for name in VARIANTS if name != TEST_ENCODER]
+    found = {name: find_weights(workspace.weights, name) for name in offered}
     return {name: None if file is None else str(file) for name, file in found.items()}
 
 
