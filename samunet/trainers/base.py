@@ -85,7 +85,14 @@ def build_optimizer(phase: Phase, network: nn.Module) -> torch.optim.Optimizer:
     if phase.optimizer == "sgd":
         return torch.optim.SGD(ready, phase.learning_rate, momentum=phase.momentum, nesterov=True)
     kind = torch.optim.AdamW if phase.optimizer == "adamw" else torch.optim.Adam
-    return kind(ready, phase.learning_rate)
+    return kind(ready, phase.learning_rate, fused=_can_fuse(network))
+
+
+def _can_fuse(network: nn.Module) -> bool:
+    """Whether the optimizer can update in one kernel: on CUDA, and on the CPU since torch 2.4."""
+    devices = {parameter.device.type for parameter in network.parameters()}
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return devices <= {"cuda"} or (devices <= {"cpu"} and version >= (2, 4))
 
 
 @dataclass(frozen=True, kw_only=True)
