@@ -69,7 +69,7 @@ def train_fold(request: RunRequest, reporter: Reporter | None = None) -> Trainin
     """
     started = time.monotonic()
     request, found = _repeat_settings(request)
-    seed = found.seed if found is not None and request.resume else request.seed or 0
+    seed = request.seed or 0
     reporter = make_reporter() if reporter is None else reporter
     try:
         with fixed_random(seed):
@@ -89,14 +89,20 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
     found = read_run(request.folder)
     if not request.resume or found is None:
         return request, found
-    told = found.overrides
+    told, minutes = found.overrides, found.time_budget_minutes
+    if request.time_budget_minutes not in (None, minutes):
+        raise SamunetError(
+            f"The run in {request.folder} was started with the time budget {minutes} minutes and keeps the "
+            "schedule that was decided then. Leave out --time_budget, or start anew with --overwrite."
+        )
     return (
         replace(
             request,
             settings=request.settings or dict(told.get("settings", {})),
             method=request.method or told.get("method"),
             weights=request.weights or (Path(told["weights"]) if told.get("weights") else None),
-            time_budget_minutes=found.time_budget_minutes,
+            time_budget_minutes=minutes,
+            seed=found.seed if request.seed is None else request.seed,
         ),
         found,
     )

@@ -68,9 +68,8 @@ def test_a_folder_of_another_run_is_refused(
     with pytest.raises(SamunetError, match=told):
         train_fold(other, SilentReporter())
     (trained.folder / FINAL).unlink()
-    if "seed" not in changes:  # a continued run keeps its seed
-        with pytest.raises(SamunetError, match=f"cannot be continued.*{told}"):
-            train_fold(replace(other, resume=True), SilentReporter())
+    with pytest.raises(SamunetError, match=f"cannot be continued.*{told}"):
+        train_fold(replace(other, resume=True), SilentReporter())
     assert train_fold(replace(other, overwrite=True), SilentReporter()).status == "finished"
 
 
@@ -151,6 +150,8 @@ def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRe
     first, second = load_checkpoint(long.folder / FINAL), load_checkpoint(again.folder / FINAL)
     assert all((first.network[name] == second.network[name]).all() for name in first.network)
     (long.folder / FINAL).unlink()
+    with pytest.raises(SamunetError, match="Leave out --time_budget"):
+        train_fold(replace(long, resume=True, time_budget_minutes=1.0), SilentReporter())
     assert train_fold(replace(long, resume=True), SilentReporter()).status == "finished"
 
 

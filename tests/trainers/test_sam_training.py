@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from torch import Tensor
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weights import build_parts
+from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
+from samunet.records import read_record
 from samunet.trainers import get_trainer
 from samunet.trainers.base import config_of
-from samunet.trainers.cached import item_chances
+from samunet.trainers.batches import PatchSource
+from samunet.trainers.cached import EmbeddingSource, item_chances
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
 from samunet.trainers.reporter import SilentReporter
-from samunet.trainers.run import RunRequest
+from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sam_heads import SamHeadModule
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 
@@ -173,6 +177,24 @@ def test_cached_and_uncached_validation_agree(tmp_path: Path) -> None:
         cached = module({"level_0": level, "target": target.to(torch.uint8)})
         plain = module({"image": image, "target": target})
     assert cached["loss"].item() == pytest.approx(plain["loss"].item(), abs=2e-3)
+
+
+def test_sources_can_be_sent_to_spawned_workers(pretrained: RunRequest, tmp_path: Path) -> None:
+    """What workers hold is picklable, and gives the same sample there."""
+    key = SampleKey(TRAIN, 3, 1, True)
+    configuration = pretrained.plan.configuration("2d_cnn")
+    patches = PatchSource(
+        source_settings(pretrained, pretrained.plan, configuration, config_of(configuration), 0)
+    )
+    folder = train_fold(pretrained, SilentReporter()).folder
+    record = read_run(folder)
+    assert record is not None
+    (cache_folder,) = (tmp_path / "embeddings").iterdir()
+    cache = EmbeddingCache(cache_folder, read_record(CacheIdentity, cache_folder / "identity.json"))
+    for source in (patches, EmbeddingSource(cache, patches.settings, record.cache.views)):
+        first, second = source.sample(key), pickle.loads(pickle.dumps(source)).sample(key)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_slice_context_and_stem(tmp_path: Path) -> None:
