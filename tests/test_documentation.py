@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from importlib import import_module
@@ -9,6 +10,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+from samunet.data.labels import LabelSet
+from samunet.planning.plan import (
+    Budget,
+    Configuration,
+    DataConfiguration,
+    Forecast,
+    IntensityProperties,
+    Plan,
+    Verdict,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "documentation").rglob("*.md")]
@@ -60,3 +72,19 @@ def test_examples_of_the_help_parse() -> None:
 
 def test_the_readme_shows_commands() -> None:
     assert len(shown_commands((ROOT / "README.md").read_text(encoding="utf-8"))) >= 3
+
+
+def test_every_key_of_the_plan_has_its_line() -> None:
+    records = (
+        Plan,
+        Budget,
+        DataConfiguration,
+        Configuration,
+        Forecast,
+        Verdict,
+        IntensityProperties,
+        LabelSet,
+    )
+    page = (ROOT / "documentation/plan_file.md").read_text(encoding="utf-8")
+    keys = {field.name for record in records for field in dataclasses.fields(record)}
+    assert not sorted(key for key in keys if f"`{key}`" not in page)
