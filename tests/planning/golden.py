@@ -58,8 +58,7 @@ def summary(plan: Plan) -> dict[str, object]:
     """What of a plan is pinned: the recommendation, each method's row and its reasons."""
     return {
         "recommended": plan.recommended,
-        # Methods of others, registered by another test, stay out.
-        "methods": {v.method: [_row(plan, v), *v.reasons] for v in plan.verdicts if "." not in v.method},
+        "methods": {v.method: [_row(plan, v), *v.reasons] for v in plan.verdicts},
     }
 
 
