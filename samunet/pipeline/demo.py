@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 FOLD = "all"
 """Both methods train on every training case; the held-out cases lie in imagesTs and are never trained on."""
 ENCODER = "vit_tiny"
+QUICK_EPOCHS = 3
+"""Fewer epochs, fewer checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,12 @@ class DemoMethod:
     quick_minutes: float
     settings: dict[str, Any]
     why: str
+
+    def chosen(self, quick: bool) -> tuple[float, dict[str, Any]]:
+        """Minutes and settings of the full or the quick form."""
+        if quick:
+            return self.quick_minutes, {**self.settings, "epochs": QUICK_EPOCHS}
+        return self.minutes, self.settings
 
 
 _SHORT = {"epochs": 10, "val_iterations": 1, "augmentation": "light", "mirror_axes": []}
@@ -221,6 +229,7 @@ def _prediction_folder(workspace: Workspace, method: str) -> Path:
 
 
 def _train(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> None:
+    minutes, settings = method.chosen(options.quick)
     outcome = train(
         workspace,
         TrainOptions(
@@ -228,8 +237,8 @@ def _train(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> No
             configuration=method.name,
             fold=FOLD,
             device=options.device,
-            settings=method.settings,
-            time_budget_minutes=method.quick_minutes if options.quick else method.minutes,
+            settings=settings,
+            time_budget_minutes=minutes,
             seed=options.seed,
         ),
     )
@@ -257,7 +266,7 @@ def _predict(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> 
         folder=output,
         evaluation=evaluation,
         why=method.why,
-        settings=method.settings,
+        settings=method.chosen(options.quick)[1],
         configuration=trained.configuration(method.name),
         parameters=sum(p.numel() for network in predictor.networks for p in network.parameters()),
         history=folder / f"fold_{FOLD}" / "history.jsonl",
@@ -269,8 +278,8 @@ def _commands(options: DemoOptions) -> tuple[str, ...]:
     place = f"--workspace {options.workspace}"
     lines = [f"samunet_plan_and_preprocess -d 900 -c 2d_unet 2d_cnn -encoder {ENCODER} {place}"]
     for method in DEMO_METHODS:
-        minutes = method.quick_minutes if options.quick else method.minutes
-        changed = " ".join(f"--set {key}={_word(value)}" for key, value in method.settings.items())
+        minutes, settings = method.chosen(options.quick)
+        changed = " ".join(f"--set {key}={_word(value)}" for key, value in settings.items())
         lines.append(f"samunet_train 900 {method.name} {FOLD} --time_budget {minutes:g} {changed} {place}")
         images = Path(options.workspace) / "raw" / PHANTOM_DATASET / "imagesTs"
         lines.append(f"samunet_predict -i {images} -o OUT_{method.name} -d 900 -c {method.name} {place}")
