@@ -188,7 +188,7 @@ def measure_gflops(device: str, seconds: float = SECONDS_A_KIND) -> dict[str, fl
     large = device == "cuda"  # small samples would leave a GPU idle
     workloads = {
         "conv2d": _convolution_step(2, *((256, 16) if large else (96, 2))),
-        "conv3d": _convolution_step(3, *((96, 2) if large else (24, 1))),
+        "conv3d": _convolution_step(3, *((96, 2) if large else (32, 1))),
         "vit": _transformer_step(64 if large else 2),
     }
     return {kind: _rate(*workload, device=device, seconds=seconds) for kind, workload in workloads.items()}

@@ -18,7 +18,7 @@ from samunet.planning.head_costs import HeadInput
 from samunet.planning.memory import (
     ENOUGH_STEPS,
     LOGIT_COPIES,
-    TOKEN_BYTES,
+    TOKEN_VALUES,
     Load,
     Schedule,
     fit_schedule,
@@ -309,7 +309,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
         trained=trained,
         frozen={"vit": encoder.multiply_adds} if encodes else {},
         values=values,
-        value_bytes=TOKEN_BYTES,
+        value_cost=TOKEN_VALUES,
         passing_values=encoder.passing_values if encodes else 0.0,
     )
     encode = Load(
