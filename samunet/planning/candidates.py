@@ -61,6 +61,7 @@ class Candidate:
         configuration: None when the method is unsuitable for the data.
         fits: within memory, hours and disk of the budget.
         score: expected standing among the methods that fit; the highest is recommended.
+        potential: the score that it would have with time enough; None means the score.
         reasons: plain sentences, the deciding one first.
     """
 
@@ -68,4 +69,5 @@ class Candidate:
     configuration: Configuration | None
     fits: bool
     score: float
+    potential: float | None = None
     reasons: tuple[str, ...]

@@ -24,6 +24,7 @@ from samunet.planning.rules import (
     target_spacing,
     transpose_axes,
 )
+from samunet.planning.standing import NEVER
 from samunet.planning.windows import display_windows, mirroring
 
 GOALS = ("accuracy", "speed")
@@ -88,7 +89,7 @@ def make_plan(fingerprint: Fingerprint, request: PlanningRequest) -> Plan:
         data=context.data,
         configurations={c.method: c.configuration for c in candidates if c.configuration is not None},
         recommended=recommended,
-        verdicts=tuple(_verdict(candidate, recommended) for candidate in candidates),
+        verdicts=tuple(_verdict(candidate, recommended, candidates) for candidate in candidates),
         overrides=dict(request.overrides),
     )
 
@@ -200,7 +201,7 @@ def _check_settings(methods: Mapping[str, Method], settings: Mapping[str, Any]) 
 
 def recommend(candidates: list[Candidate], goal: str) -> str:
     """Name of the method to train, or an empty string when nothing fits."""
-    fitting = [c for c in candidates if c.fits and c.configuration is not None and c.score >= 0]
+    fitting = [c for c in candidates if c.fits and c.configuration is not None and c.score > NEVER]
     if not fitting:
         return ""
     if goal == "speed":
@@ -213,10 +214,29 @@ def _hours(candidate: Candidate) -> float:
     return candidate.configuration.forecast.train_hours
 
 
-def _verdict(candidate: Candidate, recommended: str) -> Verdict:
+def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate]) -> Verdict:
     if candidate.configuration is None:
         return Verdict(method=candidate.method, status="unsuitable", reasons=candidate.reasons)
     if not candidate.fits:
         return Verdict(method=candidate.method, status="does not fit", reasons=candidate.reasons)
-    status = "recommended" if candidate.method == recommended else "fits"
-    return Verdict(method=candidate.method, status=status, reasons=candidate.reasons)  # type: ignore[arg-type]
+    if candidate.method != recommended:
+        return Verdict(method=candidate.method, status="fits", reasons=candidate.reasons)
+    reasons = (*_overtaken(candidate, rivals), *candidate.reasons)
+    return Verdict(method=candidate.method, status="recommended", reasons=reasons)
+
+
+def _overtaken(chosen: Candidate, rivals: list[Candidate]) -> list[str]:
+    """Which methods would stand higher than the chosen one on a larger budget, and what they lack."""
+    sentences = []
+    for rival in rivals:
+        if rival.configuration is None or rival.potential is None or rival.potential <= chosen.score:
+            continue
+        if not rival.fits:
+            lack = rival.reasons[0]
+            sentences.append(f"{rival.method} would stand higher, but {lack[0].lower()}{lack[1:]}")
+        elif rival.score < chosen.score:
+            epochs = rival.configuration.settings.get("epochs", 0)
+            sentences.append(
+                f"{rival.method} would stand higher, but only {epochs} epochs fit into the hours."
+            )
+    return sentences

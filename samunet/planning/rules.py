@@ -159,11 +159,12 @@ def plan_unet_patch(request: UNetRequest) -> UNetPatch:
     if request.max_batch is not None:
         caps.append((request.max_batch, f"the cap of {request.max_batch} for slices"))
     cap, name = min(caps)
+    batch, uncapped = max(min(fills, cap), MIN_BATCH), max(fills, MIN_BATCH)
     return UNetPatch(
         topology=topology,
-        batch_size=max(min(fills, cap), MIN_BATCH),
-        uncapped_batch=max(fills, MIN_BATCH),
-        limit=name if cap < fills else "",
+        batch_size=batch,
+        uncapped_batch=uncapped,
+        limit=name if batch < uncapped else "",
     )
 
 

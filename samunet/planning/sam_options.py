@@ -58,7 +58,8 @@ class HeadSpec:
 
     Attributes:
         method: registry name.
-        prior: standing among the SAM heads when the data say nothing else (larger is better).
+        prior: standing among the SAM heads when the data say nothing else (larger is better; negative for a
+            head that a U-Net leads even with few cases).
         evidence: the sentence that backs the standing, with its source.
         config: its settings.
         work: kind of arithmetic of the head, a key of `Budget.gflops`.

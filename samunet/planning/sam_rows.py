@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from samunet.networks.sam.variants import PATCH
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.plan import Configuration
 from samunet.planning.sam_config import SamHeadConfig
@@ -63,16 +64,18 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
         forecast=option.forecast,
         reasons=reasons,
     )
+    potential = _potential(context, spec, option)
     return Candidate(
         method=spec.method,
         configuration=configuration,
         fits=not option.lacks,
-        score=_score(context, spec, option),
+        score=potential - short_schedule_penalty(option.schedule),
+        potential=potential,
         reasons=reasons,
     )
 
 
-def _score(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float:
+def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float:
     if option.weights == RANDOM:
         return NEVER
     if option.weights == "none":
@@ -80,8 +83,7 @@ def _score(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float
     else:
         standing = PRETRAINED_FEW if few_cases(context) else PRETRAINED_MANY
     lost_detail = max(0.0, 1 - option.input_size / max(slice_size(context.data["2d"])))
-    standing -= LOST_DETAIL_PENALTY * lost_detail + short_schedule_penalty(option.schedule)
-    return standing + PRIOR_WEIGHT * spec.prior
+    return standing - LOST_DETAIL_PENALTY * lost_detail + PRIOR_WEIGHT * spec.prior
 
 
 def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption) -> str:
@@ -98,6 +100,8 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "mean Dice with 5 labelled volumes, 37.8 when it is tuned as a whole, and a U-Net at 51.8. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
+    if few_cases(context) and spec.prior < 0:
+        return f"With {counted} a pretrained encoder needs a stronger head than this: {spec.evidence}."
     if few_cases(context):
         return f"With {counted} a pretrained encoder is expected to lead: {spec.evidence}."
     return (
@@ -110,16 +114,16 @@ def _input_reason(context: PlanningContext, option: SamOption) -> str:
     shown = slice_size(context.data["2d"])
     scale = option.input_size / max(shown)
     waste = padding_waste(option.variant, option.input_size)
-    windows = (
-        "whose tokens fill whole attention windows"
-        if waste == 1
-        else f"whose windows are padded to {waste:.2f} times the tokens"
-    )
+    windows = "whose tokens fill whole attention windows"
+    if len(option.variant.global_blocks) == option.variant.depth:
+        windows = "whose tokens all attend to each other"
+    elif waste > 1:
+        windows = f"whose windows are padded to {waste:.2f} times the tokens"
     way = f"enlarged {scale:.1f} times" if scale >= 1 else f"reduced to {scale:.0%}, which loses detail"
     size = " x ".join(map(str, shown))
     return (
         f"Slices of up to {size} pixels are {way} to {option.input_size} pixels, {windows}; "
-        f"logits come at {scale / 4:.2g} per slice pixel."
+        f"a token covers {PATCH / scale:.2g} slice pixels along a side."
     )
 
 

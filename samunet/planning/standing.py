@@ -21,7 +21,7 @@ FITTING_DIMENSION = 1.0
 PRETRAINED_FEW = 14.0
 PRETRAINED_MANY = 7.0
 FROM_SCRATCH = 3.0
-NEVER = -1.0
+NEVER = float("-inf")
 """Score of what must not be recommended although it runs."""
 PRIOR_WEIGHT = 0.2
 SHORT_SCHEDULE_PENALTY = 4.0

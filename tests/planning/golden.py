@@ -33,7 +33,7 @@ BUDGETS = {
         memory_gb=12.8,
         hours=24.0,
         disk_gb=100.0,
-        gflops={"conv2d": 50.0, "conv3d": 50.0, "vit": 60.0},
+        gflops={"conv2d": 100.0, "conv3d": 80.0, "vit": 110.0},
     ),
     **{
         f"{memory} GB": Budget(

@@ -107,9 +107,15 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
         forecast=forecast,
         reasons=reasons,
     )
-    score = UNET + FITTING_DIMENSION * suits_dimension(context, data.dimension)
-    score -= short_schedule_penalty(schedule)
-    return Candidate(method=name, configuration=configuration, fits=not lacks, score=score, reasons=reasons)
+    potential = UNET + FITTING_DIMENSION * suits_dimension(context, data.dimension)
+    return Candidate(
+        method=name,
+        configuration=configuration,
+        fits=not lacks,
+        score=potential - short_schedule_penalty(schedule),
+        potential=potential,
+        reasons=reasons,
+    )
 
 
 def unet_request(context: PlanningContext, data: DataConfiguration) -> UNetRequest:
