@@ -78,6 +78,9 @@ def run_command(
     except SystemExit as leaving:
         return int(leaving.code or 0)
     _set_up_logging(verbose=getattr(arguments, "verbose", False))
+    # Read when torch is loaded, later on. Threads that spin while they wait make a step five times slower as
+    # soon as anything else runs on the machine, be it our own workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = action(arguments)
         sys.stdout.flush()
