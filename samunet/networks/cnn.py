@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.detail import DetailPyramid, convolution, finest_stride, initialise, wants_image_skip
+from samunet.networks.detail import DetailPyramid, convolution, initialise, wants_image_skip
 from samunet.networks.features import Features
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam.variants import PAPER_CNN_WIDTH, PATCH, get_variant
+from samunet.networks.sam.variants import PAPER_CNN_WIDTH, PATCH, finest_stride, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 
+LOGIT_GAIN = 10.0
+"""Factor on the logits, whose initial size it leaves alone. Adam moves each weight by about the learning rate
+a step, too little for the few large weights and biases that the logits need; the factor lets them follow."""
 KEEPING_STAGES = 2
 """Stages that halve the width at the embedding's resolution, in decoders of more than two stages."""
 
@@ -27,7 +30,7 @@ class CnnHeadSettings:
         inputs: channels of the embedding; `outputs` channels K of the logits.
         width: channels of the last of the `depth` stages; the first has width * 2 ** depth.
         normalised: instance norm and leaky ReLU (sound), else plain ReLU (the paper's code).
-        finest: with an image skip, pixels of the square per cell of the logits (1, 2 or 4); None: no skip.
+        finest: with an image skip, pixels of the square per cell of the logits (2 or 4); None: no skip.
     """
 
     inputs: int
@@ -72,8 +75,12 @@ class CnnHead(SliceHead):
         # The paper's code has no activation here.
         self.last = convolution(joined[-1], width) if norm else nn.Conv2d(width, width, 3, 1, 1)
         self.classify = nn.Conv2d(width, settings.outputs, 1)
+        self.gain = 1.0
         if norm:
             initialise(self)
+            self.gain = LOGIT_GAIN
+            with torch.no_grad():
+                self.classify.weight.div_(LOGIT_GAIN)
 
     def forward(self, features: Features) -> Tensor:
         x = self.keep(self.widen(features.levels[-1]))
@@ -85,7 +92,7 @@ class CnnHead(SliceHead):
             x = enlarge(rise(x))
             if details:
                 x = torch.cat([x, details.pop()], dim=1)
-        return self.classify(self.last(x))
+        return self.gain * self.classify(self.last(x))
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Sequential:

@@ -7,14 +7,13 @@ skip connections of a U-Net do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam.variants import STRIDE, get_variant
+from samunet.networks.sam.variants import get_variant
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below zero, as in nnU-Net."""
@@ -35,15 +34,6 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, a=SLOPE)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def finest_stride(input_size: int, patch_size: Sequence[int]) -> int:
-    """Pixels of the square per cell of the finest detail worth computing: 1, 2, or 4 (SAM's own).
-
-    A slice that is enlarged to fill the square has no finer detail than its own pixels.
-    """
-    enlargement = input_size / max(patch_size)
-    return min(STRIDE, 2 ** max(0, round(math.log2(enlargement))))
 
 
 def wants_image_skip(settings: SliceSettings) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from samunet.networks.sam.variants import PATCH, STRIDE, SamVariant
+from samunet.networks.sam.variants import PATCH, STRIDE, SamVariant, finest_stride
 from samunet.planning.sam_costs import PartCost
 
 DECODER_VALUES = 25
@@ -43,12 +43,6 @@ class HeadInput:
     def pixels(self, stride: int) -> int:
         """Cells of a map with that many input pixels a cell along each side."""
         return (self.input_size // stride) ** 2
-
-    @property
-    def finest_stride(self) -> int:
-        """Input pixels per cell of the finest detail worth computing: an enlarged slice has no finer one."""
-        enlargement = self.input_size / max(self.patch_size)
-        return min(STRIDE, 2 ** max(0, round(math.log2(enlargement))))
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ def cnn_head_cost(place: HeadInput, width: int, depth: int = 4) -> PartCost:
     after = [channels // 2 for channels in widths[keeping:]]
     if place.detail:
         reached = PATCH // 2 ** len(after)
-        finest = min(reached, place.finest_stride)
+        finest = min(reached, finest_stride(place.input_size, place.patch_size))
         after += [width] * int(math.log2(reached // finest))
         layers += _detail(place, after[::-1], finest)
     before = [widths[keeping], *after[:-1]]

@@ -6,6 +6,8 @@ same architecture and parameter names, small enough to be trained on two cores. 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samunet.errors import SamunetError, unknown_name
@@ -164,6 +166,16 @@ REFUSED = {
     "names differ)",
 }
 REFUSED["mobile_sam"] = REFUSED["vit_t"]
+
+
+def finest_stride(input_size: int, patch_size: Sequence[int]) -> int:
+    """Pixels of the encoder's square per cell of the finest detail that a head computes: 2, or 4 (SAM's own).
+
+    A slice that is enlarged to fill the square has no finer detail than its own pixels. Detail of single
+    pixels would cost more than the whole encoder `vit_tiny`, and in a short training it gained nothing.
+    """
+    enlargement = input_size / max(patch_size)
+    return min(STRIDE, max(2, 2 ** round(math.log2(enlargement))))
 
 
 def get_variant(name: str) -> SamVariant:
