@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from samunet.planning.methods import MethodConfig
 from samunet.planning.plan import Budget, Forecast
 
-CPU_PROCESS_GB = 0.55
-"""Python with torch, augmentation and the loader before the first step (resident)."""
+CPU_PROCESS_GB = 0.42
+"""Python with torch, augmentation and the loader before the first step (resident, measured)."""
 GPU_CONTEXT_GB = 0.9
 """CUDA context, kernels and the allocator's slack."""
 

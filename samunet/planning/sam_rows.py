@@ -119,7 +119,7 @@ def _input_reason(context: PlanningContext, option: SamOption) -> str:
         windows = "whose tokens all attend to each other"
     elif waste > 1:
         windows = f"whose windows are padded to {waste:.2f} times the tokens"
-    way = f"enlarged {scale:.1f} times" if scale >= 1 else f"reduced to {scale:.0%}, which loses detail"
+    way = f"enlarged {scale:.1f} times" if scale >= 1 else f"reduced to {scale:.0%} (detail is lost)"
     size = " x ".join(map(str, shown))
     return (
         f"Slices of up to {size} pixels are {way} to {option.input_size} pixels, {windows}; "
@@ -129,10 +129,10 @@ def _input_reason(context: PlanningContext, option: SamOption) -> str:
 
 def _obstacle(option: SamOption) -> str:
     if option.lacks:
-        return option.lacks[0]
+        return option.lacks[0][0].lower() + option.lacks[0][1:]
     if option.slice_seconds > SLOWEST_SLICE_SECONDS:
-        return f"Encoding takes {option.slice_seconds:.0f} seconds a slice, in prediction too."
-    return "The hours allowed would cut its schedule too short."
+        return f"encoding takes {option.slice_seconds:.0f} seconds a slice, in prediction too."
+    return "the hours allowed would cut its schedule too short."
 
 
 def _encoder_reasons(context: PlanningContext, option: SamOption, beyond: SamOption | None) -> list[str]:
