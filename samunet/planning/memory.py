@@ -78,11 +78,12 @@ class Load:
 
 def memory_gb(load: Load, budget: Budget) -> float:
     """Peak memory of training, GB (1e9 bytes): of the GPU, or resident memory of the process on a CPU."""
-    on_cpu = budget.device == "cpu"
-    fixed = CPU_PROCESS_GB + CPU_WORKSPACE_GB if on_cpu else GPU_CONTEXT_GB
-    per_value = load.value_cost.cpu_bytes if on_cpu else load.value_cost.gpu_bytes
+    fixed = CPU_PROCESS_GB + CPU_WORKSPACE_GB if budget.device == "cpu" else GPU_CONTEXT_GB
+    # Mixed precision on CUDA only.
+    single = budget.device != "cuda"
+    per_value = load.value_cost.cpu_bytes if single else load.value_cost.gpu_bytes
     weights = 4 * (load.parameters + load.trainable * (1 + load.optimizer_values))
-    kept = load.batch_size * (load.values * per_value + load.passing_values * (4 if on_cpu else 2))
+    kept = load.batch_size * (load.values * per_value + load.passing_values * (4 if single else 2))
     return fixed + (weights + kept) / 1e9
 
 
