@@ -11,11 +11,12 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do; before torch is imported
 
 import torch
 
@@ -30,7 +31,7 @@ BUILDERS = {"2d_linear": build_linear, "2d_cnn": build_cnn, "2d_autosam": build_
 
 
 def seconds(action: Callable[[], Any], repeats: int) -> float:
-    """Median wall seconds, one call to warm up."""
+    """Wall seconds of the fastest of some calls (others work on the machine too), one more to warm up."""
     device_wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     figures = []
     for _ in range(repeats + 1):
@@ -38,7 +39,7 @@ def seconds(action: Callable[[], Any], repeats: int) -> float:
         action()
         device_wait()
         figures.append(time.perf_counter() - start)
-    return round(statistics.median(figures[1:]), 4)
+    return round(min(figures[1:]), 4)
 
 
 def parameters(module: torch.nn.Module) -> int:

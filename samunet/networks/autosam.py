@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from samunet.networks.detail import DetailPyramid, wants_image_skip
 from samunet.networks.features import Features
+from samunet.networks.mask_upscaling import upscaled_masks
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import STRIDE, SamVariant, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
+from samunet.networks.two_way import two_way
 
 logger = logging.getLogger(__name__)
 
@@ -86,44 +88,34 @@ class AutoSamHead(SliceHead):
         embedding = self.project(features.levels[-1])
         if self.no_mask_embed is not None:
             embedding = embedding + self.no_mask_embed.weight[:, :, None, None]
-        position = self.pe_layer(tuple(embedding.shape[-2:]))[None].to(embedding.dtype)
-        details = self.detail(features.image) if self.uses_image else None
+        position = self.pe_layer(tuple(embedding.shape[-2:])).flatten(1).T.to(embedding.dtype)
+        details = self._details(features.image)
         outputs = self.settings.outputs
         step = self.settings.class_chunk or outputs
         chunks = [range(k, min(k + step, outputs)) for k in range(0, outputs, step)]
         return torch.cat([self._decode(embedding, position, details, chunk) for chunk in chunks], dim=1)
 
-    def _decode(
-        self, embedding: Tensor, position: Tensor, details: list[Tensor] | None, classes: range
-    ) -> Tensor:
-        """Logits of some classes: embedding (B, E, h, w), position (1, E, h, w) -> (B, classes, 4h, 4w)."""
-        batch, _, height, width = embedding.shape
-        copies = len(classes)
-        tokens = self._tokens(classes).repeat(batch, 1, 1)
-        source = embedding.repeat_interleave(copies, dim=0)
-        queries, keys = self.transformer(source, position.expand_as(source), tokens)
-        source = keys.transpose(1, 2).unflatten(2, (height, width))
-        if details is not None:
-            details = [d.repeat_interleave(copies, dim=0) for d in details]
-        upscaled = self._upscale(source, details)
+    def _details(self, image: Tensor | None) -> list[Tensor]:
+        """Maps to add while upscaling, finest first; none without an image skip."""
+        if not self.uses_image:
+            return []
+        fine, coarse = self.detail(image)
+        return [self.to_eighth(fine), self.to_quarter(coarse)]
+
+    def _decode(self, embedding: Tensor, position: Tensor, details: list[Tensor], classes: range) -> Tensor:
+        """Logits of some classes: embedding (B, E, h, w), position (h w, E) -> (B, classes, 4h, 4w)."""
+        height, width = embedding.shape[-2:]
+        image = embedding.flatten(2).transpose(1, 2)
+        queries, keys = two_way(self.transformer, image, position, self._tokens(classes))
         # Only the first mask is used; the public code computes a second one and drops it.
-        weights = self.output_hypernetworks_mlps[0](queries[:, 1])
-        masks = torch.einsum("be,behw->bhw", weights, upscaled)
-        return masks.unflatten(0, (batch, copies))
+        weights = self.output_hypernetworks_mlps[0](queries[:, :, 1])
+        return upscaled_masks(self.output_upscaling, keys, weights, (height, width), details)
 
     def _tokens(self, classes: range) -> Tensor:
         """Tokens (classes, 1 + masks per class, E) of some classes."""
         chosen = slice(classes.start, classes.stop)
         masks = self.mask_tokens.weight.unflatten(0, (-1, self.masks_per_class))
         return torch.cat([self.iou_tokens.weight[chosen, None], masks[chosen]], dim=1)
-
-    def _upscale(self, source: Tensor, details: list[Tensor] | None) -> Tensor:
-        if details is None:
-            return self.output_upscaling(source)
-        first, norm, activation, second, last = self.output_upscaling
-        fine, coarse = details
-        eighth = activation(norm(first(source) + self.to_quarter(coarse)))
-        return last(second(eighth) + self.to_eighth(fine))
 
     def load_decoder(self, prompt_encoder: dict[str, Tensor], mask_decoder: dict[str, Tensor]) -> set[str]:
         """Start from SAM's decoder; class tokens start as SAM's, told apart by a little noise.
