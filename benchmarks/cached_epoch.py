@@ -1,6 +1,6 @@
 """An epoch from the embedding cache against one that encodes on the fly.
 
-python benchmarks/cached_epoch.py --data FOLDER [--cases 5] [--steps 12] [--out FILE]
+python benchmarks/cached_epoch.py --data FOLDER [--cases 5] [--steps 24] [--out FILE]
 
 FOLDER is a raw dataset (Dataset001_Hippocampus for the figures that are quoted). A few cases are planned and
 preprocessed, then each head is trained on a frozen ViT-B with random weights at 224 pixels, fp32, with the
@@ -15,18 +15,19 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from measured_commands import run_command
 from subsets import make_training_dataset
 
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
-from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.trainers.history import read_history
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, fold_folder
 
 BARS = {"2d_autosam": 8.0, "2d_cnn": 2.5}
 ENCODER = {"encoder": "frozen", "encoder_weights": "random"}
@@ -46,27 +47,20 @@ def prepare(source: Path, cases: int, workspace: Workspace) -> Plan:
 
 
 def run(workspace: Workspace, method: str, steps: int, cache: bool) -> dict[str, Any]:
-    started = time.perf_counter()
+    """One training through the command, which sets up threads as users have them."""
+    tag = "cached" if cache else "on_the_fly"
     settings = {**ENCODER, "epochs": 2, "iterations": steps, "val_iterations": 1, "cache": cache, "views": 1}
-    outcome = train(
-        workspace,
-        TrainOptions(
-            dataset=DATASET,
-            configuration=method,
-            fold="all",
-            encoder="vit_b",
-            device="cpu",
-            settings=settings,
-            tag="cached" if cache else "on_the_fly",
-        ),
-    )
-    total = time.perf_counter() - started
-    records = read_history(outcome.folder)
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    command = [Path(sys.executable).parent / "samunet_train", DATASET, method, "all", "-encoder", "vit_b"]
+    where = ["-device", "cpu", "--tag", tag, "--workspace", workspace.raw.parent]
+    measured = run_command([*command, *where, *words], workspace.raw.parent / f"{method}_{tag}.txt")
+    folder = fold_folder(workspace.model_folder(DATASET, method, "samunetPlans", tag), "all")
+    records = read_history(folder)
     epochs = [record.seconds for record in records]
     return {
         "epoch_seconds": round(epochs[-1], 2),
         "step_seconds": round(epochs[-1] / (steps + 1), 3),
-        "other_seconds": round(total - sum(epochs), 1),
+        "other_seconds": round(measured.seconds - sum(epochs), 1),
         "waiting_seconds": round(records[-1].waiting_seconds, 2),
         "memory_gb": round(records[-1].memory_gb, 2),
         "loss": round(records[-1].train["loss"], 4),
@@ -77,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a raw dataset")
     parser.add_argument("--cases", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12, help="training steps an epoch")
+    parser.add_argument("--steps", type=int, default=24, help="training steps an epoch")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

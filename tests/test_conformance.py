@@ -26,6 +26,7 @@ from samunet.trainers.sampling import Batching, Position, batch_keys
 OUTSIDE = "examples.small_fcn"
 METHODS = [*(name for name in sorted(list_methods()) if "." not in name), OUTSIDE]
 SAM = [name for name in METHODS if get_method(name).uses_encoder]
+CACHED = [name for name in SAM if get_trainer(name).cacheable(get_method(name).config())]
 SHORT = {"epochs": 2, "iterations": 2, "val_iterations": 1}
 
 
@@ -166,7 +167,7 @@ def test_config_round_trips(method: str) -> None:
     assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(entry.config))
 
 
-@pytest.mark.parametrize("method", SAM)
+@pytest.mark.parametrize("method", CACHED)
 def test_encode_and_decode_are_the_network(method: str) -> None:
     configuration = make_configuration(method)
     network = get_trainer(method).build_network(make_plan(configuration), configuration).eval()

@@ -11,7 +11,7 @@ import numpy as np
 from samunet.data.geometry import Box, Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.splits import Split
-from samunet.planning.methods import get_method
+from samunet.planning.methods import get_method, known_settings
 from samunet.planning.plan import (
     Budget,
     Configuration,
@@ -105,11 +105,12 @@ def make_configuration(name: str, **changes: Any) -> Configuration:
         forecast=Forecast(memory_gb=1, step_seconds=1, train_hours=1, cache_gb=0, parameters=1, trainable=1),
     )
     if method.uses_encoder:
+        tiny = {"encoder_weights": "random", "views": 2, "warmup_steps": 1}
         configuration = replace(
             configuration,
             encoder="vit_micro",
-            input_size=64,
-            settings={"encoder_weights": "random", "views": 2, "warmup_steps": 1, **settings},
+            input_size=64 if method.dimension == 2 else None,
+            settings={**known_settings(method.config, tiny), **settings},
         )
     return replace(configuration, **changes)
 

@@ -332,6 +332,8 @@ def _share_encoder(members: list[tuple[Checkpoint, nn.Module]]) -> bool:
     if len(members) < 2 or len(files) > 1 or None in files:
         return False
     first = members[0][1]
+    if not hasattr(first, "encode"):  # parts of its encoder are trained, fold by fold
+        return False
     for _, network in members[1:]:
         network.encoder = first.encoder
     return True

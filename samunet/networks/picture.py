@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +73,26 @@ def channel_matrix(num_channels: int, slice_context: int = 0) -> Tensor:
     return matrix / matrix.sum(1, keepdim=True)
 
 
+def unit_range(images: Tensor, window: Tensor) -> Tensor:
+    """Intensities (B, N, *S) with the display window (N, 2) of each channel at 0 and 1, clamped."""
+    low, high = window.reshape(*window.shape, *(1,) * (images.ndim - 2)).unbind(1)
+    return ((images - low) / (high - low)).clamp(0, 1)
+
+
+def check_windows(windows: Sequence[Sequence[float]], num_channels: int) -> None:
+    """Refuse display windows that do not fit the channels or are empty.
+
+    Raises:
+        SamunetError: says which.
+    """
+    if len(windows) != num_channels:
+        raise SamunetError(
+            f"display_window has {len(windows)} entries for {num_channels} channels. Plan again."
+        )
+    if not all(low < high for low, high in windows):
+        raise SamunetError(f"display_window {windows}: each needs low < high. Plan again.")
+
+
 class SamPicture(nn.Module):
     """Display window, channel map, resizing, SAM's pixel normalisation and padding.
 
@@ -85,12 +106,7 @@ class SamPicture(nn.Module):
     def __init__(self, settings: SliceSettings) -> None:
         super().__init__()
         windows = settings.display_window
-        if len(windows) != settings.num_channels:
-            raise SamunetError(
-                f"display_window has {len(windows)} entries for {settings.num_channels} channels. Plan again."
-            )
-        if not all(low < high for low, high in windows):
-            raise SamunetError(f"display_window {windows}: each needs low < high. Plan again.")
+        check_windows(windows, settings.num_channels)
         self.size = settings.input_size
         self.stretched = settings.paper_compat
         self.slices = 2 * settings.slice_context + 1
@@ -128,8 +144,7 @@ class SamPicture(nn.Module):
         if self.stretched:
             low, high = slices.amin((1, 2, 3), keepdim=True), slices.amax((1, 2, 3), keepdim=True)
             return (slices - low) / (high - low).clamp_min(1e-8)
-        low, high = self.window.repeat_interleave(self.slices, 0)[:, :, None, None].unbind(1)
-        return ((slices - low) / (high - low)).clamp(0, 1)
+        return unit_range(slices, self.window.repeat_interleave(self.slices, 0))
 
     def covered(self, slice_size: tuple[int, ...]) -> tuple[int, int]:
         """Pixels (height, width) of the square that a slice of this size fills."""

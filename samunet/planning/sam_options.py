@@ -156,7 +156,7 @@ def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVari
     data = context.data["2d"]
     if context.encoder is not None:
         variant = get_variant(context.encoder)
-        _require_weights(context, variant, user)
+        require_weights(context, variant, user)
         pretrained = variant.name in context.weights
         return [(variant, size) for size in input_sizes(variant, data, pretrained=pretrained)]
     if user.get("encoder_weights") == RANDOM:
@@ -175,7 +175,12 @@ def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVari
     return chain + [(variant, sizes[-1]) for variant in large[1:]]
 
 
-def _require_weights(context: PlanningContext, variant: SamVariant, user: dict[str, Any]) -> None:
+def require_weights(context: PlanningContext, variant: SamVariant, user: dict[str, Any]) -> None:
+    """Refuse an encoder without weights, unless it is trained too or meant to be random.
+
+    Raises:
+        SamunetError: says how to get weights or do without.
+    """
     forced = user.get("encoder_weights") == RANDOM or user.get("encoder") == "full"
     if variant.name in context.weights or variant.from_scratch or forced:
         return

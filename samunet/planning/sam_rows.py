@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samunet.networks.sam.variants import PATCH
+from samunet.networks.sam.variants import PATCH, SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.plan import Configuration
 from samunet.planning.sam_config import SamHeadConfig
@@ -89,10 +89,7 @@ def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> f
 def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption) -> str:
     counted, name = counted_cases(context), option.variant.name
     if option.weights == RANDOM:
-        return (
-            f"encoder_weights=random: a random {name} serves speed figures and tests only; "
-            "a Dice from it means nothing."
-        )
+        return random_reason(option.variant)
     if option.weights == "none":
         return (
             f"No pretrained SAM weights are at hand, so {name} is trained with its head from scratch. That "
@@ -107,6 +104,14 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
     return (
         f"With {counted} a pretrained encoder is expected to have no lead over a U-Net: in AutoSAM's study "
         "it was gone at about ten labelled volumes."
+    )
+
+
+def random_reason(variant: SamVariant) -> str:
+    """What a randomly initialised encoder is good for."""
+    return (
+        f"encoder_weights=random: a random {variant.name} serves speed figures and tests only; "
+        "a Dice from it means nothing."
     )
 
 

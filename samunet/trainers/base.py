@@ -129,6 +129,12 @@ class TrainingModule(nn.Module, ABC):
         super().__init__()
         self.network = network
 
+    def enter_phase(self, phase: Phase) -> None:
+        """Called before the first step of a phase and after a checkpoint of it was loaded.
+
+        What a phase changes in the network must be in its state dict, so that prediction knows it.
+        """
+
     @abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of one batch."""

@@ -34,7 +34,7 @@ class BaseWeights:
         variant: SAM variant.
         file: name of the file.
         sha256: of the file, all 64 digits.
-        prefix: of the state-dict keys that are left out.
+        prefix: of the state-dict keys that are left out, except those of trained parameters.
     """
 
     variant: str
@@ -80,7 +80,14 @@ def network_state(network: nn.Module, base_weights: BaseWeights | None) -> dict[
     state = network.state_dict()
     if base_weights is None:
         return dict(state)
-    return {name: value for name, value in state.items() if not name.startswith(base_weights.prefix)}
+    left_out = _base_keys(network, base_weights)
+    return {name: value for name, value in state.items() if name not in left_out}
+
+
+def _base_keys(network: nn.Module, base_weights: BaseWeights) -> set[str]:
+    """State-dict keys that the base weights give: all with their prefix but those that are trained."""
+    trained = {name for name, _ in network.trained_parameters()}  # type: ignore[operator]
+    return {key for key in network.state_dict() if key.startswith(base_weights.prefix)} - trained
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -162,7 +169,8 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], base: Ba
         missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
         raise SamunetError(f"The checkpoint does not fit its network: {error}") from error
-    missing = [key for key in missing if base is None or not key.startswith(base.prefix)]
+    given = set() if base is None else _base_keys(network, base)
+    missing = [key for key in missing if key not in given]
     if missing or unexpected:
         raise SamunetError(
             f"The checkpoint does not fit its network: {len(missing)} keys are missing {missing[:3]}, "

@@ -94,6 +94,8 @@ class _Session:
         checkpoint = self.run.resume_from
         assert checkpoint is not None
         load_network_state(self.run.module.network, checkpoint.network, checkpoint.base_weights)
+        # A checkpoint at the end of a phase holds a network that has not entered the next one.
+        self.run.module.enter_phase(self.phase)
         state = checkpoint.training
         if state["phase"] == self.phase_index:
             self.step.optimizer.load_state_dict(state["optimizer"])

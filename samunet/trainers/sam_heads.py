@@ -10,10 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from samunet.errors import SamunetError
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import file_sha256, find_weights, weights_kind
 from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork, load_pretrained
 from samunet.planning.methods import MethodConfig
 from samunet.planning.plan import Configuration, Plan
@@ -29,6 +26,7 @@ from samunet.trainers.base import (
     decayed_apart,
     loss_settings,
 )
+from samunet.trainers.encoder_weights import find_pretrained
 
 GRADIENT_CLIP = 1.0
 
@@ -106,7 +104,8 @@ class SamHeadTrainer(MethodTrainer):
     def pretrained(
         cls, configuration: Configuration, weights: Path | None, folder: Path | None
     ) -> PretrainedFile | None:
-        return find_pretrained(configuration, _config(configuration), weights, folder)
+        config = _config(configuration)
+        return find_pretrained(configuration, config.encoder, config.encoder_weights, weights, folder)
 
 
 class _Groups:
@@ -144,56 +143,4 @@ def _slice_settings(plan: Plan, configuration: Configuration, config: SamHeadCon
         slice_context=config.slice_context,
         frozen=config.encoder == "frozen",
         paper_compat=config.paper_compat,
-    )
-
-
-def find_pretrained(
-    configuration: Configuration, config: SamHeadConfig, weights: Path | None, folder: Path | None
-) -> PretrainedFile | None:
-    """The encoder file that a SAM head starts from.
-
-    Returns:
-        None for an encoder that starts at random: one that is trained too, or the explicit `random` of tests.
-
-    Raises:
-        SamunetError: a frozen encoder without weights, or the planned file is missing.
-    """
-    assert configuration.encoder is not None
-    variant = configuration.encoder
-    kind = config.encoder_weights or configuration.encoder_weights
-    if weights is not None:
-        if not weights.is_file():
-            raise SamunetError(f"-w {weights}: there is no such file.")
-        return _describe(weights, variant, folder)
-    if kind == "random":
-        return None
-    if kind == "none":
-        if config.encoder == "frozen":
-            raise SamunetError(
-                f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder is "
-                f"of no use. Run `samunet_download_weights {variant}` and plan again, name a file with -w, "
-                "or train the encoder too with --set encoder=full."
-            )
-        return None
-    path = None if folder is None else find_weights(folder, variant)
-    if path is None:
-        raise SamunetError(
-            f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
-            f"in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
-        )
-    return _describe(path, variant, folder)
-
-
-def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
-    kind = weights_kind(path, variant)
-    sha256 = file_sha256(path)
-    official = get_variant(variant).official
-    is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
-    at_hand = folder is not None and path.resolve().parent == Path(folder).resolve()
-    return PretrainedFile(
-        path=path,
-        kind=kind,
-        variant=variant,
-        sha256=sha256,
-        retrievable=kind != "file" and is_known and at_hand,
     )

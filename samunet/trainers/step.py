@@ -21,6 +21,7 @@ class TrainingStep:
 
     def __init__(self, run: TrainingRun, phase: Phase) -> None:
         self.run, self.phase = run, phase
+        run.module.enter_phase(phase)
         self.module = run.module.to(run.device)
         self.optimizer = build_optimizer(phase, run.module.network)
         self.scaler = run.precision.scaler(run.device)

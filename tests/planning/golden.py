@@ -68,7 +68,9 @@ def _row(plan: Plan, verdict: Verdict) -> str:
     chosen = plan.configurations[verdict.method]
     seen = " x ".join(map(str, chosen.patch_size))
     if chosen.encoder:
-        seen += f" -> {chosen.encoder} ({chosen.encoder_weights}) at {chosen.input_size}"
+        seen += f" -> {chosen.encoder} ({chosen.encoder_weights})"
+    if chosen.input_size:
+        seen += f" at {chosen.input_size}"
     settings = ", ".join(f"{key}={value}" for key, value in chosen.settings.items())
     return f"{verdict.status}: {seen}, batch {chosen.batch_size}" + (f"; {settings}" if settings else "")
 

@@ -18,7 +18,7 @@ from samunet.networks.sam.package import import_modeling
 import_modeling()
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos  # noqa: E402
 
-_KERNEL_WIDTH = 8
+KERNEL_WIDTH = 8
 """Fused kernels want feature widths that are multiples of this."""
 
 
@@ -53,7 +53,7 @@ def _widened(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: T
     height, width, features = rows.shape[-1], columns.shape[-1], query.shape[-1]
     scale = features**-0.5
     total = features + height + width
-    spare = -total % _KERNEL_WIDTH
+    spare = -total % KERNEL_WIDTH
     tokens = torch.arange(height * width, device=query.device)
     places = torch.cat(
         [functional.one_hot(tokens // width, height), functional.one_hot(tokens % width, width)], dim=1

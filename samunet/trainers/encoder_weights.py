@@ -1,0 +1,74 @@
+"""Which pretrained file the SAM encoder of a method starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import file_sha256, find_weights, weights_kind
+from samunet.planning.plan import Configuration
+from samunet.trainers.base import PretrainedFile
+
+
+def find_pretrained(
+    configuration: Configuration,
+    encoder: str,
+    asked: str | None,
+    weights: Path | None,
+    folder: Path | None,
+) -> PretrainedFile | None:
+    """The file that the SAM encoder of a method starts from.
+
+    Args:
+        configuration: says which weights were planned.
+        encoder: `frozen` or `full`.
+        asked: the method's setting `encoder_weights`, taken instead of what was planned.
+        weights: the user's file (`-w`), taken before all.
+        folder: where official files lie.
+
+    Returns:
+        None for an encoder that starts at random: one that is trained too, or the explicit `random` of tests.
+
+    Raises:
+        SamunetError: a frozen encoder without weights, or the planned file is missing.
+    """
+    assert configuration.encoder is not None
+    variant = configuration.encoder
+    kind = asked or configuration.encoder_weights
+    if weights is not None:
+        if not weights.is_file():
+            raise SamunetError(f"-w {weights}: there is no such file.")
+        return _describe(weights, variant, folder)
+    if kind == "random":
+        return None
+    if kind == "none":
+        if encoder == "frozen":
+            raise SamunetError(
+                f"{configuration.name}: there are no weights for {variant}, and a frozen random encoder is "
+                f"of no use. Run `samunet_download_weights {variant}` and plan again, name a file with -w, "
+                "or train the encoder too with --set encoder=full."
+            )
+        return None
+    path = None if folder is None else find_weights(folder, variant)
+    if path is None:
+        raise SamunetError(
+            f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
+            f"in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
+        )
+    return _describe(path, variant, folder)
+
+
+def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
+    kind = weights_kind(path, variant)
+    sha256 = file_sha256(path)
+    official = get_variant(variant).official
+    is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
+    at_hand = folder is not None and path.resolve().parent == Path(folder).resolve()
+    return PretrainedFile(
+        path=path,
+        kind=kind,
+        variant=variant,
+        sha256=sha256,
+        retrievable=kind != "file" and is_known and at_hand,
+    )
