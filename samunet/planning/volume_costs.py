@@ -167,7 +167,8 @@ def _wide_head(place: VolumeInput) -> int:
 
 
 def _block_values(place: VolumeInput, widths: VolumeWidths) -> float:
-    """Adapter, inputs of both norms and of the MLP's activation; queries, and wide queries, keys, values, result.
+    """Adapter, inputs of both norms and of the MLP's activation; queries, and wide queries, keys, values,
+    result.
 
     Layers that are trained keep their inputs too.
     """
