@@ -92,11 +92,15 @@ def test_every_trained_parameter_gets_a_gradient(method: str, tmp_path: Path) ->
     plan = make_plan(configuration)
     trainer = get_trainer(method)
     module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
-    build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
-    module(batches_of(tmp_path, method, CLASSES, 1)[0])["loss"].backward()
-    without = [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
-    # The coarsest output of deep supervision has the weight 0 (nnU-Net).
-    assert not [name for name in without if "seg_layers" not in name], without
+    (batch,) = batches_of(tmp_path, method, CLASSES, 1)
+    for phase in trainer.phases(config_of(configuration)):
+        build_optimizer(phase, module.network)
+        module.enter_phase(phase)
+        module.zero_grad(set_to_none=True)
+        module(batch)["loss"].backward()
+        without = [n for n, p in module.network.named_parameters() if p.requires_grad and p.grad is None]
+        # The coarsest output of deep supervision has the weight 0 (nnU-Net).
+        assert not [name for name in without if "seg_layers" not in name], without
 
 
 @pytest.fixture(scope="module", params=METHODS)

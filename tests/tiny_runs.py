@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from samunet.data.geometry import Box, Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.splits import Split
+from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weights import build_parts
 from samunet.planning.methods import get_method, known_settings
 from samunet.planning.plan import (
     Budget,
@@ -27,6 +31,8 @@ from samunet.trainers.base import Phase
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 
+WEIGHTS_FILE = VARIANTS["vit_micro"].file_name
+"""Counts as shipped with samunet: found by this name in the weights folder."""
 CLASSES = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)})
 REGIONS = LabelSet(labels={"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, region_order=(1, 2))
 NAMES = ("case_0", "case_1", "case_2", "case_3")
@@ -168,3 +174,15 @@ class Listener(SilentReporter):
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+def write_weights(folder: Path, seed: int = 0) -> Path:
+    """A complete tiny SAM with random weights, named as a shipped one."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
+    parts = build_parts(VARIANTS["vit_micro"])
+    state: dict[str, Tensor] = {
+        f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()
+    }
+    torch.save(state, folder / WEIGHTS_FILE)
+    return folder / WEIGHTS_FILE

@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CHANNELS, PATCH_2D, REGIONS, Listener, make_configuration, make_request
+from tiny_runs import (
+    CHANNELS,
+    PATCH_2D,
+    REGIONS,
+    WEIGHTS_FILE,
+    Listener,
+    make_configuration,
+    make_request,
+    write_weights,
+)
 from torch import Tensor
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.variants import VARIANTS
-from samunet.networks.sam.weights import build_parts
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.records import read_record
 from samunet.trainers import get_trainer
@@ -30,20 +37,7 @@ from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sam_heads import SamHeadModule
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 
-FILE = VARIANTS["vit_micro"].file_name
-"""Counts as shipped with samunet: found by this name in the weights folder."""
 SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
-
-
-def write_weights(folder: Path, seed: int = 0) -> Path:
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(seed)
-    parts = build_parts(VARIANTS["vit_micro"])
-    state: dict[str, Tensor] = {
-        f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()
-    }
-    torch.save(state, folder / FILE)
-    return folder / FILE
 
 
 @pytest.fixture
@@ -66,7 +60,7 @@ def test_a_known_frozen_encoder_is_left_out_of_checkpoints(pretrained: RunReques
     folder = train_fold(pretrained, SilentReporter()).folder
     stored = load_checkpoint(folder / FINAL)
     assert stored.base_weights is not None
-    assert stored.base_weights.file == FILE
+    assert stored.base_weights.file == WEIGHTS_FILE
     assert not any(name.startswith("encoder.") for name in stored.network)
     record = read_run(folder)
     assert record is not None
@@ -75,7 +69,7 @@ def test_a_known_frozen_encoder_is_left_out_of_checkpoints(pretrained: RunReques
     first = logits(network_from_checkpoint(stored, tmp_path / "weights"))
     shutil.move(tmp_path / "weights", tmp_path / "elsewhere")
     assert torch.equal(first, logits(network_from_checkpoint(stored, tmp_path / "elsewhere")))
-    with pytest.raises(SamunetError, match=f"{FILE}.*samunet_download_weights"):
+    with pytest.raises(SamunetError, match=f"{WEIGHTS_FILE}.*samunet_download_weights"):
         network_from_checkpoint(stored, tmp_path / "weights")
     write_weights(tmp_path / "weights", seed=1)
     with pytest.raises(SamunetError, match="not the file that this checkpoint was trained on"):
@@ -84,7 +78,7 @@ def test_a_known_frozen_encoder_is_left_out_of_checkpoints(pretrained: RunReques
 
 def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: Path) -> None:
     own = tmp_path / "my_vit_micro.pth"
-    shutil.copy(tmp_path / "weights" / FILE, own)
+    shutil.copy(tmp_path / "weights" / WEIGHTS_FILE, own)
     shutil.rmtree(tmp_path / "weights")
     folder = train_fold(replace(pretrained, weights=own), SilentReporter()).folder
     stored = load_checkpoint(folder / FINAL)
@@ -95,7 +89,7 @@ def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: 
 
 
 def test_missing_weights_say_what_to_do(pretrained: RunRequest, tmp_path: Path) -> None:
-    (tmp_path / "weights" / FILE).unlink()
+    (tmp_path / "weights" / WEIGHTS_FILE).unlink()
     with pytest.raises(SamunetError, match=r"starts from shipped weights.*samunet_download_weights"):
         train_fold(pretrained, SilentReporter())
     with pytest.raises(SamunetError, match="no such file"):
