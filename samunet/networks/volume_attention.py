@@ -87,28 +87,23 @@ class WindowLayout:
         features = []
         for axis in range(3):
             numbers = self._region_of(axis)
-            count = int(numbers.max()) + 1
+            count = max(numbers) + 1
             if count > 1:
                 shape = [1, 1, 1, count]
                 shape[axis] = self.padded[axis]
-                one_hot = functional.one_hot(numbers, count).float().reshape(shape)
+                one_hot = functional.one_hot(torch.tensor(numbers), count).float().reshape(shape)
                 features.append(one_hot.expand(*self.padded, count))
         if not features:
             return None
         unshifted = WindowLayout(grid=self.padded, window=self.window, shift=(0, 0, 0))
         return unshifted.cut(torch.cat(features, dim=-1)[None])
 
-    def _region_of(self, axis: int) -> Tensor:
+    def _region_of(self, axis: int) -> list[int]:
         """Number of the region of every token along an axis, in the rolled order."""
         size, whole, shift = self.grid[axis], self.padded[axis], self.shift[axis]
-        # On the CPU also where a network is built without memory (device "meta"): the values decide shapes.
-        origin = (torch.arange(whole, device="cpu") + shift) % whole
-        numbers = torch.zeros(whole, dtype=torch.long, device="cpu")
-        if shift:
-            numbers[whole - shift :] = 1
-        if size < whole:
-            numbers[origin >= size] = numbers.max() + 1
-        return numbers
+        padding = 2 if shift else 1
+        rolled = [(place + shift) % whole for place in range(whole)]
+        return [padding if place >= size else int(place < shift) for place in rolled]
 
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 from samunet.planning.methods import MethodConfig
+from samunet.planning.methods.adapter3d import AdapterConfig
 from samunet.planning.methods.autosam import AutoSamConfig
 from samunet.planning.methods.cnn import CnnConfig
 from samunet.planning.methods.linear import LinearConfig
@@ -24,6 +25,7 @@ SECTIONS = {
     LinearConfig: "`2d_linear`",
     CnnConfig: "`2d_cnn`",
     AutoSamConfig: "`2d_autosam`",
+    AdapterConfig: "`3d_adapter`",
     UNetConfig: "`2d_unet`, `3d_unet`",
 }
 
