@@ -51,6 +51,11 @@ class Bench:
     device: str
     results: ResultsFile
 
+    @staticmethod
+    def own_bin() -> Path:
+        """Folder of the programs installed beside the running Python."""
+        return Path(sys.executable).parent
+
     def number(self, dataset: str) -> str:
         return str(int(dataset[7:10]))
 
@@ -178,9 +183,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--random-vit-b", action="store_true", help="the run for time, memory and disk")
     parser.add_argument("--input-size", type=int, help="of the random ViT-B; default: the plan's")
-    parser.add_argument(
-        "--bin", type=Path, default=Path(sys.executable).parent, help="folder of samunet_train"
-    )
+    parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
     return parser.parse_args()

@@ -26,6 +26,8 @@ TIMING_SHARE = 0.03
 LEAST_SECONDS = 3.0
 WARM_UP = 2
 MOST_STEPS = 50
+FEW_STEPS = 100
+"""Below this many steps a training is called pointless, so that nobody waits for its result."""
 SAVES_AN_EPOCH = 2
 """Latest and, while things improve, best."""
 
@@ -49,6 +51,13 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
     )
     if expected > left:
         run.reporter.message("Even the shortest schedule will take longer than the time budget.")
+    steps = sum(phase.epochs * phase.iterations for phase in phases)
+    if steps < FEW_STEPS and phases != run.phases:
+        run.reporter.message(
+            f"Warning: {steps} training steps teach a network next to nothing. Give more time, take a "
+            "smaller method, or plan smaller patches: samunet_plan_experiment with -gpu_memory_target 2 and "
+            "a plan name of its own (-p)."
+        )
     return phases
 
 

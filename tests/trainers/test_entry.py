@@ -15,6 +15,7 @@ from samunet.trainers.history import read_history
 from samunet.trainers.identity import read_run
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
+from samunet.trainers.schedule import Timing
 from samunet.trainers.settings import apply_overrides
 
 METHOD = "examples.small_fcn"
@@ -153,6 +154,19 @@ def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRe
     with pytest.raises(SamunetError, match="Leave out --time_budget"):
         train_fold(replace(long, resume=True, time_budget_minutes=1.0), SilentReporter())
     assert train_fold(replace(long, resume=True), SilentReporter()).status == "finished"
+
+
+def test_a_budget_for_a_handful_of_steps_is_called_pointless(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 3D patch made for a GPU takes a minute a step on two cores."""
+    slow = Timing(train_step=60.0, val_step=20.0)
+    monkeypatch.setattr("samunet.trainers.budget.measure", lambda run, seconds: slow)
+    listener = Listener()
+    settings = {"epochs": 500, "iterations": 100, "val_iterations": 10, "width": 8}
+    train_fold(replace(request_fcn, settings=settings, time_budget_minutes=15.0), listener)
+    (warning,) = [text for text in listener.messages if "next to nothing" in text]
+    assert "-gpu_memory_target" in warning
 
 
 def test_a_device_that_is_not_the_plans_is_warned_of(request_fcn: RunRequest) -> None:
