@@ -16,8 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from held_out_runs import Bench
 from measured_commands import ResultsFile, hardware
+from real_runs import Bench
 
 from samunet.planning.plan import Plan
 from samunet.trainers.history import read_history

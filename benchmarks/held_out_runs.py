@@ -19,14 +19,12 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from measured_commands import ResultsFile, hardware
-from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset
+from real_runs import Bench, Training, interval
 
 UNETS = {
     "Dataset001_Hippocampus": "3d_unet",
@@ -41,47 +39,6 @@ LEAST_SHARE = 0.5
 """A method under this share of the U-Net's Dice is a defect until it is explained."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Folders, scripts and the results file of one run of this script."""
-
-    data: Path
-    work: Path
-    bin: Path
-    device: str
-    results: ResultsFile
-
-    @staticmethod
-    def own_bin() -> Path:
-        """Folder of the programs installed beside the running Python."""
-        return Path(sys.executable).parent
-
-    def number(self, dataset: str) -> str:
-        return str(int(dataset[7:10]))
-
-    def workspace(self) -> Path:
-        return self.work / "workspace"
-
-    def test(self, dataset: str, part: str) -> Path:
-        return self.work / "test" / dataset / part
-
-    def measure(self, step: str, script: str, *arguments: str | Path) -> None:
-        """Run one of our console commands in this workspace, unless it is done."""
-        command = [self.bin / script, *arguments, "--workspace", self.workspace()]
-        self.results.measure(step, command, self.work / "logs" / f"{step.replace(' ', '_')}.txt")
-
-    def prepare(self, dataset: str, limit: int | None = None) -> None:
-        """Raw dataset without the held-out cases, and folders with those; `limit` cuts both."""
-        source = self.data / dataset
-        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
-        names = sorted(file.name.removesuffix(ending) for file in (source / "labelsTr").glob(f"*{ending}"))
-        held_out = held_out_cases(dataset)
-        training = [name for name in names if name not in set(held_out)]
-        make_training_dataset(source, self.workspace() / "raw" / dataset, training[:limit])
-        images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
-        make_test_folders(source, images, labels, held_out[:limit])
-
-
 def run_dataset(bench: Bench, dataset: str, minutes: float, kinds: Sequence[str]) -> None:
     """One set by `2d_cnn` and its U-Net, or by one of the two."""
     bench.prepare(dataset)
@@ -90,33 +47,15 @@ def run_dataset(bench: Bench, dataset: str, minutes: float, kinds: Sequence[str]
     planning = ["-d", number, "-c", *methods, "--verify_dataset_integrity", "-device", bench.device]
     bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
     for method in methods:
-        run = f"{dataset} {method} {minutes:g}min"
-        output = bench.work / "predictions" / run.replace(" ", "_")
-        which = ["-device", bench.device, "--tag", f"{minutes:g}min"]
-        budget = ["--time_budget", f"{minutes:g}", "--overwrite"]
-        bench.measure(f"{run} train", "samunet_train", number, method, "all", *budget, *which)
-        images, labels = bench.test(dataset, "images"), bench.test(dataset, "labels")
-        folders = ["-i", images, "-o", output, "-d", number, "-c", method]
-        bench.measure(f"{run} predict", "samunet_predict", *folders, *which)
-        bench.measure(f"{run} evaluate", "samunet_evaluate_folder", labels, output, "-d", number)
-        if f"{run} scores" not in bench.results.steps:
-            scores = dice_scores(labels, output, bench.data / dataset / "dataset.json")
-            bench.results.save(f"{run} scores", scores | _own_scores(output / "summary.json"))
-            bench.results.save(f"{run} length", _length(bench, dataset, method, minutes))
-
-
-def _own_scores(summary: Path) -> dict[str, Any]:
-    """What samunet_evaluate_folder says, beside the plain scorer's Dice."""
-    content = json.loads(summary.read_text())
-    return {"samunet_foreground_mean": content["foreground_mean"]}
-
-
-def _length(bench: Bench, dataset: str, method: str, minutes: float) -> dict[str, Any]:
-    """How far the training came, from its own history."""
-    folder = bench.workspace() / "results" / dataset / f"{method}__samunetPlans__{minutes:g}min" / "fold_all"
-    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    seconds = sum(record["seconds"] for record in records)
-    return {"epochs": len(records), "seconds": round(seconds), "last": records[-1]}
+        bench.train_and_score(
+            Training(
+                name=f"{dataset} {method} {minutes:g}min",
+                dataset=dataset,
+                method=method,
+                tag=f"{minutes:g}min",
+                words=("--time_budget", f"{minutes:g}"),
+            )
+        )
 
 
 def run_random_vit_b(bench: Bench, minutes: float, input_size: int | None) -> None:
@@ -152,13 +91,17 @@ def _size_gb(folder: Path) -> float:
 
 def report(steps: dict[str, Any]) -> None:
     """Print the table, and which methods fall under half of the U-Net."""
-    print(f"{'dataset':24} {'method':8} {'Dice':>6}  {'by class':58} train s  GB   predict s")
+    print(
+        f"{'dataset':24} {'method':8} {'Dice':>6} {'95 % interval':14} {'by class':58} train s  GB   predict s"
+    )
     for name in [step.removesuffix(" scores") for step in steps if step.endswith(" scores")]:
         dataset, method, length = name.split(" ")
         scores, train, predict = (steps[f"{name} {part}"] for part in ("scores", "train", "predict"))
         shown = " ".join(f"{key} {value:.3f}" for key, value in scores["by_class"].items())
+        low, high = interval(scores["cases"])
         print(
-            f"{dataset:24} {method:8} {scores['dice']:6.3f}  {shown:58} {train['seconds']:7.0f} "
+            f"{dataset:24} {method:8} {scores['dice']:6.3f} [{low:.3f}, {high:.3f}] {shown:58} "
+            f"{train['seconds']:7.0f} "
             f"{train['peak_memory_gb']:4.1f} {predict['seconds']:9.0f}"
         )
         baseline = steps.get(f"{dataset} {UNETS[dataset]} {length} scores")

@@ -1,0 +1,116 @@
+"""Trainings on real sets through the console commands: prepared once, each step recorded, held-out cases
+scored."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measured_commands import ResultsFile
+from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a benchmark: what is trained, under which tag, with which further words.
+
+    Attributes:
+        name: of its steps in the results file.
+        plans: name of the plan.
+        words: of samunet_train, besides dataset, method, fold, tag, device and plan.
+    """
+
+    name: str
+    dataset: str
+    method: str
+    tag: str
+    plans: str = "samunetPlans"
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Folders, scripts and the results file of one run of this script."""
+
+    data: Path
+    work: Path
+    bin: Path
+    device: str
+    results: ResultsFile
+
+    @staticmethod
+    def own_bin() -> Path:
+        """Folder of the programs installed beside the running Python."""
+        return Path(sys.executable).parent
+
+    def number(self, dataset: str) -> str:
+        return str(int(dataset[7:10]))
+
+    def workspace(self) -> Path:
+        return self.work / "workspace"
+
+    def test(self, dataset: str, part: str) -> Path:
+        return self.work / "test" / dataset / part
+
+    def measure(self, step: str, script: str, *arguments: str | Path) -> None:
+        """Run one of our console commands in this workspace, unless it is done."""
+        command = [self.bin / script, *arguments, "--workspace", self.workspace()]
+        self.results.measure(step, command, self.work / "logs" / f"{step.replace(' ', '_')}.txt")
+
+    def prepare(self, dataset: str, limit: int | None = None) -> None:
+        """Raw dataset without the held-out cases, and folders with those; `limit` cuts both."""
+        source = self.data / dataset
+        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+        names = sorted(file.name.removesuffix(ending) for file in (source / "labelsTr").glob(f"*{ending}"))
+        held_out = held_out_cases(dataset)
+        training = [name for name in names if name not in set(held_out)]
+        make_training_dataset(source, self.workspace() / "raw" / dataset, training[:limit])
+        images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
+        make_test_folders(source, images, labels, held_out[:limit])
+
+    def train_and_score(self, training: Training) -> None:
+        """Train on fold `all`, predict the held-out cases, and score them twice: plainly, and by our
+        command."""
+        name, dataset, number = training.name, training.dataset, self.number(training.dataset)
+        which = ["-device", self.device, "--tag", training.tag, "-p", training.plans]
+        train = [number, training.method, "all", "--overwrite", *which, *training.words]
+        self.measure(f"{name} train", "samunet_train", *train)
+        output = self.work / "predictions" / name.replace(" ", "_")
+        images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
+        folders = ["-i", images, "-o", output, "-d", number, "-c", training.method]
+        self.measure(f"{name} predict", "samunet_predict", *folders, *which)
+        self.measure(f"{name} evaluate", "samunet_evaluate_folder", labels, output, "-d", number)
+        if f"{name} scores" not in self.results.steps:
+            scores = dice_scores(labels, output, self.data / dataset / "dataset.json")
+            self.results.save(f"{name} length", self._length(training))
+            self.results.save(f"{name} scores", scores | _own_scores(output / "summary.json"))
+
+    def _length(self, training: Training) -> dict[str, Any]:
+        """How far the training came, from its own history."""
+        folder = "__".join([training.method, training.plans, training.tag])
+        file = self.workspace() / "results" / training.dataset / folder / "fold_all" / "history.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        seconds = sum(record["seconds"] for record in records)
+        return {"epochs": len(records), "seconds": round(seconds), "last": records[-1]}
+
+
+def _own_scores(summary: Path) -> dict[str, Any]:
+    """What samunet_evaluate_folder says, beside the plain scorer's Dice."""
+    content = json.loads(summary.read_text())
+    return {"samunet_foreground_mean": content["foreground_mean"]}
+
+
+def interval(cases: dict[str, dict[str, float | None]], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over classes of the mean Dice, cases drawn with replacement."""
+    rows = np.array([[np.nan if v is None else v for v in row.values()] for row in cases.values()], float)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
+    means = np.nanmean(np.nanmean(rows[drawn], axis=1), axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,120 @@
+"""3D methods on real sets under one time budget: main comparison, ablations, anisotropic volumes.
+
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 60 --what main
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what ablation anisotropic
+
+Every training is on the cases outside held_out.json (fold `all`) and is scored on the held-out ones. The SAM
+method is `vit_tiny` without pretrained weights. On a CPU the patches are chosen so that minutes suffice for
+hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES says what was changed.
+Finished steps are in WORK/volume_runs.json; start again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from measured_commands import ResultsFile, hardware
+from real_runs import Bench, Training, interval
+
+ADAPTER, UNET = "3d_adapter", "3d_unet"
+PATCHES = {
+    ("Dataset004_HaN_CT", ADAPTER): ("patch_size=[48,64,48]", "token_size=[4,4,4]", "batch_size=2"),
+    ("Dataset004_HaN_CT", UNET): ("patch_size=[48,64,48]", "batch_size=2"),
+    ("Dataset001_Hippocampus", ADAPTER): ("patch_size=[36,52,36]", "token_size=[4,4,4]", "batch_size=2"),
+    ("Dataset001_Hippocampus", UNET): ("batch_size=2",),
+    ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,96,96]", "token_size=[1,4,4]", "batch_size=2"),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training beside others: its name and what it changes."""
+
+    name: str
+    dataset: str
+    method: str
+    changes: tuple[str, ...] = ()
+
+    def training(self, minutes: float) -> Training:
+        settings = (*PATCHES.get((self.dataset, self.method), ()), *self.changes)
+        words = [word for setting in settings for word in ("--set", setting)]
+        return Training(
+            name=f"{self.dataset} {self.name} {minutes:g}min",
+            dataset=self.dataset,
+            method=self.method,
+            tag=f"{self.name}_{minutes:g}min",
+            words=("--time_budget", f"{minutes:g}", *words),
+        )
+
+
+CT, HIPPOCAMPUS, CINE = "Dataset004_HaN_CT", "Dataset001_Hippocampus", "Dataset002_ACDC"
+RUNS = {
+    "main": [
+        Variant("adapter", CT, ADAPTER),
+        Variant("unet", CT, UNET),
+        Variant("adapter", HIPPOCAMPUS, ADAPTER),
+        Variant("unet", HIPPOCAMPUS, UNET),
+    ],
+    "ablation": [
+        Variant("adapter", CT, ADAPTER),
+        Variant("no_generator", CT, ADAPTER, ("generator=false",)),
+        Variant("no_aggregation", CT, ADAPTER, ("aggregation=false",)),
+        Variant("one_stage", CT, ADAPTER, ("stages=one",)),
+        Variant("no_refinement", CT, ADAPTER, ("refine=false",)),
+    ],
+    "anisotropic": [Variant("adapter", CINE, ADAPTER)],
+}
+
+
+def run(bench: Bench, variants: list[Variant], minutes: float) -> None:
+    """Plan, preprocess, train, predict and score every variant."""
+    for dataset in dict.fromkeys(variant.dataset for variant in variants):
+        bench.prepare(dataset)
+        planning = ["-d", bench.number(dataset), "-c", ADAPTER, "-device", bench.device]
+        bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
+    for variant in variants:
+        bench.train_and_score(variant.training(minutes))
+        report(bench.results)
+
+
+def report(results: ResultsFile) -> None:
+    """Print the table of everything that is finished."""
+    for name in [step.removesuffix(" scores") for step in results.steps if step.endswith(" scores")]:
+        scores, length = results.steps[f"{name} scores"], results.steps[f"{name} length"]
+        low, high = interval(scores["cases"])
+        surface = scores["samunet_foreground_mean"].get("SurfaceDice", float("nan"))
+        shown = " ".join(f"{key} {value:.3f}" for key, value in scores["by_class"].items())
+        print(
+            f"{name:50} Dice {scores['dice']:.3f} [{low:.3f}, {high:.3f}] surface Dice {surface:.3f} "
+            f"{length['seconds']:5d} s  {shown}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="3D methods on real sets under one time budget.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time budget of each training")
+    parser.add_argument("--what", nargs="+", choices=list(RUNS), default=["main"])
+    parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
+    arguments = parser.parse_args()
+    work: Path = arguments.work.resolve()
+    results = ResultsFile(work / "volume_runs.json", {"hardware": hardware()})
+    bench = Bench(arguments.data, work / "volume_runs", arguments.bin, arguments.device, results)
+    for what in arguments.what:
+        run(bench, RUNS[what], arguments.minutes)
+    print(json.dumps(results.content["header"]))
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results.path, arguments.keep / "volume_runs.json")
+
+
+if __name__ == "__main__":
+    main()
