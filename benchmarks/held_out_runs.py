@@ -92,7 +92,7 @@ def _size_gb(folder: Path) -> float:
 def report(steps: dict[str, Any]) -> None:
     """Print the table, and which methods fall under half of the U-Net."""
     print(
-        f"{'dataset':24} {'method':8} {'Dice':>6} {'95 % interval':14} {'by class':58} train s  GB   predict s"
+        f"{'dataset':24} {'method':8} {'Dice':>6} {'95 % interval':14} {'classes':58} train s  GB   predict s"
     )
     for name in [step.removesuffix(" scores") for step in steps if step.endswith(" scores")]:
         dataset, method, length = name.split(" ")
