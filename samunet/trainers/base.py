@@ -210,6 +210,11 @@ class MethodTrainer(ABC):
         """What is trained, in which order and for how long."""
 
     @classmethod
+    def shortened(cls, config: MethodConfig, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """The phases after a time budget has cut them; a recipe made for long training may differ then."""
+        return phases
+
+    @classmethod
     def pretrained(
         cls, configuration: Configuration, weights: Path | None, folder: Path | None
     ) -> PretrainedFile | None:

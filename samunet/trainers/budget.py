@@ -41,7 +41,8 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
     """
     timing = measure(run, minutes * 60)
     left = minutes * 60 - (time.monotonic() - started)
-    phases = fit_to_budget(run.phases, timing, max(left, 1.0))
+    fitted = fit_to_budget(run.phases, timing, max(left, 1.0))
+    phases = fitted if fitted == run.phases else run.trainer.shortened(run.config, fitted)
     expected = sum(phase_seconds(phase, timing) for phase in phases)
     lengths = ", ".join(f"{p.name} {p.epochs} epochs of {p.iterations} steps" for p in phases)
     shortened = "as planned" if phases == run.phases else "shortened"
@@ -49,6 +50,13 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
         f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; schedule {shortened}: {lengths}, "
         f"about {expected / 60:.1f} min."
     )
+    for before, after in zip(fitted, phases):
+        if before != after:
+            run.reporter.message(
+                f"So few steps are trained with learning rate {after.learning_rate:g} and momentum "
+                f"{after.momentum:g} instead of {before.learning_rate:g} and {before.momentum:g} "
+                "(--set learning_rate, momentum)."
+            )
     if expected > left:
         run.reporter.message("Even the shortest schedule will take longer than the time budget.")
     steps = sum(phase.epochs * phase.iterations for phase in phases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,20 +192,14 @@ def _claim_folder(
 
 
 def _phases(trainer: type[MethodTrainer], config: Any, found: RunRecord | None) -> tuple[Phase, ...]:
-    """The method's phases; those of a run to be continued have the lengths that were decided then."""
+    """The method's phases; those of a run to be continued are as they were decided then."""
     phases = trainer.phases(config)
     if found is None:
         return phases
-    lengths = {length.name: length for length in found.phases}
-    return tuple(
-        replace(
-            phase,
-            epochs=lengths[phase.name].epochs,
-            iterations=lengths[phase.name].iterations,
-            val_iterations=lengths[phase.name].val_iterations,
-        )
-        for phase in phases
-    )
+    decided = {
+        length.name: {k: v for k, v in asdict(length).items() if k != "name"} for length in found.phases
+    }
+    return tuple(replace(phase, **decided[phase.name]) for phase in phases)
 
 
 def _base_weights(pretrained: PretrainedFile | None, prefix: str | None) -> BaseWeights | None:
@@ -265,12 +259,7 @@ def _settle_samples_and_schedule(
         val=tuple(request.split.val),
         overrides=run.overrides,
         time_budget_minutes=run.time_budget_minutes,
-        phases=tuple(
-            PhaseLength(
-                name=p.name, epochs=p.epochs, iterations=p.iterations, val_iterations=p.val_iterations
-            )
-            for p in run.phases
-        ),
+        phases=tuple(_decided(phase) for phase in run.phases),
         batch_workers=run.workers,
         weights=_weights_used(run.pretrained),
         cache=cache,
@@ -280,3 +269,8 @@ def _settle_samples_and_schedule(
         versions=versions(),
     )
     write_run(run.folder, record)
+
+
+def _decided(phase: Phase) -> PhaseLength:
+    """What of a phase a continued run must repeat."""
+    return PhaseLength(**{field.name: getattr(phase, field.name) for field in fields(PhaseLength)})

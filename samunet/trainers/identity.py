@@ -22,12 +22,14 @@ UNIMPORTANT = ("forecast", "reasons")
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseLength:
-    """Length of a phase as decided at the start of the run."""
+    """Length of a phase as decided at the start of the run, and the rates that go with it."""
 
     name: str
     epochs: int
     iterations: int
     val_iterations: int
+    learning_rate: float
+    momentum: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from samunet.trainers.base import (
     loss_settings,
 )
 from samunet.trainers.losses import LossSettings
+
+SHORT_STEPS = 2000
+"""Below this many steps nnU-Net's momentum of 0.99, which averages over 100 steps, has hardly got going."""
+SHORT_RATE, SHORT_MOMENTUM = 0.05, 0.9
 
 
 class UNetModule(SegmentationModule):
@@ -80,3 +85,12 @@ class UNetTrainer(MethodTrainer):
             accumulate=config.accumulate,
         )
         return (phase,)
+
+    @classmethod
+    def shortened(cls, config: MethodConfig, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """A few hundred steps with less momentum at a higher rate; what the user set is kept."""
+        assert isinstance(config, UNetConfig)
+        usual = (config.learning_rate, config.momentum) == (UNetConfig.learning_rate, UNetConfig.momentum)
+        if not usual or sum(phase.epochs * phase.iterations for phase in phases) >= SHORT_STEPS:
+            return phases
+        return tuple(replace(p, learning_rate=SHORT_RATE, momentum=SHORT_MOMENTUM) for p in phases)

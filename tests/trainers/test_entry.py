@@ -156,6 +156,33 @@ def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRe
     assert train_fold(replace(long, resume=True), SilentReporter()).status == "finished"
 
 
+@pytest.mark.parametrize("rate", [None, 0.02])
+def test_a_short_unet_trains_with_less_momentum(
+    rate: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the user chose the rate; a continued run keeps what was decided."""
+    monkeypatch.setattr(
+        "samunet.trainers.budget.measure", lambda run, seconds: Timing(train_step=2.0, val_step=1.0)
+    )
+    settings = {"epochs": 300, "iterations": 250, "val_iterations": 1, "batch_size": 2}
+    settings |= {} if rate is None else {"learning_rate": rate}
+    listener = Listener()
+    request = make_request(tmp_path, "2d_unet", settings=settings, time_budget_minutes=0.5)
+    train_fold(request, listener)
+    record = read_run(request.folder)
+    assert record is not None
+    (phase,) = record.phases
+    assert phase.epochs * phase.iterations < 20
+    assert (phase.learning_rate, phase.momentum) == ((0.05, 0.9) if rate is None else (rate, 0.99))
+    assert any("momentum 0.9 instead of 0.01 and 0.99" in text for text in listener.messages) == (
+        rate is None
+    )
+    (request.folder / FINAL).unlink()
+    assert train_fold(replace(request, resume=True), SilentReporter()).status == "finished"
+    last = load_checkpoint(request.folder / FINAL).training["optimizer"]["param_groups"][0]
+    assert last["momentum"] == phase.momentum
+
+
 def test_a_budget_for_a_handful_of_steps_is_called_pointless(
     request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
