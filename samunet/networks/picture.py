@@ -27,6 +27,7 @@ class SliceSettings:
         input_size: side in pixels of the square that the encoder sees.
         patch_size: pixels (height, width) of the slices that the network is made for; others work too.
         num_channels: image channels of one slice; `num_outputs` channels of the logits.
+        exclusive: the outputs are exclusive classes, the first of them the background.
         display_window: per channel, the stored intensities (low, high) that become 0 and 255.
         channel_map: `fixed`, or a trainable 1x1 `stem` that starts as the fixed map.
         slice_context: neighbours on each side that are given too. The network's input then has
@@ -43,6 +44,7 @@ class SliceSettings:
     patch_size: tuple[int, int]
     num_channels: int
     num_outputs: int
+    exclusive: bool = True
     display_window: tuple[tuple[float, float], ...]
     channel_map: Literal["fixed", "stem"] = "fixed"
     slice_context: int = 0

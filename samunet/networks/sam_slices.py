@@ -28,9 +28,11 @@ class SliceHead(nn.Module):
 
     Attributes:
         uses_image: whether `Features.image` is needed.
+        blocks: 0-based encoder blocks whose outputs are needed, ascending; they come before the neck's.
     """
 
     uses_image: bool = False
+    blocks: tuple[int, ...] = ()
 
     def load_decoder(self, prompt_encoder: dict[str, Tensor], mask_decoder: dict[str, Tensor]) -> set[str]:
         """Take over what fits from SAM's prompt encoder and mask decoder.
@@ -87,21 +89,24 @@ class SamSliceNetwork(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if name in self._trained)
 
     def encode(self, slices: Tensor) -> Features:
-        """Slices (B, C, H, W) -> what `decode` needs; levels has the neck's (B, E, S/16, S/16) alone."""
+        """Slices (B, C, H, W) -> what `decode` needs; the neck's (B, E, S/16, S/16) is the last level."""
         without_graph = self.settings.frozen and self.settings.channel_map == "fixed"
         with torch.no_grad() if without_graph else nullcontext():
             picture = self.picture(slices)
-            levels = self.encoder.levels(picture)
+            levels = self.encoder.levels(picture, self.head.blocks)
         image = picture if self.head.uses_image else None
         return Features(levels=levels, output_size=tuple(slices.shape[-2:]), image=image)
 
     def decode(self, features: Features) -> Tensor:
         """Features (of any float type) -> logits (B, K, *features.output_size) float32."""
+        return self.picture.to_slice(self.head(self.as_head_type(features)), features.output_size)
+
+    def as_head_type(self, features: Features) -> Features:
+        """Features in the number type of the head; those from the cache are in half precision."""
         kind = next(self.head.parameters()).dtype
         levels = tuple(level.to(kind) for level in features.levels)
         image = None if features.image is None else features.image.to(kind)
-        logits = self.head(Features(levels=levels, output_size=features.output_size, image=image))
-        return self.picture.to_slice(logits, features.output_size)
+        return Features(levels=levels, output_size=features.output_size, image=image)
 
     def forward(self, slices: Tensor) -> Tensor:
         return self.decode(self.encode(slices))

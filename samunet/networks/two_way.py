@@ -19,12 +19,12 @@ def two_way(transformer: nn.Module, image: Tensor, position: Tensor, tokens: Ten
         transformer: `segment_anything.modeling.TwoWayTransformer`.
         image: (B, N, E), N cells.
         position: (N, E), added wherever the transformer asks the image where things are.
-        tokens: (C, T, E).
+        tokens: (C, T, E) for all images alike, or (B, C, T, E).
 
     Returns:
         tokens (B, C, T, E) and image (B, C, N, E) after the last layer.
     """
-    start = tokens.expand(len(image), *tokens.shape)
+    start = tokens if tokens.ndim == 4 else tokens.expand(len(image), *tokens.shape)
     queries, keys = start, image[:, None]
     for layer in transformer.layers:
         queries, keys = _layer(layer, queries, keys, start, position)

@@ -64,6 +64,7 @@ class HeadSpec:
         config: its settings.
         work: kind of arithmetic of the head, a key of `Budget.gflops`.
         cost: (what it stands on, settings) -> cost of the head.
+        cached_blocks: encoder blocks whose outputs it needs besides the neck's.
     """
 
     method: str
@@ -72,6 +73,7 @@ class HeadSpec:
     config: type[SamHeadConfig]
     work: str
     cost: Callable[[HeadInput, Any], PartCost]
+    cached_blocks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +256,7 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     cache_gb = encode_hours = 0.0
     if is_cached(config):
         stored = context.num_slices * config.views
-        cache_gb = stored * cache_bytes(way.variant, way.input_size) / 1e9
+        cache_gb = stored * cache_bytes(way.variant, way.input_size, spec.cached_blocks) / 1e9
         encode_hours = stored * step_seconds(encode, context.budget) / ENCODE_BATCH / 3600
     fixed = bool({"epochs", "iterations"} & context.settings.keys())
     seconds = step_seconds(train, context.budget)
@@ -280,9 +282,10 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     )
 
 
-def cache_bytes(variant: SamVariant, input_size: int) -> int:
-    """Bytes of one slice's embedding, float16."""
-    return variant.prompt_dim * (input_size // PATCH) ** 2 * BYTES_PER_CACHED_VALUE
+def cache_bytes(variant: SamVariant, input_size: int, blocks: int = 0) -> int:
+    """Bytes of one slice's embedding, float16: the neck's, and the outputs of some blocks."""
+    channels = variant.prompt_dim + blocks * variant.width
+    return channels * (input_size // PATCH) ** 2 * BYTES_PER_CACHED_VALUE
 
 
 def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:

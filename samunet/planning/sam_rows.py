@@ -45,7 +45,7 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
         *option.lacks,
         _standing_reason(context, spec, option),
         _input_reason(context, option),
-        *_encoder_reasons(context, option, beyond),
+        *_encoder_reasons(context, spec, option, beyond),
         length_reason(option.schedule, context.budget.hours, fixed=option.fixed_length),
         *filter(None, [context.mirror_reason]),
     )
@@ -140,7 +140,9 @@ def _obstacle(option: SamOption) -> str:
     return "the hours allowed would cut its schedule too short."
 
 
-def _encoder_reasons(context: PlanningContext, option: SamOption, beyond: SamOption | None) -> list[str]:
+def _encoder_reasons(
+    context: PlanningContext, spec: HeadSpec, option: SamOption, beyond: SamOption | None
+) -> list[str]:
     reasons = []
     if beyond is not None:
         name = f"{beyond.variant.name} at {beyond.input_size} pixels"
@@ -148,7 +150,7 @@ def _encoder_reasons(context: PlanningContext, option: SamOption, beyond: SamOpt
     elif option.input_size == INPUT_SIZES[-1] and context.encoder is None:
         reasons.append(f"{option.variant.name} at {option.input_size} pixels is the largest choice at hand.")
     if option.cached:
-        megabytes = cache_bytes(option.variant, option.input_size) / 1e6
+        megabytes = cache_bytes(option.variant, option.input_size, spec.cached_blocks) / 1e6
         reasons.append(
             f"The frozen encoder runs once: {context.num_slices} slices x {option.config.views} views x "
             f"{megabytes:.2g} MB = {option.forecast.cache_gb:.1f} GB of cache."

@@ -42,6 +42,7 @@ class CacheIdentity:
         patch_size: (h, w) of the slices or tiles; slice_context neighbours on each side.
         channel_map / paper_compat: how image channels become SAM's picture.
         with_image: whether the picture is stored too, for heads that look at it.
+        blocks: encoder blocks whose outputs are stored besides the neck's.
         display_window: intensities shown as 0 and 255 per channel.
         augmentation: settings of the augmented views, plain data; `seed` of their draws.
         items_per_case: most slices or tiles kept of a case; None keeps all.
@@ -56,6 +57,7 @@ class CacheIdentity:
     channel_map: str
     paper_compat: bool
     with_image: bool
+    blocks: tuple[int, ...] = ()
     display_window: tuple[tuple[float, float], ...]
     augmentation: dict[str, Any]
     seed: int

@@ -63,6 +63,9 @@ class BatchStream:
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker if workers else None,
+            # Else the loader takes a number from the global generator, and a continued training, which makes
+            # one more loader, would draw other numbers than an uninterrupted one.
+            generator=torch.Generator(),
         )
         self._batches: Any = iter(loader)
 

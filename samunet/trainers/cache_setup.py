@@ -113,6 +113,7 @@ class _Setup:
             channel_map=self.config.channel_map,
             paper_compat=self.config.paper_compat,
             with_image=self.network.head.uses_image,
+            blocks=self.network.head.blocks,
             display_window=plan.data_of(configuration).display_window,
             augmentation=to_data(augmentation),
             seed=CACHE_SEED,

@@ -54,6 +54,13 @@ def _prepare(num_outputs: int, target: Tensor, settings: LossSettings) -> _Prepa
     return _Prepared(torch.zeros(shape, device=target.device).scatter_(1, indices, 1.0), mask)
 
 
+def foreground_maps(outputs: int, target: Tensor, settings: LossSettings) -> Tensor:
+    """Target -> maps (B, K, *S), 0 or 1, of K foreground classes or regions; ignored voxels are in none."""
+    if settings.regions:
+        return _prepare(outputs, target, settings).maps
+    return _prepare(outputs + 1, target, settings).maps[:, 1:]
+
+
 class SegmentationLoss(nn.Module):
     """Dice + CE, or Dice + BCE for regions; both with weight 1, so that the sum goes to about -1 (nnU-Net).
 

@@ -138,6 +138,7 @@ def _slice_settings(plan: Plan, configuration: Configuration, config: SamHeadCon
         patch_size=(height, width),
         num_channels=len(plan.channel_names),
         num_outputs=plan.labels.num_outputs,
+        exclusive=not plan.labels.has_regions,
         display_window=plan.data_of(configuration).display_window,
         channel_map=config.channel_map,
         slice_context=config.slice_context,

@@ -13,6 +13,7 @@ from samunet.planning.methods import MethodConfig
 from samunet.planning.methods.adapter3d import AdapterConfig
 from samunet.planning.methods.autosam import AutoSamConfig
 from samunet.planning.methods.cnn import CnnConfig
+from samunet.planning.methods.desam import DesamConfig
 from samunet.planning.methods.linear import LinearConfig
 from samunet.planning.methods.unet import UNetConfig
 from samunet.planning.sam_config import SamHeadConfig
@@ -25,6 +26,7 @@ SECTIONS = {
     LinearConfig: "`2d_linear`",
     CnnConfig: "`2d_cnn`",
     AutoSamConfig: "`2d_autosam`",
+    DesamConfig: "`2d_desam`",
     AdapterConfig: "`3d_adapter`",
     UNetConfig: "`2d_unet`, `3d_unet`",
 }

@@ -1,0 +1,246 @@
+"""`2d_desam`: SAM's decoder split into a prompt-relevant IoU module and a prompt-decoupled mask module.
+
+DeSAM, Gao et al., arXiv 2306.00499 (MICCAI 2024). A poor prompt cannot spoil the mask, which it hardly
+reaches; it only lowers the predicted IoU. At prediction a grid of points is asked, and each class takes the
+masks of the best ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from samunet.networks.desam_masks import DecoupledMasks
+from samunet.networks.features import Features
+from samunet.networks.picture import SliceSettings
+from samunet.networks.sam.package import modeling
+from samunet.networks.sam.variants import SamVariant, get_variant
+from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
+from samunet.networks.two_way import two_way
+
+Mode = Literal["grid_points", "whole_box"]
+IOU_OUTPUTS = 4
+"""SAM's IoU head judges four masks; a class each takes one of them, more classes get more."""
+MASK_TOKENS = 4
+DEPTHS = 3
+POSITIVE, CORNERS = 1, (2, 3)
+"""Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesamSettings:
+    """What the head is built from.
+
+    Attributes:
+        variant: sizes of encoder and decoder.
+        outputs: foreground classes or regions K.
+        background: the logits get a background channel of zeros in front (exclusive classes), so that two
+            classes are the paper's single sigmoid.
+        input_size: side in pixels of the encoder's square.
+        mode: points of a grid, or one box around everything.
+        grid_side: points along a side of the grid at prediction.
+        top_prompts: masks that each class averages, weighted by predicted IoU; 1 takes the best.
+        chunk: prompts decoded at once.
+        iou_head / fusion: the paper's ablation; without both no prompt takes part.
+    """
+
+    variant: SamVariant
+    outputs: int
+    background: bool
+    input_size: int
+    mode: Mode = "grid_points"
+    grid_side: int = 9
+    top_prompts: int = 1
+    chunk: int = 9
+    iou_head: bool = True
+    fusion: bool = True
+
+    @property
+    def prompted(self) -> bool:
+        """Whether prompts take part at all."""
+        return self.fusion or (self.iou_head and self.mode == "grid_points")
+
+
+def depth_blocks(depth: int) -> tuple[int, ...]:
+    """0-based blocks whose outputs are the context, shallow to deep: SAM's global ones but the last (2, 5, 8
+    of 12).
+
+    Encoders of a few blocks give the same depth twice.
+    """
+    return tuple(math.ceil(depth * (index + 1) / (DEPTHS + 1)) - 1 for index in range(DEPTHS))
+
+
+class FrozenPrompts(nn.Module):
+    """Point and box embeddings of SAM's prompt encoder, under its parameter names; never trained."""
+
+    def __init__(self, width: int, input_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.pe_layer = modeling.prompt_encoder.PositionEmbeddingRandom(width // 2)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, width)
+        self.no_mask_embed = nn.Embedding(1, width)
+        self.requires_grad_(False)
+
+    def points(self, points_xy: Tensor) -> Tensor:
+        """Points (..., 2), input pixels x, y -> tokens (..., 2, E): the point, always positive, and SAM's
+        padding."""
+        placed = self._place(points_xy[..., None, :])[..., 0, :] + self.point_embeddings[POSITIVE].weight[0]
+        return torch.stack([placed, self.not_a_point_embed.weight[0].expand_as(placed)], dim=-2)
+
+    def box(self, box_xyxy: Tensor) -> Tensor:
+        """Boxes (..., 4), input pixels -> tokens (..., 2, E) of the two corners."""
+        corners = self._place(box_xyxy.unflatten(-1, (2, 2)))
+        return corners + torch.cat([self.point_embeddings[index].weight for index in CORNERS])
+
+    def _place(self, points_xy: Tensor) -> Tensor:
+        size = (self.input_size, self.input_size)
+        flat = points_xy.reshape(1, -1, 2) + 0.5
+        return self.pe_layer.forward_with_coords(flat, size).reshape(*points_xy.shape[:-1], -1)
+
+
+class DesamHead(SliceHead):
+    """DeSAM's decoder; `forward` predicts, `prompted` decodes the prompts that training draws."""
+
+    def __init__(self, settings: DesamSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        variant, width = settings.variant, settings.variant.prompt_dim
+        chosen = depth_blocks(variant.depth)
+        self.blocks = tuple(sorted(set(chosen)))
+        self._order = [self.blocks.index(block) for block in chosen]
+        self.masks = DecoupledMasks(variant.width, width, settings.outputs, fused=settings.fusion)
+        self.prompts: FrozenPrompts | None = None
+        if settings.prompted:
+            self.prompts = FrozenPrompts(width, settings.input_size)
+            decoder = modeling.MaskDecoder(
+                num_multimask_outputs=MASK_TOKENS - 1,
+                transformer=modeling.TwoWayTransformer(2, width, variant.decoder_heads, variant.decoder_mlp),
+                transformer_dim=width,
+            )
+            self.transformer = decoder.transformer
+            self.iou_token, self.mask_tokens = decoder.iou_token, decoder.mask_tokens
+            self.iou_prediction_head = decoder.iou_prediction_head
+            last = self.iou_prediction_head.layers[-1]
+            if settings.outputs > IOU_OUTPUTS:
+                self.iou_prediction_head.layers[-1] = nn.Linear(last.in_features, settings.outputs)
+            if not self.judged:
+                self._freeze_judgement()
+
+    @property
+    def judged(self) -> bool:
+        """Whether a predicted IoU tells good prompts from bad ones."""
+        return self.settings.iou_head and self.settings.mode == "grid_points"
+
+    def _freeze_judgement(self) -> None:
+        """What only the IoU depends on is not trained where no IoU is learnt (the paper's whole-box mode)."""
+        for part in (
+            self.iou_prediction_head,
+            self.transformer.final_attn_token_to_image,
+            self.transformer.norm_final_attn,
+        ):
+            part.requires_grad_(False)
+
+    def context(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """The prompt-independent part, once a slice."""
+        return self.masks.context([features.levels[index] for index in self._order])
+
+    def prompted(
+        self, context: tuple[Tensor, Tensor, Tensor], features: Features, tokens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Decode P prompts on each of B slices.
+
+        Args:
+            context: of the slices.
+            features: of the slices; the neck's map is the last level.
+            tokens: (P, T, E) for all slices alike, or (B, P, T, E); None without prompts.
+
+        Returns:
+            logits (B, P, K, 4h, 4w), and predicted IoU (B, P, K) or None.
+        """
+        if tokens is None:
+            return self.masks(context, None)[:, None], None
+        assert self.prompts is not None
+        neck = features.levels[-1]
+        height, width = neck.shape[-2:]
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        queries = torch.cat([own.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
+        image = (neck + self.prompts.no_mask_embed.weight[:, :, None, None]).flatten(2).transpose(1, 2)
+        position = self.prompts.pe_layer((height, width)).flatten(1).T.to(image.dtype)
+        queries, keys = two_way(self.transformer, image, position, queries)
+        iou = embedding = None
+        if self.judged:
+            iou = self.iou_prediction_head(queries[:, :, 0])[..., : self.settings.outputs]
+        if self.settings.fusion:
+            embedding = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
+        logits = self.masks(context, embedding).unflatten(0, (len(neck), -1))
+        return logits.expand(-1, keys.shape[1], -1, -1, -1), iou
+
+    def forward(self, features: Features) -> Tensor:
+        context = self.context(features)
+        if not self.settings.fusion:  # no prompt reaches the masks
+            return self.with_background(self.masks(context, None))
+        if not self.judged:
+            return self.with_background(self.prompted(context, features, self._box_tokens())[0][:, 0])
+        tokens = self.prompts.points(self.grid_xy(features.levels[-1].device))
+        found = [self.prompted(context, features, part) for part in tokens.split(self.settings.chunk)]
+        logits = torch.cat([part for part, _ in found], dim=1)
+        iou = torch.cat([part for _, part in found if part is not None], dim=1)
+        return self.with_background(self._best(logits, iou))
+
+    def _best(self, logits: Tensor, iou: Tensor) -> Tensor:
+        """Per class the mean of the best prompts' logits, weighted by predicted IoU: (B, K, 4h, 4w)."""
+        count = min(self.settings.top_prompts, iou.shape[1])
+        weights, chosen = iou.topk(count, dim=1)
+        weights = weights.clamp_min(1e-6) / weights.clamp_min(1e-6).sum(1, keepdim=True)
+        index = chosen[..., None, None].expand(-1, -1, -1, *logits.shape[-2:])
+        return (logits.gather(1, index) * weights[..., None, None]).sum(1)
+
+    def with_background(self, logits: Tensor) -> Tensor:
+        """A channel of zeros in front of (B, K, ...) logits, where there is a background class."""
+        if not self.settings.background:
+            return logits
+        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+
+    def grid_xy(self, device: torch.device) -> Tensor:
+        """Points (grid_side ** 2, 2) in the middle of equal cells of the square, input pixels."""
+        side = self.settings.grid_side
+        places = (torch.arange(side, device=device) + 0.5) * self.settings.input_size / side - 0.5
+        rows, columns = torch.meshgrid(places, places, indexing="ij")
+        return torch.stack([columns, rows], dim=-1).reshape(-1, 2)
+
+    def _box_tokens(self) -> Tensor:
+        """Tokens (1, 2, E) of one box around the whole square."""
+        assert self.prompts is not None
+        size = float(self.settings.input_size)
+        box = torch.tensor([[0.0, 0.0, size, size]], device=self.iou_token.weight.device)
+        return self.prompts.box(box)
+
+    def training_tokens(self, points_xy: Tensor | None) -> Tensor | None:
+        """Tokens (B, 1, 2, E) of one point a slice, (1, 2, E) of the box, or None without prompts."""
+        if self.prompts is None:
+            return None
+        if self.settings.mode == "whole_box" or points_xy is None:
+            return self._box_tokens()
+        return self.prompts.points(points_xy[:, None])
+
+    def load_decoder(self, prompt_encoder: dict[str, Tensor], mask_decoder: dict[str, Tensor]) -> set[str]:
+        """Start the prompt-relevant module and the prompt embeddings from SAM's."""
+        if self.prompts is None:
+            return set()
+        offered = {f"prompts.{key}": (f"prompt_encoder.{key}", v) for key, v in prompt_encoder.items()}
+        offered |= {key: (f"mask_decoder.{key}", v) for key, v in mask_decoder.items()}
+        own = self.state_dict()
+        taken = {k: (name, v) for k, (name, v) in offered.items() if k in own and own[k].shape == v.shape}
+        self.load_state_dict({key: value for key, (_, value) in taken.items()}, strict=False)
+        return {name for name, _ in taken.values()}
+
+
+def build_desam(settings: SliceSettings, head: DesamSettings) -> SamSliceNetwork:
+    """`2d_desam`: (B, C, H, W) -> (B, K, H, W)."""
+    assert head.variant == get_variant(settings.variant)
+    return SamSliceNetwork(settings, DesamHead(head))

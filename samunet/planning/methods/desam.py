@@ -1,0 +1,68 @@
+"""`2d_desam`: decoupled decoder of SAM, for data from sites never seen (DeSAM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.desam_costs import DEPTHS, desam_head_cost
+from samunet.planning.head_costs import HeadInput
+from samunet.planning.methods import Method, register
+from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_costs import PartCost
+from samunet.planning.sam_rows import HeadSpec, sam_row
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesamConfig(SamHeadConfig):
+    """Settings of `2d_desam` (DeSAM, arXiv 2306.00499)."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW (the paper's, for Adam)."""
+    mode: Literal["grid_points", "whole_box"] = "grid_points"
+    """Prompts: points in or off the object (at prediction those of a grid), or one box around everything."""
+    grid_side: int = 9
+    """Points along a side of the grid at prediction."""
+    top_prompts: int = 1
+    """Masks that each class averages, weighted by predicted IoU; 1 takes the best."""
+    iou_weight: float = 10.0
+    """Weight of the squared error of the predicted IoU beside Dice and cross entropy."""
+    iou_head: bool = True
+    """Learn how good a prompt is (the paper's ablation switches it off)."""
+    fusion: bool = True
+    """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
+
+
+def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:
+    """Cost of the head."""
+    return desam_head_cost(place, prompted=config.fusion or config.iou_head, fused=config.fusion)
+
+
+def row(context: PlanningContext) -> Candidate:
+    """Plan `2d_desam`."""
+    spec = HeadSpec(
+        method="2d_desam",
+        prior=0.5,
+        evidence="DeSAM's study trains on one site and tests on five others (79.0 mean Dice against 48.8 of "
+        "nnU-Net); few labelled volumes were not its question",
+        config=DesamConfig,
+        work="conv2d",
+        cost=head_cost,
+        cached_blocks=DEPTHS,
+    )
+    return sam_row(context, spec)
+
+
+register(
+    Method(
+        name="2d_desam",
+        dimension=2,
+        summary="SAM encoder with a decoder whose masks hardly depend on the prompt",
+        source="DeSAM, arXiv 2306.00499",
+        config=DesamConfig,
+        uses_encoder=True,
+        row=row,
+        trainer="samunet.trainers.desam:DesamTrainer",
+    )
+)

@@ -1,0 +1,157 @@
+"""DeSAM's decoder against SAM's modules, the paper's sizes, and what prompts may change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samunet.networks.desam import DesamHead, DesamSettings, FrozenPrompts, depth_blocks
+from samunet.networks.features import Features
+from samunet.networks.sam.package import modeling
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.two_way import two_way
+from samunet.planning.desam_costs import desam_head_cost
+from samunet.planning.head_costs import HeadInput
+
+MICRO = get_variant("vit_micro")
+UNUSED_DEEP_SUPERVISION = 128
+"""A 1 x 1 convolution that the public code builds and never uses; ours does not have it."""
+
+
+def head(**changes) -> DesamHead:
+    torch.manual_seed(0)
+    settings = {"variant": MICRO, "outputs": 1, "background": True, "input_size": 64, **changes}
+    return DesamHead(DesamSettings(**settings)).eval()
+
+
+def features(of: DesamHead, batch: int = 2) -> Features:
+    torch.manual_seed(1)
+    depths = tuple(torch.randn(batch, MICRO.width, 4, 4) for _ in of.blocks)
+    neck = torch.randn(batch, MICRO.prompt_dim, 4, 4)
+    return Features(levels=(*depths, neck), output_size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("variant", "live", "masks"),
+    [("vit_b", 10_888_260, 7_463_104), ("vit_l", 12_035_140, 8_609_984), ("vit_h", 13_182_020, 9_756_864)],
+)
+def test_parameters_of_the_paper(variant, live, masks):
+    with torch.device("meta"):
+        built = DesamHead(
+            DesamSettings(variant=get_variant(variant), outputs=1, background=True, input_size=1024)
+        )
+    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert trained == live - UNUSED_DEEP_SUPERVISION
+    assert sum(p.numel() for p in built.masks.parameters()) == masks - UNUSED_DEEP_SUPERVISION
+
+
+@pytest.mark.parametrize(("variant", "context"), [("vit_b", 57.5), ("vit_h", 76.3)])
+def test_arithmetic_of_the_shared_part(variant, context):
+    """GFLOP at 1024 pixels that 81 points share instead of computing them 81 times."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = get_variant(variant)
+    with torch.device("meta"):
+        built = DesamHead(DesamSettings(variant=sizes, outputs=1, background=True, input_size=1024))
+        depths = tuple(torch.zeros(1, sizes.width, 64, 64) for _ in built.blocks)
+        neck = torch.zeros(1, 256, 64, 64)
+    given = Features(levels=(*depths, neck), output_size=(1024, 1024))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shared = built.context(given)
+        own = counter.get_total_flops()
+        built.prompted(shared, given, torch.zeros(1, 2, 256, device="meta"))
+    assert own / 1e9 == pytest.approx(context, rel=0.01)
+    place = HeadInput(variant=sizes, input_size=1024, patch_size=(1024, 1024), num_outputs=2, detail=False)
+    cost = desam_head_cost(place, prompted=True, fused=True)
+    assert 2 * cost.multiply_adds == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert cost.parameters == sum(p.numel() for p in built.parameters())
+
+
+def test_depths_are_sams_global_blocks_but_the_last():
+    for name in ("vit_b", "vit_l", "vit_h"):
+        variant = get_variant(name)
+        assert depth_blocks(variant.depth) == variant.global_blocks[:-1]
+    assert depth_blocks(7) == (1, 3, 5)
+
+
+def test_prompts_are_sams():
+    torch.manual_seed(0)
+    package = modeling.PromptEncoder(32, (4, 4), (64, 64), 16)
+    ours = FrozenPrompts(32, 64)
+    ours.load_state_dict(package.state_dict(), strict=False)
+    points = torch.tensor([[3.0, 40.0], [60.5, 1.0]])
+    expected, _ = package(points=(points[:, None], torch.ones(2, 1)), boxes=None, masks=None)
+    assert torch.allclose(ours.points(points), expected, atol=1e-6)
+    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
+    expected, _ = package(points=None, boxes=boxes, masks=None)
+    assert torch.allclose(ours.box(boxes), expected, atol=1e-6)
+
+
+def test_transformer_is_the_packages_for_prompts_of_each_image():
+    torch.manual_seed(0)
+    transformer = modeling.TwoWayTransformer(2, 32, 2, 64).eval()
+    image, position = torch.randn(2, 16, 32), torch.randn(16, 32)
+    tokens = torch.randn(2, 3, 5, 32)
+    with torch.no_grad():
+        queries, keys = two_way(transformer, image, position, tokens)
+        for prompt in range(3):
+            picture = image.transpose(1, 2).unflatten(2, (4, 4))
+            place = position.T.unflatten(1, (4, 4)).expand(2, -1, -1, -1)
+            expected_queries, expected_keys = transformer(picture, place, tokens[:, prompt])
+            assert torch.allclose(queries[:, prompt], expected_queries, atol=1e-5)
+            assert torch.allclose(keys[:, prompt], expected_keys, atol=1e-5)
+
+
+def test_two_classes_are_the_papers_sigmoid():
+    built = head()
+    with torch.no_grad():
+        logits = built(features(built))
+    assert logits.shape == (2, 2, 16, 16)
+    assert torch.allclose(logits.softmax(1)[:, 1], logits[:, 1].sigmoid(), atol=1e-6)
+
+
+def test_each_class_takes_the_prompt_with_the_best_iou():
+    built = head(outputs=2, grid_side=2)
+    logits = torch.arange(8.0).reshape(1, 4, 2, 1, 1)
+    iou = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.3], [0.0, 0.0]]])
+    assert built._best(logits, iou).flatten().tolist() == [2.0, 1.0]
+    both = head(outputs=2, grid_side=2, top_prompts=2)
+    expected = (0.8 * 2 + 0.3 * 4) / 1.1
+    assert both._best(logits, iou)[0, 0, 0, 0].item() == pytest.approx(expected)
+
+
+def test_context_is_computed_once_and_chunks_do_not_matter(monkeypatch):
+    built = head(grid_side=3, chunk=4)
+    calls = []
+    original = built.masks.context
+    monkeypatch.setattr(built.masks, "context", lambda depths: calls.append(1) or original(depths))
+    given = features(built)
+    whole = head(grid_side=3, chunk=9)
+    whole.load_state_dict(built.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(built(given), whole(given), atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompted"),
+    [({"fusion": False, "iou_head": False}, False), ({"fusion": False}, True), ({"mode": "whole_box"}, True)],
+)
+def test_ablations_have_no_dead_parameters(changes, prompted):
+    built = head(**changes).train()
+    assert (built.prompts is not None) == prompted
+    given = features(built)
+    points = torch.tensor([[5.0, 7.0], [40.0, 30.0]]) if built.judged else None
+    logits, iou = built.prompted(built.context(given), given, built.training_tokens(points))
+    assert (iou is not None) == built.judged
+    (logits.square().mean() + (0 if iou is None else iou.square().mean())).backward()
+    assert not [n for n, p in built.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_the_grid_covers_the_square():
+    built = head(grid_side=3)
+    grid = built.grid_xy(torch.device("cpu"))
+    assert grid.shape == (9, 2)
+    assert torch.allclose(grid.mean(0), torch.full((2,), 31.5))
+    assert grid[1, 0] > grid[0, 0]
+    assert grid[1, 1] == grid[0, 1]

@@ -1,0 +1,69 @@
+"""What `2d_desam` is trained with: points, IoU targets, and masks that do not depend on the point."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, make_plan
+
+from samunet.trainers import get_trainer
+from samunet.trainers.desam import _draw_pixel
+
+METHOD = "2d_desam"
+SIZE = 64
+
+
+def module_of(labels=CLASSES, **settings):
+    configuration = make_configuration(METHOD, settings=settings)
+    plan, trainer = make_plan(configuration, labels), get_trainer(METHOD)
+    torch.manual_seed(0)
+    return trainer.build_training(trainer.build_network(plan, configuration), plan, configuration)
+
+
+def quadrant_target():
+    """Class 1 in the upper left quarter, class 2 in the lower right one."""
+    target = torch.zeros(4, 1, *PATCH_2D, dtype=torch.int16)
+    target[:, :, :8, :8], target[:, :, 8:, 8:] = 1, 2
+    return target
+
+
+def test_points_lie_where_their_classes_say():
+    """x and y in pixels of the encoder's square; about half of the points are on an object."""
+    module = module_of()
+    torch.manual_seed(0)
+    inside = 0
+    for _ in range(50):
+        points, classes = module._draw(quadrant_target(), 2, module.network)
+        cells = ((points + 0.5) * PATCH_2D[0] / SIZE).long()
+        for (x, y), found in zip(cells.tolist(), classes):
+            expected = [float(x < 8 and y < 8), float(x >= 8 and y >= 8)]
+            assert found.tolist() == expected
+            inside += any(expected)
+    assert 70 < inside < 130  # 200 fair draws: four standard deviations
+
+
+def test_a_slice_without_objects_gives_a_point_outside():
+    assert _draw_pixel(torch.zeros(2, 3, 3)).shape == (2,)
+    full = torch.ones(1, 3, 3)
+    assert _draw_pixel(full).shape == (2,)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "whole_box"}, {"iou_head": False}, {"fusion": False}])
+@pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
+def test_modes_and_ablations_train(settings, labels):
+    module = module_of(labels, **settings).train()
+    batch = {"image": torch.randn(4, CHANNELS, *PATCH_2D), "target": quadrant_target()}
+    if labels is REGIONS:
+        first = quadrant_target()
+        batch["target"] = torch.cat([first > 0, first == 2, first < 0], dim=1)
+    losses = module(batch)
+    assert torch.isfinite(losses["loss"])
+    assert ("iou" in losses) == (settings in ({}, {"fusion": False}))
+    losses["loss"].backward()
+
+
+def test_the_iou_weighs_ten():
+    module = module_of(iou_weight=10.0).eval()
+    batch = {"image": torch.randn(4, CHANNELS, *PATCH_2D), "target": quadrant_target()}
+    losses = module(batch)
+    assert losses["loss"].item() == pytest.approx((losses["dice"] + losses["ce"] + 10 * losses["iou"]).item())
