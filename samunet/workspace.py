@@ -140,7 +140,8 @@ class Workspace:
 
     def splits_file(self, dataset: str, scheme: str = "kfold") -> Path:
         """The default scheme has nnU-Net's file name, so that a user's own file is honoured."""
-        name = "splits_final.json" if scheme == "kfold" else f"splits_{scheme}.json"
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", scheme)
+        name = "splits_final.json" if scheme == "kfold" else f"splits_{plain}.json"
         return self.preprocessed_folder(dataset) / name
 
     def case_folder(self, dataset: str, plans: str, data_name: str) -> Path:

@@ -88,8 +88,9 @@ def _add_run(parser: CommandParser) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that does not match")
     group.add_argument(
         "--splits",
-        choices=("kfold", "group_kfold", "leave_one_group_out"),
-        help="how to split when there is no split yet (default kfold: nnU-Net's five folds)",
+        metavar="SCHEME",
+        help="how to split: kfold (default: nnU-Net's five folds), group_kfold, leave_one_group_out, "
+        "single_source (train on one group, validate on the others) or single_source:GROUP",
     )
 
 

@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 SEED = 12345
 NUM_FOLDS = 5
-SCHEMES = ("kfold", "group_kfold", "leave_one_group_out")
+SINGLE_SOURCE = "single_source"
+SCHEMES = ("kfold", "group_kfold", "leave_one_group_out", SINGLE_SOURCE)
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,25 @@ def make_splits(
         case_names: all training cases.
         groups: case name -> group, needed by the two group schemes.
         scheme: `kfold` are nnU-Net's five folds (below five cases: leave one out), `group_kfold` up to five
-            folds that keep groups together, `leave_one_group_out` one fold per group.
+            folds that keep groups together, `leave_one_group_out` one fold per group; `single_source` one
+            fold per group that trains on it and validates on all others, `single_source:NAME` that one alone.
 
     Returns:
         The folds; none at all for a single case, which can only be trained as fold `all`.
 
     Raises:
-        SamunetError: unknown scheme, cases without a group, or fewer than two groups.
+        SamunetError: unknown scheme, cases without a group, fewer than two groups, or a source that is no
+            group or has a single case.
     """
     names = sorted(case_names)
-    if scheme not in SCHEMES:
+    kind, _, source = scheme.partition(":")
+    if kind not in SCHEMES or (source and kind != SINGLE_SOURCE):
         raise unknown_name("split scheme", scheme, SCHEMES)
-    if scheme != "kfold":
+    if kind == SINGLE_SOURCE:
+        members = _members(names, groups or {}, scheme)
+        sources = _sources(members, source)
+        folds = [[name for name in names if name not in set(members[group])] for group in sources]
+    elif scheme != "kfold":
         members = _members(names, groups or {}, scheme)
         if scheme == "leave_one_group_out":
             folds = [members[group] for group in sorted(members)]
@@ -176,6 +184,20 @@ def _balanced_folds(members: Mapping[str, list[str]]) -> list[list[str]]:
     for group in sorted(order, key=lambda name: -len(members[name])):
         min(folds, key=len).extend(members[group])
     return folds
+
+
+def _sources(members: Mapping[str, list[str]], wanted: str) -> list[str]:
+    """The groups that are trained on, one a fold: the one asked for, or all."""
+    if wanted and wanted not in members:
+        raise unknown_name("group", wanted, sorted(members))
+    sources = [wanted] if wanted else sorted(members)
+    alone = [group for group in sources if len(members[group]) < 2]
+    if alone:
+        raise SamunetError(
+            f"Training on a single group needs two cases of it or more; {', '.join(alone)} has one. "
+            "Leave it out of the training by --splits leave_one_group_out, or name another source."
+        )
+    return sources
 
 
 def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:

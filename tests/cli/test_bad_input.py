@@ -214,9 +214,15 @@ def test_a_finished_run_is_not_replaced(workspace: Path, refused) -> None:
     assert [file.read_bytes() for file in files] == before
 
 
-def test_group_split_without_groups(workspace: Path, refused) -> None:
-    words = ("901", "2d", "1", "--splits", "leave_one_group_out", *SHORT)
+@pytest.mark.parametrize("scheme", ["leave_one_group_out", "single_source:A"])
+def test_group_split_without_groups(scheme: str, workspace: Path, refused) -> None:
+    words = ("901", "2d", "1", "--splits", scheme, *SHORT)
     assert "groups.csv" in refused(train.main, workspace, *words)
+
+
+def test_unknown_split_scheme(workspace: Path, refused) -> None:
+    told = refused(train.main, workspace, "901", "2d", "1", "--splits", "leave_one_out", *SHORT)
+    assert "leave_one_group_out" in told
 
 
 @pytest.fixture

@@ -72,6 +72,25 @@ def test_group_splits_need_groups() -> None:
         make_splits(NAMES, None, "k_fold")
 
 
+def test_single_source_trains_on_one_group() -> None:
+    groups = {name: "abc"[i % 3] for i, name in enumerate(NAMES)}
+    folds = make_splits(NAMES, groups, "single_source")
+    assert [{groups[n] for n in split.train} for split in folds] == [{"a"}, {"b"}, {"c"}]
+    for split in folds:
+        assert sorted(split.train + split.val) == sorted(NAMES)
+    assert make_splits(NAMES, groups, "single_source:b") == folds[1:2]
+
+
+def test_sources_that_cannot_be_trained_on() -> None:
+    groups = {name: "many" for name in NAMES} | {NAMES[0]: "lonely"}
+    with pytest.raises(SamunetError, match="lonely has one"):
+        make_splits(NAMES, groups, "single_source:lonely")
+    with pytest.raises(SamunetError, match=r"many_\b.*many"):
+        make_splits(NAMES, groups, "single_source:many_")
+    with pytest.raises(SamunetError, match="split scheme"):
+        make_splits(NAMES, groups, "group_kfold:many")
+
+
 def test_written_once_and_read_again(tmp_path: Path) -> None:
     file = tmp_path / "splits_final.json"
     made = load_or_create_splits(file, NAMES)
