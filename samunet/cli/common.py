@@ -242,7 +242,10 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None}
+    # "none" is a value of some settings (augmentation, encoder_weights); nothing at all is null or None.
+    if text == "None":
+        return None
+    words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
     try:

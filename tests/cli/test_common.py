@@ -102,6 +102,12 @@ def test_settings_are_json_where_they_can_be() -> None:
     assert parse_settings(pairs) == expected
 
 
+def test_none_is_a_word_and_null_is_nothing() -> None:
+    """`augmentation=none` names a preset."""
+    found = parse_settings(["augmentation=none", "head_width=null", "num_depth=None"])
+    assert found == {"augmentation": "none", "head_width": None, "num_depth": None}
+
+
 @pytest.mark.parametrize("pairs", [["a"], ["=1"], ["a=1", "a=2"]])
 def test_bad_settings_are_refused(pairs: list[str]) -> None:
     with pytest.raises(SamunetError):
