@@ -19,8 +19,8 @@ SWIN_DEPTH = 2
 SWIN_HEADS = (3, 6, 12, 24)
 SWIN_WINDOW = 7
 SWIN_MLP = 4
-SCORE_COPIES = 3
-"""Copies of the attention scores that the backward pass needs: raw with position bias, softmax, dropout."""
+PASSING_SCORES = 3
+"""Copies of a block's attention scores that exist for a moment: raw, with the position bias, gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class StudentCost:
         parameters: of the network.
         convolutions / transformer: multiply-adds of one forward pass by kind of work.
         values: outputs of convolutions; `token_values` tensors kept by transformer blocks.
+        passing_values: largest set of values that a transformer block holds for a moment.
     """
 
     parameters: int
@@ -38,6 +39,7 @@ class StudentCost:
     transformer: int = 0
     values: int = 0
     token_values: int = 0
+    passing_values: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,22 @@ def swin_unetr_cost(
     layers = list(_swin_convolutions(feature_size, patch_size, num_inputs, num_outputs))
     parameters = sum(layer.parameters for layer in layers)
     values = sum(layer.voxels * layer.channels_out for layer in layers)
-    transformer = token_values = 0
+    transformer = token_values = passing = 0
     for level, heads in enumerate(SWIN_HEADS):
         width = feature_size * 2**level
         size = [n // 2 ** (level + 1) for n in patch_size]
         parameters += SWIN_DEPTH * _block_parameters(width, heads) + 16 * width**2 + 16 * width
-        arithmetic, kept = _block_work(width, heads, size)
-        transformer += SWIN_DEPTH * arithmetic + math.prod(size) * 2 * width**2
-        token_values += SWIN_DEPTH * kept + math.prod(size) * width
+        work = _block_work(width, heads, size)
+        transformer += SWIN_DEPTH * work.multiply_adds + math.prod(size) * 2 * width**2
+        token_values += SWIN_DEPTH * (work.kept + work.scores) + math.prod(size) * width
+        passing = max(passing, PASSING_SCORES * work.scores)
     return StudentCost(
         parameters=parameters,
         convolutions=sum(layer.multiply_adds for layer in layers),
         transformer=transformer,
         values=values,
         token_values=token_values,
+        passing_values=passing,
     )
 
 
@@ -143,14 +147,25 @@ def _block_parameters(width: int, heads: int) -> int:
     return 4 * width + attention + 2 * SWIN_MLP * width**2 + (SWIN_MLP + 1) * width
 
 
-def _block_work(width: int, heads: int, size: Sequence[int]) -> tuple[int, int]:
-    """Multiply-adds and kept values of a block on a token grid, padded to whole windows."""
+@dataclass(frozen=True)
+class _BlockWork:
+    """Of a transformer block: multiply-adds, values kept besides the attention scores, and the scores."""
+
+    multiply_adds: int
+    kept: int
+    scores: int
+
+
+def _block_work(width: int, heads: int, size: Sequence[int]) -> _BlockWork:
+    """Work of a block on a token grid, padded to whole windows."""
     window = [min(SWIN_WINDOW, n) for n in size]
     padded = math.prod(math.ceil(n / w) * w for n, w in zip(size, window))
     tokens, within = math.prod(size), math.prod(window)
-    arithmetic = padded * (4 * width**2 + 2 * within * width) + tokens * 2 * SWIN_MLP * width**2
-    kept = padded * (5 * width + SCORE_COPIES * heads * within) + tokens * (5 + 2 * SWIN_MLP) * width
-    return arithmetic, kept
+    return _BlockWork(
+        multiply_adds=padded * (4 * width**2 + 2 * within * width) + tokens * 2 * SWIN_MLP * width**2,
+        kept=padded * 5 * width + tokens * (5 + 2 * SWIN_MLP) * width,
+        scores=padded * heads * within,
+    )
 
 
 def fitting_swin_patch(patch_size: Sequence[int]) -> tuple[int, ...]:

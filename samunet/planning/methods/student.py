@@ -149,6 +149,7 @@ def _load(
         trained=trained,
         values=weight * cost.values + cost.token_values,
         value_cost=TOKEN_VALUES if tokens else CONVOLUTION_VALUES,
+        passing_values=float(cost.passing_values),
     )
 
 
