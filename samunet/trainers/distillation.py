@@ -127,26 +127,25 @@ def soft_label_error(
     return (squares * counted).sum() / counted.sum().clamp_min(1)
 
 
-def distilled(
-    module: TrainingModule, method: str, distillation: Distillation, *, cached: bool
-) -> DistilledModule:
+def refuse_cached(method: str) -> None:
+    """Say that a method trains from an embedding cache, whose views have no soft labels."""
+    raise SamunetError(
+        f"{method} trains from cached embeddings, which have no soft labels beside them. Give "
+        "--set cache=false, or take 3d_student or a U-Net."
+    )
+
+
+def distilled(module: TrainingModule, method: str, distillation: Distillation) -> DistilledModule:
     """The student's step with its teacher.
 
     Args:
         module: the step of the method without a teacher.
         method: its name.
         distillation: teacher and share of its outputs.
-        cached: whether the method trains from an embedding cache, whose views have no soft labels.
 
     Raises:
-        SamunetError: the method's step is not the usual one, so that nothing can be added to its loss; or
-            its samples come from a cache.
+        SamunetError: the method's step is not the usual one, so that nothing can be added to its loss.
     """
-    if cached:
-        raise SamunetError(
-            f"{method} trains from cached embeddings, which have no soft labels beside them. Give "
-            "--set cache=false, or take 3d_student or a U-Net."
-        )
     plain = isinstance(module, SegmentationModule) and type(module).forward is SegmentationModule.forward
     if not plain:
         raise SamunetError(

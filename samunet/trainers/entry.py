@@ -22,7 +22,7 @@ from samunet.trainers.budget import fit_schedule
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
 from samunet.trainers.devices import Precision, choose_device, hardware, versions, worker_count
-from samunet.trainers.distillation import check_soft_labels, distilled
+from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.identity import (
     Identity,
     PhaseLength,
@@ -120,10 +120,12 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         configuration = replace(configuration, encoder_weights=pretrained.kind)
         plan = replace(plan, configurations={**plan.configurations, configuration.name: configuration})
     _check_cases(request)
+    config = config_of(configuration)
+    if request.distillation is not None and trainer.cacheable(config):
+        refuse_cached(method.name)
     cases = (tuple(request.split.train), tuple(request.split.val))
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
     resume_from = _claim_folder(request, identity, found, pretrained)
-    config = config_of(configuration)
     device = choose_device(request.device)
     _warn_of_device(plan, device, reporter)
     torch.default_generator.manual_seed(seed)
@@ -132,8 +134,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     prefix = trainer.frozen_prefix(config)
     module = trainer.build_training(network, plan, configuration)
     if request.distillation is not None:
-        cached = trainer.cacheable(config)
-        module = distilled(module, method.name, request.distillation, cached=cached)
+        module = distilled(module, method.name, request.distillation)
     return TrainingRun(
         plan=plan,
         configuration=configuration,

@@ -321,7 +321,7 @@ def test_unlabelled_cases_count_for_the_teacher_alone(tmp_path: Path) -> None:
     trainer = get_trainer("3d_student")
     network = trainer.build_network(request.plan, configuration)
     step = trainer.build_training(network, request.plan, configuration).train()
-    module = distilled(step, "3d_student", request.distillation, cached=False).train()
+    module = distilled(step, "3d_student", request.distillation).train()
     generator = torch.Generator().manual_seed(0)
     patch = configuration.patch_size
     batch = {
