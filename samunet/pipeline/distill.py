@@ -239,7 +239,7 @@ def check_same_data(teacher: tuple[Plan, str], student: tuple[Plan, str], model:
     raise SamunetError(
         f"The teacher {model} was trained on other preprocessed cases than {student[1]} reads: "
         f"{'; '.join(told) or 'the intensity statistics or the order of the axes'}. Both need the same data "
-        "configuration; train the teacher with this plan (-p), or name its plan's student."
+        "configuration: train the teacher with this plan, or give the teacher's plan with -p."
     )
 
 
