@@ -150,6 +150,12 @@ class Workspace:
     def embedding_folder(self, dataset: str, plans: str, data_name: str, signature: str) -> Path:
         return self.preprocessed_folder(dataset) / f"{plans}_{data_name}_embeddings" / signature
 
+    def soft_label_folder(self, dataset: str, plans: str, data_name: str, signature: str) -> Path:
+        return self.preprocessed_folder(dataset) / f"{plans}_{data_name}_soft_labels" / signature
+
+    def unlabelled_folder(self, dataset: str, plans: str, data_name: str) -> Path:
+        return self.preprocessed_folder(dataset) / f"{plans}_{data_name}_unlabelled"
+
     def model_folder(
         self, dataset: str, configuration: str, plans: str = DEFAULT_PLANS, tag: str | None = None
     ) -> Path:

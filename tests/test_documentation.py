@@ -88,3 +88,13 @@ def test_every_key_of_the_plan_has_its_line() -> None:
     page = (ROOT / "documentation/plan_file.md").read_text(encoding="utf-8")
     keys = {field.name for record in records for field in dataclasses.fields(record)}
     assert not sorted(key for key in keys if f"`{key}`" not in page)
+
+
+def test_the_students_settings_have_their_lines() -> None:
+    from samunet.planning.methods import MethodConfig
+    from samunet.planning.methods.student import StudentConfig
+
+    page = (ROOT / "documentation/methods/3d_student.md").read_text(encoding="utf-8")
+    common = {field.name: field.default for field in dataclasses.fields(MethodConfig)}
+    own = [f.name for f in dataclasses.fields(StudentConfig) if common.get(f.name, ...) != f.default]
+    assert not [name for name in own if f"`{name}`" not in page]

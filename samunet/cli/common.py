@@ -194,9 +194,9 @@ def add_plan_name(parser: CommandParser, *more_names: str) -> None:
     )
 
 
-def add_overrides(parser: CommandParser) -> None:
-    """Add --set, -encoder and -w: what a user may decide in the planner's place."""
-    parser.add_argument(
+def add_settings(group: argparse._ActionsContainer) -> None:
+    """Add --set."""
+    group.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -204,6 +204,11 @@ def add_overrides(parser: CommandParser) -> None:
         metavar="KEY=VALUE",
         help="a setting of the method, such as learning_rate=1e-4; repeatable",
     )
+
+
+def add_overrides(parser: argparse._ActionsContainer) -> None:
+    """Add --set, -encoder and -w: what a user may decide in the planner's place."""
+    add_settings(parser)
     parser.add_argument("-encoder", metavar="NAME", help="SAM encoder: vit_tiny, vit_b, vit_l or vit_h")
     parser.add_argument(
         "-w",
@@ -262,6 +267,17 @@ def positive_int(text: str) -> int:
 def positive_float(text: str) -> float:
     """Read a number above zero (for argparse)."""
     return _positive(text, float)
+
+
+def share(text: str) -> float:
+    """Read a share from 0 to 1 (for argparse)."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1.")
+    return number
 
 
 def _positive(text: str, kind: type[int] | type[float]) -> float:

@@ -49,14 +49,15 @@ def build_parser() -> CommandParser:
     )
     add_plan_name(parser)
     add_device(parser, "to train on")
-    _add_schedule(parser)
-    _add_run(parser)
+    add_overrides(add_schedule(parser))
+    add_run(parser)
     add_workers(parser)
     add_common(parser)
     return parser
 
 
-def _add_schedule(parser: CommandParser) -> None:
+def add_schedule(parser: CommandParser) -> argparse._ArgumentGroup:
+    """Add --epochs, --iterations, --time_budget and --seed; returns their group for more settings."""
     group = parser.add_argument_group("settings (recorded in the run folder)")
     group.add_argument("--epochs", type=positive_int, metavar="N", help="length of the schedule")
     group.add_argument("--iterations", type=positive_int, metavar="N", help="training steps an epoch")
@@ -64,13 +65,14 @@ def _add_schedule(parser: CommandParser) -> None:
         "--time_budget",
         type=positive_float,
         metavar="MINUTES",
-        help="fit the schedule into this time, embedding cache included, validation excluded",
+        help="fit the schedule into this time, caches included, validation excluded",
     )
     group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
-    add_overrides(parser)
+    return group
 
 
-def _add_run(parser: CommandParser) -> None:
+def add_run(parser: CommandParser) -> None:
+    """Add what decides on the run folder and its validation."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--tag", metavar="NAME", help="keep this run apart from others of the same configuration"
@@ -102,10 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.train import TrainOptions, train
 
-    if arguments.val and arguments.resume:
-        raise SamunetError("--val and --c exclude each other: --val trains nothing.")
-    if arguments.checkpoint != FINAL and not arguments.val:
-        raise SamunetError("-chk chooses what --val predicts with; without --val it has no meaning here.")
+    check_run_flags(arguments)
     workspace = open_workspace(arguments)
     options = TrainOptions(
         dataset=workspace.dataset_name(arguments.dataset),
@@ -114,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
         method=arguments.method,
         plans=arguments.plans,
         device=arguments.device,
-        settings=_settings(arguments),
+        settings=settings_of(arguments),
         encoder=arguments.encoder,
         weights=arguments.weights,
         time_budget_minutes=arguments.time_budget,
@@ -133,7 +132,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return EXIT_INTERRUPTED if outcome.interrupted else 0
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def check_run_flags(arguments: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other."""
+    if arguments.val and arguments.resume:
+        raise SamunetError("--val and --c exclude each other: --val trains nothing.")
+    if arguments.checkpoint != FINAL and not arguments.val:
+        raise SamunetError("-chk chooses what --val predicts with; without --val it has no meaning here.")
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """--set with --epochs and --iterations, which are settings too."""
     settings = parse_settings(arguments.settings)
     for name in ("epochs", "iterations"):

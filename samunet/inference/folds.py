@@ -51,10 +51,19 @@ def check_alike(model_folder: Path, stored: dict[Fold, Checkpoint]) -> None:
     Raises:
         SamunetError: naming the folds.
     """
-    hashes = {fold: c.plan.configuration_hash(c.configuration) for fold, c in stored.items()}
-    if len(set(hashes.values())) > 1:
-        told = ", ".join(f"fold {fold}: {value}" for fold, value in hashes.items())
+    kinds = {fold: _kind(checkpoint) for fold, checkpoint in stored.items()}
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"fold {fold}: {kind}" for fold, kind in kinds.items())
         raise SamunetError(
             f"The folds of {model_folder} were trained from different configurations ({told}). "
             "Choose folds that belong together with -f, or train them again."
         )
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    """The configuration's hash, and what taught it, if anything did."""
+    taught = checkpoint.overrides.get("distillation")
+    own = checkpoint.plan.configuration_hash(checkpoint.configuration)
+    if taught is None:
+        return own
+    return f"{own} distilled from {taught['teacher']} ({taught['target']}, lambda {taught['weight']:g})"

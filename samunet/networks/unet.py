@@ -51,7 +51,7 @@ class UNet(PlainConvUNet):
         )
         self.topology = topology
         self.deep_supervision = deep_supervision
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def train(self, mode: bool = True) -> UNet:
         """Switch the outputs at lower resolutions on for training and off for evaluation."""
@@ -62,7 +62,8 @@ class UNet(PlainConvUNet):
         return self.decoder(self.encoder(x))
 
 
-def _initialise(layer: nn.Module) -> None:
+def initialise(layer: nn.Module) -> None:
+    """He initialisation of a convolution for the leaky ReLU, bias zero."""
     if isinstance(layer, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         nn.init.kaiming_normal_(layer.weight, a=SLOPE)
         if layer.bias is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIN_EDGE = 4
 """No axis is pooled below this many voxels."""
@@ -89,6 +89,12 @@ def unet_topology(spacing_mm: Sequence[float], patch_size: Sequence[int]) -> UNe
     )
 
 
+def with_widths(topology: UNetTopology, base: int, largest: int) -> UNetTopology:
+    """The same topology with `base` channels at the top, doubled per stage up to `largest`."""
+    features = tuple(min(base * 2**stage, largest) for stage in range(len(topology.strides)))
+    return replace(topology, features=features)
+
+
 def _axes_to_pool(spacing: Sequence[float], size: Sequence[int]) -> tuple[int, ...]:
     large = [axis for axis in range(len(size)) if size[axis] >= 2 * MIN_EDGE]
     if not large:
@@ -126,7 +132,7 @@ def unet_cost(topology: UNetTopology, num_inputs: int, num_outputs: int) -> UNet
 
 
 def _layers(topology: UNetTopology, num_inputs: int, num_outputs: int) -> Iterator[_Layer]:
-    sizes = _stage_sizes(topology)
+    sizes = stage_sizes(topology)
     taps = [math.prod(kernel) for kernel in topology.kernels]
     channels = num_inputs
     for size, features, tap in zip(sizes, topology.features, taps):
@@ -146,7 +152,8 @@ def _layers(topology: UNetTopology, num_inputs: int, num_outputs: int) -> Iterat
         yield _Layer(voxels, features, num_outputs, 1, normalised=False, counted=stage == 0)
 
 
-def _stage_sizes(topology: UNetTopology) -> list[tuple[int, ...]]:
+def stage_sizes(topology: UNetTopology) -> list[tuple[int, ...]]:
+    """Voxels per axis at every stage."""
     size = topology.patch_size
     sizes = []
     for stride in topology.strides:

@@ -99,10 +99,10 @@ def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: O
 
 
 def _structural_settings(method: Method, options: Overrides) -> dict[str, object]:
-    """The overrides that change encoder, memory or cache of a method on an encoder."""
-    if not method.uses_encoder:
-        return {}
-    known = {field.name for field in dataclasses.fields(method.config)} - RECIPE
+    """The overrides that change encoder, memory or cache of a method on an encoder, or a patch."""
+    known = set(method.replanned_by)
+    if method.uses_encoder:
+        known = {field.name for field in dataclasses.fields(method.config)} - RECIPE
     return {key: value for key, value in options.settings.items() if key in known}
 
 
@@ -119,12 +119,12 @@ def _with_configuration(plan: Plan, made: Plan, name: str, structural: dict[str,
             f"samunet_plan_and_preprocess -d {plan.dataset} -p NEW_NAME."
         )
     why = ", ".join(f"{key}={value}" for key, value in structural.items()) or f"encoder {derived.encoder}"
+    encoder = f"encoder {derived.encoder} (weights: {derived.encoder_weights}), " if derived.encoder else ""
     logger.info(
-        "%s is planned again for this run (%s): encoder %s (weights: %s), patch %s, batch %d",
+        "%s is planned again for this run (%s): %spatch %s, batch %d",
         name,
         why,
-        derived.encoder,
-        derived.encoder_weights,
+        encoder,
         "x".join(map(str, derived.patch_size)),
         derived.batch_size,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from samunet.preprocessing.dataset import case_key
 from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.run import RunRequest
@@ -80,8 +82,17 @@ class TrainOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What a run stands on."""
+class PreparedRun:
+    """What a run stands on.
+
+    Attributes:
+        plan: with the configuration as the user's overrides have it planned; `name` is its name.
+        dataset: the raw data, where they are here.
+        split: cases of the fold.
+        case_folder: preprocessed cases of the configuration's data.
+        model_folder: the run's folder is fold_K in it.
+        found: record of a run that is there already.
+    """
 
     plan: Plan
     name: str
@@ -89,10 +100,20 @@ class _Prepared:
     split: Split
     case_folder: Path
     model_folder: Path
+    found: RunRecord | None
 
 
-def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
+Teach = Callable[[PreparedRun], Distillation]
+"""Finds the teacher of a run."""
+
+
+def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = None) -> TrainOutcome:
     """Train one fold and validate it on whole cases.
+
+    Args:
+        workspace: where everything lies.
+        options: the user's words.
+        teach: gives the teacher of a distilled run.
 
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, fold out of range, a run
@@ -101,15 +122,17 @@ def train(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
     prepared = _prepare(workspace, options)
     folder = fold_folder(prepared.model_folder, options.fold)
     if not options.only_validate:
+        distillation = None if teach is None else teach(prepared)
         _describe_model(workspace, prepared, replace=False)
-        outcome = train_fold(_request(workspace, options, prepared))
+        request = replace(_request(workspace, options, prepared), distillation=distillation)
+        outcome = train_fold(request)
         _describe_model(workspace, prepared, replace=True)
         if outcome.status == "interrupted":
             return TrainOutcome(folder=folder, interrupted=True)
     return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
 
 
-def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
+def _prepare(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
     model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.tag)
@@ -127,13 +150,14 @@ def _prepare(workspace: Workspace, options: TrainOptions) -> _Prepared:
         scheme=options.splits or "kfold",
         raw_file=raw / "splits_final.json",
     )
-    return _Prepared(
+    return PreparedRun(
         plan=plan,
         name=name,
         dataset=dataset,
         split=select_fold(splits, options.fold, names),
         case_folder=case_folder,
         model_folder=model_folder,
+        found=found,
     )
 
 
@@ -172,7 +196,7 @@ def _preprocessed_names(
     return dataset.case_names
 
 
-def _request(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -> RunRequest:
+def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun) -> RunRequest:
     plan, weights = prepared.plan, options.weights
     if weights is not None and not weights.exists():
         raise SamunetError(f"-w {weights}: there is no such file or folder.")
@@ -200,7 +224,7 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -
     )
 
 
-def _describe_model(workspace: Workspace, prepared: _Prepared, *, replace: bool) -> None:
+def _describe_model(workspace: Workspace, prepared: PreparedRun, *, replace: bool) -> None:
     """Leave plan, dataset.json and fingerprint in the model folder, so that it is complete in itself.
 
     Only a training that was let in may replace them: a refused one must not touch another's folder.
@@ -217,7 +241,7 @@ def _describe_model(workspace: Workspace, prepared: _Prepared, *, replace: bool)
             write_json(file, content)
 
 
-def _validate(workspace: Workspace, options: TrainOptions, prepared: _Prepared) -> ValidationResult | None:
+def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun) -> ValidationResult | None:
     """Whole-case validation; None where no case is kept out or the raw data are not here."""
     if not set(prepared.split.val) - set(prepared.split.train):
         logger.info(

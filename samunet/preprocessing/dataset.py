@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+
+import numpy as np
 
 from samunet.data.dataset import Case, RawDataset
 from samunet.data.geometry import resampled_shape
@@ -49,10 +51,12 @@ class CaseOrder:
 
     Attributes:
         keys: data configuration -> key of the stored case.
+        blank: a case without a label gets one that is background wherever there is an image.
     """
 
     case: Case
     keys: dict[str, str]
+    blank: bool = False
 
 
 @dataclass
@@ -113,9 +117,36 @@ def preprocess_folders(
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
         _remove_foreign(CaseStore(folder), dataset)
-    orders = _open_orders(dataset, plan, folders)
-    kept = tuple(sorted({case.name for case in dataset.cases} - {order.case.name for order in orders}))
-    state = _Progress(total=len(dataset.cases), done=len(kept), callback=progress)
+    return _preprocess(
+        _open_orders(dataset.cases, plan, folders), dataset.cases, plan, folders, workers, progress
+    )
+
+
+def preprocess_unlabelled(
+    cases: Sequence[Case], plan: Plan, data_name: str, folder: Path, workers: int | None = None
+) -> PreprocessReport:
+    """Preprocess images without labels for one data configuration, as `preprocess_folders` does.
+
+    They are stored with a label that is background wherever there is an image, -1 outside.
+
+    Raises:
+        SamunetError: as `preprocess_folders`.
+    """
+    folders = {data_name: Path(folder)}
+    orders = [replace(order, blank=True) for order in _open_orders(cases, plan, folders)]
+    return _preprocess(orders, cases, plan, folders, workers, None)
+
+
+def _preprocess(
+    orders: list[CaseOrder],
+    cases: Sequence[Case],
+    plan: Plan,
+    folders: Mapping[str, Path],
+    workers: int | None,
+    progress: Progress | None,
+) -> PreprocessReport:
+    kept = tuple(sorted({case.name for case in cases} - {order.case.name for order in orders}))
+    state = _Progress(total=len(cases), done=len(kept), callback=progress)
     state.report()
     if orders:
         count = worker_count(workers, largest_case_bytes(orders, plan), len(orders))
@@ -127,7 +158,7 @@ def preprocess_folders(
     if state.failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(state.failures.items()))
         raise SamunetError(
-            f"{len(state.failures)} of {len(dataset.cases)} cases could not be preprocessed:\n{listed}\n"
+            f"{len(state.failures)} of {len(cases)} cases could not be preprocessed:\n{listed}\n"
             "The others are finished and are kept. Correct these and run the command again."
         )
     return PreprocessReport(written=tuple(sorted(order.case.name for order in orders)), kept=kept)
@@ -139,9 +170,9 @@ def _remove_foreign(store: CaseStore, dataset: RawDataset) -> None:
         store.remove(name)
 
 
-def _open_orders(dataset: RawDataset, plan: Plan, folders: Mapping[str, Path]) -> list[CaseOrder]:
+def _open_orders(cases: Sequence[Case], plan: Plan, folders: Mapping[str, Path]) -> list[CaseOrder]:
     orders = []
-    for case in dataset.cases:
+    for case in cases:
         keys = {name: case_key(case, plan, name) for name in folders}
         missing = {name: key for name, key in keys.items() if CaseStore(folders[name]).key(case.name) != key}
         if missing:
@@ -182,6 +213,8 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
     try:
         image, geometry = read_image(case.images)
         label = None if case.label is None else read_label(case.label)[0]
+        if label is None and order.blank:
+            label = np.zeros(image.shape[1:], np.uint8)
         for name, key in order.keys.items():
             data = plan.data[name]
             done = preprocess_case(image, label, geometry, plan, data, where=case.name)

@@ -104,15 +104,7 @@ class StoredCase:
             raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
 
     def _open(self, suffix: str) -> Any:
-        import blosc2
-
-        path = self.folder / f"{self.name}{suffix}"
-        # blosc2 cannot map files into memory on Windows.
-        mapping = {} if sys.platform == "win32" else {"mmap_mode": "r"}
-        try:
-            return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapping)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
+        return open_packed(self.folder / f"{self.name}{suffix}", RUN_AGAIN)
 
 
 class CaseStore:
@@ -156,9 +148,9 @@ class CaseStore:
             by_slice: lay the arrays out for reading single slices instead of 3D patches.
         """
         self.remove(name)
-        self._write_array(self._path(name, ".image.b2nd"), case.image, by_slice)
+        write_packed(self._path(name, ".image.b2nd"), pack(case.image, by_slice))
         if case.label is not None:
-            self._write_array(self._path(name, ".label.b2nd"), case.label, by_slice)
+            write_packed(self._path(name, ".label.b2nd"), pack(case.label, by_slice))
         rows = [*locations.classes.values(), *([] if locations.annotated is None else [locations.annotated])]
         stacked = np.concatenate(rows) if rows else np.zeros((0, 3), np.int32)
         with atomic_path(self._path(name, ".locations.npy")) as temporary, temporary.open("wb") as file:
@@ -193,19 +185,42 @@ class CaseStore:
             )
         return entry
 
-    @staticmethod
-    def _write_array(path: Path, array: np.ndarray, by_slice: bool) -> None:
-        import blosc2
 
-        chunks, blocks = layout(array.shape, array.itemsize, by_slice)
-        settings = blosc2.CParams(
-            codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1
-        )
-        array = np.ascontiguousarray(array)
-        packed = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, contiguous=True)
-        # Through Python's own file, because blosc2 does not report a full disk reliably.
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            file.write(packed.to_cframe())
+def pack(array: np.ndarray, by_slice: bool) -> bytes:
+    """The compressed form of an array (*leading, Z, Y, X), as `write_packed` writes it."""
+    import blosc2
+
+    chunks, blocks = layout(array.shape, array.itemsize, by_slice)
+    settings = blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1)
+    array = np.ascontiguousarray(array)
+    packed = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, contiguous=True)
+    return packed.to_cframe()
+
+
+def write_packed(path: Path, packed: bytes) -> None:
+    """Write a compressed array; it appears complete or not at all."""
+    # Through Python's own file, because blosc2 does not report a full disk reliably.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(packed)
+
+
+def open_packed(path: Path, again: str) -> Any:
+    """A stored array; slicing decompresses what is sliced and gives a numpy array.
+
+    Args:
+        again: what to do when the file cannot be read.
+
+    Raises:
+        SamunetError: it is missing or damaged.
+    """
+    import blosc2
+
+    # blosc2 cannot map files into memory on Windows.
+    mapping = {} if sys.platform == "win32" else {"mmap_mode": "r"}
+    try:
+        return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapping)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SamunetError(f"{path} is missing or damaged ({error}). {again}") from error
 
 
 def layout(shape: tuple[int, ...], itemsize: int, by_slice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -209,11 +209,35 @@ class Augmentation:
             Image (C, *patch_size) float32; target (1, *patch_size) int16 class indices, or (R[+1],
             *patch_size) bool.
         """
+        data = self._transform(image, label, None, seed)
+        return data["image"], data["segmentation"]
+
+    def with_soft(
+        self, image: np.ndarray, label: np.ndarray, soft: np.ndarray, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Transform one sample and the soft labels of the same box; image and target are those of a call.
+
+        Args:
+            soft: (K, *initial_size) float32, 0 where it is unknown. It is turned, scaled and mirrored with
+                the image, interpolated linearly; no transform of intensities touches it.
+
+        Returns:
+            Image and target as from a call; soft labels (K, *patch_size) float32.
+        """
+        data = self._transform(image, label, soft, seed)
+        return data["image"], data["segmentation"], data["regression_target"]
+
+    def _transform(
+        self, image: np.ndarray, label: np.ndarray, soft: np.ndarray | None, seed: int
+    ) -> dict[str, Tensor]:
         with fixed_random(seed), torch.no_grad():
             data = {
                 "image": torch.from_numpy(np.ascontiguousarray(image, np.float32)),
                 "segmentation": torch.from_numpy(np.ascontiguousarray(label[None], np.int16)),
             }
+            if soft is not None:
+                # Batchgenerators' word for dense targets that are interpolated like the image.
+                data["regression_target"] = torch.from_numpy(np.ascontiguousarray(soft, np.float32))
             for transform in self.transforms:
                 data = transform(**data)
-        return data["image"].contiguous(), data["segmentation"].contiguous()
+        return {name: value.contiguous() for name, value in data.items()}

@@ -122,7 +122,8 @@ class TrainingModule(nn.Module, ABC):
 
     `batch` holds `image` (B, C, *patch) float32, or the cached `level_0`, `level_1`... of a frozen encoder,
     and `target` (B, 1, *patch) class indices or (B, R[+1], *patch) regions (the last one marks ignored
-    voxels).
+    voxels). Of a distilled run it holds `soft` (B, K, *patch), the teacher's outputs, and `labelled` (B,)
+    bool too.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -153,13 +154,21 @@ class SegmentationModule(TrainingModule):
         """Logits (B, K, *patch), or a list of them at falling resolutions."""
         return self.network(batch["image"])
 
+    def losses(self, outputs: Tensor | Sequence[Tensor], target: Tensor) -> dict[str, Tensor]:
+        """Dice + CE of logits, or of a list of them: {"loss", "dice", "ce"}."""
+        return self.single(outputs, target) if isinstance(outputs, Tensor) else self.multiple(outputs, target)
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs, target = self.outputs(batch), batch["target"]
-        if isinstance(outputs, Tensor):
-            losses, finest = self.single(outputs, target), outputs
-        else:
-            losses, finest = self.multiple(outputs, target), outputs[0]
-        return losses if self.training else {**losses, **patch_counts(finest, target, self.settings)}
+        losses = self.losses(outputs, target)
+        if self.training:
+            return losses
+        return {**losses, **patch_counts(finest_of(outputs), target, self.settings)}
+
+
+def finest_of(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The logits at full resolution."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def loss_settings(plan: Plan, configuration: Configuration) -> LossSettings:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from samunet.data.labels import OUTSIDE
 from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.preprocessing.soft_labels import SoftLabelIdentity, SoftLabelStore, decode
 from samunet.preprocessing.streams import Sample
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
 from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, sample_generator
@@ -23,7 +23,22 @@ if TYPE_CHECKING:
 
 OPEN_CASES = 64
 """Stored cases a process keeps open."""
-Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftSource:
+    """Soft labels that samples are drawn with.
+
+    Attributes:
+        folder / identity: of the soft labels; complete for all cases.
+        unlabelled_folder: stored cases without labels of their own (background where there is an image).
+        unlabelled: their names, drawn for training besides the labelled ones.
+    """
+
+    folder: Path
+    identity: SoftLabelIdentity
+    unlabelled_folder: Path | None = None
+    unlabelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +51,7 @@ class SourceSettings:
         seed / fold: with the key they decide every draw.
         slice_context: neighbouring slices given as channels (2D).
         augmentation: of training samples.
+        soft: a teacher's outputs for the same cases, or None.
     """
 
     case_folder: Path
@@ -45,8 +61,10 @@ class SourceSettings:
     fold: int | str
     slice_context: int
     augmentation: AugmentationSettings
+    soft: SoftSource | None = None
 
     def names(self, stream: int) -> tuple[str, ...]:
+        """Labelled cases of a stream."""
         return self.train if stream == TRAIN else self.val
 
     @property
@@ -88,8 +106,8 @@ class PatchSource:
         self.settings = settings
         self.cases = OpenCases(settings.case_folder)
         augmentation = settings.augmentation
-        self.augment: Augment = Augmentation(augmentation)
-        self.finish: Augment = Augmentation(replace(augmentation, preset="none"))
+        self.augment = Augmentation(augmentation)
+        self.finish = Augmentation(replace(augmentation, preset="none"))
         patch = _three(augmentation.patch_size)
         self.samplers = (
             BoxSampler(
@@ -97,19 +115,46 @@ class PatchSource:
             ),
             BoxSampler(load_size=patch, patch_size=patch, has_ignore=settings.has_ignore),
         )
+        soft = settings.soft
+        self.soft = None if soft is None else SoftLabelStore(soft.folder, soft.identity)
+        extra = None if soft is None else soft.unlabelled_folder
+        self.unlabelled = None if extra is None else OpenCases(extra)
 
     def sample(self, key: SampleKey) -> Sample:
-        """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool}."""
+        """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool}.
+
+        With a teacher also {"soft": (K, *patch) float16, "labelled": () bool}.
+        """
         settings = self.settings
         rng = sample_generator(settings.seed, settings.fold, key)
-        names = settings.names(key.stream)
-        case = self.cases.get(names[int(rng.integers(len(names)))])
+        case, labelled = self._draw_case(rng, key.stream)
         sampler = self.samplers[key.stream]
-        lower = sampler.draw(rng, case.image.shape[1:], case.locations, case.annotated, key.forced)
+        locations = case.locations
+        if not labelled:
+            assert self.soft is not None
+            locations = self.soft.foreground(case.name)
+        lower = sampler.draw(rng, case.image.shape[1:], locations, case.annotated, key.forced)
         image, label = self.read(case, lower, sampler.load_size)
-        transform = self.augment if key.stream == TRAIN else self.finish
-        image_t, target = transform(image, label, int(rng.integers(2**63)))
-        return {"image": image_t, "target": target}
+        transform, seed = self.augment if key.stream == TRAIN else self.finish, int(rng.integers(2**63))
+        if self.soft is None:
+            image_t, target = transform(image, label, seed)
+            return {"image": image_t, "target": target}
+        stored = self.soft.read(case.name, lower, sampler.load_size)
+        stored = stored if len(settings.augmentation.patch_size) == 3 else stored[:, 0]
+        image_t, target, soft = transform.with_soft(image, label, stored, seed)
+        soft = decode(soft, self.soft.identity).half()
+        return {"image": image_t, "target": target, "soft": soft, "labelled": torch.tensor(labelled)}
+
+    def _draw_case(self, rng: np.random.Generator, stream: int) -> tuple[StoredCase, bool]:
+        """A case, and whether it has a label of its own."""
+        names = self.settings.names(stream)
+        soft = self.settings.soft
+        extra = soft.unlabelled if soft is not None and stream == TRAIN else ()
+        index = int(rng.integers(len(names) + len(extra)))
+        if index < len(names):
+            return self.cases.get(names[index]), True
+        assert self.unlabelled is not None
+        return self.unlabelled.get(extra[index - len(names)]), False
 
     def read(
         self, case: StoredCase, lower: tuple[int, ...], size: tuple[int, ...]

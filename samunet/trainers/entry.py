@@ -22,6 +22,7 @@ from samunet.trainers.budget import fit_schedule
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
 from samunet.trainers.devices import Precision, choose_device, hardware, versions, worker_count
+from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.identity import (
     Identity,
     PhaseLength,
@@ -119,16 +120,21 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         configuration = replace(configuration, encoder_weights=pretrained.kind)
         plan = replace(plan, configurations={**plan.configurations, configuration.name: configuration})
     _check_cases(request)
-    cases = (tuple(request.split.train), tuple(request.split.val))
-    identity = identify(plan, configuration.name, cases, seed)
-    resume_from = _claim_folder(request, identity, found, pretrained)
     config = config_of(configuration)
+    if request.distillation is not None and trainer.cacheable(config):
+        refuse_cached(method.name)
+    cases = (tuple(request.split.train), tuple(request.split.val))
+    identity = identify(plan, configuration.name, cases, seed, _distillation(request))
+    resume_from = _claim_folder(request, identity, found, pretrained)
     device = choose_device(request.device)
     _warn_of_device(plan, device, reporter)
     torch.default_generator.manual_seed(seed)
     weights = None if pretrained is None else pretrained.path
     network = trainer.build_network(plan, configuration, weights=weights)
     prefix = trainer.frozen_prefix(config)
+    module = trainer.build_training(network, plan, configuration)
+    if request.distillation is not None:
+        module = distilled(module, method.name, request.distillation)
     return TrainingRun(
         plan=plan,
         configuration=configuration,
@@ -142,7 +148,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         time_budget_minutes=request.time_budget_minutes,
         device=device,
         precision=Precision.choose(device, trainer.precision),
-        module=trainer.build_training(network, plan, configuration),
+        module=module,
         phases=_phases(trainer, config, found if request.resume else None),
         source=PatchSource(source_settings(request, plan, configuration, config, seed)),
         workers=worker_count(device) if request.workers is None else request.workers,
@@ -223,8 +229,13 @@ def _overrides(request: RunRequest) -> dict[str, Any]:
         "method": request.method,
         "weights": None if request.weights is None else str(request.weights),
         "time_budget_minutes": request.time_budget_minutes,
+        "distillation": _distillation(request),
     }
     return {name: value for name, value in given.items() if value}
+
+
+def _distillation(request: RunRequest) -> dict[str, Any] | None:
+    return None if request.distillation is None else request.distillation.record()
 
 
 def _warn_of_device(plan: Plan, device: torch.device, reporter: Reporter) -> None:
@@ -238,7 +249,12 @@ def _warn_of_device(plan: Plan, device: torch.device, reporter: Reporter) -> Non
 def _settle_samples_and_schedule(
     request: RunRequest, run: TrainingRun, found: RunRecord | None, started: float
 ) -> None:
-    """Build the cache, fit the schedule to the time budget, and write run.json."""
+    """Run the teacher, build the cache, fit the schedule to the time budget, and write run.json."""
+    split = request.split
+    if request.distillation is not None:
+        request.distillation.label(run.reporter)
+        names = tuple(dict.fromkeys((*split.train, *split.val)))
+        check_soft_labels(request.distillation.labels, request.case_folder, names)
     earlier = found.cache if found is not None and run.resume_from is not None else None
     cache = prepare_cache(request, run, earlier, started)
     if run.time_budget_minutes is not None and run.resume_from is None:
@@ -247,7 +263,9 @@ def _settle_samples_and_schedule(
         epoch = run.resume_from.epoch
         run.reporter.message(f"Continuing {run.folder} after epoch {epoch}.")
         return
-    identity = identify(run.plan, run.configuration.name, (request.split.train, request.split.val), run.seed)
+    identity = identify(
+        run.plan, run.configuration.name, (split.train, split.val), run.seed, _distillation(request)
+    )
     record = RunRecord(
         configuration_hash=identity.configuration_hash,
         data_hash=identity.data_hash,
@@ -267,6 +285,7 @@ def _settle_samples_and_schedule(
         precision=run.precision.name,
         hardware=hardware(run.device),
         versions=versions(),
+        distillation=identity.distillation,
     )
     write_run(run.folder, record)
 

@@ -19,6 +19,9 @@ RUN_FILE = "run.json"
 UNIMPORTANT = ("forecast", "reasons")
 """Keys of a configuration that say what was expected, not what is trained."""
 
+PLACES = ("teacher_folder", "unlabelled_folder")
+"""Keys of a distillation that say where things lay, not what they were."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseLength:
@@ -69,6 +72,7 @@ class RunRecord:
         time_budget_minutes: wanted duration; `phases` what was decided from it.
         batch_workers: worker processes that prepared samples.
         weights: pretrained file used, if any.
+        distillation: teacher and share of its outputs in the loss; None for a training without a teacher.
         device / precision / hardware / versions: where it was trained.
     """
 
@@ -90,6 +94,7 @@ class RunRecord:
     precision: str
     hardware: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    distillation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +106,16 @@ class Identity:
     split_hash: str
     seed: int
     configuration: dict[str, Any]
+    distillation: dict[str, Any] | None = None
 
 
-def identify(plan: Plan, name: str, cases: tuple[tuple[str, ...], tuple[str, ...]], seed: int) -> Identity:
+def identify(
+    plan: Plan,
+    name: str,
+    cases: tuple[tuple[str, ...], tuple[str, ...]],
+    seed: int,
+    distillation: dict[str, Any] | None = None,
+) -> Identity:
     """Identity of training configuration `name` of a plan on `cases` (training, validation)."""
     configuration = to_data(plan.configuration(name))
     return Identity(
@@ -112,6 +124,7 @@ def identify(plan: Plan, name: str, cases: tuple[tuple[str, ...], tuple[str, ...
         split_hash=content_hash([sorted(cases[0]), sorted(cases[1])]),
         seed=seed,
         configuration={key: value for key, value in configuration.items() if key not in UNIMPORTANT},
+        distillation=distillation,
     )
 
 
@@ -141,7 +154,21 @@ def differences(found: RunRecord, wanted: Identity) -> list[str]:
         told.append("the split: other cases for training or validation")
     if found.seed != wanted.seed:
         told.append(f"seed: {found.seed} there, {wanted.seed} now")
-    return told
+    return told + _distillation_differences(found.distillation, wanted.distillation)
+
+
+def _distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> list[str]:
+    """The same for what a run is distilled from."""
+    if found is None or wanted is None:
+        there, now = (
+            "no teacher" if kept is None else f"distilled from {kept['teacher']}" for kept in (found, wanted)
+        )
+        return [] if there == now else [f"{there} there, {now} now (command samunet_distill)"]
+    return [
+        f"{key} of the distillation: {found.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted({*found, *wanted} - set(PLACES))
+        if found.get(key) != wanted.get(key)
+    ]
 
 
 def clear_for_new_run(folder: Path, wanted: Identity, overwrite: bool) -> None:

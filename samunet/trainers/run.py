@@ -19,6 +19,7 @@ from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, Training
 from samunet.trainers.batches import SourceSettings
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state
 from samunet.trainers.devices import Precision
+from samunet.trainers.distillation import Distillation
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
 
@@ -44,6 +45,7 @@ class RunRequest:
         resume: continue the run in `folder`; settings that are not repeated are taken from it.
         overwrite: replace whatever run is in `folder`.
         workers: processes that prepare samples; None chooses, 0 uses none.
+        distillation: the teacher to learn from, or None.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class RunRequest:
     resume: bool = False
     overwrite: bool = False
     workers: int | None = None
+    distillation: Distillation | None = None
 
 
 @dataclass(kw_only=True)
@@ -153,4 +156,5 @@ def source_settings(
         fold=request.fold,
         slice_context=context,
         augmentation=augmentation,
+        soft=None if request.distillation is None else request.distillation.labels,
     )

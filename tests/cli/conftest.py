@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from commands import SHORT, no_measuring
 
 from samunet.cli import plan_and_preprocess, train
 from samunet.pipeline import calibrate
+
+Main = Callable[[Sequence[str] | None], int]
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +39,20 @@ def workspace(made_once: Path, tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     shutil.copytree(made_once, root)
     return root
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must end with 2 and one message; returns the message."""
+
+    def run(main: Main, root: Path, *words: str) -> str:
+        capsys.readouterr()
+        code = main([*words, "--workspace", str(root)])
+        told = capsys.readouterr().err
+        assert code == 2, told
+        assert "Traceback" not in told
+        assert told.startswith("samunet_")
+        assert told.count("samunet_") - told.count(" samunet_") - told.count("`samunet_") <= 1
+        return told
+
+    return run

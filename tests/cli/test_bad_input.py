@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +15,8 @@ from commands import SHORT
 
 from samunet.cli import evaluate_folder, plan_and_preprocess, plan_experiment, predict, preprocess, train
 
-Main = Callable[[Sequence[str] | None], int]
 RAW = "raw/Dataset901_Tiny3D"
 MODEL = "results/Dataset901_Tiny3D/2d_unet__samunetPlans"
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must end with 2 and one message; returns the message."""
-
-    def run(main: Main, root: Path, *words: str) -> str:
-        capsys.readouterr()
-        code = main([*words, "--workspace", str(root)])
-        told = capsys.readouterr().err
-        assert code == 2, told
-        assert "Traceback" not in told
-        assert told.startswith("samunet_")
-        assert told.count("samunet_") - told.count(" samunet_") - told.count("`samunet_") <= 1
-        return told
-
-    return run
 
 
 def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -67,6 +67,8 @@ class Method:
         uses_encoder: whether it stands on a SAM encoder.
         row: pure function; context -> Candidate (configuration, fit and reasons). No torch.
         trainer: `module:Class` of its trainers.base.MethodTrainer, imported only when trained or predicted.
+        replanned_by: settings that change patch or memory of a method without an encoder, so that a training
+            with them is planned again; of a method with one these are all that its recipe does not have.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Method:
     uses_encoder: bool
     row: Callable[[PlanningContext], Candidate]
     trainer: str
+    replanned_by: tuple[str, ...] = ()
 
 
 _METHODS: dict[str, Method] = {}

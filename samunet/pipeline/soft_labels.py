@@ -1,0 +1,165 @@
+"""Running a teacher over whole preprocessed cases, once, into the soft-label store."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from samunet.data.cases import Case
+from samunet.errors import SamunetError
+from samunet.inference.folds import checkpoint_file
+from samunet.inference.predictor import Predictor
+from samunet.planning.plan import Plan
+from samunet.preprocessing.dataset import preprocess_unlabelled
+from samunet.preprocessing.soft_labels import SoftLabelStore, draw_foreground, pack_case
+from samunet.preprocessing.store import CaseStore, StoredCase
+from samunet.trainers.batches import SoftSource
+from samunet.trainers.distillation import content_keys
+from samunet.trainers.reporter import Reporter, duration
+
+SPREAD = 1.5
+"""Other cases may compress worse than the first one, from which the disk need is estimated."""
+DISK_SHARE = 0.9
+"""Part of the free disk that soft labels may fill."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A trained model to be run.
+
+    Attributes:
+        model_folder / folds / checkpoint: which networks; their logits are averaged.
+        device: None or `auto` takes the best one here.
+        weights_folder: official encoder files.
+    """
+
+    model_folder: Path
+    folds: tuple[int | str, ...]
+    checkpoint: str
+    device: str
+    weights_folder: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Checkpoint of each fold.
+
+        Raises:
+            SamunetError: a fold is not trained; says which are.
+        """
+        return tuple(checkpoint_file(self.model_folder, fold, self.checkpoint) for fold in self.folds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """Labels what is missing, case by case; a call that is interrupted is continued by the next.
+
+    Attributes:
+        teacher: what labels.
+        labels: where the soft labels go.
+        plan / data_name: data configuration of the cases.
+        case_folder / names: labelled cases, training and validation.
+        unlabelled: images to preprocess first.
+        workers: processes for that.
+    """
+
+    teacher: Teacher
+    labels: SoftSource
+    plan: Plan
+    data_name: str
+    case_folder: Path
+    names: tuple[str, ...]
+    unlabelled: tuple[Case, ...] = ()
+    workers: int | None = None
+
+    def __call__(self, reporter: Reporter) -> None:
+        """Run the teacher over the cases without soft labels of it.
+
+        Raises:
+            SamunetError: images that cannot be preprocessed, soft labels of something else, no disk space.
+        """
+        store = SoftLabelStore(self.labels.folder, self.labels.identity)
+        store.check_identity()
+        missing = self._missing(store)
+        if not missing:
+            reporter.message(f"Soft labels of all {len(self.names) + len(self.unlabelled)} cases are there.")
+            return
+        teacher = self.teacher
+        predictor = Predictor.load(
+            teacher.model_folder,
+            folds=teacher.folds,
+            checkpoint=teacher.checkpoint,
+            device=teacher.device,
+            step_size=self.labels.identity.step_size,
+            mirroring=self.labels.identity.mirroring,
+            weights_folder=teacher.weights_folder,
+        )
+        reporter.message(f"The teacher labels {len(missing)} cases. {predictor.describe()}")
+        if predictor.device.type == "cpu" and predictor.num_mirrorings > 1:
+            reporter.message(
+                f"Mirroring makes this about {predictor.num_mirrorings} times slower; --disable_tta turns it "
+                "off."
+            )
+        started = time.monotonic()
+        for done, case in enumerate(missing):
+            self._label(store, predictor, case, missing if done == 0 else [])
+            elapsed = time.monotonic() - started
+            left = duration(elapsed / (done + 1) * (len(missing) - done - 1))
+            reporter.status(f"soft labels  {done + 1}/{len(missing)} cases  {left} left")
+        device = predictor.device
+        del predictor
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        reporter.message(f"Soft labels made in {duration(time.monotonic() - started)}: {store.folder}")
+
+    def _missing(self, store: SoftLabelStore) -> list[StoredCase]:
+        folders = [(self.case_folder, self.names)]
+        if self.labels.unlabelled_folder is not None:
+            folder = self.labels.unlabelled_folder
+            preprocess_unlabelled(self.unlabelled, self.plan, self.data_name, folder, self.workers)
+            folders.append((folder, self.labels.unlabelled))
+        return [
+            CaseStore(folder).open(name)
+            for folder, names in folders
+            for name in store.missing(content_keys(folder, names))
+        ]
+
+    def _label(
+        self, store: SoftLabelStore, predictor: Predictor, case: StoredCase, to_estimate: list[StoredCase]
+    ) -> None:
+        logits = predictor.predict_preprocessed(case.image[:])
+        by_slice = self.plan.data[self.data_name].dimension == 2
+        packed = pack_case(logits, self.labels.identity, by_slice)
+        if to_estimate:
+            voxels = sum(prod(other.record.shape) for other in to_estimate)
+            check_space(store.folder, len(packed) / prod(case.record.shape) * voxels, len(to_estimate))
+        own = case.name not in self.labels.unlabelled
+        foreground = None if own else draw_foreground(logits, self.labels.identity)
+        store.write(case.name, packed, case.entry.key, foreground)
+
+
+def check_space(folder: Path, needed_bytes: float, cases: int) -> None:
+    """See that the soft labels fit on the disk, before the first of them is written.
+
+    Args:
+        folder: where they go; need not exist.
+        needed_bytes: what they take if all compress like the first.
+        cases: how many.
+
+    Raises:
+        SamunetError: they do not fit; says what is needed and free.
+    """
+    free = folder
+    while not free.exists():
+        free = free.parent
+    needed, available = SPREAD * needed_bytes / 1e9, DISK_SHARE * shutil.disk_usage(free).free / 1e9
+    if needed > available:
+        raise SamunetError(
+            f"The soft labels of {cases} cases need about {needed:.1f} GB in {folder}; {available:.1f} GB "
+            "can be used. Free some space, or set another --workspace."
+        )

@@ -1,0 +1,447 @@
+"""Learning from a teacher's soft labels: what is stored, how it follows the image, what the loss counts."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_conformance import assert_same
+from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, make_request, write_cases
+from torch import Tensor
+
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.preprocessing.soft_labels import (
+    OUTSIDE_LOGIT,
+    SoftLabelIdentity,
+    SoftLabelStore,
+    decode,
+    draw_foreground,
+    encode,
+    output_of,
+    pack_case,
+)
+from samunet.preprocessing.store import CaseStore
+from samunet.trainers.augmentation import Augmentation, AugmentationSettings
+from samunet.trainers.batches import PatchSource, SoftSource
+from samunet.trainers.checkpoint import FINAL, load_checkpoint
+from samunet.trainers.distillation import Distillation, soft_label_error
+from samunet.trainers.entry import train_fold
+from samunet.trainers.identity import read_run
+from samunet.trainers.losses import LossSettings
+from samunet.trainers.reporter import Reporter, SilentReporter
+from samunet.trainers.run import RunRequest, source_settings
+from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+
+SHORT = {"epochs": 2, "iterations": 2, "val_iterations": 1}
+IDENTITY = SoftLabelIdentity(
+    checkpoints_sha256=("a" * 64,),
+    target="probabilities",
+    regions=False,
+    outputs=3,
+    step_size=0.5,
+    mirroring=True,
+    data_hash="0" * 16,
+)
+KINDS = [
+    IDENTITY,
+    replace(IDENTITY, target="logits"),
+    replace(IDENTITY, regions=True, outputs=2),
+    replace(IDENTITY, regions=True, outputs=2, target="logits"),
+]
+
+
+def one_hot_logits(label: np.ndarray, outputs: int = 3) -> Tensor:
+    """Logits of a teacher that is sure of the labels; outside the image it says background."""
+    classes = torch.from_numpy(np.maximum(label, 0).astype(np.int64))
+    return torch.nn.functional.one_hot(classes, outputs).movedim(-1, 0).float() * 1000
+
+
+def write_soft_labels(
+    folder: Path,
+    identity: SoftLabelIdentity,
+    case_folder: Path,
+    logits_of: Callable[[Any], Tensor] = lambda case: one_hot_logits(case.label[:]),
+) -> None:
+    store = SoftLabelStore(folder, identity)
+    for name in CaseStore(case_folder).names():
+        case = CaseStore(case_folder).open(name)
+        logits = logits_of(case)
+        packed = pack_case(logits, identity, by_slice=False)
+        store.write(name, packed, case.entry.key, draw_foreground(logits, identity))
+
+
+def make_distillation(root: Path, weight: float = 0.5, **changes: Any) -> Distillation:
+    def label(reporter: Reporter) -> None:
+        labels = distillation.labels
+        write_soft_labels(labels.folder, labels.identity, root / "cases")
+        if labels.unlabelled_folder is not None:
+            write_soft_labels(labels.folder, labels.identity, labels.unlabelled_folder)
+
+    labels = SoftSource(folder=root / "soft", identity=IDENTITY)
+    distillation = Distillation(
+        teacher="3d_unet__tinyPlans",
+        teacher_folder="somewhere",
+        folds=(0,),
+        checkpoint=FINAL,
+        weight=weight,
+        labels=replace(labels, **changes),
+        label=label,
+    )
+    return distillation
+
+
+def request_of(root: Path, weight: float | None, labels: LabelSet = CLASSES, **changes: Any) -> RunRequest:
+    request = make_request(root, "3d_student", labels, settings=SHORT)
+    if weight is None:
+        return request
+    return replace(request, distillation=make_distillation(root, weight, **changes))
+
+
+# What is stored
+
+
+@pytest.mark.parametrize("identity", KINDS, ids=lambda i: f"{i.target}-{i.regions}")
+def test_stored_values_come_back(identity: SoftLabelIdentity, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(identity.outputs, *SHAPE) * 4
+    wanted = output_of(logits[None], identity)[0]
+    store = SoftLabelStore(tmp_path, identity)
+    store.write("a", pack_case(logits, identity, by_slice=False), "key")
+    store = pickle.loads(pickle.dumps(store))
+    found = decode(torch.from_numpy(store.read("a", (0, 0, 0), SHAPE)), identity)
+    torch.testing.assert_close(
+        found, wanted, atol=0.5 / 255 + 1e-6 if identity.itemsize == 1 else 0.02, rtol=0
+    )
+    box = decode(torch.from_numpy(store.read("a", (-2, 3, 4), (4, 5, 6))), identity)
+    torch.testing.assert_close(box[:, 2:], found[:, :2, 3:8, 4:10])
+    outside = identity.outside()
+    assert torch.equal(box[:, :2], outside[:, None, None, None].expand(-1, 2, 5, 6))
+
+
+def test_outside_a_case_is_certain_background() -> None:
+    assert IDENTITY.outside().tolist() == [1, 0, 0]
+    logits = replace(IDENTITY, target="logits").outside()
+    assert logits[0] - logits[1] == OUTSIDE_LOGIT
+    assert logits.sum().abs() < 1e-5
+    assert replace(IDENTITY, regions=True).outside().tolist() == [0, 0, 0]
+
+
+def test_certain_probabilities_are_exact() -> None:
+    label = np.random.default_rng(0).integers(0, 3, SHAPE)
+    stored = encode(one_hot_logits(label), IDENTITY)
+    assert stored.dtype == np.uint8
+    found = decode(torch.from_numpy(stored).float(), IDENTITY)
+    assert torch.equal(found, one_hot_logits(label) / 1000)
+
+
+def test_the_store_knows_its_teacher_and_what_is_missing(tmp_path: Path) -> None:
+    store = SoftLabelStore(tmp_path, IDENTITY)
+    packed = pack_case(torch.zeros(3, *SHAPE), IDENTITY, by_slice=True)
+    store.write("a", packed, "key a")
+    store.write("b", packed, "key b")
+    assert store.missing({"a": "key a", "b": "another", "c": "key c"}) == ["b", "c"]
+    (tmp_path / "a.soft.b2nd").unlink()
+    assert store.missing({"a": "key a"}) == ["a"]
+    other = SoftLabelStore(tmp_path, replace(IDENTITY, checkpoints_sha256=("b" * 64,), mirroring=False))
+    with pytest.raises(SamunetError, match=r"checkpoints_sha256 is.*mirroring is True there, False now"):
+        other.check_identity()
+
+
+def test_the_teachers_foreground(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.int64)
+    label[1:3, 4:8, 5], label[2, 0, 0] = 1, 2
+    store = SoftLabelStore(tmp_path, IDENTITY)
+    logits = one_hot_logits(label)
+    store.write("a", b"", "key", draw_foreground(logits, IDENTITY))
+    found = store.foreground("a")
+    assert set(found) == {"1", "2"}
+    assert found["2"].tolist() == [[2, 0, 0]]
+    assert {tuple(v) for v in found["1"].tolist()} == {tuple(v) for v in np.argwhere(label == 1).tolist()}
+    regions = replace(IDENTITY, regions=True, outputs=2)
+    both = torch.stack([logits[1] + logits[2], logits[2]]) - 1
+    rows = draw_foreground(both, regions)
+    assert (rows[:, 0] == 0).sum() == 9
+    assert (rows[:, 0] == 1).sum() == 1
+    many = draw_foreground(torch.ones(2, 30, 30, 30), regions)
+    assert len(many) == 20_000
+    with pytest.raises(SamunetError, match=r"b\.foreground\.npy is missing"):
+        store.foreground("b")
+
+
+# How it follows the image
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AugmentationSettings(patch_size=(20, 28, 20), mirror_axes=(0, 1, 2)),
+        AugmentationSettings(patch_size=(8, 32, 32), mirror_axes=(0, 1, 2), masked_channels=(0,)),
+        AugmentationSettings(patch_size=(32, 28), mirror_axes=(0, 1)),
+        AugmentationSettings(patch_size=(20, 28, 20), preset="none"),
+    ],
+    ids=["volume", "flat", "slice", "plain"],
+)
+def test_soft_labels_follow_the_augmentation(settings: AugmentationSettings) -> None:
+    """One-hot soft labels stay the one-hot labels, but for voxels between two classes."""
+    augment = Augmentation(settings)
+    size = settings.initial_size
+    turned = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        image = rng.normal(size=(1, *size)).astype(np.float32)
+        label = rng.integers(-1, 3, size=tuple((n + 6) // 7 for n in size)).astype(np.int16)
+        for axis in range(label.ndim):
+            label = np.repeat(label, 7, axis)
+        label = label[tuple(slice(0, n) for n in size)]
+        flat = one_hot_logits(label if label.ndim == 3 else label[None])
+        stored = encode(flat, IDENTITY).astype(np.float32)
+        stored = stored if label.ndim == 3 else stored[:, 0]
+        image_t, target, soft = augment.with_soft(image.copy(), label, stored, seed)
+        alone = augment(image, label, seed)
+        assert torch.equal(alone[0], image_t)
+        assert torch.equal(alone[1], target)
+        values = decode(soft, IDENTITY)
+        assert values.shape == (3, *settings.patch_size)
+        torch.testing.assert_close(values.sum(0), torch.ones(settings.patch_size), atol=1e-4, rtol=0)
+        assert values.min() > -1e-5
+        # Of 2/3 background half at least is of one kind, 0 or -1, which the label counts apart.
+        certain = values.max(0).values > 0.67
+        assert certain.float().mean() > 0.5
+        assert torch.equal(values.argmax(0)[certain], target[0].long()[certain])
+        turned += int(not bool((values.max(0).values > 1 - 1e-4).all()))
+    assert turned > 0 or settings.preset == "none"
+
+
+def test_samples_carry_the_teacher(tmp_path: Path) -> None:
+    request = request_of(tmp_path, 0.5)
+    assert request.distillation is not None
+    request.distillation.label(SilentReporter())
+    configuration = request.plan.configuration("3d_student")
+    from samunet.trainers.base import config_of
+
+    config = config_of(configuration)
+    source = PatchSource(source_settings(request, request.plan, configuration, config, 0))
+    plain = PatchSource(
+        source_settings(replace(request, distillation=None), request.plan, configuration, config, 0)
+    )
+    for stream in (TRAIN, VAL):
+        for number in range(6):
+            key = SampleKey(stream, 0, number, number % 2 == 1)
+            sample, without = source.sample(key), plain.sample(key)
+            assert torch.equal(sample["image"], without["image"])
+            assert torch.equal(sample["target"], without["target"])
+            assert sample["soft"].shape == (3, *configuration.patch_size)
+            assert bool(sample["labelled"])
+            certain = sample["soft"].float().max(0).values > 0.67
+            chosen = sample["soft"].float().argmax(0)
+            assert torch.equal(chosen[certain], sample["target"][0].long()[certain])
+
+
+# What the loss counts
+
+
+def test_ignored_voxels_have_no_error() -> None:
+    logits, soft = torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 3, 4, 4, 4)
+    soft[:, 0, 2:], soft[:, :, :2] = 1.0, 1 / 3
+    target = torch.zeros(1, 1, 4, 4, 4, dtype=torch.int16)
+    every = LossSettings(ignore_index=None)
+    some = LossSettings(ignore_index=3)
+    expected = (1 - 1 / 3) ** 2 + 2 / 9
+    assert soft_label_error(logits, soft, target, IDENTITY, every).item() == pytest.approx(expected / 2)
+    target[:, :, 2:] = 3
+    assert soft_label_error(logits, soft, target, IDENTITY, some).item() == pytest.approx(0, abs=1e-6)
+    regions = torch.zeros(1, 4, 4, 4, 4, dtype=torch.bool)
+    regions[:, 3, :2] = True
+    found = soft_label_error(
+        logits, soft, regions, replace(IDENTITY, regions=True), LossSettings(regions=True, ignore_index=3)
+    )
+    assert found.item() == pytest.approx(3 * 0.25)
+
+
+def test_logits_are_compared_without_their_mean() -> None:
+    identity = replace(IDENTITY, target="logits")
+    logits = torch.randn(2, 3, 4, 4, 4)
+    target = torch.zeros(2, 1, 4, 4, 4)
+    shifted = logits + 5
+    soft = output_of(logits, identity)
+    assert soft_label_error(shifted, soft, target, identity, LossSettings()).item() < 1e-10
+
+
+def trained(root: Path, weight: float | None, **changes: Any) -> dict[str, Tensor]:
+    request = request_of(root, weight, **changes)
+    train_fold(request, SilentReporter())
+    return load_checkpoint(request.folder / FINAL).network
+
+
+def test_lambda_0_is_the_training_without_a_teacher(tmp_path: Path) -> None:
+    without = trained(tmp_path / "a", None)
+    assert_same(without, trained(tmp_path / "b", 0.0))
+    half, alone = trained(tmp_path / "c", 0.5), trained(tmp_path / "d", 1.0)
+    key = next(name for name, value in without.items() if value.ndim == 5)
+    assert not torch.equal(without[key], half[key])
+    assert not torch.equal(alone[key], half[key])
+
+
+def test_lambda_1_does_not_look_at_the_labels(tmp_path: Path) -> None:
+    first = trained(tmp_path / "a", 1.0)
+    root = tmp_path / "b"
+    store = write_cases(root / "cases")
+    write_soft_labels(root / "soft", IDENTITY, root / "cases")
+    request = request_of(root, 1.0)
+    assert request.distillation is not None
+    request = replace(request, distillation=replace(request.distillation, label=lambda reporter: None))
+    from samunet.preprocessing.case import PreprocessedCase
+    from samunet.preprocessing.locations import Locations
+
+    for name in NAMES:  # the same cases with labels that say nothing, drawn from the same places
+        case = store.open(name)
+        blank = PreprocessedCase(image=case.image[:], label=np.zeros(SHAPE, np.int16), record=case.record)
+        where = Locations(classes=case.locations, annotated=None)
+        # Outside the nonzero mask the first channel is set to 0 after the augmentation.
+        blank.label[case.label[:] < 0] = -1
+        store.write(name, blank, where, key=case.entry.key)
+    train_fold(request, SilentReporter())
+    assert_same(first, load_checkpoint(request.folder / FINAL).network)
+
+
+def test_unlabelled_cases_count_for_the_teacher_alone(tmp_path: Path) -> None:
+    from samunet.trainers import get_trainer
+    from samunet.trainers.distillation import distilled
+
+    request = request_of(tmp_path, 0.5, unlabelled_folder=tmp_path / "more", unlabelled=("x",))
+    assert request.distillation is not None
+    configuration = request.plan.configuration("3d_student")
+    trainer = get_trainer("3d_student")
+    network = trainer.build_network(request.plan, configuration)
+    step = trainer.build_training(network, request.plan, configuration).train()
+    module = distilled(step, "3d_student", request.distillation).train()
+    generator = torch.Generator().manual_seed(0)
+    patch = configuration.patch_size
+    batch = {
+        "image": torch.randn(2, 2, *patch, generator=generator),
+        "target": torch.randint(0, 3, (2, 1, *patch), generator=generator).short(),
+        "soft": torch.softmax(torch.randn(2, 3, *patch, generator=generator), 1).half(),
+        "labelled": torch.tensor([True, False]),
+    }
+    found = module(batch)
+    alone = step({"image": batch["image"][:1], "target": batch["target"][:1]})
+    torch.testing.assert_close(found["dice"], alone["dice"])
+    torch.testing.assert_close(found["ce"], alone["ce"])
+    torch.testing.assert_close(found["loss"], 0.5 * found["mse"] + 0.5 * (alone["dice"] + alone["ce"]))
+    nothing = module({**batch, "labelled": torch.tensor([False, False])})
+    assert nothing["dice"].item() == nothing["ce"].item() == 0
+    nothing["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_unlabelled_cases_are_drawn_for_training_alone(tmp_path: Path) -> None:
+    more = write_cases(tmp_path / "more")
+    for name in more.names():
+        for path in (tmp_path / "more").glob(f"{name}.*"):
+            path.rename(path.with_name(path.name.replace("case", "new")))
+    names = tuple(name.replace("case", "new") for name in NAMES)
+    request = request_of(tmp_path, 0.5, unlabelled_folder=tmp_path / "more", unlabelled=names)
+    train_fold(request, SilentReporter())
+    record = read_run(request.folder)
+    assert record is not None
+    assert record.distillation is not None
+    assert record.distillation["unlabelled"] == list(names)
+    configuration = request.plan.configuration("3d_student")
+    from samunet.trainers.base import config_of
+
+    source = PatchSource(source_settings(request, request.plan, configuration, config_of(configuration), 0))
+    drawn = [source.sample(SampleKey(stream, 0, n, True)) for stream in (TRAIN, VAL) for n in range(12)]
+    kinds = [bool(sample["labelled"]) for sample in drawn]
+    assert 0 < sum(kinds[:12]) < 12
+    assert all(kinds[12:])
+
+
+# A distilled run is a run
+
+
+def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
+    from test_conformance import _StopAfter
+
+    whole = request_of(tmp_path, 0.5)
+    train_fold(whole, SilentReporter())
+    parts = replace(whole, folder=tmp_path / "parts" / "fold_0")
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(parts, _StopAfter(1))
+    train_fold(replace(parts, resume=True, settings={}), SilentReporter())
+    expected, found = load_checkpoint(whole.folder / FINAL), load_checkpoint(parts.folder / FINAL)
+    assert_same(expected.network, found.network)
+    assert expected.overrides["distillation"]["weight"] == 0.5
+    assert expected.overrides["distillation"] == found.overrides["distillation"]
+
+
+def test_another_teacher_is_refused_by_name(tmp_path: Path) -> None:
+    request = request_of(tmp_path, 0.5)
+    train_fold(request, SilentReporter())
+    (request.folder / FINAL).unlink()
+    continued = replace(request, resume=True)
+    assert request.distillation is not None
+    identity = replace(IDENTITY, checkpoints_sha256=("b" * 64,))
+    other = replace(request.distillation, labels=SoftSource(folder=tmp_path / "other", identity=identity))
+    for changed, told in (
+        (replace(request.distillation, weight=0.25), "weight of the distillation: 0.5 there, 0.25 now"),
+        (other, "checkpoints_sha256 of the distillation"),
+        (None, "distilled from 3d_unet__tinyPlans there, no teacher now"),
+    ):
+        with pytest.raises(SamunetError, match=told):
+            train_fold(replace(continued, distillation=changed), SilentReporter())
+    with pytest.raises(SamunetError, match="--tag"):
+        train_fold(replace(request, distillation=None), SilentReporter())
+    moved = replace(request.distillation, teacher_folder="elsewhere")
+    assert train_fold(replace(continued, distillation=moved), SilentReporter()).status == "finished"
+
+
+def test_cases_without_soft_labels_are_named(tmp_path: Path) -> None:
+    request = request_of(tmp_path, 0.5)
+    assert request.distillation is not None
+    lazy = replace(request.distillation, label=lambda reporter: None)
+    with pytest.raises(SamunetError, match=r"4 cases have no soft labels.*case_0"):
+        train_fold(replace(request, distillation=lazy), SilentReporter())
+
+
+def test_methods_that_train_from_a_cache_cannot_be_students(tmp_path: Path) -> None:
+    request = make_request(tmp_path, "2d_cnn", settings=SHORT)
+    with pytest.raises(SamunetError, match="cached embeddings"):
+        train_fold(replace(request, distillation=make_distillation(tmp_path)), SilentReporter())
+
+
+@pytest.mark.parametrize("identity", KINDS[1:], ids=lambda i: f"{i.target}-{i.regions}")
+def test_other_targets_and_regions_train(identity: SoftLabelIdentity, tmp_path: Path) -> None:
+    request = request_of(tmp_path, 0.5, REGIONS if identity.regions else CLASSES)
+    logits = torch.randn(identity.outputs, *SHAPE)
+    write_soft_labels(tmp_path / "soft", identity, tmp_path / "cases", lambda case: logits)
+    assert request.distillation is not None
+    labels = SoftSource(folder=tmp_path / "soft", identity=identity)
+    ready = replace(request.distillation, labels=labels, label=lambda reporter: None)
+    assert train_fold(replace(request, distillation=ready), SilentReporter()).status == "finished"
+
+
+def test_a_2d_network_can_be_a_student_too(tmp_path: Path) -> None:
+    request = make_request(tmp_path, "2d_unet", settings=SHORT)
+    request = replace(request, distillation=make_distillation(tmp_path))
+    assert train_fold(request, SilentReporter()).status == "finished"
+
+
+def test_folds_that_learned_differently_are_not_averaged(tmp_path: Path) -> None:
+    from samunet.inference.folds import check_alike
+
+    stored: dict[int | str, Any] = {}
+    for fold, weight in enumerate((0.5, 0.25)):
+        root = tmp_path / str(fold)
+        request = request_of(root, weight)
+        train_fold(request, SilentReporter())
+        stored[fold] = load_checkpoint(request.folder / FINAL)
+    with pytest.raises(SamunetError, match=r"lambda 0\.5.*lambda 0\.25"):
+        check_alike(tmp_path, stored)
+    check_alike(tmp_path, {0: stored[0], 1: stored[0]})
