@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.trainers import import_trainer
-from samunet.trainers.base import Phase, build_optimizer, decayed_apart
+from samunet.trainers.base import Phase, TrainingModule, build_optimizer, decayed_apart
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
@@ -120,12 +120,12 @@ def test_accumulation_sees_as_many_samples_as_a_larger_batch(tmp_path: Path) -> 
     assert record.samples_per_second * record.seconds == pytest.approx(4 * 3 * 2)
 
 
-class _Broken(nn.Module):
+class _Broken(TrainingModule):
     """Losses become infinite at a step."""
 
-    def __init__(self, inner: nn.Module, at: int) -> None:
-        super().__init__()
-        self.inner, self.at, self.network = inner, at, inner.network
+    def __init__(self, inner: TrainingModule, at: int) -> None:
+        super().__init__(inner.network)
+        self.inner, self.at = inner, at
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = self.inner(batch)
