@@ -20,7 +20,7 @@ from samunet.cli.common import (
     run_command,
     share,
 )
-from samunet.cli.train import add_run, add_schedule, check_run_flags, settings_of
+from samunet.cli.train import add_run, add_schedule, train_options
 from samunet.errors import SamunetError
 
 EXAMPLES = """\
@@ -104,30 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.distill import TeacherOptions, distill
-    from samunet.pipeline.train import TrainOptions
 
-    check_run_flags(arguments)
     if arguments.step_size is not None and arguments.step_size > 1:
         raise SamunetError(f"-step_size {arguments.step_size:g}: give a share of the tile, at most 1.")
     workspace = open_workspace(arguments)
-    options = TrainOptions(
-        dataset=workspace.dataset_name(arguments.dataset),
-        configuration=arguments.student,
-        fold=arguments.fold,
-        plans=arguments.plans,
-        device=arguments.device,
-        settings=settings_of(arguments),
-        time_budget_minutes=arguments.time_budget,
-        seed=arguments.seed,
-        tag=arguments.tag,
-        resume=arguments.resume,
-        only_validate=arguments.val,
-        checkpoint=arguments.checkpoint,
-        save_probabilities=arguments.npz,
-        overwrite=arguments.overwrite,
-        splits=arguments.splits,
-        workers=arguments.np,
-    )
+    options = train_options(arguments, workspace, arguments.student)
     asked = TeacherOptions(
         configuration=arguments.teacher,
         plans=arguments.teacher_plans,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samunet.cli.common import (
     EXIT_INTERRUPTED,
@@ -22,6 +22,10 @@ from samunet.cli.common import (
     run_command,
 )
 from samunet.errors import SamunetError
+
+if TYPE_CHECKING:
+    from samunet.pipeline.train import TrainOptions
+    from samunet.workspace import Workspace
 
 FINAL = "checkpoint_final.pth"
 EXAMPLES = """\
@@ -102,20 +106,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline.train import TrainOptions, train
+    from samunet.pipeline.train import train
+
+    workspace = open_workspace(arguments)
+    chosen = {"method": arguments.method, "encoder": arguments.encoder, "weights": arguments.weights}
+    outcome = train(workspace, train_options(arguments, workspace, arguments.configuration, **chosen))
+    print(outcome.text())
+    return EXIT_INTERRUPTED if outcome.interrupted else 0
+
+
+def train_options(
+    arguments: argparse.Namespace, workspace: Workspace, configuration: str, **chosen: Any
+) -> TrainOptions:
+    """The flags that every command which trains has, as options of the training.
+
+    Args:
+        arguments: as parsed.
+        workspace: of the dataset.
+        configuration: what is trained.
+        chosen: options that only this command has.
+
+    Raises:
+        SamunetError: flags that contradict each other, or an unknown dataset.
+    """
+    from samunet.pipeline.train import TrainOptions
 
     check_run_flags(arguments)
-    workspace = open_workspace(arguments)
-    options = TrainOptions(
+    return TrainOptions(
         dataset=workspace.dataset_name(arguments.dataset),
-        configuration=arguments.configuration,
+        configuration=configuration,
         fold=arguments.fold,
-        method=arguments.method,
         plans=arguments.plans,
         device=arguments.device,
         settings=settings_of(arguments),
-        encoder=arguments.encoder,
-        weights=arguments.weights,
         time_budget_minutes=arguments.time_budget,
         seed=arguments.seed,
         tag=arguments.tag,
@@ -126,10 +149,8 @@ def _run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         splits=arguments.splits,
         workers=arguments.np,
+        **chosen,
     )
-    outcome = train(workspace, options)
-    print(outcome.text())
-    return EXIT_INTERRUPTED if outcome.interrupted else 0
 
 
 def check_run_flags(arguments: argparse.Namespace) -> None:

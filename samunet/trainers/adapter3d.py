@@ -69,18 +69,13 @@ class AdapterTrainer(MethodTrainer):
         assert isinstance(config, AdapterConfig)
         first = round(config.first_stage * config.epochs) if _staged(config) else config.epochs
         first = min(max(first, 1), max(config.epochs - 1, 1)) if _staged(config) else first
-        adapting = Phase(
+        adapting = Phase.of(
+            config,
             name="adapting",
-            optimizer="adamw",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
             epochs=first,
-            iterations=config.iterations,
-            val_iterations=config.val_iterations,
+            optimizer="adamw",
             schedule="poly_step",
-            warmup_steps=config.warmup_steps,
             clip=GRADIENT_CLIP,
-            accumulate=config.accumulate,
             groups=_Groups(config, encoder_factor=1.0, generator=not _staged(config)),
         )
         if not _staged(config) or config.epochs < 2:

@@ -74,6 +74,28 @@ class Phase:
     accumulate: int = 1
     groups: ParameterGroups = all_parameters
 
+    @classmethod
+    def of(cls, config: MethodConfig, **chosen: Any) -> Phase:
+        """A phase with the length, rate, decay, warm-up and accumulation that are the method's settings.
+
+        Args:
+            config: the settings.
+            chosen: the other fields, and any that differ.
+        """
+        settings = {
+            name: getattr(config, name)
+            for name in (
+                "learning_rate",
+                "weight_decay",
+                "epochs",
+                "iterations",
+                "val_iterations",
+                "warmup_steps",
+                "accumulate",
+            )
+        }
+        return cls(**{"name": "training", **settings, **chosen})
+
 
 def build_optimizer(phase: Phase, network: nn.Module) -> torch.optim.Optimizer:
     """Freeze what the phase does not train and make its optimizer."""

@@ -71,20 +71,8 @@ class SamHeadTrainer(MethodTrainer):
     @classmethod
     def phases(cls, config: MethodConfig) -> tuple[Phase, ...]:
         assert isinstance(config, SamHeadConfig)
-        phase = Phase(
-            name="training",
-            optimizer="adamw",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            epochs=config.epochs,
-            iterations=config.iterations,
-            val_iterations=config.val_iterations,
-            schedule="poly_step",
-            warmup_steps=config.warmup_steps,
-            clip=GRADIENT_CLIP,
-            accumulate=config.accumulate,
-            groups=_Groups(config.encoder_learning_rate_factor),
-        )
+        groups = _Groups(config.encoder_learning_rate_factor)
+        phase = Phase.of(config, optimizer="adamw", schedule="poly_step", clip=GRADIENT_CLIP, groups=groups)
         if config.paper_compat:
             # The public code: Adam at a fixed rate, no decay, gradients not clipped.
             phase = replace(phase, optimizer="adam", weight_decay=0.0, schedule="constant", clip=float("inf"))

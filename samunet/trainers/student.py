@@ -12,7 +12,6 @@ from samunet.planning.methods.student import SWIN_FEATURES, StudentConfig, stude
 from samunet.planning.plan import Configuration, Plan
 from samunet.trainers.base import (
     MethodTrainer,
-    ParameterGroups,
     Phase,
     SegmentationModule,
     TrainingModule,
@@ -55,22 +54,8 @@ class StudentTrainer(MethodTrainer):
     @classmethod
     def phases(cls, config: MethodConfig) -> tuple[Phase, ...]:
         assert isinstance(config, StudentConfig)
-        groups: ParameterGroups = _groups
-        phase = Phase(
-            name="training",
-            optimizer="adamw",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            epochs=config.epochs,
-            iterations=config.iterations,
-            val_iterations=config.val_iterations,
-            schedule="poly_step",
-            warmup_steps=config.warmup_steps,
-            clip=config.gradient_clip,
-            accumulate=config.accumulate,
-            groups=groups,
-        )
-        return (phase,)
+        clip = config.gradient_clip
+        return (Phase.of(config, optimizer="adamw", schedule="poly_step", clip=clip, groups=_groups),)
 
 
 def _config(configuration: Configuration) -> StudentConfig:

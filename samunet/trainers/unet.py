@@ -71,20 +71,8 @@ class UNetTrainer(MethodTrainer):
     @classmethod
     def phases(cls, config: MethodConfig) -> tuple[Phase, ...]:
         assert isinstance(config, UNetConfig)
-        phase = Phase(
-            name="training",
-            optimizer="sgd",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            epochs=config.epochs,
-            iterations=config.iterations,
-            val_iterations=config.val_iterations,
-            schedule="poly_epoch",
-            momentum=config.momentum,
-            clip=config.gradient_clip,
-            accumulate=config.accumulate,
-        )
-        return (phase,)
+        rates = {"momentum": config.momentum, "clip": config.gradient_clip}
+        return (Phase.of(config, optimizer="sgd", schedule="poly_epoch", **rates),)
 
     @classmethod
     def shortened(cls, config: MethodConfig, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

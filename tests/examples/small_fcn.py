@@ -88,17 +88,10 @@ class SmallFcnTrainer(MethodTrainer):
 
     @classmethod
     def phases(cls, config: MethodConfig) -> tuple[Phase, ...]:
-        phase = Phase(
-            name="training",
+        phase = Phase.of(
+            config,
             optimizer="adamw",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            epochs=config.epochs,
-            iterations=config.iterations,
-            val_iterations=config.val_iterations,
             schedule="poly_step",
-            warmup_steps=config.warmup_steps,
-            accumulate=config.accumulate,
             groups=lambda network: decayed_apart(list(network.named_parameters())),
         )
         return (phase,)
