@@ -1,9 +1,7 @@
-"""Learning from a teacher's soft labels: what is stored, how it follows the image, what the loss counts."""
+"""Learning from a teacher: soft labels follow the image, what the loss counts, a distilled run is a run."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_conformance import assert_same
+from soft_teacher import IDENTITY, KINDS, one_hot_logits, write_soft_labels
+from test_conformance import _StopAfter, assert_same
 from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, make_request, write_cases
 from torch import Tensor
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
+from samunet.inference.folds import check_alike
+from samunet.preprocessing.case import PreprocessedCase
+from samunet.preprocessing.locations import Locations
 from samunet.preprocessing.soft_labels import (
-    OUTSIDE_LOGIT,
     SoftLabelIdentity,
-    SoftLabelStore,
     decode,
-    draw_foreground,
     encode,
     output_of,
-    pack_case,
 )
-from samunet.preprocessing.store import CaseStore
+from samunet.trainers import get_trainer
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
+from samunet.trainers.base import config_of
 from samunet.trainers.batches import PatchSource, SoftSource
 from samunet.trainers.checkpoint import FINAL, load_checkpoint
-from samunet.trainers.distillation import Distillation, soft_label_error
+from samunet.trainers.distillation import Distillation, distilled, soft_label_error
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
 from samunet.trainers.losses import LossSettings
@@ -40,41 +39,6 @@ from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 
 SHORT = {"epochs": 2, "iterations": 2, "val_iterations": 1}
-IDENTITY = SoftLabelIdentity(
-    checkpoints_sha256=("a" * 64,),
-    target="probabilities",
-    regions=False,
-    outputs=3,
-    step_size=0.5,
-    mirroring=True,
-    data_hash="0" * 16,
-)
-KINDS = [
-    IDENTITY,
-    replace(IDENTITY, target="logits"),
-    replace(IDENTITY, regions=True, outputs=2),
-    replace(IDENTITY, regions=True, outputs=2, target="logits"),
-]
-
-
-def one_hot_logits(label: np.ndarray, outputs: int = 3) -> Tensor:
-    """Logits of a teacher that is sure of the labels; outside the image it says background."""
-    classes = torch.from_numpy(np.maximum(label, 0).astype(np.int64))
-    return torch.nn.functional.one_hot(classes, outputs).movedim(-1, 0).float() * 1000
-
-
-def write_soft_labels(
-    folder: Path,
-    identity: SoftLabelIdentity,
-    case_folder: Path,
-    logits_of: Callable[[Any], Tensor] = lambda case: one_hot_logits(case.label[:]),
-) -> None:
-    store = SoftLabelStore(folder, identity)
-    for name in CaseStore(case_folder).names():
-        case = CaseStore(case_folder).open(name)
-        logits = logits_of(case)
-        packed = pack_case(logits, identity, by_slice=False)
-        store.write(name, packed, case.entry.key, draw_foreground(logits, identity))
 
 
 def make_distillation(root: Path, weight: float = 0.5, **changes: Any) -> Distillation:
@@ -102,77 +66,6 @@ def request_of(root: Path, weight: float | None, labels: LabelSet = CLASSES, **c
     if weight is None:
         return request
     return replace(request, distillation=make_distillation(root, weight, **changes))
-
-
-# What is stored
-
-
-@pytest.mark.parametrize("identity", KINDS, ids=lambda i: f"{i.target}-{i.regions}")
-def test_stored_values_come_back(identity: SoftLabelIdentity, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(identity.outputs, *SHAPE) * 4
-    wanted = output_of(logits[None], identity)[0]
-    store = SoftLabelStore(tmp_path, identity)
-    store.write("a", pack_case(logits, identity, by_slice=False), "key")
-    store = pickle.loads(pickle.dumps(store))
-    found = decode(torch.from_numpy(store.read("a", (0, 0, 0), SHAPE)), identity)
-    torch.testing.assert_close(
-        found, wanted, atol=0.5 / 255 + 1e-6 if identity.itemsize == 1 else 0.02, rtol=0
-    )
-    box = decode(torch.from_numpy(store.read("a", (-2, 3, 4), (4, 5, 6))), identity)
-    torch.testing.assert_close(box[:, 2:], found[:, :2, 3:8, 4:10])
-    outside = identity.outside()
-    assert torch.equal(box[:, :2], outside[:, None, None, None].expand(-1, 2, 5, 6))
-
-
-def test_outside_a_case_is_certain_background() -> None:
-    assert IDENTITY.outside().tolist() == [1, 0, 0]
-    logits = replace(IDENTITY, target="logits").outside()
-    assert logits[0] - logits[1] == OUTSIDE_LOGIT
-    assert logits.sum().abs() < 1e-5
-    assert replace(IDENTITY, regions=True).outside().tolist() == [0, 0, 0]
-
-
-def test_certain_probabilities_are_exact() -> None:
-    label = np.random.default_rng(0).integers(0, 3, SHAPE)
-    stored = encode(one_hot_logits(label), IDENTITY)
-    assert stored.dtype == np.uint8
-    found = decode(torch.from_numpy(stored).float(), IDENTITY)
-    assert torch.equal(found, one_hot_logits(label) / 1000)
-
-
-def test_the_store_knows_its_teacher_and_what_is_missing(tmp_path: Path) -> None:
-    store = SoftLabelStore(tmp_path, IDENTITY)
-    packed = pack_case(torch.zeros(3, *SHAPE), IDENTITY, by_slice=True)
-    store.write("a", packed, "key a")
-    store.write("b", packed, "key b")
-    assert store.missing({"a": "key a", "b": "another", "c": "key c"}) == ["b", "c"]
-    (tmp_path / "a.soft.b2nd").unlink()
-    assert store.missing({"a": "key a"}) == ["a"]
-    other = SoftLabelStore(tmp_path, replace(IDENTITY, checkpoints_sha256=("b" * 64,), mirroring=False))
-    with pytest.raises(SamunetError, match=r"checkpoints_sha256 is.*mirroring is True there, False now"):
-        other.check_identity()
-
-
-def test_the_teachers_foreground(tmp_path: Path) -> None:
-    label = np.zeros(SHAPE, np.int64)
-    label[1:3, 4:8, 5], label[2, 0, 0] = 1, 2
-    store = SoftLabelStore(tmp_path, IDENTITY)
-    logits = one_hot_logits(label)
-    store.write("a", b"", "key", draw_foreground(logits, IDENTITY))
-    found = store.foreground("a")
-    assert set(found) == {"1", "2"}
-    assert found["2"].tolist() == [[2, 0, 0]]
-    assert {tuple(v) for v in found["1"].tolist()} == {tuple(v) for v in np.argwhere(label == 1).tolist()}
-    regions = replace(IDENTITY, regions=True, outputs=2)
-    both = torch.stack([logits[1] + logits[2], logits[2]]) - 1
-    rows = draw_foreground(both, regions)
-    assert (rows[:, 0] == 0).sum() == 9
-    assert (rows[:, 0] == 1).sum() == 1
-    many = draw_foreground(torch.ones(2, 30, 30, 30), regions)
-    assert len(many) == 20_000
-    with pytest.raises(SamunetError, match=r"b\.foreground\.npy is missing"):
-        store.foreground("b")
 
 
 # How it follows the image
@@ -224,8 +117,6 @@ def test_samples_carry_the_teacher(tmp_path: Path) -> None:
     assert request.distillation is not None
     request.distillation.label(SilentReporter())
     configuration = request.plan.configuration("3d_student")
-    from samunet.trainers.base import config_of
-
     config = config_of(configuration)
     source = PatchSource(source_settings(request, request.plan, configuration, config, 0))
     plain = PatchSource(
@@ -297,9 +188,6 @@ def test_lambda_1_does_not_look_at_the_labels(tmp_path: Path) -> None:
     request = request_of(root, 1.0)
     assert request.distillation is not None
     request = replace(request, distillation=replace(request.distillation, label=lambda reporter: None))
-    from samunet.preprocessing.case import PreprocessedCase
-    from samunet.preprocessing.locations import Locations
-
     for name in NAMES:  # the same cases with labels that say nothing, drawn from the same places
         case = store.open(name)
         blank = PreprocessedCase(image=case.image[:], label=np.zeros(SHAPE, np.int16), record=case.record)
@@ -312,9 +200,6 @@ def test_lambda_1_does_not_look_at_the_labels(tmp_path: Path) -> None:
 
 
 def test_unlabelled_cases_count_for_the_teacher_alone(tmp_path: Path) -> None:
-    from samunet.trainers import get_trainer
-    from samunet.trainers.distillation import distilled
-
     request = request_of(tmp_path, 0.5, unlabelled_folder=tmp_path / "more", unlabelled=("x",))
     assert request.distillation is not None
     configuration = request.plan.configuration("3d_student")
@@ -354,8 +239,6 @@ def test_unlabelled_cases_are_drawn_for_training_alone(tmp_path: Path) -> None:
     assert record.distillation is not None
     assert record.distillation["unlabelled"] == list(names)
     configuration = request.plan.configuration("3d_student")
-    from samunet.trainers.base import config_of
-
     source = PatchSource(source_settings(request, request.plan, configuration, config_of(configuration), 0))
     drawn = [source.sample(SampleKey(stream, 0, n, True)) for stream in (TRAIN, VAL) for n in range(12)]
     kinds = [bool(sample["labelled"]) for sample in drawn]
@@ -367,8 +250,6 @@ def test_unlabelled_cases_are_drawn_for_training_alone(tmp_path: Path) -> None:
 
 
 def test_resume_equals_uninterrupted(tmp_path: Path) -> None:
-    from test_conformance import _StopAfter
-
     whole = request_of(tmp_path, 0.5)
     train_fold(whole, SilentReporter())
     parts = replace(whole, folder=tmp_path / "parts" / "fold_0")
@@ -434,8 +315,6 @@ def test_a_2d_network_can_be_a_student_too(tmp_path: Path) -> None:
 
 
 def test_folds_that_learned_differently_are_not_averaged(tmp_path: Path) -> None:
-    from samunet.inference.folds import check_alike
-
     stored: dict[int | str, Any] = {}
     for fold, weight in enumerate((0.5, 0.25)):
         root = tmp_path / str(fold)
