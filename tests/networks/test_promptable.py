@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samunet.networks.masked import MaskedPixels, hidden_patches, patch_targets
-from samunet.networks.promptable import PADDING, Prompts, PromptableSam, normalised
+from samunet.networks.promptable import PADDING, PromptableSam, Prompts, normalised
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weights import expected_shapes
 
