@@ -120,6 +120,12 @@ def _add_run(parser: CommandParser) -> None:
         action="store_true",
         help="continue: the same command with --c; its length is kept",
     )
+    group.add_argument(
+        "--fp16",
+        dest="pair",
+        action="store_true",
+        help="write the result also as two safetensors files of half the size, in the folder NAME_fp16",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace run and result of this name")
 
 
@@ -173,6 +179,7 @@ def _options(arguments: argparse.Namespace) -> PretrainOptions:
         time_budget_minutes=arguments.time_budget,
         device=arguments.device,
         workers=arguments.np,
+        pair=arguments.pair,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
-from samunet.pipeline.pretrain_result import check_target, write_result
+from samunet.pipeline.pretrain_result import check_target, write_pair, write_result
 from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
 from samunet.records import from_data, read_json, to_data
 from samunet.trainers.checkpoint import LATEST
@@ -40,6 +40,7 @@ class PretrainOptions:
         synthetic_share: chance of a generated picture, where there are other sources too.
         time_budget_minutes: shorten the run to this time.
         device / workers: None chooses.
+        pair: write the result in fp16 as two safetensors files too.
         resume / overwrite: continue the run of that name, or replace it.
     """
 
@@ -53,6 +54,7 @@ class PretrainOptions:
     time_budget_minutes: float | None = None
     device: str | None = None
     workers: int | None = None
+    pair: bool = False
     resume: bool = False
     overwrite: bool = False
 
@@ -124,7 +126,10 @@ def pretrain(
         reporter.close()
     if status == "interrupted":
         return PretrainOutcome(None, folder)
-    return PretrainOutcome(write_result(run, target), folder)
+    write_result(run, target)
+    if options.pair:
+        write_pair(run, target)
+    return PretrainOutcome(target, folder)
 
 
 def _workers(options: PretrainOptions) -> int:

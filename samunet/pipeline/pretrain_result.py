@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.weight_files import file_sha256
+from samunet.networks.sam.tensor_files import write_sam_pair
+from samunet.networks.sam.weight_files import ENCODER_ENDING, file_sha256
 from samunet.records import atomic_path, read_json, to_data, write_json
 from samunet.trainers.devices import hardware, versions
 from samunet.trainers.history import read_history
@@ -47,6 +48,17 @@ def write_result(run: PretrainRun, weights: Path) -> Path:
         torch.save(run.sam_state(), file)
     write_json(weights.with_suffix(".json"), card(run, weights))
     return weights
+
+
+def write_pair(run: PretrainRun, weights: Path) -> tuple[Path, Path]:
+    """Write the result in fp16 too, into a folder of its own so that no file can be mistaken for another."""
+    folder = weights.with_name(f"{weights.stem}_fp16")
+    encoder = folder / f"{weights.stem}{ENCODER_ENDING}"
+    words = {"encoder": run.settings.encoder, "made_from_sha256": file_sha256(weights)}
+    pair = write_sam_pair(encoder, run.sam_state(), words)
+    hashes = {file.name: file_sha256(file) for file in pair}
+    write_json(folder / f"{weights.stem}.json", {**card(run, weights), "fp16_sha256": hashes})
+    return pair
 
 
 def card(run: PretrainRun, weights: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def exclusions(tmp_path: Path) -> Path:
 def test_from_all_sources_to_weights_that_are_read_strictly(tiny_copy: Path, exclusions: Path) -> None:
     sources = ["--synthetic", "-d", "901", "--exclude", str(exclusions)]
     sources += ["--images", str(tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr")]
-    assert command(tiny_copy, *sources, *QUICK, "--tasks", "prompt,mae=0.5", "-o", "mine") == 0
+    assert command(tiny_copy, *sources, *QUICK, "--tasks", "prompt,mae=0.5", "--fp16", "-o", "mine") == 0
     file = tiny_copy / "weights" / "mine.pth"
     weights = read_weights(file, "vit_micro")
     run = tiny_copy / "results" / "pretraining" / "mine"
@@ -50,6 +50,9 @@ def test_from_all_sources_to_weights_that_are_read_strictly(tiny_copy: Path, exc
     assert torch.equal(encoder(picture), again(picture))
     card = json.loads(file.with_suffix(".json").read_text())
     assert card["sha256"] == file_sha256(file)
+    half = file.with_name("mine_fp16") / "mine_encoder.safetensors"
+    assert read_weights(half, "vit_micro").count == weights.count
+    assert json.loads((half.parent / "mine.json").read_text())["fp16_sha256"][half.name] == file_sha256(half)
     assert card["objective"] == {"prompt": 1.0, "mae": 0.5}
     assert [source["excluded_cases"] for source in card["sources"][:1]] == [2]
     assert sum(source["share"] for source in card["sources"]) == pytest.approx(1)
