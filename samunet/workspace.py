@@ -163,6 +163,10 @@ class Workspace:
         parts = [configuration, _plain(plans, "plans name"), *([_plain(tag, "tag")] if tag else [])]
         return self.results / dataset / "__".join(parts)
 
+    def pretraining_folder(self, name: str) -> Path:
+        """Folder of a pretraining's checkpoints, history and slices; the result goes to `weights`."""
+        return self.results / "pretraining" / _plain(name, "name of the result")
+
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:
     """Folder of one trained fold; `fold` is a number or `all`."""

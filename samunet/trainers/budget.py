@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from samunet.preprocessing.streams import BatchStream
 from samunet.trainers.base import Phase
-from samunet.trainers.checkpoint import save_checkpoint
 from samunet.trainers.devices import synchronize
 from samunet.trainers.sampling import VAL, Position, SampleKey, batch_keys
 from samunet.trainers.schedule import Timing, fit_to_budget, phase_seconds
 from samunet.trainers.step import TrainingStep
 
 if TYPE_CHECKING:
+    from samunet.trainers.loop_run import LoopRun
     from samunet.trainers.run import TrainingRun
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
     return phases
 
 
-def measure(run: TrainingRun, budget_seconds: float) -> Timing:
+def measure(run: LoopRun, budget_seconds: float) -> Timing:
     """Seconds of a training step and a validation step; network and random state are left as they were."""
     network = run.module.network
     before = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
@@ -85,18 +85,18 @@ def measure(run: TrainingRun, budget_seconds: float) -> Timing:
     return Timing(train_step=train, val_step=val, epoch_overhead=SAVES_AN_EPOCH * _time_save(run, step))
 
 
-def _time_save(run: TrainingRun, step: TrainingStep) -> float:
+def _time_save(run: LoopRun, step: TrainingStep) -> float:
     """Seconds of writing a checkpoint with the optimizer's state."""
     started = time.monotonic()
     path = run.folder / "timing.pth"
     try:
-        save_checkpoint(path, run.checkpoint(0, {"optimizer": step.optimizer.state_dict()}))
+        run.save(path, 0, {"optimizer": step.optimizer.state_dict()})
     finally:
         path.unlink(missing_ok=True)
     return time.monotonic() - started
 
 
-def _keys(run: TrainingRun, validation: bool = False) -> Iterator[list[SampleKey]]:
+def _keys(run: LoopRun, validation: bool = False) -> Iterator[list[SampleKey]]:
     """The first training batches again and again, or validation batches."""
     phase = run.phases[0]
     first = list(itertools.islice(batch_keys(run.phases, run.batching, Position()), phase.iterations))
@@ -105,7 +105,7 @@ def _keys(run: TrainingRun, validation: bool = False) -> Iterator[list[SampleKey
     return itertools.cycle(first)
 
 
-def _time_steps(run: TrainingRun, step: Callable[[], object], budget_seconds: float) -> float:
+def _time_steps(run: LoopRun, step: Callable[[], object], budget_seconds: float) -> float:
     begun = time.monotonic()
     durations: list[float] = []
     limit = max(TIMING_SHARE * budget_seconds, LEAST_SECONDS)

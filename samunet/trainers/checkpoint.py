@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.weight_files import file_sha256
+from samunet.networks.sam.weight_files import SHIPPED, file_sha256
 from samunet.planning.plan import Plan
 from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
@@ -185,6 +185,8 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
         SamunetError: it is not in the folder, or another file lies there.
     """
     path = None if folder is None else Path(folder) / base.file
+    if path is None or not path.exists():
+        path = SHIPPED / base.file if (SHIPPED / base.file).is_file() else path
     if path is None or not path.exists():
         raise SamunetError(
             f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not "

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import file_sha256, find_weights, weights_kind
+from samunet.networks.sam.weight_files import (
+    file_sha256,
+    find_weights,
+    is_shipped,
+    shipped_weights,
+    weights_kind,
+)
 from samunet.planning.plan import Configuration
 from samunet.trainers.base import PretrainedFile
 
@@ -50,7 +56,7 @@ def find_pretrained(
                 "or train the encoder too with --set encoder=full."
             )
         return None
-    path = None if folder is None else find_weights(folder, variant)
+    path = shipped_weights(variant) if folder is None else find_weights(folder, variant)
     if path is None:
         raise SamunetError(
             f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
@@ -64,7 +70,7 @@ def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
     sha256 = file_sha256(path)
     official = get_variant(variant).official
     is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
-    at_hand = folder is not None and path.resolve().parent == Path(folder).resolve()
+    at_hand = is_shipped(path) or (folder is not None and path.resolve().parent == Path(folder).resolve())
     return PretrainedFile(
         path=path,
         kind=kind,

@@ -14,7 +14,6 @@ from samunet.trainers.checkpoint import (
     load_network_state,
     random_states,
     restore_random_states,
-    save_checkpoint,
 )
 from samunet.trainers.devices import peak_memory_gb
 from samunet.trainers.history import (
@@ -33,7 +32,7 @@ from samunet.trainers.signals import StopFlag, stop_signals
 from samunet.trainers.step import TrainingStep
 
 if TYPE_CHECKING:
-    from samunet.trainers.run import TrainingRun
+    from samunet.trainers.loop_run import LoopRun
 
 PICTURE_SECONDS = 30.0
 """progress.png is drawn at most this often, and at the end."""
@@ -41,7 +40,7 @@ PICTURE_SECONDS = 30.0
 Outcome = Literal["finished", "interrupted"]
 
 
-def fit(run: TrainingRun) -> Outcome:
+def fit(run: LoopRun) -> Outcome:
     """Train until the schedule ends, or a signal asks to stop; both leave a checkpoint.
 
     Raises:
@@ -59,7 +58,7 @@ def fit(run: TrainingRun) -> Outcome:
 class _Session:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: LoopRun) -> None:
         self.run = run
         self.progress = Progress()
         self.phase_index = -1
@@ -127,7 +126,7 @@ class _Session:
             "seconds": progress.seconds,
             "waiting": progress.waiting,
         }
-        save_checkpoint(self.run.folder / name, self.run.checkpoint(progress.epoch, training))
+        self.run.save(self.run.folder / name, progress.epoch, training)
 
     def run_epochs(self, stop: StopFlag) -> Outcome:
         start = Position(epoch=self.progress.epoch, iteration=self.progress.iteration)

@@ -19,7 +19,7 @@ from samunet.trainers.progress import Progress
 from samunet.trainers.reporter import StepReport
 
 if TYPE_CHECKING:
-    from samunet.trainers.run import TrainingRun
+    from samunet.trainers.loop_run import LoopRun
 
 CHECK_STEPS = 20
 """On a GPU the losses are looked at every so many steps, because looking waits for the GPU."""
@@ -28,7 +28,7 @@ CHECK_STEPS = 20
 class EpochMeter:
     """Is told of every step of one epoch."""
 
-    def __init__(self, run: TrainingRun, phase: Phase, progress: Progress) -> None:
+    def __init__(self, run: LoopRun, phase: Phase, progress: Progress) -> None:
         self.run, self.phase, self.progress = run, phase, progress
         self.started = time.monotonic()
         self.seconds_before = progress.seconds

@@ -17,7 +17,7 @@ from samunet.preprocessing.streams import SampleSource
 from samunet.trainers.augmentation import AugmentationSettings
 from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, TrainingModule
 from samunet.trainers.batches import SourceSettings
-from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state
+from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state, save_checkpoint
 from samunet.trainers.devices import Precision
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.reporter import Reporter
@@ -113,6 +113,10 @@ class TrainingRun:
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.plan.labels.foreground)
+
+    def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
+        """Write a checkpoint after `epoch` complete epochs."""
+        save_checkpoint(path, self.checkpoint(epoch, training))
 
     def checkpoint(self, epoch: int, training: dict[str, Any]) -> Checkpoint:
         """Content of a checkpoint after `epoch` complete epochs."""

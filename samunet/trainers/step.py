@@ -13,13 +13,13 @@ from samunet.trainers.devices import to_device
 from samunet.trainers.progress import Sums
 
 if TYPE_CHECKING:
-    from samunet.trainers.run import TrainingRun
+    from samunet.trainers.loop_run import LoopRun
 
 
 class TrainingStep:
     """Optimizer and loss scaler of a phase. Making it freezes what the phase does not train."""
 
-    def __init__(self, run: TrainingRun, phase: Phase) -> None:
+    def __init__(self, run: LoopRun, phase: Phase) -> None:
         self.run, self.phase = run, phase
         run.module.enter_phase(phase)
         self.module = run.module.to(run.device)

@@ -73,7 +73,13 @@ class SamImageEncoder(modeling.ImageEncoderViT):
             (B, width, S/16, S/16) for each block asked for, then the neck's (B, prompt_dim, S/16, S/16).
         """
         assert picture.shape[-2:] == (self.img_size, self.img_size), tuple(picture.shape)
-        tokens = self.patch_embed(picture) + self.pos_embed
+        return self._run_blocks(self.patch_embed(picture) + self.pos_embed, blocks)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, S/16, S/16, width), position added -> embedding (B, prompt_dim, S/16, S/16)."""
+        return self._run_blocks(tokens, ())[-1]
+
+    def _run_blocks(self, tokens: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
         kept = []
         for index, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
+from samunet.networks.sam.tensor_files import read_sam_tensors
 from samunet.networks.sam.variants import REFUSED, VARIANTS, SamVariant, get_variant
 from samunet.networks.sam.weight_files import file_sha256
 
@@ -83,7 +84,8 @@ def read_weights(path: Path, variant: str) -> SamWeights:
     """Read a SAM weights file.
 
     Args:
-        path: an official file, or one with the same keys (fine-tuned, such as MedSAM's).
+        path: an official file, or one with the same keys (fine-tuned, such as MedSAM's); also .safetensors,
+            of which NAME_encoder.safetensors brings NAME_decoder.safetensors with it. The hash is of `path`.
         variant: the encoder it must be of.
 
     Raises:
@@ -109,6 +111,8 @@ def _read_state(path: Path, variant: SamVariant) -> dict[str, Tensor]:
             f"There is no weights file {path}. Fetch it with `samunet_download_weights {variant.name}`, "
             "or name the folder that holds it with -w."
         )
+    if path.suffix == ".safetensors":
+        return read_sam_tensors(path)
     try:
         # Mapped into memory: of a 2.5 GB file only what is used is read, and only once.
         mapped = zipfile.is_zipfile(path)

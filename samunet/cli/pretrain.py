@@ -1,0 +1,224 @@
+"""samunet_pretrain: train a small SAM on generated pictures, labelled datasets or plain images."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samunet.cli.common import (
+    EXIT_INTERRUPTED,
+    CommandParser,
+    add_common,
+    add_device,
+    add_workers,
+    open_workspace,
+    parse_settings,
+    positive_float,
+    positive_int,
+    run_command,
+)
+from samunet.errors import SamunetError
+
+if TYPE_CHECKING:
+    from samunet.pipeline.pretrain import PretrainOptions
+
+EXAMPLES = """\
+  samunet_pretrain --synthetic --steps 20000 -o my_vit_tiny
+  samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o my_vit_tiny
+  samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o my_vit_tiny
+  samunet_pretrain --synthetic --show 32 samples.png"""
+
+
+def build_parser() -> CommandParser:
+    """The command's arguments."""
+    parser = CommandParser(
+        "samunet_pretrain",
+        "Pretrain a small SAM: encoder, prompt encoder and mask decoder. Labels are not needed. The result "
+        "is a weights file with a card that says what it was made of.",
+        EXAMPLES,
+    )
+    _add_sources(parser)
+    _add_training(parser)
+    _add_run(parser)
+    add_device(parser, "to train on")
+    add_workers(parser)
+    add_common(parser)
+    return parser
+
+
+def _add_sources(parser: CommandParser) -> None:
+    group = parser.add_argument_group("sources (at least one)")
+    group.add_argument("--synthetic", action="store_true", help="pictures and objects made on the fly")
+    group.add_argument(
+        "-d", dest="datasets", nargs="+", default=[], metavar="DATASET", help="raw datasets by id or name"
+    )
+    group.add_argument(
+        "--images",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="images without labels, subfolders included; repeatable",
+    )
+    group.add_argument(
+        "--exclude", type=Path, metavar="JSON", help="cases that must not be seen, such as held_out.json"
+    )
+    group.add_argument(
+        "--synthetic_share",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="chance of a generated picture where there are other sources too (default 0.5)",
+    )
+    group.add_argument(
+        "--show",
+        nargs=2,
+        metavar=("N", "FILE"),
+        help="draw N samples with their objects and prompts into a PNG file, and stop",
+    )
+
+
+def _add_training(parser: CommandParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--tasks",
+        metavar="TASKS",
+        help="prompt, mae, emix, shed with weights: prompt=1,mae=0.5 (default); without a number 1",
+    )
+    group.add_argument("-encoder", metavar="NAME", help="SAM encoder (default vit_tiny)")
+    group.add_argument("--steps", type=positive_int, metavar="N", help="training steps (default 2000)")
+    group.add_argument("--batch", type=positive_int, metavar="N", help="pictures a step (default 8)")
+    group.add_argument(
+        "--time_budget", type=positive_float, metavar="MINUTES", help="shorten the schedule to this time"
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
+    group.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another setting, such as learning_rate=1e-3; repeatable",
+    )
+
+
+def _add_run(parser: CommandParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "-o",
+        dest="name",
+        default="pretrained_vit_tiny",
+        metavar="NAME",
+        help="name of the result NAME.pth in the weights folder (default pretrained_vit_tiny); with the "
+        "encoder's own name, samunet_vit_tiny, it is found without -w",
+    )
+    group.add_argument(
+        "--c",
+        dest="resume",
+        action="store_true",
+        help="continue: the same command with --c; its length is kept",
+    )
+    group.add_argument(
+        "--fp16",
+        dest="pair",
+        action="store_true",
+        help="write the result also as two safetensors files of half the size, in the folder NAME_fp16",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace run and result of this name")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `samunet_pretrain -h`."""
+    return run_command(build_parser(), _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from samunet.pipeline.contact_sheet import draw_samples
+    from samunet.pipeline.pretrain import find_sources, pretrain
+
+    if arguments.resume and arguments.overwrite:
+        raise SamunetError("--c and --overwrite exclude each other: continue the run, or replace it.")
+    if not 0 <= arguments.synthetic_share <= 1:
+        raise SamunetError(f"--synthetic_share {arguments.synthetic_share} must lie between 0 and 1.")
+    shown = _shown(arguments.show)
+    options = _options(arguments)
+    workspace = open_workspace(arguments)
+    if shown is not None:
+        source = find_sources(workspace, options).source(options.settings)
+        print(f"Samples: {draw_samples(source, *shown)}")
+        return 0
+    outcome = pretrain(workspace, options)
+    print(outcome.text())
+    return EXIT_INTERRUPTED if outcome.weights is None else 0
+
+
+def _shown(words: list[str] | None) -> tuple[int, Path] | None:
+    if words is None:
+        return None
+    number, file = words[0], Path(words[1])
+    if not number.isdecimal() or int(number) < 1 or file.suffix.lower() != ".png":
+        raise SamunetError(f"--show {number} {file}: expected a number above 0 and a .png file.")
+    return int(number), file
+
+
+def _options(arguments: argparse.Namespace) -> PretrainOptions:
+    from samunet.pipeline.pretrain import PretrainOptions, with_settings
+    from samunet.trainers.pretraining import PretrainSettings
+
+    settings = with_settings(PretrainSettings(), _settings(arguments))
+    return PretrainOptions(
+        name=arguments.name,
+        settings=settings,
+        synthetic=arguments.synthetic,
+        datasets=tuple(arguments.datasets),
+        images=tuple(arguments.images),
+        exclude=arguments.exclude,
+        synthetic_share=arguments.synthetic_share,
+        time_budget_minutes=arguments.time_budget,
+        device=arguments.device,
+        workers=arguments.np,
+        pair=arguments.pair,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """--set with the flags that are settings too."""
+    settings = parse_settings(arguments.settings)
+    flags = {
+        "encoder": arguments.encoder,
+        "steps": arguments.steps,
+        "batch_size": arguments.batch,
+        "seed": arguments.seed,
+    }
+    if arguments.tasks is not None:
+        flags["tasks"], flags["weights"] = parse_tasks(arguments.tasks)
+    for name, value in flags.items():
+        if value is None:
+            continue
+        if name in settings:
+            raise SamunetError(f"--set {name}=... repeats a flag; keep one.")
+        settings[name] = value
+    return settings
+
+
+def parse_tasks(text: str) -> tuple[list[str], list[float]]:
+    """Read `prompt=1,mae=0.5` or `prompt,mae`.
+
+    Raises:
+        SamunetError: a weight that is not a number.
+    """
+    names, weights = [], []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        try:
+            weights.append(float(weight or 1))
+        except ValueError:
+            raise SamunetError(
+                f"--tasks {text}: {weight!r} is not a number; write prompt=1,mae=0.5."
+            ) from None
+        names.append(name)
+    return names, weights

@@ -1,0 +1,89 @@
+"""e-Mix and ShED: objectives on patch embeddings, before the absolute position is added.
+
+As in DABS (Tamkin et al. 2021, arXiv 2111.12062). Were the position added first, a shuffled token would give
+itself away by its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samunet.networks.sam.encoder import SamImageEncoder
+
+TEMPERATURE = 0.2
+SHUFFLED_SHARE = 0.15
+
+
+class MixedExamples(nn.Module):
+    """e-Mix: which two pictures is a mixture made of, and in which parts? Has no parameters of its own."""
+
+    def forward(self, encoder: SamImageEncoder, picture: Tensor, mixing: Tensor) -> Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            encoder: trained.
+            picture: (B, 3, S, S), normalised, B at least 2.
+            mixing: (B, 2) in 0..1: the own picture's share, and numbers whose order says who is the other.
+        """
+        tokens = encoder.patch_embed(picture)
+        partner = partners(mixing[:, 1])
+        share = torch.maximum(mixing[:, 0], 1 - mixing[:, 0])  # Beta(1, 1), the larger part
+        part = share.view(-1, 1, 1, 1).to(tokens.dtype)
+        mixed = part * tokens + (1 - part) * tokens[partner].detach()
+        pooled = [_pooled(encoder, kind) for kind in (mixed, tokens)]
+        logits = pooled[0] @ pooled[1].T / TEMPERATURE
+        own = torch.arange(len(picture), device=picture.device)
+        losses = share * functional.cross_entropy(logits, own, reduction="none")
+        losses = losses + (1 - share) * functional.cross_entropy(logits, partner, reduction="none")
+        return losses.mean()
+
+
+class ShuffledTokens(nn.Module):
+    """ShED: which tokens are not at their place?
+
+    Args:
+        embedding: channels of the neck, whose output is judged.
+    """
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.judge = nn.Conv2d(embedding, 2, 1)
+
+    def forward(self, encoder: SamImageEncoder, picture: Tensor, order: Tensor) -> Tensor:
+        """Mean loss over all tokens.
+
+        Args:
+            encoder: trained.
+            picture: (B, 3, S, S), normalised.
+            order: (B, g, g) random numbers; the tokens with the lowest ones change places in a circle.
+        """
+        tokens = encoder.patch_embed(picture)
+        shuffled, moved = shifted_tokens(tokens, order)
+        logits = self.judge(encoder.encode_tokens(shuffled + encoder.pos_embed)).float()
+        return functional.cross_entropy(logits, moved.long())
+
+
+def partners(draws: Tensor) -> Tensor:
+    """(B,) another picture for each: the next one in the order of the random numbers."""
+    order = draws.argsort()
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(-1)
+    return partner
+
+
+def shifted_tokens(tokens: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, g, g, E) with some of them moved on in a circle, and which (B, g, g)."""
+    flat, numbers = tokens.flatten(1, 2), order.flatten(1)
+    count = max(2, round(SHUFFLED_SHARE * numbers.shape[1]))
+    chosen = numbers.argsort(1)[:, :count]
+    wide = chosen[..., None].expand(-1, -1, flat.shape[-1])
+    shuffled = flat.scatter(1, wide, flat.gather(1, wide.roll(1, 1)))
+    moved = torch.zeros_like(numbers, dtype=torch.bool).scatter(1, chosen, True)
+    return shuffled.view_as(tokens), moved.view_as(order)
+
+
+def _pooled(encoder: SamImageEncoder, tokens: Tensor) -> Tensor:
+    embedding = encoder.encode_tokens(tokens + encoder.pos_embed)
+    return functional.normalize(embedding.float().mean((-2, -1)), dim=-1)

@@ -1,0 +1,240 @@
+"""Raw images as 2D pictures of 8 bits for pretraining: written once, mapped into memory, drawn at random."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import label as connected
+
+from samunet.data.dataset import LoadedCase, RawDataset
+from samunet.data.readers import ENDINGS, read_image
+from samunet.data.scene import Scene
+from samunet.errors import SamunetError
+from samunet.networks.picture import channel_matrix
+from samunet.records import atomic_path, read_record, write_json
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.json"
+PERCENTILES = (0.5, 99.5)
+LABELLED_CHANCE = 0.8
+"""Of drawing a slice with foreground, where a case has some."""
+SMALLEST_SIDE = 16
+MIN_PART = 12
+MOST_PARTS = 200
+VAL_EVERY = 10
+"""One case in so many, by its place in the index, is for validation only; with fewer cases none is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicedCase:
+    """One case on disk: NUMBER_image.npy uint8 (slices, 3, H, W), NUMBER_label.npy uint16 (slices, H, W).
+
+    Attributes:
+        name: of the case or the file.
+        number: of its files.
+        slices: how many.
+        labelled: numbers of the slices with foreground; empty where there is no label.
+    """
+
+    name: str
+    number: int
+    slices: int
+    labelled: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceIndex:
+    """Content of index.json, written last: where it is, the folder is complete.
+
+    Attributes:
+        source: dataset's name or folder; `excluded` counts cases left out.
+        licence: as the dataset declares it, or `not declared`.
+    """
+
+    source: str
+    licence: str
+    excluded: int
+    cases: tuple[SlicedCase, ...] = field(default=())
+
+    @property
+    def slices(self) -> int:
+        return sum(case.slices for case in self.cases)
+
+
+def slice_dataset(dataset: RawDataset, folder: Path, excluded: frozenset[str]) -> SliceIndex:
+    """Write the slices of a raw dataset's training cases; a complete folder is taken as it is.
+
+    Args:
+        dataset: raw.
+        folder: for the slices.
+        excluded: cases that must not be seen.
+
+    Raises:
+        SamunetError: nothing is left, or a case cannot be read.
+    """
+    kept = [case for case in dataset.cases if case.name not in excluded]
+    licence = dataset.json.get("licence") or dataset.json.get("license") or "not declared"
+    head = SliceIndex(source=dataset.name, licence=str(licence), excluded=len(dataset.cases) - len(kept))
+    return _write(head, folder, [case.name for case in kept], (dataset.read(case) for case in kept))
+
+
+def slice_folder(source: Path, folder: Path) -> SliceIndex:
+    """Write the slices of all images below a folder, without labels; a complete folder is taken as it is.
+
+    Raises:
+        SamunetError: there is no such folder, no image in it, or one that cannot be read.
+    """
+    if not source.is_dir():
+        raise SamunetError(f"There is no folder {source} (--images).")
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
+    if not files:
+        raise SamunetError(f"{source} holds no images; supported endings: {', '.join(ENDINGS)}.")
+    head = SliceIndex(source=str(source), licence="not declared", excluded=0)
+    loaded = (LoadedCase(image, None, geometry) for image, geometry in (read_image([f]) for f in files))
+    return _write(head, folder, [str(f.relative_to(source)) for f in files], loaded)
+
+
+def _write(head: SliceIndex, folder: Path, names: list[str], loaded: Iterable[LoadedCase]) -> SliceIndex:
+    if not names:
+        raise SamunetError(f"{head.source}: no case is left after --exclude. Leave the dataset out.")
+    if (folder / INDEX).is_file():
+        found = read_record(SliceIndex, folder / INDEX)
+        if (found.source, found.excluded, [c.name for c in found.cases]) == (
+            head.source,
+            head.excluded,
+            names,
+        ):
+            return found
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = tuple(_write_cases(folder, names, loaded))
+    index = SliceIndex(source=head.source, licence=head.licence, excluded=head.excluded, cases=cases)
+    if not index.slices:
+        raise SamunetError(f"{head.source}: all images are constant or below {SMALLEST_SIDE} pixels.")
+    write_json(folder / INDEX, index)
+    return index
+
+
+def _write_cases(folder: Path, names: list[str], loaded: Iterable[LoadedCase]) -> Iterator[SlicedCase]:
+    for number, (name, case) in enumerate(zip(names, loaded)):
+        pictures, labels = case_slices(case)
+        if not len(pictures):
+            logger.warning("%s has no slice with an image in it; it is left out.", name)
+        _save(folder / f"{number}_image.npy", pictures)
+        if labels is not None:
+            _save(folder / f"{number}_label.npy", labels)
+        found = () if labels is None else tuple(np.flatnonzero(labels.any((1, 2))).tolist())
+        yield SlicedCase(name=name, number=number, slices=len(pictures), labelled=found)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
+def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
+    """Slices of a case across the axis of the largest spacing.
+
+    Colour of 8 bits stays as it is; else each channel's percentiles become 0 and 255. Constant slices are
+    dropped.
+
+    Args:
+        case: image (C, Z, Y, X).
+
+    Returns:
+        pictures uint8 (slices, 3, H, W), and labels uint16 (slices, H, W), ignored (negative) voxels 0, or
+        None.
+    """
+    image = case.image
+    axis = int(np.argmax(case.geometry.spacing_mm))
+    image = np.moveaxis(image, axis + 1, 1)
+    if min(image.shape[2:]) < SMALLEST_SIDE:
+        return np.zeros((0, 3, *image.shape[2:]), np.uint8), None
+    shown = image if _is_colour(image) else np.stack([_windowed(channel) for channel in image])
+    matrix = channel_matrix(len(shown)).numpy()
+    pictures = np.einsum("rc,czyx->zryx", matrix, shown).round().clip(0, 255).astype(np.uint8)
+    kept = pictures.max((1, 2, 3)) > pictures.min((1, 2, 3))
+    if case.label is None:
+        return pictures[kept], None
+    labels = np.moveaxis(case.label, axis, 0)[kept]
+    return pictures[kept], labels.clip(0).astype(np.uint16)
+
+
+def _is_colour(image: np.ndarray) -> bool:
+    return len(image) in (3, 4) and image.min() >= 0 and 1 < image.max() <= 255
+
+
+def _windowed(channel: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(channel, PERCENTILES)
+    if high <= low:
+        low, high = float(channel.min()), float(channel.max())
+    return (channel - low) * (255 / max(high - low, 1e-6))
+
+
+def scene_of_labels(labels: np.ndarray) -> Scene:
+    """Each connected part of each class is an object.
+
+    Args:
+        labels: (H, W) integers, 0 background.
+    """
+    parts = np.zeros(labels.shape, np.int16)
+    count = 0
+    for value in np.unique(labels):
+        if value == 0 or count >= MOST_PARTS:
+            continue
+        found, number = connected(labels == value)
+        parts[found > 0] = found[found > 0] + count
+        count += number
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    return Scene(parts, np.zeros(count + 1, np.int16), sizes >= MIN_PART)
+
+
+@lru_cache(maxsize=64)
+def _open(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Draws from a folder of slices: a case, then one of its slices.
+
+    Attributes:
+        folder: of the slices.
+        index: of the folder.
+    """
+
+    folder: Path
+    index: SliceIndex
+
+    @property
+    def name(self) -> str:
+        return self.index.source
+
+    @property
+    def has_labels(self) -> bool:
+        return any(case.labelled for case in self.index.cases)
+
+    def cases(self, *, validation: bool) -> list[SlicedCase]:
+        """Cases with slices; one in ten is kept for validation where there are enough."""
+        present = [case for case in self.index.cases if case.slices]
+        if len(present) < VAL_EVERY:
+            return present
+        return [case for i, case in enumerate(present) if (i % VAL_EVERY == 0) == validation]
+
+    def draw(self, rng: np.random.Generator, *, validation: bool) -> tuple[np.ndarray, Scene]:
+        """A picture uint8 (3, H, W) and its objects."""
+        cases = self.cases(validation=validation)
+        case = cases[int(rng.integers(len(cases)))]
+        wants_label = rng.random() < LABELLED_CHANCE
+        numbers = case.labelled if case.labelled and wants_label else range(case.slices)
+        chosen = numbers[int(rng.integers(len(numbers)))]
+        picture = np.array(_open(self.folder / f"{case.number}_image.npy")[chosen])
+        if not case.labelled:
+            return picture, scene_of_labels(np.zeros(picture.shape[1:], np.uint16))
+        labels = np.array(_open(self.folder / f"{case.number}_label.npy")[chosen])
+        return picture, scene_of_labels(labels)

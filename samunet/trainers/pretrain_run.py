@@ -1,0 +1,182 @@
+"""A pretraining as the loop sees it: no plan, no fold, no labels; its checkpoint, and its result."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.preprocessing.streams import SampleSource
+from samunet.records import atomic_path, content_hash, to_data
+from samunet.trainers.augmentation import fixed_random
+from samunet.trainers.base import Phase
+from samunet.trainers.budget import FEW_STEPS, measure
+from samunet.trainers.checkpoint import BaseWeights
+from samunet.trainers.devices import Precision
+from samunet.trainers.loop import Outcome, fit
+from samunet.trainers.pretraining import SCORES, PretrainModule, PretrainNetwork, PretrainSettings, phase_of
+from samunet.trainers.reporter import Reporter
+from samunet.trainers.sampling import Batching
+from samunet.trainers.schedule import fit_to_budget
+
+FORMAT = 1
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainCheckpoint:
+    """Content of a pretraining's checkpoint.
+
+    Attributes:
+        identity: hash of settings and data; another one is another pretraining.
+        length: epochs, and steps an epoch, as they were fixed at the start.
+        epoch: complete epochs.
+        network: state dict of the SAM and the objectives' heads.
+        training: what only continuing needs.
+    """
+
+    identity: str
+    length: tuple[int, int]
+    epoch: int
+    network: dict[str, Tensor]
+    training: dict[str, Any]
+    base_weights: BaseWeights | None = None
+
+
+@dataclass(kw_only=True)
+class PretrainRun:
+    """Everything that the loop needs (see LoopRun).
+
+    Attributes:
+        settings: what is pretrained.
+        data: plain description of the sources; part of the run's identity.
+    """
+
+    settings: PretrainSettings
+    data: Any
+    source: SampleSource
+    folder: Path
+    device: torch.device
+    reporter: Reporter
+    workers: int = 0
+    precision: Precision = field(init=False)
+    module: PretrainModule = field(init=False)
+    phases: tuple[Phase, ...] = field(init=False)
+    resume_from: PretrainCheckpoint | None = None
+
+    def __post_init__(self) -> None:
+        self.precision = Precision.choose(self.device, "bf16")
+        self.phases = (phase_of(self.settings),)
+        with fixed_random(self.settings.seed):
+            self.module = PretrainModule(PretrainNetwork(self.settings), self.settings)
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    @property
+    def batching(self) -> Batching:
+        return Batching(size=self.batch_size, oversample=0.0)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return SCORES if "prompt" in self.settings.tasks else ()
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides the numbers."""
+        return content_hash({"settings": to_data(self.settings), "data": self.data})
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return sum(phase.epochs * phase.iterations for phase in self.phases)
+
+    def sam_state(self) -> dict[str, Tensor]:
+        """The result: a whole SAM's state dict, float32, on the CPU."""
+        state = self.module.network.sam.state_dict()
+        return {name: value.detach().cpu().float().contiguous() for name, value in state.items()}
+
+    def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
+        """Write a checkpoint after `epoch` complete epochs, atomically."""
+        phase = self.phases[0]
+        content = {
+            "format": FORMAT,
+            "kind": "pretraining",
+            "identity": self.identity,
+            "length": [phase.epochs, phase.iterations],
+            "epoch": epoch,
+            "network": self.module.network.state_dict(),
+            "training": training,
+        }
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint of this pretraining; its length is kept.
+
+        Raises:
+            SamunetError: there is none, it cannot be read, or it is of other settings or data.
+        """
+        checkpoint = load_checkpoint(path)
+        if checkpoint.identity != self.identity:
+            raise SamunetError(
+                f"{path} is of a pretraining with other settings or data. Repeat the command that started it "
+                "and add --c, or take another -o NAME."
+            )
+        epochs, iterations = checkpoint.length
+        self._set_length(epochs, iterations)
+        self.resume_from = checkpoint
+
+    def fit_to_budget(self, minutes: float) -> None:
+        """Time a few steps, undo them, and shorten the run to what fits."""
+        with fixed_random(self.settings.seed):
+            timing = measure(self, minutes * 60)
+            phase = fit_to_budget(self.phases, timing, minutes * 60)[0]
+        self._set_length(phase.epochs, phase.iterations)
+        self.reporter.message(
+            f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; {self.steps} steps."
+        )
+        if self.steps < FEW_STEPS:
+            self.reporter.message(f"Warning: {self.steps} steps teach an encoder next to nothing.")
+
+    def _set_length(self, epochs: int, iterations: int) -> None:
+        self.phases = (replace(self.phases[0], epochs=epochs, iterations=iterations),)
+
+    def train(self) -> Outcome:
+        """Run the loop; see `fit`."""
+        with fixed_random(self.settings.seed):
+            return fit(self)
+
+
+def load_checkpoint(path: Path) -> PretrainCheckpoint:
+    """Read a pretraining's checkpoint onto the CPU.
+
+    Raises:
+        SamunetError: there is none, it is cut off, or something else.
+    """
+    if not path.is_file():
+        raise SamunetError(f"There is no {path} to continue. Start the pretraining without --c.")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise SamunetError(
+            f"{path} cannot be read ({type(error).__name__}): it is cut off or not a checkpoint. Delete the "
+            "folder and start again."
+        ) from error
+    if not isinstance(data, dict) or data.get("kind") != "pretraining" or data.get("format") != FORMAT:
+        raise SamunetError(f"{path} is no checkpoint of a pretraining (format {FORMAT}).")
+    return PretrainCheckpoint(
+        identity=data["identity"],
+        length=tuple(data["length"]),
+        epoch=data["epoch"],
+        network=data["network"],
+        training=data["training"],
+    )

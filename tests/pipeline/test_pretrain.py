@@ -1,0 +1,135 @@
+"""`samunet_pretrain` from the command line to a file that the framework takes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from samunet.cli.pretrain import main, parse_tasks
+from samunet.errors import SamunetError
+from samunet.networks.sam.encoder import SamImageEncoder
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import file_sha256
+from samunet.networks.sam.weights import read_weights
+from samunet.trainers.pretrain_run import load_checkpoint
+
+QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
+QUICK += ["-device", "cpu"]
+
+
+def command(root: Path, *words: str) -> int:
+    return main([*words, "--workspace", str(root)])
+
+
+@pytest.fixture
+def exclusions(tmp_path: Path) -> Path:
+    path = tmp_path / "held_out.json"
+    entry = {"Dataset901_Tiny3D": {"rule": "two", "held_out": ["tiny_000", "tiny_004"]}}
+    path.write_text(json.dumps({"seed": 1, "datasets": entry}))
+    return path
+
+
+def test_from_all_sources_to_weights_that_are_read_strictly(tiny_copy: Path, exclusions: Path) -> None:
+    sources = ["--synthetic", "-d", "901", "--exclude", str(exclusions)]
+    sources += ["--images", str(tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr")]
+    assert command(tiny_copy, *sources, *QUICK, "--tasks", "prompt,mae=0.5", "--fp16", "-o", "mine") == 0
+    file = tiny_copy / "weights" / "mine.pth"
+    weights = read_weights(file, "vit_micro")
+    run = tiny_copy / "results" / "pretraining" / "mine"
+    trained = load_checkpoint(run / "checkpoint_final.pth").network
+    encoder = SamImageEncoder(get_variant("vit_micro"))
+    encoder.load_tables(weights.image_encoder)
+    again = SamImageEncoder(get_variant("vit_micro"))
+    prefix = "sam.image_encoder."
+    again.load_state_dict({k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)})
+    picture = torch.randn(1, 3, 64, 64)
+    assert torch.equal(encoder(picture), again(picture))
+    card = json.loads(file.with_suffix(".json").read_text())
+    assert card["sha256"] == file_sha256(file)
+    half = file.with_name("mine_fp16") / "mine_encoder.safetensors"
+    assert read_weights(half, "vit_micro").count == weights.count
+    assert json.loads((half.parent / "mine.json").read_text())["fp16_sha256"][half.name] == file_sha256(half)
+    assert card["objective"] == {"prompt": 1.0, "mae": 0.5}
+    assert [source["excluded_cases"] for source in card["sources"][:1]] == [2]
+    assert sum(source["share"] for source in card["sources"]) == pytest.approx(1)
+    assert card["steps"] == 2
+    index = json.loads((run / "slices" / "Dataset901_Tiny3D" / "index.json").read_text())
+    assert not {"tiny_000", "tiny_004"} & {case["name"] for case in index["cases"]}
+
+
+def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert command(tmp_path, "--synthetic", *QUICK, "-o", name) == 0
+    files = [tmp_path / "weights" / f"{name}.pth" for name in ("one", "two")]
+    states = [torch.load(file, weights_only=True) for file in files]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "one") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "one", "--c") == 0
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "one", "--overwrite") == 0
+    foreign = tmp_path / "weights" / "sam_vit_b_01ec64.pth"
+    foreign.write_bytes(b"official")
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", foreign.stem, "--overwrite") == 2
+    assert foreign.read_bytes() == b"official"
+
+
+def test_samples_are_shown(tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert command(tmp_path, "--synthetic", "-encoder", "vit_micro", "--show", "9", str(sheet)) == 0
+    assert Image.open(sheet).size == (8 * 64, 2 * 2 * 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to train on"),
+        (["--synthetic", "--tasks", "prompt,maee"], "Did you mean mae"),
+        (["--synthetic", "--tasks", "prompt=much"], "not a number"),
+        (["--synthetic", "--set", "learning_rat=1"], "learning_rat"),
+        (["--synthetic", "--set", "steps=5", "--steps", "6"], "repeats a flag"),
+        (["--synthetic", "-encoder", "vit_t"], "MobileSAM"),
+        (["--synthetic", "--c"], "without --c"),
+        (["--synthetic", "--c", "--overwrite"], "exclude each other"),
+        (["--synthetic", "--show", "no", "x.png"], "--show"),
+        (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
+        (["--synthetic", "-o", "a/b"], "name of the result"),
+        (["--images", "absent"], "no folder absent"),
+        (["-d", "999"], "999"),
+        (["-d", "901", "--exclude", "absent.json"], "absent.json"),
+    ],
+)
+def test_mistakes_get_a_message_and_exit_code_2(
+    tiny_root: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert command(tiny_root, *words) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_prompts_need_labels(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr"
+    assert command(tiny_copy, "--images", str(images), "--tasks", "prompt", *QUICK) == 2
+    assert "no source has labels" in capsys.readouterr().err
+
+
+def test_an_exclusion_file_of_another_form_is_refused(
+    tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('{"Dataset901_Tiny3D": "tiny_000"}')
+    assert command(tiny_copy, "-d", "901", "--exclude", str(path), *QUICK) == 2
+    assert "Dataset901_Tiny3D" in capsys.readouterr().err
+
+
+def test_tasks_are_read_with_their_weights() -> None:
+    assert parse_tasks("prompt=1, mae=0.5") == (["prompt", "mae"], [1.0, 0.5])
+    assert parse_tasks("shed") == (["shed"], [1.0])
+    with pytest.raises(SamunetError):
+        parse_tasks("mae=x")

@@ -1,0 +1,109 @@
+"""Raw images as slices: orientation, contrast, labels, what is left out, and what is taken again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samunet.data.dataset import LoadedCase, RawDataset
+from samunet.data.geometry import Geometry
+from samunet.errors import SamunetError
+from samunet.preprocessing.slices import (
+    SliceIndex,
+    Slices,
+    case_slices,
+    scene_of_labels,
+    slice_dataset,
+    slice_folder,
+)
+
+
+def case(image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, float, float]) -> LoadedCase:
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    geometry = Geometry(shape=shape, spacing_mm=spacing, origin_mm=(0.0, 0.0, 0.0))
+    return LoadedCase(image.astype(np.float32), label, geometry)
+
+
+def test_slices_are_cut_across_the_coarsest_axis() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(1000, 50, (1, 20, 5, 30))
+    label = np.zeros((20, 5, 30), np.int16)
+    label[3:9, 2, 4:8] = 2
+    label[0, 0, 0] = -1
+    pictures, labels = case_slices(case(image, label, (1.0, 4.0, 1.0)))
+    assert pictures.shape == (5, 3, 20, 30)
+    assert labels is not None
+    assert labels.shape == (5, 20, 30)
+    assert np.flatnonzero(labels.any((1, 2))).tolist() == [2]
+    assert labels[2, 3:9, 4:8].all()
+    assert pictures.min() == 0
+    assert pictures.max() == 255
+    assert (pictures[:, 0] == pictures[:, 2]).all()
+
+
+def test_colour_stays_and_constant_slices_go() -> None:
+    image = np.random.default_rng(0).integers(0, 200, (3, 1, 20, 24))
+    pictures, labels = case_slices(case(image, None, (999.0, 1.0, 1.0)))
+    assert labels is None
+    assert np.array_equal(pictures[0], image[:, 0])
+    two = np.concatenate([np.zeros((1, 1, 20, 24)), np.random.default_rng(0).random((1, 1, 20, 24))], 1)
+    assert len(case_slices(case(two, None, (5.0, 1.0, 1.0)))[0]) == 1
+
+
+def test_parts_of_a_class_are_objects_of_their_own() -> None:
+    labels = np.zeros((30, 30), np.uint16)
+    labels[2:8, 2:8], labels[12:20, 12:20], labels[12:20, 20:25], labels[28, 28] = 1, 1, 2, 1
+    scene = scene_of_labels(labels)
+    assert scene.count == 3
+    masks = [scene.mask(part) for part in np.flatnonzero(scene.usable)]
+    assert sorted(int(mask.sum()) for mask in masks) == [36, 40, 64]
+
+
+def test_excluded_cases_are_nowhere(tiny_dataset: Path, tmp_path: Path) -> None:
+    dataset = RawDataset.load(tiny_dataset)
+    index = slice_dataset(dataset, tmp_path, frozenset({"tiny_001", "tiny_003"}))
+    assert [c.name for c in index.cases] == ["tiny_000", "tiny_002", "tiny_004", "tiny_005"]
+    assert index.excluded == 2
+    assert not index.cases[-1].labelled
+    again = slice_dataset(dataset, tmp_path, frozenset({"tiny_001", "tiny_003"}))
+    assert again == index
+    assert slice_dataset(dataset, tmp_path, frozenset()).excluded == 0
+    with pytest.raises(SamunetError, match="no case is left"):
+        slice_dataset(dataset, tmp_path / "none", frozenset(dataset.case_names))
+
+
+def test_draws_fit_image_and_label_together(tiny_rgb_dataset: Path, tmp_path: Path) -> None:
+    index = slice_dataset(RawDataset.load(tiny_rgb_dataset), tmp_path, frozenset())
+    slices = Slices(tmp_path, index)
+    assert slices.has_labels
+    picture, scene = slices.draw(np.random.default_rng(0), validation=False)
+    assert picture.shape == (3, 48, 56)
+    cells = scene.labels > 0
+    assert picture[1][cells].mean() < 100 < picture[1][~cells].mean()
+
+
+def test_a_folder_of_images_has_no_objects(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in" / "deeper" / "a.png")
+    slices = Slices(tmp_path / "out", slice_folder(tmp_path / "in", tmp_path / "out"))
+    assert not slices.has_labels
+    assert slices.draw(np.random.default_rng(0), validation=True)[1].count == 0
+    with pytest.raises(SamunetError, match="no folder"):
+        slice_folder(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SamunetError, match="holds no images"):
+        slice_folder(tmp_path / "empty", tmp_path / "out")
+
+
+def test_one_case_in_ten_is_for_validation_only() -> None:
+    from samunet.preprocessing.slices import SlicedCase
+
+    cases = tuple(SlicedCase(name=str(n), number=n, slices=1, labelled=()) for n in range(20))
+    slices = Slices(Path("."), SliceIndex(source="x", licence="", excluded=0, cases=cases))
+    held = {c.name for c in slices.cases(validation=True)}
+    assert held == {"0", "10"}
+    assert not held & {c.name for c in slices.cases(validation=False)}

@@ -1,0 +1,202 @@
+"""Pretraining on the smallest encoder: it learns, it can be continued, and its result is a SAM."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samunet.data.scene import Scene
+from samunet.errors import SamunetError
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weights import expected_shapes
+from samunet.networks.token_tasks import partners, shifted_tokens
+from samunet.trainers.checkpoint import FINAL, LATEST
+from samunet.trainers.history import read_history
+from samunet.trainers.pretrain_run import PretrainRun
+from samunet.trainers.pretrain_source import Generated, PretrainSource, fitted
+from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
+from samunet.trainers.reporter import SilentReporter
+from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+
+SMALL = PretrainSettings(
+    encoder="vit_micro",
+    tasks=TASKS,
+    weights=(1.0, 0.5, 0.1, 0.1),
+    steps=4,
+    batch_size=2,
+    objects=2,
+    epoch_steps=2,
+    val_batches=1,
+    learning_rate=3e-3,
+)
+
+
+def source(settings: PretrainSettings = SMALL) -> PretrainSource:
+    return PretrainSource([Generated(settings.seed, settings.variant.native_size)], [1.0], settings)
+
+
+def make_run(folder: Path, settings: PretrainSettings = SMALL, reporter: Any = None) -> PretrainRun:
+    return PretrainRun(
+        settings=settings,
+        data=["synthetic"],
+        source=source(settings),
+        folder=folder,
+        device=torch.device("cpu"),
+        reporter=reporter or SilentReporter(),
+    )
+
+
+def batch_of(settings: PretrainSettings, count: int, stream: int = TRAIN) -> dict[str, torch.Tensor]:
+    samples = [source(settings).sample(SampleKey(stream, 0, n, False)) for n in range(count)]
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def test_samples_are_repeatable_and_prompts_lie_on_their_objects() -> None:
+    first, again = batch_of(SMALL, 6), batch_of(SMALL, 6)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first["image"].dtype == torch.uint8
+    assert not torch.equal(first["image"], batch_of(SMALL, 6, VAL)["image"])
+    points, labels = first["points_xy"], first["labels"]
+    for picture, row in (labels[..., 0] == 1).nonzero().tolist():
+        x, y = points[picture, row, 0].long().tolist()
+        assert first["objects"][picture, row, y, x]
+
+
+def test_pictures_keep_their_aspect_and_labels_stay_on_them() -> None:
+    labels = np.zeros((20, 40), np.int16)
+    labels[5:15, 10:30] = 1
+    picture = np.broadcast_to(labels * np.uint8(200), (3, 20, 40)).astype(np.uint8)
+    image, resized = fitted(picture, labels, 64)
+    assert image.shape == (3, 64, 64)
+    assert (resized[32:] == 0).all()
+    assert image[:, 40, 10].tolist() == [124, 116, 104]
+    inside = torch.from_numpy(resized[:32] == 1)
+    assert image[0, :32][inside].float().mean() > 185
+    assert image[0, :32][~inside].float().mean() < 15
+
+
+def test_without_labels_the_prompted_part_has_no_loss_but_is_finite() -> None:
+    empty = Scene(np.zeros((64, 64), np.int16), np.zeros(1, np.int16), np.zeros(1, bool))
+    sample = source().prepare(np.zeros((3, 64, 64), np.uint8), empty, np.random.default_rng(0))
+    module = PretrainModule(PretrainNetwork(SMALL), SMALL)
+    losses = module({name: torch.stack([value, value]) for name, value in sample.items()})
+    assert losses["prompt"] == 0
+    assert torch.isfinite(losses["loss"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_objective_learns_a_batch_and_trains_the_encoder(task: str) -> None:
+    settings = replace(SMALL, tasks=(task,), weights=(1.0,), batch_size=4)
+    torch.manual_seed(0)
+    network = PretrainNetwork(settings)
+    module, batch = PretrainModule(network, settings), batch_of(settings, 4)
+    before = network.sam.image_encoder.blocks[0].mlp.lin1.weight.detach().clone()
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = module(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:2]), losses
+    assert not torch.equal(before, network.sam.image_encoder.blocks[0].mlp.lin1.weight)
+
+
+def test_validation_counts_pixels_of_the_first_and_the_last_answer() -> None:
+    module = PretrainModule(PretrainNetwork(SMALL), SMALL).eval()
+    batch = batch_of(SMALL, 3)
+    with torch.no_grad():
+        first, again = module(batch), module(batch)
+    assert first["tp"].shape == (2,)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    asked = batch["objects"][..., ::2, ::2].sum()
+    assert (first["tp"] + first["fn"]).tolist() == [asked, asked]
+
+
+class _StopAt(SilentReporter):
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def step(self, report: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_stopped_and_continued_gives_the_same_as_uninterrupted(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole")
+    assert whole.train() == "finished"
+    stopped = make_run(tmp_path / "parts", reporter=_StopAt(4))
+    assert stopped.train() == "interrupted"
+    continued = make_run(tmp_path / "parts")
+    continued.resume(tmp_path / "parts" / LATEST)
+    assert continued.train() == "finished"
+    expected, found = whole.sam_state(), continued.sam_state()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    losses = [[record.train for record in read_history(tmp_path / part)] for part in ("whole", "parts")]
+    assert losses[0] == losses[1]
+    assert (tmp_path / "parts" / FINAL).is_file()
+
+
+def test_another_pretraining_is_not_continued(tmp_path: Path) -> None:
+    make_run(tmp_path).save(tmp_path / LATEST, 0, {})
+    with pytest.raises(SamunetError, match="other settings"):
+        make_run(tmp_path, replace(SMALL, seed=5)).resume(tmp_path / LATEST)
+    with pytest.raises(SamunetError, match="without --c"):
+        make_run(tmp_path).resume(tmp_path / "absent.pth")
+
+
+def test_the_result_is_a_whole_sam(tmp_path: Path) -> None:
+    state = make_run(tmp_path).sam_state()
+    assert {name: tuple(value.shape) for name, value in state.items()} == expected_shapes("vit_micro")
+
+
+def test_a_time_budget_shortens_the_run_and_leaves_the_weights(tmp_path: Path) -> None:
+    run = make_run(tmp_path, replace(SMALL, steps=100_000, epoch_steps=100))
+    before = run.sam_state()
+    run.fit_to_budget(0.2)
+    assert 1 <= run.steps < 5000
+    assert all(torch.equal(before[name], value) for name, value in run.sam_state().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ("prompts",), "weights": (1.0,)}, "Did you mean prompt"),
+        ({"tasks": ("mae", "mae"), "weights": (1.0, 1.0)}, "once"),
+        ({"weights": (1.0,)}, "one weight"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"clicks": -1}, "clicks"),
+        ({"masked_share": 1.0}, "masked_share"),
+        ({"encoder": "vit_t"}, "MobileSAM"),
+        ({"batch_size": 1}, "emix"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SamunetError, match=message):
+        replace(SMALL, **change)
+
+
+def test_shuffled_tokens_all_move_and_nothing_is_lost() -> None:
+    tokens = torch.arange(2 * 49.0).view(2, 7, 7, 1)
+    shuffled, moved = shifted_tokens(tokens, torch.rand(2, 7, 7))
+    assert torch.equal((shuffled != tokens)[..., 0], moved)
+    assert moved.flatten(1).sum(1).tolist() == [7, 7]
+    assert torch.equal(shuffled.flatten(1).sort(1).values, tokens.flatten(1))
+
+
+def test_nobody_is_mixed_with_himself() -> None:
+    partner = partners(torch.rand(9))
+    assert (partner != torch.arange(9)).all()
+    assert partner.sort().values.tolist() == list(range(9))
+
+
+def test_the_encoder_is_the_shipped_size() -> None:
+    assert PretrainSettings().variant == get_variant("vit_tiny")
