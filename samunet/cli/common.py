@@ -215,7 +215,8 @@ def add_overrides(parser: argparse._ActionsContainer) -> None:
         dest="weights",
         type=Path,
         metavar="WEIGHTS",
-        help="official SAM files: a folder, or for training one file (default: the workspace's folder)",
+        help="SAM weights: a folder, one file, or the name of a file in the weights folder "
+        "(default: the workspace's folder)",
     )
 
 
@@ -227,6 +228,13 @@ def open_workspace(arguments: argparse.Namespace, *, quiet: bool = False) -> Wor
     if not quiet:
         print(f"Workspace: {workspace.origin}")
     return workspace
+
+
+def chosen_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path | None:
+    """The folder or file that -w means, or None without -w."""
+    from samunet.networks.sam.weight_files import named_weights
+
+    return None if arguments.weights is None else named_weights(workspace.weights, arguments.weights)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.planning.explain import explain
 
     workspace = open_workspace(arguments)
-    options = plan_options(arguments)
+    options = plan_options(arguments, workspace)
     request = pipeline.FingerprintRequest(
         workers=arguments.np, verify=arguments.verify_dataset_integrity, clean=arguments.clean
     )

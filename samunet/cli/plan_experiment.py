@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.records import to_data
 
     workspace = open_workspace(arguments, quiet=arguments.json)
-    options = plan_options(arguments)
+    options = plan_options(arguments, workspace)
     for dataset in arguments.datasets:
         name = workspace.dataset_name(dataset)
         plan = pipeline.plan(workspace, name, options, save=not arguments.explain, workers=arguments.np)

@@ -10,12 +10,14 @@ from samunet.cli.common import (
     add_device,
     add_overrides,
     add_plan_name,
+    chosen_weights,
     parse_settings,
     positive_float,
 )
 
 if TYPE_CHECKING:
     from samunet.pipeline.plan_and_preprocess import PlanOptions
+    from samunet.workspace import Workspace
 
 
 def add_datasets(parser: CommandParser) -> None:
@@ -68,7 +70,7 @@ def add_planning_flags(parser: CommandParser) -> None:
     add_device(parser, "to plan for")
 
 
-def plan_options(arguments: argparse.Namespace) -> PlanOptions:
+def plan_options(arguments: argparse.Namespace, workspace: Workspace) -> PlanOptions:
     """The planner's options from the command line."""
     from samunet.errors import SamunetError
     from samunet.pipeline.plan_and_preprocess import PlanOptions
@@ -83,6 +85,6 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         hours=arguments.hours,
         spacing_mm=None if spacing is None else tuple(spacing),
         encoder=arguments.encoder,
-        weights=arguments.weights,
+        weights=chosen_weights(arguments, workspace),
         settings=parse_settings(arguments.settings),
     )

@@ -14,6 +14,7 @@ from samunet.cli.common import (
     add_overrides,
     add_plan_name,
     add_workers,
+    chosen_weights,
     fold,
     open_workspace,
     parse_settings,
@@ -109,7 +110,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.train import train
 
     workspace = open_workspace(arguments)
-    chosen = {"method": arguments.method, "encoder": arguments.encoder, "weights": arguments.weights}
+    chosen = {
+        "method": arguments.method,
+        "encoder": arguments.encoder,
+        "weights": chosen_weights(arguments, workspace),
+    }
     outcome = train(workspace, train_options(arguments, workspace, arguments.configuration, **chosen))
     print(outcome.text())
     return EXIT_INTERRUPTED if outcome.interrupted else 0

@@ -13,8 +13,9 @@ from samunet.data.dataset import RawDataset
 from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
-from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.variants import VARIANTS, get_variant
 from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
+from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
 from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
 from samunet.planning.methods import ALIASES
@@ -174,13 +175,16 @@ def weights_in_reach(workspace: Workspace, weights: Path | None, encoder: str | 
 
 
 def encoder_of_file(weights: Path) -> str:
-    """The encoder whose name a weights file's name contains, such as `vit_b` in sam_vit_b_01ec64.pth.
+    """The encoder that a weights file is of: as its card says, else the one whose name its name contains.
 
     Raises:
-        SamunetError: there is no such file, or its name says nothing.
+        SamunetError: there is no such file, its card is of other weights, or neither card nor name says it.
     """
     if not weights.is_file():
         raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    card = read_card(weights)
+    if card is not None:
+        return get_variant(card.variant).name
     named = [variant for variant in VARIANTS if variant in weights.stem]
     if len(named) != 1:
         raise SamunetError(

@@ -11,7 +11,8 @@ from typing import Any
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
-from samunet.pipeline.pretrain_result import check_target, write_pair, write_result
+from samunet.networks.sam.weights_card import card_file
+from samunet.pipeline.pretrain_result import check_target, write_half, write_result
 from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
 from samunet.records import from_data, read_json, to_data
 from samunet.trainers.checkpoint import LATEST
@@ -32,7 +33,7 @@ class PretrainOptions:
     """What the user asks for.
 
     Attributes:
-        name: of the result, NAME.pth with NAME.json, and of the folder it is made in.
+        name: of the result, NAME.pth with NAME_card.json, and of the folder it is made in.
         settings: of the pretraining.
         synthetic: generated pictures are a source.
         datasets / images: raw datasets by id or name, and folders of plain images.
@@ -70,7 +71,7 @@ class PretrainOutcome:
         """One sentence for the screen."""
         if self.weights is None:
             return f"Interrupted; continue with the same command and --c. ({self.folder})"
-        return f"Weights: {self.weights}, with the card {self.weights.with_suffix('.json').name}."
+        return f"Weights: {self.weights}, with the card {card_file(self.weights).name}."
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def pretrain(
         return PretrainOutcome(None, folder)
     write_result(run, target)
     if options.pair:
-        write_pair(run, target)
+        write_half(run, target)
     return PretrainOutcome(target, folder)
 
 

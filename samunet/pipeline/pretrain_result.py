@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.tensor_files import write_sam_pair
-from samunet.networks.sam.weight_files import ENCODER_ENDING, file_sha256
-from samunet.records import atomic_path, read_json, to_data, write_json
+from samunet.networks.sam.weight_files import weights_sha256
+from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
+from samunet.networks.sam.weights_writer import write_pair, write_weights
+from samunet.records import to_data
 from samunet.trainers.devices import hardware, versions
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
 
 logger = logging.getLogger(__name__)
-
-CARD_KIND = "samunet pretraining card"
 
 
 def check_target(weights: Path, *, overwrite: bool) -> None:
@@ -30,8 +25,7 @@ def check_target(weights: Path, *, overwrite: bool) -> None:
     """
     if not weights.exists():
         return
-    card = weights.with_suffix(".json")
-    if not card.is_file() or read_json(card).get("kind") != CARD_KIND:
+    if read_card(weights) is None:
         raise SamunetError(f"{weights} was not made by samunet_pretrain; take another name with -o.")
     if not overwrite:
         raise SamunetError(f"{weights} exists. Replace it with --overwrite, or take another name with -o.")
@@ -42,44 +36,45 @@ def write_result(run: PretrainRun, weights: Path) -> Path:
 
     Args:
         run: finished.
-        weights: NAME.pth; the card is NAME.json beside it.
+        weights: NAME.pth; the card is NAME_card.json beside it.
     """
-    with atomic_path(weights) as temporary, temporary.open("wb") as file:
-        torch.save(run.sam_state(), file)
-    write_json(weights.with_suffix(".json"), card(run, weights))
+    card_file(weights).unlink(missing_ok=True)  # of what is replaced
+    write_weights(run.sam_state(), weights)
+    write_card(weights, card(run, weights))
     return weights
 
 
-def write_pair(run: PretrainRun, weights: Path) -> tuple[Path, Path]:
-    """Write the result in fp16 too, into a folder of its own so that no file can be mistaken for another."""
-    folder = weights.with_name(f"{weights.stem}_fp16")
-    encoder = folder / f"{weights.stem}{ENCODER_ENDING}"
-    words = {"encoder": run.settings.encoder, "made_from_sha256": file_sha256(weights)}
-    pair = write_sam_pair(encoder, run.sam_state(), words)
-    hashes = {file.name: file_sha256(file) for file in pair}
-    write_json(folder / f"{weights.stem}.json", {**card(run, weights), "fp16_sha256": hashes})
-    return pair
+def write_half(run: PretrainRun, weights: Path) -> Path:
+    """Write the result as a pair of fp16 files too, in a folder of its own so that no file is mistaken."""
+    encoder = write_pair(run.sam_state(), weights.with_name(f"{weights.stem}_fp16"), weights.stem)
+    write_card(encoder, card(run, encoder))
+    return encoder
 
 
-def card(run: PretrainRun, weights: Path) -> dict[str, Any]:
-    """Facts about a finished pretraining in plain data."""
+def card(run: PretrainRun, weights: Path) -> WeightsCard:
+    """What a finished pretraining's weights are and came from."""
     settings, history = run.settings, read_history(run.folder)
     last = history[-1] if history else None
-    return {
-        "kind": CARD_KIND,
-        "file": weights.name,
-        "sha256": file_sha256(weights),
-        "encoder": settings.encoder,
-        "parameters": sum(p.numel() for p in run.module.network.sam.parameters()),
-        "objective": dict(zip(settings.tasks, settings.weights)),
-        "steps": run.steps,
-        "seed": settings.seed,
-        "settings": to_data(settings),
-        "sources": run.data,
-        "last_validation": None if last is None else {"loss": last.val, "pixel_dice": last.patch_dice},
-        "training_hours": round(sum(record.seconds for record in history) / 3600, 3),
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "precision": run.precision.name,
-        "hardware": hardware(run.device),
-        "versions": versions(),
-    }
+    return WeightsCard(
+        variant=settings.encoder,
+        sha256=weights_sha256(weights),
+        sources=tuple(
+            CardSource(
+                name=entry["source"],
+                licence=entry["licence"],
+                images=entry.get("slices"),
+                share=entry["share"],
+            )
+            for entry in run.data
+        ),
+        excluded={entry["source"]: entry.get("excluded_cases", 0) for entry in run.data},
+        objectives=dict(zip(settings.tasks, settings.weights)),
+        steps=run.steps,
+        batch=settings.batch_size,
+        seed=settings.seed,
+        seconds=round(sum(record.seconds for record in history), 1),
+        settings=to_data(settings),
+        validation={} if last is None else {"loss": last.val, "pixel_dice": last.patch_dice},
+        hardware=hardware(run.device),
+        versions=versions(),
+    )

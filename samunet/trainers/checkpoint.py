@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.weight_files import SHIPPED, file_sha256
+from samunet.networks.sam.weight_files import SHIPPED, weights_sha256
 from samunet.planning.plan import Plan
 from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
@@ -184,21 +184,21 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
     Raises:
         SamunetError: it is not in the folder, or another file lies there.
     """
-    path = None if folder is None else Path(folder) / base.file
-    if path is None or not path.exists():
-        path = SHIPPED / base.file if (SHIPPED / base.file).is_file() else path
-    if path is None or not path.exists():
+    places = (*(() if folder is None else (Path(folder),)), SHIPPED)
+    paths = [place / base.file for place in places if (place / base.file).exists()]
+    if not paths:
         raise SamunetError(
             f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not "
             f"in {folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
         )
-    found = file_sha256(path)
-    if found != base.sha256:
-        raise SamunetError(
-            f"{path} is not the file that this checkpoint was trained on (SHA-256 {found[:12]}..., expected "
-            f"{base.sha256[:12]}...). Fetch it again with `samunet_download_weights {base.variant}`."
-        )
-    return path
+    found = {path: weights_sha256(path) for path in paths}
+    for path, sha256 in found.items():
+        if sha256 == base.sha256:
+            return path
+    raise SamunetError(
+        f"{paths[0]} is not the file that this checkpoint was trained on (SHA-256 {found[paths[0]][:12]}..., "
+        f"expected {base.sha256[:12]}...). Fetch it again with `samunet_download_weights {base.variant}`."
+    )
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

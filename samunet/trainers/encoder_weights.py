@@ -6,13 +6,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import (
-    file_sha256,
-    find_weights,
-    is_shipped,
-    shipped_weights,
-    weights_kind,
-)
+from samunet.networks.sam.weight_files import find_weights, is_shipped, weights_kind, weights_sha256
 from samunet.planning.plan import Configuration
 from samunet.trainers.base import PretrainedFile
 
@@ -56,7 +50,7 @@ def find_pretrained(
                 "or train the encoder too with --set encoder=full."
             )
         return None
-    path = shipped_weights(variant) if folder is None else find_weights(folder, variant)
+    path = find_weights(folder, variant)
     if path is None:
         raise SamunetError(
             f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
@@ -67,14 +61,14 @@ def find_pretrained(
 
 def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
     kind = weights_kind(path, variant)
-    sha256 = file_sha256(path)
+    sha256 = weights_sha256(path)
     official = get_variant(variant).official
     is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
-    at_hand = is_shipped(path) or (folder is not None and path.resolve().parent == Path(folder).resolve())
+    in_folder = folder is not None and path.resolve().parent == Path(folder).resolve()
     return PretrainedFile(
         path=path,
         kind=kind,
         variant=variant,
         sha256=sha256,
-        retrievable=kind != "file" and is_known and at_hand,
+        retrievable=kind != "file" and is_known and (in_folder or is_shipped(path)),
     )

@@ -11,20 +11,44 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, get_variant
 
 WeightsKind = Literal["official", "shipped", "file"]
-ENCODER_ENDING, DECODER_ENDING = "_encoder.safetensors", "_decoder.safetensors"
+SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Of files that hold weights."""
+ENCODER_ENDING = "_encoder.safetensors"
+DECODER_ENDING = "_decoder.safetensors"
+"""Endings of the two files of a pair: image encoder, and prompt encoder with mask decoder."""
 SHIPPED = Path(__file__).with_name("shipped")
-"""Folder of the weights that come with the package; empty or absent where none do."""
+"""Folder of the package for weights that come with it; empty or absent in releases without."""
 _BLOCK = 1 << 22
 
 
-def decoder_file(encoder: Path) -> Path:
-    """The file beside an encoder's that holds its prompt encoder and mask decoder."""
-    return encoder.with_name(encoder.name.removesuffix(ENCODER_ENDING) + DECODER_ENDING)
+def find_weights(folder: Path | None, variant: str) -> Path | None:
+    """The weights file of an encoder: one of the folder, else the one shipped with the package, or None.
+
+    In the folder it is the official name (`sam_vit_b_01ec64.pth`; `samunet_vit_tiny.pth` or the pair
+    `samunet_vit_tiny_encoder.safetensors`, `..._decoder.safetensors` for our own), else one file whose name
+    contains the variant's, such as `medsam_vit_b.pth`. Of a pair the encoder's file
+    is returned; it stands for both.
+
+    Raises:
+        SamunetError: several other files could be meant, or the variant is unknown.
+    """
+    official = get_variant(variant).file_name
+    for name in (official, *_pair_names(variant)[:1]):
+        if folder is not None and (Path(folder) / name).is_file():
+            return Path(folder) / name
+    others = [path for path in _weights_in(folder) if variant in path.stem]
+    if len(others) > 1:
+        names = ", ".join(path.name for path in others)
+        raise SamunetError(
+            f"{folder} holds several files that could be the weights of {variant}: {names}. "
+            f"Keep one, or name it {official}."
+        )
+    return others[0] if others else shipped_weights(variant)
 
 
 def shipped_weights(variant: str) -> Path | None:
-    """The encoder's file of weights inside the package, or None."""
-    path = SHIPPED / f"samunet_{get_variant(variant).name}{ENCODER_ENDING}"
+    """The encoder's file of the pair that lies in the package, or None when this release has none."""
+    path = SHIPPED / _pair_names(variant)[0]
     return path if path.is_file() else None
 
 
@@ -33,51 +57,68 @@ def is_shipped(path: Path) -> bool:
     return Path(path).resolve().parent == SHIPPED.resolve()
 
 
-def find_weights(folder: Path, variant: str) -> Path | None:
-    """The weights file of an encoder in a folder, else the one that comes with the package, or None.
+def named_weights(folder: Path, given: Path) -> Path:
+    """What `-w GIVEN` means: an existing file or folder, else weights of that name in the weights folder.
 
-    It is the official name (`sam_vit_b_01ec64.pth`; `samunet_vit_tiny.pth` for our own), else one file whose
-    name contains the variant's, such as `medsam_vit_b.pth`. Of a pair of files it is the encoder's.
+    Args:
+        folder: where weights lie; NAME.pth, NAME.pt, NAME.safetensors and NAME_encoder.safetensors are tried.
+        given: as the user wrote it.
 
-    Raises:
-        SamunetError: several other files could be meant, or the variant is unknown.
+    Returns:
+        `given` itself where nothing of that name is found, so that the message shows the user's words.
     """
-    folder = Path(folder)
-    official = folder / get_variant(variant).file_name
-    if official.is_file():
-        return official
-    others = sorted(
+    if given.exists() or given.name != str(given):
+        return given
+    candidates = [folder / f"{given}{ending}" for ending in ("", *SUFFIXES, ENCODER_ENDING)]
+    return next((path for path in candidates if path.is_file()), given)
+
+
+def decoder_file(path: Path) -> Path | None:
+    """The decoder's file that goes with the encoder's of a pair; None for a file that holds a whole SAM."""
+    if not path.name.endswith(ENCODER_ENDING):
+        return None
+    return path.with_name(path.name.removesuffix(ENCODER_ENDING) + DECODER_ENDING)
+
+
+def _weights_in(folder: Path | None) -> list[Path]:
+    """Files of the folder that may be weights, sorted; decoders of pairs left out."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    return sorted(
         path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_file() and _may_be_weights(path) and variant in path.stem
+        for path in Path(folder).iterdir()
+        if path.is_file()
+        and path.suffix in SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.endswith(DECODER_ENDING)
     )
-    if len(others) > 1:
-        names = ", ".join(path.name for path in others)
-        raise SamunetError(
-            f"{folder} holds several files that could be the weights of {variant}: {names}. "
-            f"Keep one, or name it {official.name}."
-        )
-    return others[0] if others else shipped_weights(variant)
 
 
-def _may_be_weights(path: Path) -> bool:
-    return path.suffix in (".pth", ".pt", ".safetensors") and not path.name.endswith(DECODER_ENDING)
+def _pair_names(variant: str) -> tuple[str, str]:
+    stem = f"samunet_{variant}"
+    return stem + ENCODER_ENDING, stem + DECODER_ENDING
 
 
 def weights_kind(path: Path, variant: str) -> WeightsKind:
     """What a found file is by its name: the official one, ours, or somebody else's (fine-tuned)."""
     chosen = get_variant(variant)
-    if is_shipped(path):
-        return "shipped"
-    if Path(path).name != chosen.file_name:
-        return "file"
-    return "official" if chosen.official else "shipped"
+    if chosen.official:
+        return "official" if Path(path).name == chosen.file_name else "file"
+    return "shipped" if Path(path).name in (chosen.file_name, _pair_names(variant)[0]) else "file"
 
 
-def weights_at_hand(folder: Path) -> dict[str, WeightsKind]:
-    """Kind of weights for every encoder that has some in the folder."""
+def weights_at_hand(folder: Path | None) -> dict[str, WeightsKind]:
+    """Kind of weights for every encoder that has some in the folder or in the package."""
     found = ((name, find_weights(folder, name)) for name in VARIANTS)
     return {name: weights_kind(path, name) for name, path in found if path is not None}
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of weights, hexadecimal: of the file; for a pair, of the text of both files' hashes in turn."""
+    decoder = decoder_file(Path(path))
+    if decoder is None or not decoder.is_file():
+        return file_sha256(path)
+    return hashlib.sha256((file_sha256(path) + file_sha256(decoder)).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

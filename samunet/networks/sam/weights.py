@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
-from samunet.networks.sam.tensor_files import read_sam_tensors
 from samunet.networks.sam.variants import REFUSED, VARIANTS, SamVariant, get_variant
-from samunet.networks.sam.weight_files import file_sha256
+from samunet.networks.sam.weight_files import DECODER_ENDING, decoder_file, weights_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +83,8 @@ def read_weights(path: Path, variant: str) -> SamWeights:
     """Read a SAM weights file.
 
     Args:
-        path: an official file, or one with the same keys (fine-tuned, such as MedSAM's); also .safetensors,
-            of which NAME_encoder.safetensors brings NAME_decoder.safetensors with it. The hash is of `path`.
+        path: an official file, or one with the same keys (fine-tuned, such as MedSAM's), `.pth` or
+            `.safetensors`; of a pair of files the encoder's. Half precision is widened to float32.
         variant: the encoder it must be of.
 
     Raises:
@@ -95,7 +94,7 @@ def read_weights(path: Path, variant: str) -> SamWeights:
     path, chosen = Path(path), get_variant(variant)
     state = _read_state(path, chosen)
     _check_keys(state, chosen, path)
-    sha256 = file_sha256(path)
+    sha256 = weights_sha256(path)
     if chosen.official and sha256 != chosen.official.sha256:
         logger.warning("%s is not the official file of %s (SHA-256 %s); using it.", path, variant, sha256)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
@@ -112,7 +111,7 @@ def _read_state(path: Path, variant: SamVariant) -> dict[str, Tensor]:
             "or name the folder that holds it with -w."
         )
     if path.suffix == ".safetensors":
-        return read_sam_tensors(path)
+        return _read_safetensors(path, variant)
     try:
         # Mapped into memory: of a 2.5 GB file only what is used is read, and only once.
         mapped = zipfile.is_zipfile(path)
@@ -128,7 +127,37 @@ def _read_state(path: Path, variant: SamVariant) -> dict[str, Tensor]:
             f"{path} is not a plain SAM state dict but {_describe(content)}. Save the bare state dict of the "
             f"whole SAM ({', '.join(PARTS)}) and name that file."
         )
-    return dict(content)
+    return _widened(content)
+
+
+def _read_safetensors(path: Path, variant: SamVariant) -> dict[str, Tensor]:
+    """Tensors of a file, and of the decoder's file that belongs to it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.name.endswith(DECODER_ENDING):
+        raise SamunetError(f"{path} holds the decoder of a pair of files; name the encoder's file.")
+    decoder = decoder_file(path)
+    if decoder is not None and not decoder.is_file():
+        raise SamunetError(f"{path} is one of a pair of files, and {decoder.name} is not beside it.")
+    state: dict[str, Tensor] = {}
+    for file in (path, *(() if decoder is None else (decoder,))):
+        try:
+            content = load_file(file, device="cpu")
+        except SafetensorError as error:
+            raise SamunetError(
+                f"{file} cannot be read as safetensors: {_diagnosis(file, variant)}"
+            ) from error
+        twice = sorted(state.keys() & content.keys())
+        if twice:
+            raise SamunetError(f"{path} and {file.name} both hold {_fault('keys', twice)}.")
+        state.update(content)
+    return _widened(state)
+
+
+def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    half = (torch.float16, torch.bfloat16)
+    return {key: tensor.float() if tensor.dtype in half else tensor for key, tensor in state.items()}
 
 
 def _diagnosis(path: Path, variant: SamVariant) -> str:

@@ -1,0 +1,192 @@
+"""Files of our own weights: safetensors whole or in pairs, cards, names, and what the package ships."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from samunet.errors import SamunetError
+from samunet.networks.sam import weight_files
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import (
+    file_sha256,
+    find_weights,
+    is_shipped,
+    named_weights,
+    weights_at_hand,
+    weights_kind,
+    weights_sha256,
+)
+from samunet.networks.sam.weights import build_parts, read_weights
+from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
+from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
+from samunet.trainers.checkpoint import BaseWeights, find_base_weights
+from samunet.trainers.encoder_weights import _describe
+
+VARIANT = "vit_micro"
+STEM = f"samunet_{VARIANT}"
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return whole_state(build_parts(get_variant(VARIANT)), VARIANT)
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "package"
+    monkeypatch.setattr(weight_files, "SHIPPED", folder)
+    monkeypatch.setattr("samunet.trainers.checkpoint.SHIPPED", folder)
+    return write_pair(state, folder, STEM)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    weights = read_weights(path, VARIANT)
+    return {
+        f"{part}.{key}": tensor
+        for part in ("image_encoder", "prompt_encoder", "mask_decoder")
+        for key, tensor in getattr(weights, part).items()
+    }
+
+
+def test_one_pth_gives_every_tensor_back(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    write_weights(state, tmp_path / "w.pth")
+    again = read(tmp_path / "w.pth")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_the_network_loaded_from_a_file_gives_the_same_output(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    parts = build_parts(get_variant(VARIANT))
+    write_weights(whole_state(parts, VARIANT), tmp_path / "w.pth")
+    other = build_parts(get_variant(VARIANT))
+    other["image_encoder"].load_state_dict(read_weights(tmp_path / "w.pth", VARIANT).image_encoder)
+    size = get_variant(VARIANT).native_size
+    picture = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        expected = parts["image_encoder"].eval()(picture)
+        assert torch.equal(other["image_encoder"].eval()(picture), expected)
+
+
+def test_a_pair_is_half_precision_on_disk_and_float32_when_read(
+    tmp_path: Path, state: dict[str, Tensor]
+) -> None:
+    encoder = write_pair(state, tmp_path, STEM)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{STEM}_decoder.safetensors",
+        f"{STEM}_encoder.safetensors",
+    ]
+    again = read(encoder)
+    assert again.keys() == state.keys()
+    for key, tensor in again.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[key].half().float())
+
+
+def test_the_hash_of_a_pair_covers_both_files(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    encoder = write_pair(state, tmp_path, STEM)
+    before, of_encoder = weights_sha256(encoder), file_sha256(encoder)
+    key = next(key for key in state if key.startswith("mask_decoder."))
+    write_pair({**state, key: state[key] + 1}, tmp_path, STEM)
+    assert file_sha256(encoder) == of_encoder
+    assert weights_sha256(encoder) != before
+    assert read_weights(encoder, VARIANT).sha256 == weights_sha256(encoder)
+
+
+def test_faults_of_a_pair_are_told(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    encoder = write_pair(state, tmp_path, STEM)
+    decoder = encoder.with_name(f"{STEM}_decoder.safetensors")
+    with pytest.raises(SamunetError, match="name the encoder's file"):
+        read_weights(decoder, VARIANT)
+    whole = decoder.read_bytes()
+    decoder.write_bytes(whole[:-8])
+    with pytest.raises(SamunetError, match=r"decoder.safetensors cannot be read as safetensors"):
+        read_weights(encoder, VARIANT)
+    decoder.write_bytes(encoder.read_bytes())
+    with pytest.raises(SamunetError, match="both hold"):
+        read_weights(encoder, VARIANT)
+    decoder.unlink()
+    with pytest.raises(SamunetError, match=r"decoder.safetensors is not beside it"):
+        read_weights(encoder, VARIANT)
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    key = next(iter(state))
+    with pytest.raises(SamunetError, match="half precision"):
+        write_pair({**state, key: torch.full_like(state[key], 1e6)}, tmp_path, STEM)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_weights_are_found_last(tmp_path: Path, shipped: Path, state: dict[str, Tensor]) -> None:
+    folder = tmp_path / "weights"
+    assert find_weights(folder, VARIANT) == find_weights(None, VARIANT) == shipped
+    assert is_shipped(shipped)
+    assert weights_kind(shipped, VARIANT) == "shipped"
+    assert weights_at_hand(folder) == {VARIANT: "shipped"}
+    own = folder / f"mine_{VARIANT}.pth"
+    write_weights(state, own)
+    assert find_weights(folder, VARIANT) == own
+    assert weights_at_hand(folder) == {VARIANT: "file"}
+
+
+def test_without_shipped_files_nothing_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_files, "SHIPPED", tmp_path / "absent")
+    assert find_weights(tmp_path / "weights", VARIANT) is None
+    assert weights_at_hand(None) == {}
+
+
+def test_a_checkpoint_finds_its_shipped_encoder_again(
+    tmp_path: Path, shipped: Path, state: dict[str, Tensor]
+) -> None:
+    described = _describe(shipped, VARIANT, tmp_path / "weights")
+    assert (described.kind, described.retrievable) == ("shipped", True)
+    base = BaseWeights(variant=VARIANT, file=shipped.name, sha256=described.sha256, prefix="encoder.")
+    other = {key: tensor + 1 for key, tensor in state.items()}
+    write_pair(other, tmp_path / "weights", STEM)
+    assert find_base_weights(base, tmp_path / "weights") == shipped
+    assert find_base_weights(base, None) == shipped
+    with pytest.raises(SamunetError, match="is not the file"):
+        find_base_weights(replace(base, sha256="0" * 64), None)
+    with pytest.raises(SamunetError, match="not in it and not"):
+        find_base_weights(replace(base, file="none.pth"), None)
+
+
+def test_a_name_means_weights_of_the_folder(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    write_weights(state, tmp_path / "first.pth")
+    encoder = write_pair(state, tmp_path, "second")
+    assert named_weights(tmp_path, Path("first")) == tmp_path / "first.pth"
+    assert named_weights(tmp_path, Path("first.pth")) == tmp_path / "first.pth"
+    assert named_weights(tmp_path, Path("second")) == encoder
+    for unknown in (Path("third"), Path("elsewhere/first")):
+        assert named_weights(tmp_path, unknown) == unknown
+
+
+def test_the_card_goes_with_its_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    encoder = write_pair(state, tmp_path, STEM)
+    assert read_card(encoder) is None
+    card = WeightsCard(
+        variant=VARIANT,
+        sha256=weights_sha256(encoder),
+        sources=(CardSource(name="procedural", licence="CC0-1.0", images=None, share=1.0),),
+        excluded={"Dataset004_HaN_CT": 24},
+        objectives={"mae": 1.0},
+        steps=10,
+        batch=8,
+        seed=0,
+        seconds=1.5,
+        settings={"learning_rate": 1e-3},
+        validation={"loss": 0.5},
+        hardware={"device": "cpu"},
+        versions={"torch": "2"},
+    )
+    assert write_card(encoder, card) == card_file(encoder) == tmp_path / f"{STEM}_card.json"
+    assert read_card(encoder) == card
+    write_pair({key: tensor + 1 for key, tensor in state.items()}, tmp_path, STEM)
+    with pytest.raises(SamunetError, match="describes other weights"):
+        read_card(encoder)
