@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from samunet.pipeline.pretrain import PretrainOptions
 
 EXAMPLES = """\
-  samunet_pretrain --synthetic --steps 20000 -o my_vit_tiny
-  samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o my_vit_tiny
-  samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o my_vit_tiny
+  samunet_pretrain --synthetic --steps 20000 -o first_try
+  samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o first_try
+  samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o first_try
   samunet_pretrain --synthetic --show 32 samples.png"""
 
 
@@ -109,10 +109,10 @@ def _add_run(parser: CommandParser) -> None:
     group.add_argument(
         "-o",
         dest="name",
-        default="pretrained_vit_tiny",
+        default="pretrained",
         metavar="NAME",
-        help="name of the result NAME.pth in the weights folder (default pretrained_vit_tiny); with the "
-        "encoder's own name, samunet_vit_tiny, it is found without -w",
+        help="name of the result NAME.pth in the weights folder (default pretrained); a name that "
+        "holds the encoder's, such as samunet_vit_tiny, is found without -w",
     )
     group.add_argument(
         "--c",

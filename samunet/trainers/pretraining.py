@@ -34,6 +34,7 @@ class PretrainSettings:
         objects: prompted objects a picture; the encoder runs once for all of them.
         clicks: rounds of correction after the first prompt.
         loss_stride: losses and clicks look at every so many pixels along rows and columns.
+        focal_weight / focal_alpha: of the focal loss against Dice, and of the object's pixels in it.
         masked_share: of the patches, hidden in `mae`.
         learning_rate / weight_decay / warmup_steps / clip: AdamW, linear warm-up, then polynomial to zero.
         epoch_steps / val_batches: steps between two lines of the history, and batches it is validated on.
@@ -48,6 +49,8 @@ class PretrainSettings:
     objects: int = 4
     clicks: int = 2
     loss_stride: int = 2
+    focal_weight: float = 20.0
+    focal_alpha: float = 0.25
     masked_share: float = 0.75
     learning_rate: float = 8e-4
     weight_decay: float = 0.05
@@ -142,7 +145,7 @@ class PretrainModule(TrainingModule):
             # One prompt may mean several objects: three answers, and only the best of them learns.
             low, iou = self.network.sam(embedding, prompts, ambiguous=turn == 0)
             logits = _enlarged(low, objects.shape[-1])[..., ::stride, ::stride]
-            each = mask_losses(logits, target)
+            each = mask_losses(logits, target, self.settings.focal_weight, self.settings.focal_alpha)
             quality = true_iou(logits.detach() > 0, target)
             error = (iou.float() - quality).square().mean(-1)
             losses.append(((each.amin(-1) + error) * asked).sum() / number)

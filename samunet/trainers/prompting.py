@@ -20,7 +20,7 @@ from samunet.networks.promptable import (
 
 JITTER, MOST_JITTER = 0.1, 20 / 1024
 """Deviation of a box's corners in parts of its sides; the most in parts of the picture (SAM's 20 of 1024)."""
-FOCAL_WEIGHT, FOCAL_GAMMA, FOCAL_ALPHA = 20.0, 2.0, 0.25
+FOCAL_GAMMA = 2.0
 
 
 def first_prompt(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -79,12 +79,14 @@ def error_clicks(answer: Tensor, target: Tensor, draws: Tensor, stride: int) -> 
     return points, labels
 
 
-def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """20 * focal + Dice of each mask.
+def mask_losses(logits: Tensor, target: Tensor, focal_weight: float = 20.0, alpha: float = 0.25) -> Tensor:
+    """Focal loss times its weight, plus Dice, of each mask.
 
     Args:
         logits: (B, K, M, h, w).
         target: (B, K, h, w) boolean.
+        focal_weight: against Dice.
+        alpha: weight of the object's pixels in the focal loss; the others have 1 - alpha.
 
     Returns:
         (B, K, M) float32.
@@ -93,10 +95,10 @@ def mask_losses(logits: Tensor, target: Tensor) -> Tensor:
     chance = logits.sigmoid()
     entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     of_truth = chance * wanted + (1 - chance) * (1 - wanted)
-    alpha = FOCAL_ALPHA * wanted + (1 - FOCAL_ALPHA) * (1 - wanted)
-    focal = (alpha * (1 - of_truth) ** FOCAL_GAMMA * entropy).mean((-2, -1))
+    share = alpha * wanted + (1 - alpha) * (1 - wanted)
+    focal = (share * (1 - of_truth) ** FOCAL_GAMMA * entropy).mean((-2, -1))
     overlap, total = (chance * wanted).sum((-2, -1)), (chance + wanted).sum((-2, -1))
-    return FOCAL_WEIGHT * focal + 1 - (2 * overlap + 1) / (total + 1)
+    return focal_weight * focal + 1 - (2 * overlap + 1) / (total + 1)
 
 
 def true_iou(answers: Tensor, target: Tensor) -> Tensor:

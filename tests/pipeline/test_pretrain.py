@@ -13,6 +13,7 @@ from samunet.cli.pretrain import main, parse_tasks
 from samunet.errors import SamunetError
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import find_weights
 from samunet.networks.sam.weights import read_weights
 from samunet.networks.sam.weights_card import read_card
 from samunet.trainers.pretrain_run import load_checkpoint
@@ -77,6 +78,13 @@ def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
     foreign.write_bytes(b"official")
     assert command(tmp_path, "--synthetic", *QUICK, "-o", foreign.stem, "--overwrite") == 2
     assert foreign.read_bytes() == b"official"
+
+
+def test_only_names_with_the_encoder_are_found_without_being_named(tmp_path: Path) -> None:
+    assert command(tmp_path, "--synthetic", *QUICK) == 0
+    assert find_weights(tmp_path / "weights", "vit_micro") is None
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "samunet_vit_micro") == 0
+    assert find_weights(tmp_path / "weights", "vit_micro") == tmp_path / "weights" / "samunet_vit_micro.pth"
 
 
 def test_samples_are_shown(tmp_path: Path) -> None:

@@ -109,6 +109,33 @@ def test_each_objective_learns_a_batch_and_trains_the_encoder(task: str) -> None
     assert not torch.equal(before, network.sam.image_encoder.blocks[0].mlp.lin1.weight)
 
 
+@pytest.mark.slow
+def test_prompted_masks_of_a_few_pictures_can_be_learnt() -> None:
+    settings = replace(SMALL, tasks=("prompt",), weights=(1.0,), clicks=1)
+    torch.manual_seed(0)
+    module, batch = PretrainModule(PretrainNetwork(settings), settings), batch_of(settings, 4)
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        module(batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        counts = module.eval()(batch)
+    dice = 2 * counts["tp"] / (2 * counts["tp"] + counts["fp"] + counts["fn"])
+    assert (dice > 0.7).all(), dice
+
+
+def test_half_precision_fits_every_objective() -> None:
+    module = PretrainModule(PretrainNetwork(SMALL), SMALL)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = module(batch_of(SMALL, 2))
+    losses["loss"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_validation_counts_pixels_of_the_first_and_the_last_answer() -> None:
     module = PretrainModule(PretrainNetwork(SMALL), SMALL).eval()
     batch = batch_of(SMALL, 3)
