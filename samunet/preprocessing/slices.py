@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import label as connected
@@ -79,9 +80,18 @@ def slice_dataset(dataset: RawDataset, folder: Path, excluded: frozenset[str]) -
         SamunetError: nothing is left, or a case cannot be read.
     """
     kept = [case for case in dataset.cases if case.name not in excluded]
-    licence = dataset.json.get("licence") or dataset.json.get("license") or "not declared"
-    head = SliceIndex(source=dataset.name, licence=str(licence), excluded=len(dataset.cases) - len(kept))
+    head = SliceIndex(
+        source=dataset.name, licence=declared_licence(dataset.json), excluded=len(dataset.cases) - len(kept)
+    )
     return _write(head, folder, [case.name for case in kept], (dataset.read(case) for case in kept))
+
+
+def declared_licence(content: Mapping[str, Any]) -> str:
+    """The licence of a dataset.json, under either spelling; its `note` where there is none."""
+    for key in ("licence", "license"):
+        if content.get(key):
+            return str(content[key])
+    return f"not declared (note: {content['note']})" if content.get("note") else "not declared"
 
 
 def slice_folder(source: Path, folder: Path) -> SliceIndex:

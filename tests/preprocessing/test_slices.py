@@ -15,6 +15,7 @@ from samunet.preprocessing.slices import (
     SliceIndex,
     Slices,
     case_slices,
+    declared_licence,
     scene_of_labels,
     slice_dataset,
     slice_folder,
@@ -73,6 +74,12 @@ def test_excluded_cases_are_nowhere(tiny_dataset: Path, tmp_path: Path) -> None:
     assert slice_dataset(dataset, tmp_path, frozenset()).excluded == 0
     with pytest.raises(SamunetError, match="no case is left"):
         slice_dataset(dataset, tmp_path / "none", frozenset(dataset.case_names))
+
+
+def test_a_licence_is_taken_from_where_datasets_write_it() -> None:
+    assert declared_licence({"license": "CC0", "note": "x"}) == "CC0"
+    assert declared_licence({"note": "public, CC0"}) == "not declared (note: public, CC0)"
+    assert declared_licence({}) == "not declared"
 
 
 def test_draws_fit_image_and_label_together(tiny_rgb_dataset: Path, tmp_path: Path) -> None:
