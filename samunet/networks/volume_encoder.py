@@ -200,9 +200,9 @@ class VolumeEncoder(nn.Module):
     def freeze(self) -> None:
         """Leave trainable what AutoProSAM trains: adapters, norms, necks, slice and depth embedding,
         `rel_pos_d`."""
+        shared = {name for name in self.sam_keys() if ".norm" not in name}
         for name, parameter in self.named_parameters():
-            shared = name in self.sam_keys() and ".norm" not in name
-            parameter.requires_grad_(not shared)
+            parameter.requires_grad_(name not in shared)
 
 
 def _neck(width: int, outputs: int) -> nn.Sequential:

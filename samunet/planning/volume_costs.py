@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samunet.networks.sam.variants import SamVariant
+from samunet.planning.memory import LOGIT_COPIES
 
 if TYPE_CHECKING:
     from samunet.planning.methods.adapter3d import AdapterConfig
@@ -20,8 +21,6 @@ LEVELS = 4
 GENERATOR_FACTORS = (1, 2, 4, 8, 10)
 LEAST_GENERATOR_WIDTH = 8
 REFINED_WIDTH = 16
-LOGIT_COPIES = 6
-"""Full-size copies of the logits that loss and softmax keep."""
 KERNEL = 27
 KERNEL_WIDTH = 8
 

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from samunet.networks.sam.variants import get_variant
+from samunet.planning.memory import LOGIT_COPIES
 from samunet.planning.methods.adapter3d import AdapterConfig
-from samunet.planning.volume_costs import LOGIT_COPIES, VolumeInput, volume_cost, volume_widths
+from samunet.planning.volume_costs import VolumeInput, volume_cost, volume_widths
 
 OUTPUTS = 6
 
