@@ -153,7 +153,7 @@ def test_a_folder(tmp_path: Path) -> None:
     for name, array in (("a", two_blobs()), ("b", clean)):
         write_segmentation(array, geometry(array), source / f"{name}.nii.gz")
     pp = Postprocessing(labels=CLASSES, rules=(Rule(kind="largest_component", target=None),))
-    with pytest.raises(SamunetError, match="no dataset.json"):
+    with pytest.raises(SamunetError, match=r"no dataset\.json"):
         postprocess_folder(source, output, pp)
     write_json(source / "dataset.json", {"file_ending": ".nii.gz"})
     assert postprocess_folder(source, output, pp) == (2, 1)
@@ -165,5 +165,5 @@ def test_a_folder(tmp_path: Path) -> None:
         postprocess_folder(source, source, pp)
     for file in source.glob("*.nii.gz"):
         file.unlink()
-    with pytest.raises(SamunetError, match="no label maps with the ending .nii.gz"):
+    with pytest.raises(SamunetError, match=r"no label maps with the ending \.nii\.gz"):
         postprocess_folder(source, output, pp)
