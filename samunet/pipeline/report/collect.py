@@ -111,8 +111,8 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
     if not models:
         of_plan = f" of plan {plans}" if plans else ""
         raise SamunetError(
-            f"There is no trained model{of_plan} of {dataset} in {workspace.results / dataset}. Train one first: "
-            f"samunet_train {dataset} auto 0."
+            f"There is no trained model{of_plan} of {dataset} in {workspace.results / dataset}. Train "
+            f"one first: samunet_train {dataset} auto 0."
         )
     return tuple(sorted(models, key=lambda m: -m.mean_dice if not math.isnan(m.mean_dice) else math.inf))
 

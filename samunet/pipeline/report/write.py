@@ -145,8 +145,9 @@ def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
         len({tuple(case.name for case in model.cases) for model in scored}) > 1
     )
     return (
-        f"{' or '.join(map(str, sorted(counts)))} cases, each predicted by the fold that had not seen it. Means "
-        f"over classes of means over cases; a class that is in neither map of a case does not count there.{unequal}"
+        f"{' or '.join(map(str, sorted(counts)))} cases, each predicted by the fold that had not seen it. "
+        f"Means over classes of means over cases; a class that is in neither map of a case does not count "
+        f"there.{unequal}"
     )
 
 
