@@ -101,7 +101,9 @@ def test_means_are_those_of_the_pooled_cases(trained: Path) -> None:
     assert [model.title for model in models] == ["2d_unet", "2d_unet (every)"]
     scored, unscored = models
     pooled = [
-        case.metrics["organ"]["Dice"] for case in scored.cases if not math.isnan(case.metrics["organ"]["Dice"])
+        case.metrics["organ"]["Dice"]
+        for case in scored.cases
+        if not math.isnan(case.metrics["organ"]["Dice"])
     ]
     assert scored.class_means("Dice")["organ"] == pytest.approx(sum(pooled) / len(pooled))
     assert not unscored.cases  # fold `all` has seen every case
