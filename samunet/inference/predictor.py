@@ -198,7 +198,7 @@ class Predictor:
 
     def predict_preprocessed(self, image: np.ndarray) -> torch.Tensor:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X)."""
-        precision = Precision.choose(self.device, "fp16")
+        precision = Precision.for_prediction(self.device, config_of(self.configuration).precision)
         window = WindowSettings(
             patch_size=self.configuration.patch_size,
             step_size=self.settings.step_size,
