@@ -150,7 +150,7 @@ def test_scores_of_other_classes_are_refused(trained: Path) -> None:
 
 
 def scored(name: str, dice: float) -> ScoredCase:
-    metrics = {"organ": {"Dice": dice, "SurfaceDice": dice, "HD95": 1.0, "ASSD": 1.0}}
+    metrics = {"organ": {"Dice": dice, "SurfaceDice": dice, "HD95": 1.0, "ASSD": 1.0, "n_ref": 9.0}}
     file = Path(name)
     return ScoredCase(
         name=name, fold="0", group=None, metrics=metrics, reference_file=file, prediction_file=file

@@ -20,7 +20,7 @@ from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD")
+KEPT_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "n_ref")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,4 +179,4 @@ def scored_cases(summary: Path, fold: str, names: Sequence[str]) -> tuple[Scored
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if scores.get(name) is None else float(scores[name]) for name in SHOWN_METRICS}
+    return {name: math.nan if scores.get(name) is None else float(scores[name]) for name in KEPT_METRICS}

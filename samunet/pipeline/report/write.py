@@ -18,6 +18,7 @@ from samunet.pipeline.overlays import colour_of, legend_names
 from samunet.pipeline.report import content
 from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
 from samunet.pipeline.report.content import Gallery, Page, Picture, Table
+from samunet.pipeline.report.intervals import dice_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
@@ -86,8 +87,10 @@ def render(page: Page) -> str:
 
 def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model]) -> Page:
     scored = [model for model in models if model.cases]
-    overall: dict[str, tuple[float, float]] = {}
-    by_class: dict[str, Mapping[str, tuple[float, float]]] = {}
+    overall = {model.title: dice_interval(model) for model in scored}
+    by_class = {
+        m.title: {name: dice_interval(m, (name,)) for name in m.plan.labels.foreground} for m in scored
+    }
     fingerprint_file = workspace.fingerprint_file(options.dataset)
     fingerprint = read_record(Fingerprint, fingerprint_file) if fingerprint_file.exists() else None
     galleries = _galleries(workspace, scored) if options.pictures else ()
