@@ -182,6 +182,18 @@ def add_device(parser: CommandParser, purpose: str) -> None:
     )
 
 
+def add_probabilities(parser: argparse._ActionsContainer, *flags: str, kept: str) -> None:
+    """Add a flag that keeps probabilities; `arguments.storage` is None without it."""
+    parser.add_argument(
+        *flags,
+        dest="storage",
+        nargs="?",
+        const="fp16",
+        choices=("fp16", "uint8"),
+        help=f"keep the {kept} too: fp16 (default) or uint8, half the size, off by at most 1/510",
+    )
+
+
 def add_plan_name(parser: CommandParser, *more_names: str) -> None:
     """Add -p."""
     parser.add_argument(

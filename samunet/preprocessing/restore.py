@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 SLAB_BYTES = 128 * 2**20
 """Size of all classes of one slab at the file's spacing, in float32."""
+
+
+class Writable(Protocol):
+    """An array, or what stands for one on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __setitem__(self, where: Any, values: Any, /) -> None: ...
 
 
 def restore_segmentation(logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan) -> np.ndarray:
@@ -38,65 +47,108 @@ def restore_segmentation(logits: Tensor | np.ndarray, record: SpatialRecord, pla
 
 
 def restore_probabilities(
-    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, out: np.ndarray
+    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, out: Writable
 ) -> np.ndarray:
     """Fill `out` with probabilities in the file's grid; returns the label map as restore_segmentation does.
 
     Args:
-        out: (K, Z, Y, X) float array in the file's grid, usually a memory map; softmax over the classes, or
-            one sigmoid per region. Outside the crop the background has probability 1 and regions 0.
+        out: (K, Z, Y, X) in the file's grid, usually on disk; softmax over the classes, or one sigmoid per
+            region. Outside the crop the background has probability 1 and regions 0.
     """
-    assert out.shape == (plan.labels.num_outputs, *record.geometry.shape), out.shape
+    assert tuple(out.shape) == (plan.labels.num_outputs, *record.geometry.shape), out.shape
     if record.shape_after_crop != record.shape_before_crop:
-        for index, channel in enumerate(out):
-            channel[...] = 1 if index == 0 and not plan.labels.has_regions else 0
+        fill_outside(out, plan.labels)
     return _restore(logits, record, plan, out)
 
 
+def fill_outside(out: Writable, labels: LabelSet) -> None:
+    """Set probabilities to those outside the crop: background 1, everything else 0."""
+    for index in range(out.shape[0]):
+        out[index] = 1 if index == 0 and not labels.has_regions else 0
+
+
 def _restore(
-    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, probabilities: np.ndarray | None
+    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, probabilities: Writable | None
 ) -> np.ndarray:
     import torch
 
-    logits = torch.as_tensor(logits)
-    labels, forward = plan.labels, plan.transpose_forward
-    assert logits.shape == (labels.num_outputs, *record.shape), (logits.shape, record.shape)
-    segmentation = np.zeros(record.geometry.shape, labels.decode(np.zeros(1, np.int64)).dtype)
-    # Views: what is written into them lands in the file's grid at the right place.
-    crop = segmentation.transpose(forward)[record.crop_box.slices]
-    chances = None
-    if probabilities is not None:
-        turned = probabilities.transpose(0, *(axis + 1 for axis in forward))
-        chances = turned[(slice(None), *record.crop_box.slices)]
+    labels = plan.labels
+    segmentation = empty_segmentation(record.geometry.shape, labels)
     with torch.inference_mode():
-        for where, slab in logit_slabs(logits, record):
-            crop[where] = _decide(slab, labels)
-            if chances is not None:
-                shares = slab.sigmoid() if labels.has_regions else slab.softmax(0)
-                chances[(slice(None), *where)] = shares.cpu().numpy()
+        for where, slab in restored_slabs(torch.as_tensor(logits), record, plan):
+            segmentation[where] = decide_labels(slab, labels)
+            if probabilities is not None:
+                probabilities[(slice(None), *where)] = to_probabilities(slab, labels).cpu().numpy()
     return segmentation
 
 
-def _decide(slab: Tensor, labels: LabelSet) -> np.ndarray:
-    """(K, Z, Y, X) logits -> (Z, Y, X) values of dataset.json."""
+def empty_segmentation(shape: tuple[int, ...], labels: LabelSet) -> np.ndarray:
+    """Background everywhere, in the smallest unsigned type that holds all values of dataset.json."""
+    return np.zeros(shape, labels.decode(np.zeros(1, np.int64)).dtype)
+
+
+def to_probabilities(logits: Tensor, labels: LabelSet) -> Tensor:
+    """Logits (K, ...) -> softmax over the classes, or a sigmoid per region."""
+    return logits.sigmoid() if labels.has_regions else logits.softmax(0)
+
+
+def decide_labels(scores: Tensor, labels: LabelSet, threshold: float = 0.0) -> np.ndarray:
+    """Scores (K, Z, Y, X) -> values of dataset.json (Z, Y, X).
+
+    Args:
+        scores: logits, or probabilities with the threshold 0.5.
+        labels: softmax data take the class with the largest score, of equal ones the first; regions above
+            the threshold paint their values in order.
+        threshold: of regions.
+    """
     import torch
 
     if not labels.has_regions:
         # max with indices is several times faster on the CPU than argmax over a leading axis.
-        return labels.decode(torch.max(slab, dim=0)[1].cpu().numpy())
-    present = (slab > 0).cpu().numpy()
-    painted = np.zeros(present.shape[1:], labels.decode(np.zeros(1, np.int64)).dtype)
+        return labels.decode(torch.max(scores, dim=0)[1].cpu().numpy())
+    present = (scores > threshold).cpu().numpy()
+    painted = empty_segmentation(present.shape[1:], labels)
     for mask, value in zip(present, labels.paint_values):
         painted[mask] = value
     return painted
 
 
+def restored_slabs(
+    logits: Tensor, record: SpatialRecord, plan: Plan, slab_bytes: int = SLAB_BYTES
+) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+    """Logits in the file's grid, piece by piece, cut along the file's z (a single plane along its rows).
+
+    Cases of one image are cut alike whatever they were resampled or transposed to.
+
+    Yields:
+        The piece's place (slices of the file's z, y, x, inside the crop), its float32 logits (K, z, y, x).
+    """
+    forward = plan.transpose_forward
+    assert tuple(logits.shape) == (plan.labels.num_outputs, *record.shape), (logits.shape, record.shape)
+    backward = [forward.index(axis) for axis in range(3)]
+    extent = [record.shape_after_crop[axis] for axis in backward]
+    along = backward[0 if extent[0] > 1 else 1]
+    lower = record.crop_box.lower
+    for where, slab in logit_slabs(logits, record, slab_bytes, along):
+        placed = [
+            slice(low + (part.start or 0), low + (n if part.stop is None else part.stop))
+            for part, low, n in zip(where, lower, record.shape_after_crop)
+        ]
+        yield tuple(placed[axis] for axis in backward), slab.permute(0, *(1 + axis for axis in backward))
+
+
 def logit_slabs(
-    logits: Tensor, record: SpatialRecord, slab_bytes: int = SLAB_BYTES
+    logits: Tensor, record: SpatialRecord, slab_bytes: int = SLAB_BYTES, along: int | None = None
 ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
     """Resample logits to the cropped case's grid before resampling, piece by piece.
 
     Linear interpolation, nearest neighbour along a coarse axis that is treated apart (nnU-Net's rule).
+
+    Args:
+        logits: (K, Z, Y, X) on the network's grid.
+        record: of the preprocessed case.
+        slab_bytes: of all classes of a piece in float32.
+        along: axis that is cut; None cuts the first, a single plane along its rows.
 
     Yields:
         The piece's place (slices along the record's axes, inside the crop), its float32 (K, z, y, x) logits.
@@ -107,8 +159,9 @@ def logit_slabs(
         nearest_taps(old, new) if axis == apart else linear_taps(old, new)
         for axis, (old, new) in enumerate(zip(logits.shape[1:], shape))
     ]
-    # A single plane is cut along its rows: one plane of a large picture may be large already.
-    along = 0 if shape[0] > 1 else 1
+    if along is None:
+        # A single plane is cut along its rows: one plane of a large picture may be large already.
+        along = 0 if shape[0] > 1 else 1
     others = [axis for axis in range(3) if axis != along]
     turned = logits.movedim(1 + along, 1)
     row_bytes = 4 * logits.shape[0] * shape[others[0]] * shape[others[1]]

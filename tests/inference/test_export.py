@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image, read_label
 from samunet.errors import SamunetError
-from samunet.inference.export import export_case, open_probabilities, probability_files
+from samunet.inference.export import export_case
+from samunet.inference.probabilities import Storage, open_probabilities, probability_files
 from samunet.planning.plan import Budget, DataConfiguration, Plan
 from samunet.preprocessing.case import preprocess_case
+from samunet.preprocessing.restore import restore_probabilities
 
 SHAPE = (12, 24, 20)
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -101,14 +104,48 @@ def test_probabilities_lie_beside_the_segmentation(tmp_path: Path, plan: Plan) -
     segmentation = export_case(logits, case.record, plan, path, save_probabilities=True)
     assert probability_files(path)[0].name == "case.one.probabilities.npy"
     probabilities, record = open_probabilities(path)
-    assert isinstance(probabilities, np.memmap)
-    assert (probabilities.shape, probabilities.dtype) == ((3, *SHAPE), np.float16)
-    np.testing.assert_allclose(np.asarray(probabilities, np.float32).sum(axis=0), 1, atol=2e-3)
-    best = np.array([0, 1, 4])[probabilities.argmax(axis=0)]
+    assert (probabilities.shape, probabilities.stored) == ((3, *SHAPE), np.float16)
+    np.testing.assert_allclose(probabilities[:].sum(axis=0), 1, atol=2e-3)
+    best = np.array([0, 1, 4])[probabilities[:].argmax(axis=0)]
     assert (best == segmentation).mean() > 0.999
     assert record.class_names == ("background", "organ", "lesion")
-    assert record.geometry == geometry
+    assert (record.geometry, record.storage) == (geometry, "fp16")
     assert not [file for file in tmp_path.iterdir() if "partial" in file.name]
+
+
+@pytest.mark.parametrize(
+    ("storage", "kind", "error"), [("fp16", np.float16, 1 / 4096), ("uint8", np.uint8, 1 / 510)]
+)
+def test_stored_probabilities_keep_to_their_error(
+    tmp_path: Path, plan: Plan, storage: Storage, kind: type, error: float
+) -> None:
+    image, geometry = read_image([write_input(tmp_path, FLIPPED, (1.0, 1.5, 1.0))])
+    case = preprocess_case(image, None, geometry, plan, plan.data["3d"])
+    logits = 3 * torch.randn(3, *case.record.shape, generator=torch.Generator().manual_seed(0))
+    exact = np.empty((3, *SHAPE), np.float32)
+    restore_probabilities(logits, case.record, plan, exact)
+    export_case(logits, case.record, plan, tmp_path / "case.nii.gz", save_probabilities=storage)
+    probabilities, record = open_probabilities(tmp_path / "case.nii.gz")
+    assert (probabilities.stored, record.storage) == (kind, storage)
+    np.testing.assert_allclose(probabilities[:], exact, rtol=0, atol=error * (1 + 1e-6))
+    np.testing.assert_array_equal(probabilities[1, 3:5], probabilities[:][1, 3:5])
+    assert probabilities[:].max() <= 1
+
+
+def test_cut_off_or_foreign_probabilities_are_refused(tmp_path: Path, plan: Plan) -> None:
+    image, geometry = read_image([write_input(tmp_path, FLIPPED, (1.0, 2.0, 1.0))])
+    case = preprocess_case(image, None, geometry, plan, plan.data["3d"])
+    path = tmp_path / "case.nii.gz"
+    export_case(torch.zeros(3, *case.record.shape), case.record, plan, path, save_probabilities="uint8")
+    array, record = probability_files(path)
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "storage": "fp16"}))
+    with pytest.raises(SamunetError, match="uint8"):
+        open_probabilities(path)
+    record.write_text(json.dumps(content))
+    array.write_bytes(array.read_bytes()[:-500])
+    with pytest.raises(SamunetError, match="cut off"):
+        open_probabilities(path)
 
 
 def test_unsaved_probabilities_and_full_disk(

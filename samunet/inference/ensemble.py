@@ -1,0 +1,240 @@
+"""Ensembles from files: saved probabilities of several predictions of a case, averaged slab by slab."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from samunet.data.geometry import grid_differences
+from samunet.data.labels import LabelSet
+from samunet.data.readers import segmentation_ending, write_segmentation
+from samunet.errors import SamunetError
+from samunet.inference.probabilities import (
+    PROBABILITIES,
+    Probabilities,
+    ProbabilitiesRecord,
+    Storage,
+    new_probabilities,
+    open_probabilities,
+    slabs,
+    storage_of,
+)
+from samunet.preprocessing.restore import SLAB_BYTES, decide_labels, empty_segmentation
+
+logger = logging.getLogger(__name__)
+
+Opened = tuple[Probabilities, ProbabilitiesRecord]
+
+
+def average_probabilities(
+    segmentations: Sequence[Path],
+    labels: LabelSet,
+    target: Path,
+    *,
+    save_probabilities: Storage | bool = False,
+) -> np.ndarray:
+    """Average the probabilities beside several segmentations of one case and write what they decide.
+
+    Args:
+        segmentations: files CASE.ext with CASE.probabilities.npy beside them, of any storage.
+        labels: of the dataset; softmax data take the class with the largest mean (of equal ones the one with
+            the smallest value), regions are painted where their mean is above one half.
+        target: segmentation file to write, with the geometry of the probabilities.
+        save_probabilities: how to store the mean beside it; True is fp16.
+
+    Returns:
+        The segmentation (Z, Y, X).
+
+    Raises:
+        SamunetError: probabilities are missing, belong to other classes, or lie on different grids; names
+            both files.
+    """
+    import torch
+
+    opened = [open_probabilities(Path(path)) for path in segmentations]
+    _check_alike(opened, labels)
+    first, storage, target = opened[0][1], storage_of(save_probabilities), Path(target)
+    segmentation = empty_segmentation(first.geometry.shape, labels)
+    with ExitStack() as stack:
+        out = None
+        if storage is not None:
+            record = ProbabilitiesRecord(
+                class_names=first.class_names,
+                has_regions=first.has_regions,
+                geometry=first.geometry,
+                storage=storage,
+            )
+            out = stack.enter_context(new_probabilities(target, record))
+        for where in slabs(first.shape, SLAB_BYTES):
+            mean = _mean([probabilities for probabilities, _ in opened], where)
+            segmentation[where] = decide_labels(torch.from_numpy(mean), labels, threshold=0.5)
+            if out is not None:
+                out[(slice(None), *where)] = mean
+    write_segmentation(segmentation, first.geometry, target)
+    return segmentation
+
+
+def _mean(members: Sequence[Probabilities], where: tuple[slice, ...]) -> np.ndarray:
+    mean = members[0][(slice(None), *where)]
+    for member in members[1:]:
+        mean += member[(slice(None), *where)]
+    mean /= len(members)
+    return mean
+
+
+def _check_alike(opened: Sequence[Opened], labels: LabelSet) -> None:
+    """All must have the dataset's classes and lie on one grid.
+
+    Raises:
+        SamunetError: names every file that differs, and the one it differs from.
+    """
+    if not opened:
+        raise SamunetError("There is nothing to average: no prediction was given.")
+    first_file, first = opened[0][0].file, opened[0][1]
+    faults: list[str] = []
+    for probabilities, record in opened:
+        if (record.class_names, record.has_regions) != (labels.class_names, labels.has_regions):
+            faults.append(
+                f"{probabilities.file} holds {_classes(record.class_names, record.has_regions)}, the dataset "
+                f"has {_classes(labels.class_names, labels.has_regions)}"
+            )
+        told = grid_differences(record.geometry, first.geometry)
+        if told:
+            faults.append(f"{probabilities.file} lies on another grid than {first_file}: {'; '.join(told)}")
+    if faults:
+        files = ", ".join(str(probabilities.file) for probabilities, _ in opened)
+        raise SamunetError(
+            f"{files} cannot be averaged: {'; '.join(faults)}. Predict the same images with models of one "
+            "dataset."
+        )
+
+
+def _classes(names: Sequence[str], has_regions: bool) -> str:
+    return f"the {'regions' if has_regions else 'classes'} {', '.join(names)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions:
+    """How folders are averaged.
+
+    Attributes:
+        labels: of the dataset.
+        file_ending: of its images.
+        save_probabilities: how to store the means; False keeps none.
+        workers: cases averaged at once, in threads.
+    """
+
+    labels: LabelSet
+    file_ending: str
+    save_probabilities: Storage | bool = False
+    workers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOutcome:
+    """What became of each case.
+
+    Attributes:
+        output: folder of the results.
+        done: cases that were averaged.
+        missing: case -> folders that lack its probabilities; these cases are left out.
+        failed: case -> reason.
+        seconds: wall-clock time.
+    """
+
+    output: Path
+    done: tuple[str, ...]
+    missing: dict[str, tuple[Path, ...]]
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.failed)
+
+    def text(self) -> str:
+        """The outcome in plain words, the faults one a line."""
+        lines = [f"Averaged {len(self.done)} case{'s' * (len(self.done) != 1)} into {self.output}."]
+        if self.missing:
+            lines.append(f"Left out: {len(self.missing)} of which probabilities are missing.")
+            lines += [f"  {name}: none in {', '.join(map(str, at))}" for name, at in self.missing.items()]
+        if self.failed:
+            lines.append(f"Not averaged: {len(self.failed)}.")
+            lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
+        return "\n".join(lines)
+
+
+def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOptions) -> EnsembleOutcome:
+    """Average the cases of several prediction folders; a bad case is reported and the others finish.
+
+    Args:
+        folders: each with CASE.probabilities.npy of the cases; cases that one of them lacks are left out.
+        output: folder for CASE.ext.
+        options: labels and what to keep.
+
+    Raises:
+        SamunetError: fewer than two folders, one that does not exist or is the output, or no case that all
+            have.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    _check_folders(folders, output)
+    found = [_cases(folder) for folder in folders]
+    every = sorted(set().union(*found))
+    missing = {
+        name: tuple(folder for folder, names in zip(folders, found) if name not in names) for name in every
+    }
+    missing = {name: at for name, at in missing.items() if at}
+    common = [name for name in every if name not in missing]
+    if not common:
+        counts = ", ".join(f"{folder}: {len(names)}" for folder, names in zip(folders, found))
+        raise SamunetError(
+            f"No case has its probabilities in every folder ({counts}). Predict with --save_probabilities."
+        )
+    ending, start = segmentation_ending(options.file_ending), time.perf_counter()
+    failed: dict[str, str] = {}
+
+    def average(name: str) -> None:
+        sources = [folder / f"{name}{ending}" for folder in folders]
+        try:
+            average_probabilities(
+                sources,
+                options.labels,
+                output / f"{name}{ending}",
+                save_probabilities=options.save_probabilities,
+            )
+        except SamunetError as fault:
+            failed[name] = str(fault)
+
+    with ThreadPoolExecutor(max(1, options.workers), "samunet-ensemble") as pool:
+        list(pool.map(average, common))
+    return EnsembleOutcome(
+        output=output,
+        done=tuple(name for name in common if name not in failed),
+        missing=missing,
+        failed={name: failed[name] for name in sorted(failed)},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_folders(folders: Sequence[Path], output: Path) -> None:
+    if len(folders) < 2:
+        raise SamunetError("An ensemble needs two folders or more (-i FOLDER1 FOLDER2).")
+    absent = [str(folder) for folder in folders if not folder.is_dir()]
+    if absent:
+        raise SamunetError(f"There is no folder {', '.join(absent)}.")
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise SamunetError(f"A folder is given twice: {', '.join(map(str, folders))}.")
+    if output.resolve() in resolved:
+        raise SamunetError(f"{output} is one of the folders to average; the ensemble needs one of its own.")
+
+
+def _cases(folder: Path) -> set[str]:
+    return {file.name.removesuffix(PROBABILITIES) for file in folder.glob(f"[!.]*{PROBABILITIES}")}
