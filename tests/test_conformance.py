@@ -87,6 +87,26 @@ def test_loss_falls_in_ten_steps(method: str, labels: LabelSet, tmp_path: Path) 
     assert counts["tp"].shape == (len(labels.foreground),)
 
 
+def test_loss_falls_in_bf16_too(method: str, tmp_path: Path) -> None:
+    configuration = make_configuration(method)
+    plan = make_plan(configuration)
+    torch.manual_seed(0)
+    trainer = get_trainer(method)
+    module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
+    optimizer = build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
+    (batch,) = batches_of(tmp_path, method, CLASSES, 1)
+    values = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert loss.dtype == torch.float32  # sums over voxels would lose their small terms in bf16
+    assert min(values[-3:]) < values[0]
+
+
 def test_every_trained_parameter_gets_a_gradient(method: str, tmp_path: Path) -> None:
     configuration = make_configuration(method)
     plan = make_plan(configuration)

@@ -147,7 +147,7 @@ class Evaluation:
 
     def _mean(self, cases: Sequence[CaseScores]) -> dict[str, Scores]:
         return {
-            name: {metric: _mean_of(case.metrics[name][metric] for case in cases) for metric in METRICS}
+            name: {metric: mean_of(case.metrics[name][metric] for case in cases) for metric in METRICS}
             for name in self.labels.foreground
         }
 
@@ -165,14 +165,14 @@ class Evaluation:
         return {self.labels.summary_key(name): value for name, value in by_name.items()}
 
 
-def _mean_of(values: Iterable[float]) -> float:
+def mean_of(values: Iterable[float]) -> float:
     """Mean of the values that are not NaN; NaN when there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
 def _over_classes(mean: dict[str, Scores]) -> Scores:
-    return {metric: _mean_of(scores[metric] for scores in mean.values()) for metric in METRICS}
+    return {metric: mean_of(scores[metric] for scores in mean.values()) for metric in METRICS}
 
 
 def _row(name: str, scores: Scores, num_cases: int) -> str:

@@ -188,6 +188,7 @@ class Predictor:
             slice_context=getattr(config_of(self.configuration), "slice_context", 0),
             shared_encoder=self.shared_encoder,
             device=self.device,
+            precision=config_of(self.configuration).precision,
         )
 
     def _tiles_at_once(self) -> int:
@@ -250,6 +251,6 @@ def predict_with(
     networks: Sequence[nn.Module], image: np.ndarray, window: WindowSettings, storage: Storage | None = None
 ) -> Any:
     """Logits of networks over a preprocessed image (C, Z, Y, X), in the device's number type."""
-    precision = Precision.choose(window.device, "fp16")
+    precision = Precision.for_prediction(window.device, window.precision)
     with torch.inference_mode(), precision.autocast(window.device):
         return predict_logits(networks, torch.from_numpy(image), window, storage=storage)

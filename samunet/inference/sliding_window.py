@@ -45,6 +45,7 @@ class WindowSettings:
         group_sizes: numbers of networks that are averaged together, in order; the logits of the groups stand
             one after the other along the class axis. Empty averages all.
         device: where the networks are.
+        precision: what the model was trained in, a setting of its method.
         store_device / store_dtype: of the result; bands are accumulated in float32 whatever is stored.
     """
 
@@ -56,6 +57,7 @@ class WindowSettings:
     shared_encoder: bool = False
     group_sizes: tuple[int, ...] = ()
     device: torch.device = CPU
+    precision: str = "auto"
     store_device: torch.device = CPU
     store_dtype: torch.dtype = torch.float32
 

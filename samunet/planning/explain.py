@@ -14,15 +14,23 @@ _ORDER = ("recommended", "fits", "does not fit", "unsuitable")
 
 def explain(plan: Plan) -> str:
     """The plan's data, its table of methods, and the reasons for each; lines of at most 110 characters."""
-    lines = [_heading(plan), *_data_lines(plan), ""]
-    verdicts = sorted(plan.verdicts, key=lambda verdict: _ORDER.index(verdict.status))
-    lines += _table([HEADER, *(_row(plan, verdict) for verdict in verdicts)])
-    for verdict in verdicts:
+    lines = [_heading(plan), *data_lines(plan), ""]
+    lines += _table(method_table(plan))
+    for verdict in _ordered(plan):
         lines += ["", f"{verdict.method}: {verdict.status}"]
         for reason in verdict.reasons:
             lines += textwrap.wrap(reason, WIDTH, initial_indent="  - ", subsequent_indent="    ")
     lines += ["", *textwrap.wrap(_conclusion(plan), WIDTH)]
     return "\n".join(lines)
+
+
+def method_table(plan: Plan) -> list[tuple[str, ...]]:
+    """The header and a row a method, the recommended one first."""
+    return [HEADER, *(_row(plan, verdict) for verdict in _ordered(plan))]
+
+
+def _ordered(plan: Plan) -> list[Verdict]:
+    return sorted(plan.verdicts, key=lambda verdict: _ORDER.index(verdict.status))
 
 
 def _heading(plan: Plan) -> str:
@@ -36,7 +44,8 @@ def _heading(plan: Plan) -> str:
     )
 
 
-def _data_lines(plan: Plan) -> list[str]:
+def data_lines(plan: Plan) -> list[str]:
+    """Spacing, size, normalisation and axes of each kind of preprocessed data, and what was overridden."""
     lines = []
     for data in plan.data.values():
         spacing = " x ".join(f"{s:.4g}" for s in data.spacing_mm)

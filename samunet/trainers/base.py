@@ -212,7 +212,7 @@ class MethodTrainer(ABC):
 
     Attributes:
         precision: on CUDA `fp16` (with loss scaling) or `bf16` (fp16 where the GPU has no bf16). CPU and MPS
-            use fp32.
+            use fp32. The setting of that name overrules it.
     """
 
     precision: ClassVar[Literal["fp16", "bf16"]] = "fp16"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from samunet import __version__
 from samunet.errors import SamunetError
+
+logger = logging.getLogger(__name__)
+
+HalfFormat = Literal["fp16", "bf16"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -33,6 +38,13 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device(str(name))
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself (AVX512-BF16 or AMX); elsewhere they are emulated."""
+    # Not public in torch; where a version lacks them the answer is no, which only costs speed.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(probe()) for name in probes if (probe := getattr(torch.cpu, name, None)) is not None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """Number format of the forward pass: `fp32`, `bf16`, or `fp16` with a scaled loss."""
@@ -40,13 +52,38 @@ class Precision:
     name: Literal["fp32", "fp16", "bf16"]
 
     @classmethod
-    def choose(cls, device: torch.device, wanted: Literal["fp16", "bf16"]) -> Precision:
-        """fp32 outside CUDA; bf16 becomes fp16 on GPUs without it (before Ampere)."""
-        if device.type != "cuda":
-            return cls(name="fp32")
-        if wanted == "bf16" and torch.cuda.get_device_capability(device) < (8, 0):
-            return cls(name="fp16")
-        return cls(name=wanted)
+    def choose(cls, device: torch.device, own: HalfFormat, setting: str = "auto") -> Precision:
+        """The number format of a training.
+
+        Args:
+            device: where it runs.
+            own: the method's on CUDA; bf16 becomes fp16 on GPUs without it (before Ampere).
+            setting: of the run; `auto` is `own` on CUDA and fp32 elsewhere.
+
+        Raises:
+            SamunetError: the device cannot do what is set.
+        """
+        has_bf16 = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+        if setting == "auto":
+            if device.type != "cuda":
+                return cls(name="fp32")
+            return cls(name=own if has_bf16 else "fp16")
+        able = {"cuda": ("fp32", "fp16", *(["bf16"] if has_bf16 else [])), "cpu": ("fp32", "bf16")}
+        if setting not in able.get(device.type, ("fp32",)):
+            raise SamunetError(
+                f"precision={setting} does not go with this {device.type} device: give "
+                f"{' or '.join(able.get(device.type, ('fp32',)))}, or leave it to auto."
+            )
+        if setting == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+            logger.warning("This CPU seems to have no bf16 instructions: bf16 will be slower than fp32.")
+        return cls(name=cast(Any, setting))
+
+    @classmethod
+    def for_prediction(cls, device: torch.device, setting: str) -> Precision:
+        """The format to predict in: fp16 on CUDA; bf16 on a CPU that has it, for a model trained in it."""
+        if device.type == "cpu" and setting == "bf16" and cpu_has_bf16():
+            return cls(name="bf16")
+        return cls.choose(device, "fp16")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.name == "fp32":

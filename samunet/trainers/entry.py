@@ -21,7 +21,14 @@ from samunet.trainers.batches import PatchSource
 from samunet.trainers.budget import fit_schedule
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
-from samunet.trainers.devices import Precision, choose_device, hardware, versions, worker_count
+from samunet.trainers.devices import (
+    Precision,
+    choose_device,
+    cpu_has_bf16,
+    hardware,
+    versions,
+    worker_count,
+)
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.identity import (
     Identity,
@@ -40,6 +47,11 @@ from samunet.trainers.run import RunRequest, TrainingRun, source_settings
 from samunet.trainers.settings import apply_overrides
 
 logger = logging.getLogger(__name__)
+
+BF16_HINT = (
+    "This CPU has bf16 instructions: --set precision=bf16 makes most steps nearly twice as fast "
+    "(documentation/training.md says what it changes)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +140,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     resume_from = _claim_folder(request, identity, found, pretrained)
     device = choose_device(request.device)
     _warn_of_device(plan, device, reporter)
+    if device.type == "cpu" and config.precision == "auto" and cpu_has_bf16():
+        reporter.message(BF16_HINT)
     torch.default_generator.manual_seed(seed)
     weights = None if pretrained is None else pretrained.path
     network = trainer.build_network(plan, configuration, weights=weights)
@@ -147,7 +161,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         overrides=_overrides(request),
         time_budget_minutes=request.time_budget_minutes,
         device=device,
-        precision=Precision.choose(device, trainer.precision),
+        precision=Precision.choose(device, trainer.precision, config.precision),
         module=module,
         phases=_phases(trainer, config, found if request.resume else None),
         source=PatchSource(source_settings(request, plan, configuration, config, seed)),

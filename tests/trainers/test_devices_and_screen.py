@@ -7,10 +7,19 @@ import pytest
 import torch
 from tiny_runs import make_request
 
+from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import FINAL, load_checkpoint
-from samunet.trainers.devices import Precision, choose_device, hardware, peak_memory_gb, worker_count
+from samunet.trainers.devices import (
+    Precision,
+    choose_device,
+    cpu_has_bf16,
+    hardware,
+    peak_memory_gb,
+    worker_count,
+)
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import EpochRecord, moving_average, patch_dice
+from samunet.trainers.identity import read_run
 from samunet.trainers.reporter import (
     LiveReporter,
     PlainReporter,
@@ -45,9 +54,25 @@ def test_device_and_precision() -> None:
     assert choose_device("auto") == choose_device(None)
     assert Precision.choose(cpu, "fp16").name == "fp32"
     assert not Precision.choose(cpu, "bf16").scaler(cpu).is_enabled()
+    assert Precision.choose(cpu, "fp16", "bf16").name == "bf16"
+    with pytest.raises(SamunetError, match="give fp32 or bf16"):
+        Precision.choose(cpu, "bf16", "fp16")
+    assert Precision.for_prediction(cpu, "auto").name == "fp32"
+    assert Precision.for_prediction(cpu, "bf16").name == ("bf16" if cpu_has_bf16() else "fp32")
     assert 0 < peak_memory_gb(cpu) < 1000
     assert hardware(cpu)["cores"] >= 1
     assert 0 <= worker_count(cpu) <= 12
+
+
+def test_bf16_on_the_cpu_is_a_setting_of_the_run(tmp_path: Path) -> None:
+    settings = {"epochs": 1, "iterations": 2, "val_iterations": 1, "precision": "bf16"}
+    folder = train_fold(make_request(tmp_path, "2d_unet", settings=settings), SilentReporter()).folder
+    record = read_run(folder)
+    assert record is not None
+    assert record.precision == "bf16"
+    assert record.configuration["settings"]["precision"] == "bf16"
+    weights = load_checkpoint(folder / FINAL).network.values()
+    assert all(value.dtype != torch.bfloat16 for value in weights)  # the weights themselves stay fp32
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

@@ -52,6 +52,8 @@ class MethodConfig:
     """Share of each batch that is forced to contain foreground."""
     augmentation: typing.Literal["full", "light", "none"] = "full"
     """Augmentation preset."""
+    precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: the method's own on CUDA, fp32 elsewhere; bf16 pays on CPUs that have instructions for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

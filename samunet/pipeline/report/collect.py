@@ -1,0 +1,182 @@
+"""What a report tells: every trained model of a dataset with its runs, curves and out-of-fold scores."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.errors import SamunetError
+from samunet.evaluation.scores import mean_of
+from samunet.planning.plan import Plan
+from samunet.records import read_json
+from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.history import EpochRecord, read_history
+from samunet.trainers.identity import RunRecord, read_run
+from samunet.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+KEPT_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "n_ref")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """One case predicted by a fold that had not seen it.
+
+    Attributes:
+        fold: that predicted it.
+        group: patient or site, or None.
+        metrics: class -> metric -> value; NaN where it is not defined.
+    """
+
+    name: str
+    fold: str
+    group: str | None
+    metrics: Mapping[str, Mapping[str, float]]
+    reference_file: Path
+    prediction_file: Path
+
+    def mean(self, metric: str = "Dice") -> float:
+        """Mean of a metric over the classes where it is defined; NaN where it never is."""
+        return mean_of([scores[metric] for scores in self.metrics.values()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRun:
+    """One trained fold; `finished` says whether its schedule came to its end."""
+
+    fold: str
+    run: RunRecord
+    history: tuple[EpochRecord, ...]
+    finished: bool
+    cases: tuple[ScoredCase, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of its epochs, validation of whole cases not included."""
+        return math.fsum(record.seconds for record in self.history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """All folds of one way to train, `results/DATASET/CONFIGURATION__PLANS[__TAG]`."""
+
+    folder: Path
+    configuration: str
+    plan: Plan
+    tag: str | None
+    folds: tuple[FoldRun, ...]
+
+    @property
+    def title(self) -> str:
+        """`2d_cnn`, with the tag and a plan of another name than the default where there are."""
+        _, _, rest = self.folder.name.partition("__")
+        extra = [part for part in rest.split("__") if part != "samunetPlans"]
+        return " ".join([self.configuration, *(f"({part})" for part in extra)])
+
+    @property
+    def cases(self) -> tuple[ScoredCase, ...]:
+        """Cases of all folds, by name."""
+        return tuple(sorted((c for fold in self.folds for c in fold.cases), key=lambda case: case.name))
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the classes of the means over cases, as in summary.json; NaN without scored cases."""
+        return mean_of([mean for mean in self.class_means("Dice").values()])
+
+    def class_means(self, metric: str) -> dict[str, float]:
+        """Class -> mean over the cases where the metric is defined."""
+        names = self.plan.labels.foreground
+        return {n: mean_of([case.metrics[n][metric] for case in self.cases]) for n in names}
+
+
+def collect_models(workspace: Workspace, dataset: str, plans: str | None = None) -> tuple[Model, ...]:
+    """Every trained model of a dataset, the highest mean out-of-fold Dice first, then those without scores.
+
+    Args:
+        workspace: where results lie.
+        dataset: full name.
+        plans: only models of this plan; None takes all.
+
+    Raises:
+        SamunetError: nothing is trained.
+    """
+    folders = sorted({run.parents[1] for run in (workspace.results / dataset).glob("*__*/fold_*/run.json")})
+    models = [model for folder in folders if (model := _read_model(folder)) is not None]
+    models = [model for model in models if plans in (None, model.plan.name)]
+    if not models:
+        of_plan = f" of plan {plans}" if plans else ""
+        raise SamunetError(
+            f"There is no trained model{of_plan} of {dataset} in {workspace.results / dataset}. Train "
+            f"one first: samunet_train {dataset} auto 0."
+        )
+    return tuple(sorted(models, key=lambda m: -m.mean_dice if not math.isnan(m.mean_dice) else math.inf))
+
+
+def _read_model(folder: Path) -> Model | None:
+    """None where a training is only just starting and has left no plan."""
+    if not (folder / "plan.json").is_file():
+        logger.warning("%s has no plan.json yet; the report leaves it out.", folder)
+        return None
+    plan = Plan.load(folder / "plan.json")
+    configuration, _, rest = folder.name.partition("__")
+    tag = rest.removeprefix(plan.name).removeprefix("__") or None
+    folds = [_read_fold(fold, plan) for fold in sorted(folder.glob("fold_*"))]
+    return Model(
+        folder=folder,
+        configuration=configuration,
+        plan=plan,
+        tag=tag,
+        folds=tuple(fold for fold in folds if fold is not None),
+    )
+
+
+def _read_fold(folder: Path, plan: Plan) -> FoldRun | None:
+    run = read_run(folder)
+    if run is None:
+        return None
+    summary = folder / "validation" / "summary.json"
+    seen = set(run.train)
+    unseen = bool(set(run.val) - seen) and summary.is_file()
+    fold = folder.name.removeprefix("fold_")
+    return FoldRun(
+        fold=fold,
+        run=run,
+        history=tuple(read_history(folder)),
+        finished=(folder / FINAL).is_file(),
+        cases=scored_cases(summary, fold, plan.labels.foreground) if unseen else (),
+    )
+
+
+def scored_cases(summary: Path, fold: str, names: Sequence[str]) -> tuple[ScoredCase, ...]:
+    """The cases of a summary.json.
+
+    Raises:
+        SamunetError: it is not one of ours, or it scores other classes.
+    """
+    content: dict[str, Any] = read_json(summary)
+    classes: dict[str, str] = content.get("classes", {})
+    if set(classes.values()) != set(names):
+        raise SamunetError(
+            f"{summary} scores {', '.join(classes.values()) or 'no classes'}, but its model has "
+            f"{', '.join(names)}. Score again: samunet_train ... --val."
+        )
+    return tuple(
+        ScoredCase(
+            name=case["case"],
+            fold=fold,
+            group=case["group"],
+            metrics={classes[key]: _numbers(scores) for key, scores in case["metrics"].items()},
+            reference_file=Path(case["reference_file"]),
+            prediction_file=summary.parent / Path(case["prediction_file"]).name,
+        )
+        for case in content["metric_per_case"]
+    )
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.nan if scores.get(name) is None else float(scores[name]) for name in KEPT_METRICS}

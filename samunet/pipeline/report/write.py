@@ -1,0 +1,229 @@
+"""Compose the report of a dataset: one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from samunet import __version__
+from samunet.data.dataset import RawDataset
+from samunet.pipeline.overlays import colour_of, legend_names
+from samunet.pipeline.report import content
+from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
+from samunet.pipeline.report.content import Gallery, Page, Picture, Table
+from samunet.pipeline.report.intervals import dice_interval
+from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
+from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.plan import Plan
+from samunet.records import read_record, write_text
+from samunet.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+SEED = 12345
+SECTIONS = (
+    ("verdict", "Verdict"),
+    ("scores", "Scores"),
+    ("pictures", "Pictures"),
+    ("curves", "Training"),
+    ("weights", "Weights"),
+    ("plan", "Plan"),
+    ("data", "Data"),
+    ("repeat", "Repeat"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is reported.
+
+    Attributes:
+        dataset: full name.
+        plans: only models of this plan; None takes all.
+        output: the file; None is `report.html` in the dataset's results.
+        pictures: worst, median and best case of every model; they show patients.
+    """
+
+    dataset: str
+    plans: str | None = None
+    output: Path | None = None
+    pictures: bool = True
+
+
+def write_report(workspace: Workspace, options: ReportOptions) -> Path:
+    """Write the report of everything that is trained for a dataset.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        SamunetError: nothing is trained, or a file of a run cannot be read.
+    """
+    models = collect_models(workspace, options.dataset, options.plans)
+    page = _page(workspace, options, models)
+    file = options.output or workspace.results / options.dataset / "report.html"
+    write_text(file, render(page))
+    return file
+
+
+def render(page: Page) -> str:
+    """The page as HTML; everything that comes from files is escaped."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    folder = files("samunet.pipeline.report")
+    sources = {name: (folder / name).read_text(encoding="utf-8") for name in ("page.html", "table.html")}
+    environment = Environment(
+        loader=DictLoader(sources), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html").render(page=page)
+
+
+def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model]) -> Page:
+    scored = [model for model in models if model.cases]
+    overall = {model.title: dice_interval(model) for model in scored}
+    by_class = {
+        m.title: {name: dice_interval(m, (name,)) for name in m.plan.labels.foreground} for m in scored
+    }
+    fingerprint_file = workspace.fingerprint_file(options.dataset)
+    fingerprint = read_record(Fingerprint, fingerprint_file) if fingerprint_file.exists() else None
+    galleries = _galleries(workspace, scored) if options.pictures else ()
+    hidden = {"pictures"} if not galleries else set()
+    return Page(
+        dataset=options.dataset,
+        summary=_summary(models[0]),
+        date=datetime.now(timezone.utc).date().isoformat(),
+        version=__version__,
+        sections=tuple(section for section in SECTIONS if section[0] not in hidden),
+        verdict=_verdict(options.dataset, scored),
+        comparisons=None,
+        scores=content.score_table(models, overall),
+        scores_note=_scores_note(options.dataset, scored),
+        scores_chart=draw_scores(scored, overall, np.random.default_rng(SEED)) if scored else "",
+        classes=content.class_table(models, by_class),
+        cases=content.case_table(models),
+        case_classes=content.case_class_table(models),
+        key=_key(models[0]),
+        galleries=galleries,
+        curves=tuple(
+            Gallery(title=m.title, pictures=(Picture(caption=f"curves of {m.title}", source=draw_curves(m)),))
+            for m in models
+        ),
+        runs=content.run_table(models),
+        hardware=content.hardware_lines(models),
+        weights=content.weight_lines(models),
+        plans=tuple(content.plan_content(plan) for plan in _plans(workspace, models)),
+        data=Table(head=("",), rows=()) if fingerprint is None else content.data_table(fingerprint),
+        commands=_commands(options.dataset, models),
+    )
+
+
+def _summary(model: Model) -> str:
+    plan = model.plan
+    channels = ", ".join(plan.channel_names)
+    return (
+        f"{plan.num_training} training cases, channel{'s' * (len(plan.channel_names) > 1)} {channels}; "
+        f"{', '.join(plan.labels.foreground)}."
+    )
+
+
+def _verdict(dataset: str, scored: Sequence[Model]) -> tuple[str, ...]:
+    again = f"Run samunet_find_best_configuration {dataset}"
+    if not scored:
+        return (f"No fold has been scored on cases it had not seen. Train folds 0 to 4, then {again}.",)
+    return (f"Nothing has been compared yet. {again}, then this report again.",)
+
+
+def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
+    if not scored:
+        return f"None yet: train a fold that keeps cases out, such as samunet_train {dataset} auto 0."
+    counts = {len(model.cases) for model in scored}
+    unequal = " The methods were scored on different cases; compare only the cases they share." * (
+        len({tuple(case.name for case in model.cases) for model in scored}) > 1
+    )
+    return (
+        f"{' or '.join(map(str, sorted(counts)))} cases, each predicted by the fold that had not seen it. "
+        f"Means over classes of means over cases; a class that is in neither map of a case does not count "
+        f"there.{unequal}"
+    )
+
+
+def _key(model: Model) -> tuple[tuple[str, str], ...]:
+    names = legend_names(model.plan.labels).values()
+    return tuple((name, colour_of(position)) for position, name in enumerate(names))
+
+
+def _galleries(workspace: Workspace, scored: Sequence[Model]) -> tuple[Gallery, ...]:
+    return tuple(_gallery(workspace, model) for model in scored)
+
+
+def _gallery(workspace: Workspace, model: Model) -> Gallery:
+    raw = workspace.raw / model.plan.dataset
+    dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
+    pictures = [
+        Picture(caption=_caption(rank, case), source=_planes(dataset, model, case))
+        for rank, case in extremes(model.cases)
+    ]
+    return Gallery(title=model.title, pictures=tuple(pictures))
+
+
+def extremes(cases: Sequence[ScoredCase]) -> list[tuple[str, ScoredCase]]:
+    """Worst, median and best case by mean Dice, each once; cases without a Dice are left out."""
+    ordered = sorted((c for c in cases if not math.isnan(c.mean())), key=lambda c: (c.mean(), c.name))
+    if not ordered:
+        return []
+    ranks = {0: "worst", len(ordered) // 2: "median", len(ordered) - 1: "best"}
+    return [(rank, ordered[position]) for position, rank in sorted(ranks.items())]
+
+
+def _caption(rank: str, case: ScoredCase) -> str:
+    scores = ", ".join(
+        f"{name} {metrics['Dice']:.3f}"
+        for name, metrics in case.metrics.items()
+        if not math.isnan(metrics["Dice"])
+    )
+    return f"{rank}: {case.name}, fold {case.fold}, mean Dice {case.mean():.3f} ({scores})"
+
+
+def _planes(dataset: RawDataset | None, model: Model, case: ScoredCase) -> str:
+    """The picture, or nothing where a file has gone since; the caption stays."""
+    found = None if dataset is None or case.name not in dataset.case_names else dataset.case(case.name)
+    if found is None or not (case.prediction_file.is_file() and case.reference_file.is_file()):
+        logger.warning("%s: image, reference or prediction are no longer there; no picture.", case.name)
+        return ""
+    return draw_planes(case, found.images, legend_names(model.plan.labels))
+
+
+def _plans(workspace: Workspace, models: Sequence[Model]) -> tuple[Plan, ...]:
+    """Each plan once, as it was planned; a model's own copy, with what was overridden, where that is gone."""
+    copies = {model.plan.name: model.plan for model in models}
+    places = {name: workspace.plan_file(plan.dataset, name) for name, plan in copies.items()}
+    return tuple(Plan.load(places[n]) if places[n].is_file() else plan for n, plan in copies.items())
+
+
+def _commands(dataset: str, models: Sequence[Model]) -> tuple[str, ...]:
+    """Commands that make the same models."""
+    lines = []
+    for model in models:
+        for fold in model.folds:
+            lines.append(_train_command(dataset, model, fold.fold, fold.run.overrides, fold.run.seed))
+    return tuple(lines)
+
+
+def _train_command(dataset: str, model: Model, fold: str, overrides: Mapping[str, object], seed: int) -> str:
+    words = ["samunet_train", dataset, model.configuration, fold]
+    settings = overrides.get("settings")
+    assert settings is None or isinstance(settings, Mapping)
+    for key, value in (settings or {}).items():
+        words += [f"--{key} {value}"] if key in ("epochs", "iterations") else [f"--set {key}={value}"]
+    if overrides.get("time_budget_minutes"):
+        words.append(f"--time_budget {overrides['time_budget_minutes']:g}")
+    words += [f"-p {model.plan.name}"] * (model.plan.name != "samunetPlans")
+    words += [f"--tag {model.tag}"] * (model.tag is not None) + [f"--seed {seed}"] * (seed != 0)
+    return " ".join(words)

@@ -1,0 +1,252 @@
+"""Plan, train methods fold by fold, select, report: each step once, whatever stopped the run before."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samunet.data.dataset import RawDataset
+from samunet.data.splits import load_or_create_splits
+from samunet.errors import SamunetError
+from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
+from samunet.pipeline.report.write import ReportOptions, write_report
+from samunet.pipeline.train import TrainOptions, train
+from samunet.planning.plan import Plan
+from samunet.planning.standing import duration
+from samunet.records import read_json, to_data, write_json
+from samunet.trainers.checkpoint import FINAL, LATEST
+from samunet.workspace import Workspace, fold_folder
+
+logger = logging.getLogger(__name__)
+
+FIRST_RIVAL = "2d_cnn"
+"""The SAM method that a recommended U-Net is compared with, where it fits: it suits data of any kind."""
+
+NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAllOptions:
+    """The whole run in the user's words.
+
+    Attributes:
+        dataset: full name.
+        configurations: methods to train; None takes the plan's recommendation and its rival.
+        folds: to train; None takes every fold of the split.
+        planning: how to plan, where there is no such plan yet.
+        settings: --set with --epochs and --iterations.
+        time_budget_minutes: for each fold of each method.
+        workers: processes that read and preprocess.
+    """
+
+    dataset: str
+    configurations: tuple[str, ...] | None = None
+    folds: tuple[int | str, ...] | None = None
+    planning: PlanOptions = field(default_factory=PlanOptions)
+    settings: dict[str, Any] = field(default_factory=dict)
+    time_budget_minutes: float | None = None
+    device: str = "auto"
+    seed: int | None = None
+    tag: str | None = None
+    workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One fold of one method; `hours` is what the plan expects of it."""
+
+    configuration: str
+    fold: int | str
+    folder: Path
+    hours: float
+
+    @property
+    def state(self) -> str:
+        """How far it has come, by the files that are there."""
+        if not (self.folder / FINAL).is_file():
+            return HALFWAY if (self.folder / LATEST).is_file() else NEW
+        scored = self.fold == "all" or (self.folder / "validation" / "summary.json").is_file()
+        return DONE if scored else UNSCORED
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAllOutcome:
+    """Where the report lies; `interrupted` when a signal ended a training early."""
+
+    report: Path | None
+    verdict: tuple[str, ...] = ()
+    interrupted: bool = False
+
+    def text(self) -> str:
+        """The outcome in plain words."""
+        if self.interrupted:
+            return "Interrupted. The same command goes on from here."
+        return "\n".join([*self.verdict, f"Report: {self.report}"])
+
+
+def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_screen) -> RunAllOutcome:
+    """Plan, preprocess, train, select and report; what is there already is kept.
+
+    Raises:
+        SamunetError: the options differ from those that the run was started with, or a step cannot be done.
+    """
+    made = _plan(workspace, options)
+    names = chosen_methods(made, options.configurations)
+    _check_options(workspace, options, names)
+    preprocess(workspace, made, names, options.workers, screen)
+    trainings = _trainings(workspace, options, made, names)
+    clock = _Clock(options.time_budget_minutes)
+    for number, training in enumerate(trainings, start=1):
+        told = f"[{number} of {len(trainings)}] {training.configuration}, fold {training.fold}"
+        if training.state == DONE:
+            logger.info("%s: done before", told)
+            continue
+        left = [t for t in trainings[number - 1 :] if t.state != DONE]
+        logger.info("%s; about %s of training left in all", told, duration(clock.hours(left)))
+        start = time.perf_counter()
+        if not _train(workspace, options, training):
+            return RunAllOutcome(report=None, interrupted=True)
+        clock.note(training, time.perf_counter() - start)
+    report = write_report(workspace, ReportOptions(dataset=options.dataset, plans=made.name))
+    return RunAllOutcome(report=report)
+
+
+def _plan(workspace: Workspace, options: RunAllOptions) -> Plan:
+    """The plan of that name, made now where there is none."""
+    if workspace.plan_file(options.dataset, options.planning.plans).is_file():
+        logger.info("The plan %s is there and is used.", options.planning.plans)
+        return load_plan(workspace, options.dataset, options.planning.plans)
+    return plan(workspace, options.dataset, options.planning, workers=options.workers)
+
+
+def chosen_methods(made: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods to train: those asked for, or the recommended one and the one it has to beat.
+
+    A recommended SAM method has to beat the U-Net of its dimension. A recommended U-Net is compared with
+    `2d_cnn`, or with the first SAM method that fits: without one, nobody would know whether the prior helps.
+
+    Raises:
+        SamunetError: an unknown method, or nothing is recommended.
+    """
+    if wanted:
+        return tuple(dict.fromkeys(configuration_name(name, None, made.recommended) for name in wanted))
+    if not made.recommended:
+        raise SamunetError("The plan recommends no method: none fits its budget. Name methods with -c.")
+    recommended = made.configuration(made.recommended)
+    if recommended.encoder is not None:
+        rival = "3d_unet" if len(recommended.patch_size) == 3 else "2d_unet"
+        return (made.recommended, rival)
+    fitting = {v.method for v in made.verdicts if v.status == "fits"}
+    sam = [n for n, c in made.configurations.items() if c.encoder is not None and n in fitting]
+    rivals = [FIRST_RIVAL] if FIRST_RIVAL in sam else sam[:1]
+    return (made.recommended, *rivals)
+
+
+def _check_options(workspace: Workspace, options: RunAllOptions, names: tuple[str, ...]) -> None:
+    """Write down what the run was started with; going on with something else would mix runs.
+
+    Raises:
+        SamunetError: names what differs.
+    """
+    tag = f"_{options.tag}" if options.tag else ""
+    file = workspace.results / options.dataset / f"run_all_{options.planning.plans}{tag}.json"
+    wanted = to_data(
+        {
+            "settings": options.settings,
+            "time_budget_minutes": options.time_budget_minutes,
+            "seed": options.seed,
+            "weights": options.planning.weights,
+            "encoder": options.planning.encoder,
+        }
+    )
+    if file.is_file():
+        before = read_json(file)
+        differing = [key for key, value in wanted.items() if before.get(key) != value]
+        if differing:
+            told = "; ".join(f"{key} was {before.get(key)}, is {wanted[key]}" for key in differing)
+            raise SamunetError(
+                f"{file} says that this run was started differently ({told}). Give the same flags to go on, "
+                "or --tag NAME for a run of its own."
+            )
+    write_json(file, {**wanted, "configurations": names})
+
+
+def _trainings(
+    workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]
+) -> tuple[Training, ...]:
+    """Every fold of every method; fold by fold, so that methods can be compared early."""
+    return tuple(
+        Training(
+            configuration=name,
+            fold=fold,
+            folder=fold_folder(workspace.model_folder(options.dataset, name, made.name, options.tag), fold),
+            hours=made.configuration(name).forecast.train_hours,
+        )
+        for fold in options.folds or _all_folds(workspace, options.dataset)
+        for name in names
+    )
+
+
+def _all_folds(workspace: Workspace, dataset: str) -> tuple[int | str, ...]:
+    """Numbers of the split's folds; `all` where the cases are too few to keep one out."""
+    raw = RawDataset.load(workspace.raw_folder(dataset))
+    splits = load_or_create_splits(
+        workspace.splits_file(dataset),
+        raw.case_names,
+        groups=raw.groups,
+        scheme="kfold",
+        raw_file=workspace.raw / dataset / "splits_final.json",
+    )
+    return tuple(range(len(splits))) or ("all",)
+
+
+def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> bool:
+    """Train or go on with one fold and score it; false when a signal ended it."""
+    state = training.state
+    outcome = train(
+        workspace,
+        TrainOptions(
+            dataset=options.dataset,
+            configuration=training.configuration,
+            fold=training.fold,
+            plans=options.planning.plans,
+            device=options.device,
+            settings=options.settings,
+            encoder=options.planning.encoder,
+            weights=options.planning.weights,
+            time_budget_minutes=options.time_budget_minutes,
+            seed=options.seed,
+            tag=options.tag,
+            resume=state == HALFWAY,
+            only_validate=state == UNSCORED,
+            save_probabilities=True,
+            workers=options.workers,
+        ),
+    )
+    logger.info("%s", outcome.text())
+    return not outcome.interrupted
+
+
+@dataclass
+class _Clock:
+    """What trainings still to come will take: as long as those of the same method took, else as planned."""
+
+    budget_minutes: float | None
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+    def note(self, training: Training, seconds: float) -> None:
+        self.measured.setdefault(training.configuration, []).append(seconds / 3600)
+
+    def hours(self, left: Sequence[Training]) -> float:
+        return sum(self._one(training) for training in left)
+
+    def _one(self, training: Training) -> float:
+        known = self.measured.get(training.configuration)
+        if known:
+            return sum(known) / len(known)
+        return training.hours if self.budget_minutes is None else self.budget_minutes / 60

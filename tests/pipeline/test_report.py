@@ -1,0 +1,174 @@
+"""The report: complete, self-contained, well-formed, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from commands import SHORT, no_measuring
+
+from samunet.cli import plan_and_preprocess, report, train
+from samunet.errors import SamunetError
+from samunet.pipeline import calibrate
+from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
+from samunet.pipeline.report.content import Cell, with_interval
+from samunet.pipeline.report.write import ReportOptions, extremes, write_report
+from samunet.workspace import Workspace
+
+NAME = "Dataset901_Tiny3D"
+VOID = {"meta", "img", "br"}
+
+
+class Outline(HTMLParser):
+    """Notes every tag that is not closed, every address, and the words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def outline(file: Path) -> Outline:
+    parser = Outline()
+    parser.feed(file.read_text(encoding="utf-8"))
+    assert not parser.open
+    return parser
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with two trained folds of the 2D U-Net and one tagged fold `all`."""
+    root = tmp_path_factory.mktemp("report") / "workspace"
+    shutil.copytree(tiny_root, root)
+    where = ["--workspace", str(root)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "measure_gflops", no_measuring)
+        assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
+    for fold in ("0", "1"):
+        assert train.main(["901", "2d", fold, *SHORT, *where]) == 0
+    assert train.main(["901", "2d", "all", "--tag", "every", "--seed", "3", *SHORT, *where]) == 0
+    return root
+
+
+def test_one_file_that_needs_nothing_else(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["901", "--workspace", str(trained)]) == 0
+    file = trained / "results" / NAME / "report.html"
+    assert str(file) in capsys.readouterr().out
+    page = outline(file)
+    assert page.addresses
+    assert all(re.match(r"data:image/(png|svg\+xml);base64,|#\w+$", a) for a in page.addresses)
+    anchors = {a[1:] for a in page.addresses if a.startswith("#")}
+    assert all(f'id="{anchor}"' in file.read_text() for anchor in anchors)
+    words = " ".join(page.words)
+    assert "samunet_find_best_configuration" in words
+    assert "--tag every --seed 3" in words
+    assert sum(a.startswith("data:image/png") for a in page.addresses) == 3
+
+
+def test_every_scored_case_and_its_dice_is_there(trained: Path, tmp_path: Path) -> None:
+    workspace = Workspace.find(trained)
+    file = write_report(workspace, ReportOptions(dataset=NAME, output=tmp_path / "r.html"))
+    words = " ".join(outline(file).words)
+    folder = trained / "results" / NAME / "2d_unet__samunetPlans"
+    for fold in ("fold_0", "fold_1"):
+        summary = json.loads((folder / fold / "validation" / "summary.json").read_text())
+        for case in summary["metric_per_case"]:
+            dice = [scores["Dice"] for scores in case["metrics"].values() if not math.isnan(scores["Dice"])]
+            if dice:
+                assert case["case"] in words
+                assert f"{sum(dice) / len(dice):.3f}" in words
+
+
+def test_means_are_those_of_the_pooled_cases(trained: Path) -> None:
+    models = collect_models(Workspace.find(trained), NAME)
+    assert [model.title for model in models] == ["2d_unet", "2d_unet (every)"]
+    scored, unscored = models
+    pooled = [
+        case.metrics["organ"]["Dice"]
+        for case in scored.cases
+        if not math.isnan(case.metrics["organ"]["Dice"])
+    ]
+    assert scored.class_means("Dice")["organ"] == pytest.approx(sum(pooled) / len(pooled))
+    assert not unscored.cases  # fold `all` has seen every case
+    assert unscored.folds[0].finished
+
+
+def test_no_pictures_shows_no_patient(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "plain.html"
+    assert report.main(["901", "-o", str(output), "--no_pictures", "--workspace", str(trained)]) == 0
+    assert "data:image/png" not in output.read_text()
+    assert "#pictures" not in output.read_text()
+
+
+def test_missing_files_cost_a_picture_and_no_more(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    shutil.rmtree(moved / "raw")
+    file = write_report(Workspace.find(moved), ReportOptions(dataset=NAME))
+    assert "data:image/png" not in file.read_text()
+    assert "worst: tiny_" in " ".join(outline(file).words)
+
+
+def test_names_from_files_are_escaped(trained: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(trained, hostile)
+    summary = hostile / "results" / NAME / "2d_unet__samunetPlans" / "fold_0" / "validation" / "summary.json"
+    content = json.loads(summary.read_text())
+    content["metric_per_case"][0]["case"] = "<script>alert(1)</script>"
+    summary.write_text(json.dumps(content))
+    file = write_report(Workspace.find(hostile), ReportOptions(dataset=NAME, pictures=False))
+    assert "<script>alert" not in file.read_text()
+    assert "&lt;script&gt;alert" in file.read_text()
+
+
+def test_nothing_trained_is_one_message(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main(["901", "--workspace", str(tiny_copy)]) == 2
+    assert "samunet_train" in capsys.readouterr().err
+
+
+def test_scores_of_other_classes_are_refused(trained: Path) -> None:
+    folder = trained / "results" / NAME / "2d_unet__samunetPlans" / "fold_0" / "validation"
+    with pytest.raises(SamunetError, match="its model has liver"):
+        scored_cases(folder / "summary.json", "0", ("liver",))
+
+
+def scored(name: str, dice: float) -> ScoredCase:
+    metrics = {"organ": {"Dice": dice, "SurfaceDice": dice, "HD95": 1.0, "ASSD": 1.0, "n_ref": 9.0}}
+    file = Path(name)
+    return ScoredCase(
+        name=name, fold="0", group=None, metrics=metrics, reference_file=file, prediction_file=file
+    )
+
+
+def test_extremes_are_worst_median_best() -> None:
+    cases = [scored("a", 0.7), scored("b", 0.2), scored("c", math.nan), scored("d", 0.9)]
+    assert [(rank, case.name) for rank, case in extremes(cases)] == [
+        ("worst", "b"),
+        ("median", "a"),
+        ("best", "d"),
+    ]
+    assert [rank for rank, _ in extremes(cases[:1])] == ["best"]
+    assert extremes(cases[2:3]) == []
+
+
+def test_an_undefined_interval_is_left_out() -> None:
+    assert with_interval(0.5, (0.4, 0.61)) == Cell(text="0.500", interval="[0.400, 0.610]")
+    assert with_interval(0.5, (math.nan, math.nan)) == Cell(text="0.500")
+    assert with_interval(math.nan, None).text == "–"
