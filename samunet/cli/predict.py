@@ -16,6 +16,7 @@ from samunet.cli.common import (
     add_plan_name,
     fold,
     open_workspace,
+    parse_settings,
     positive_float,
     positive_int,
     run_command,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
   samunet_predict -i IMAGES -o OUT -d 101 -c 3d_fullres -f 0
-  samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta"""
+  samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta
+  samunet_predict -i IMAGES -o OUT -d 101 -c 2d_desam --set grid_side=25"""
 
 
 def build_parser() -> CommandParser:
@@ -93,6 +95,15 @@ def _add_inference(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not mirror: faster, a little less accurate"
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that the method lets a trained model change, such as grid_side=25 of 2d_desam; "
+        "repeatable",
     )
     parser.add_argument("--save_probabilities", action="store_true", help="keep the class probabilities too")
     parser.add_argument(
@@ -167,4 +178,5 @@ def _load(arguments: argparse.Namespace) -> Predictor:
         step_size=arguments.step_size,
         mirroring=not arguments.disable_tta,
         weights_folder=arguments.weights or workspace.weights,
+        settings=parse_settings(arguments.settings),
     )
