@@ -23,7 +23,7 @@ from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.run import RunRequest
-from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
+from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, split_tag
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class TrainOptions:
         encoder: SAM variant in place of the plan's.
         weights: encoder file, or folder with official files.
         only_validate / checkpoint: --val and -chk.
+        tag: keeps the run apart; None takes one from `splits`, and none for the default split.
         splits: split scheme; None is the default.
     """
 
@@ -135,7 +136,10 @@ def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = Non
 def _prepare(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
-    model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.tag)
+    tag = options.tag or split_tag(options.splits)
+    if tag and not options.tag:
+        logger.info("Because of --splits the run is kept apart; predict with it by --tag %s.", tag)
+    model_folder = workspace.model_folder(plan.dataset, name, plan.name, tag)
     found = read_run(fold_folder(model_folder, options.fold))
     plan = replan(workspace, plan, name, _planning_overrides(options, found))
     data_name = plan.configuration(name).data
