@@ -163,9 +163,25 @@ class Workspace:
         parts = [configuration, _plain(plans, "plans name"), *([_plain(tag, "tag")] if tag else [])]
         return self.results / dataset / "__".join(parts)
 
+    def group_matrix_folder(self, dataset: str) -> Path:
+        """Scores of trainings on single groups: matrix.csv, matrix.json, matrix_METRIC.png."""
+        return self.results / dataset / "group_matrix"
+
     def pretraining_folder(self, name: str) -> Path:
         """Folder of a pretraining's checkpoints, history and slices; the result goes to `weights`."""
         return self.results / "pretraining" / _plain(name, "name of the result")
+
+
+def split_tag(scheme: str | None) -> str | None:
+    """Tag of a training by another split scheme than the default one, when the user gives none.
+
+    Runs of different splits would otherwise meet in one folder: `single_source:UCL` gives
+    `single_source-UCL`.
+    """
+    if scheme in (None, "kfold"):
+        return None
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", str(scheme))
+    return re.sub(r"_{2,}", "_", plain).strip("-")
 
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:

@@ -191,6 +191,20 @@ def test_config_round_trips(method: str) -> None:
     assert all(f.default is not dataclasses.MISSING for f in dataclasses.fields(entry.config))
 
 
+def test_prediction_settings_touch_no_tensor(method: str) -> None:
+    """Whatever values they have, the state dict has the same keys and shapes."""
+    entry = get_method(method)
+    defaults = {field.name: field.default for field in dataclasses.fields(entry.config)}
+    changed = {name: 0.5 if isinstance(defaults[name], float) else 3 for name in entry.prediction_settings}
+
+    def shapes(settings: dict[str, float]) -> dict[str, torch.Size]:
+        configuration = make_configuration(method, settings=settings)
+        network = get_trainer(method).build_network(make_plan(configuration), configuration)
+        return {name: value.shape for name, value in network.state_dict().items()}
+
+    assert shapes(changed) == shapes({})
+
+
 @pytest.mark.parametrize("method", CACHED)
 def test_encode_and_decode_are_the_network(method: str) -> None:
     configuration = make_configuration(method)

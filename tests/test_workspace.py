@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import Workspace, fold_folder, split_tag
 
 
 def test_the_flag_wins_over_the_variables(tmp_path: Path) -> None:
@@ -93,3 +93,12 @@ def test_a_tag_that_breaks_the_folder_name_is_refused(tmp_path: Path, tag: str) 
 def test_a_missing_raw_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match="Dataset901"):
         Workspace.find(tmp_path).raw_folder("Dataset901_Tiny3D")
+
+
+def test_splits_have_tags_of_their_own() -> None:
+    assert split_tag(None) is split_tag("kfold") is None
+    assert split_tag("leave_one_group_out") == "leave_one_group_out"
+    tags = [split_tag(f"single_source:{group}") for group in ("UCL", "site A/3", "x__y")]
+    assert tags == ["single_source-UCL", "single_source-site-A-3", "single_source-x_y"]
+    for tag in tags:
+        Workspace.find(environment={}).model_folder("Dataset001_A", "2d_cnn", tag=tag)

@@ -17,6 +17,7 @@ from samunet.cli.common import (
     add_probabilities,
     fold,
     open_workspace,
+    parse_settings,
     positive_float,
     positive_int,
     run_command,
@@ -32,7 +33,8 @@ EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
   samunet_predict -i IMAGES -o OUT -d 101 -c 3d_fullres -f 0
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn 3d_unet  # both, with all their folds
-  samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta"""
+  samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta
+  samunet_predict -i IMAGES -o OUT -d 101 -c 2d_desam --set grid_side=25"""
 
 
 def build_parser() -> CommandParser:
@@ -112,6 +114,15 @@ def _add_inference(parser: CommandParser) -> None:
     )
     add_probabilities(parser, "--save_probabilities", kept="class probabilities")
     parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that the method lets a trained model change, such as grid_side=25 of 2d_desam; "
+        "repeatable",
+    )
+    parser.add_argument(
         "--continue_prediction", action="store_true", help="skip cases that are there already"
     )
     parser.add_argument(
@@ -171,6 +182,7 @@ def _load(arguments: argparse.Namespace) -> Predictor | EnsemblePredictor:
         "step_size": arguments.step_size,
         "mirroring": not arguments.disable_tta,
         "weights_folder": arguments.weights or workspace.weights,
+        "settings": parse_settings(arguments.settings),
     }
     if len(folders) == 1:
         return Predictor.load(folders[0], **settings)

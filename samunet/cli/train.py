@@ -35,7 +35,8 @@ EXAMPLES = """\
   samunet_train 101 2d_cnn all --time_budget 30
   samunet_train 101 2d_unet 0 --c                # continue
   samunet_train 101 2d_cnn 0 1 2 3 4             # one after the other; --c skips those that are finished
-  samunet_train 101 2d_autosam 0 --set learning_rate=1e-4 --tag low_rate"""
+  samunet_train 101 2d_autosam 0 --set learning_rate=1e-4 --tag low_rate
+  samunet_train 108 2d_desam 0 --splits single_source:RUNMC  # its tag: single_source-RUNMC"""
 
 
 def build_parser() -> CommandParser:
@@ -87,7 +88,10 @@ def add_run(parser: CommandParser) -> None:
     """Add what decides on the run folder and its validation."""
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--tag", metavar="NAME", help="keep this run apart from others of the same configuration"
+        "--tag",
+        metavar="NAME",
+        help="keep this run apart from others of the same configuration (with --splits the scheme's name "
+        "unless one is given)",
     )
     group.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted training")
     group.add_argument("--val", action="store_true", help="only predict and score the validation cases")

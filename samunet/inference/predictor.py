@@ -6,8 +6,8 @@ segmentation = predictor.predict(array_zyx, spacing_mm=(5.0, 0.8, 0.8)).segmenta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from samunet.records import read_json
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
+from samunet.trainers.settings import apply_prediction_settings
 from samunet.workspace import Workspace
 
 
@@ -44,12 +45,14 @@ class PredictorSettings:
         step_size: tile step over tile size, above 0 and at most 1.
         mirroring: average over the flips of the axes that training mirrored.
         checkpoint: file name in each fold's folder.
+        changed: settings of the method that differ from those of the training.
     """
 
     device: torch.device
     step_size: float = 0.5
     mirroring: bool = True
     checkpoint: str = "checkpoint_final.pth"
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Predictor:
@@ -87,6 +90,7 @@ class Predictor:
         step_size: float = 0.5,
         mirroring: bool = True,
         weights_folder: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Predictor:
         """Load the folds of a model folder (results/DATASET/CONFIGURATION__PLANS).
 
@@ -99,25 +103,29 @@ class Predictor:
             mirroring: test-time augmentation by mirroring.
             weights_folder: official encoder files, for checkpoints that leave a frozen encoder out; None
                 takes the workspace's folder.
+            settings: of the method, in place of the training's: those that it allows to change
+                (`Method.prediction_settings`), such as `grid_side` of `2d_desam`.
 
         Raises:
-            SamunetError: no such folder, fold or checkpoint; folds of different configurations.
+            SamunetError: no such folder, fold or checkpoint; folds of different configurations; a setting
+                that training has fixed.
         """
         folder = Path(model_folder)
-        settings = PredictorSettings(
+        chosen = PredictorSettings(
             device=choose_device(device),
             step_size=step_size,
             mirroring=mirroring,
             checkpoint=checkpoint,
+            changed=dict(settings or {}),
         )
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
             file = checkpoint_file(folder, fold, checkpoint)
             stored = load_checkpoint(file)
             weights = weights_folder or Workspace.find().weights
-            members[fold] = (stored, network_from_checkpoint(stored, weights))
+            members[fold] = (stored, network_from_checkpoint(_changed(stored, chosen.changed), weights))
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
-        return cls(folder, members, settings)
+        return cls(folder, members, chosen)
 
     @property
     def device(self) -> torch.device:
@@ -134,10 +142,11 @@ class Predictor:
         mirroring = (
             f"mirroring over {self.num_mirrorings} flips" if self.num_mirrorings > 1 else "no mirroring"
         )
+        changed = "".join(f", {key}={value}" for key, value in self.settings.changed.items())
         return (
             f"{self.model_folder.name}: fold{'s' * (len(self.folds) > 1)} {folds} "
             f"({self.settings.checkpoint}) on {self.device.type}, step {self.settings.step_size:g}, "
-            f"{mirroring}."
+            f"{mirroring}{changed}."
         )
 
     def predict(
@@ -239,12 +248,21 @@ def arguments_of(predictors: Sequence[Predictor]) -> dict[str, Any]:
                 "configuration_hash": predictor.plan.configuration_hash(predictor.configuration.name),
                 "folds": list(predictor.folds),
                 "checkpoint": predictor.settings.checkpoint,
+                "settings": dict(predictor.settings.changed),
             }
             for predictor in predictors
         ],
         "step_size": predictors[0].settings.step_size,
         "mirroring": predictors[0].settings.mirroring,
     }
+
+
+def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with other prediction settings."""
+    if not settings:
+        return checkpoint
+    plan = apply_prediction_settings(checkpoint.plan, checkpoint.configuration, dict(settings))
+    return replace(checkpoint, plan=plan)
 
 
 def predict_with(

@@ -1,8 +1,8 @@
 """`2d_desam`: SAM's decoder split into a prompt-relevant IoU module and a prompt-decoupled mask module.
 
 DeSAM, Gao et al., arXiv 2306.00499 (MICCAI 2024). A poor prompt cannot spoil the mask, which it hardly
-reaches; it only lowers the predicted IoU. At prediction a grid of points is asked, and each class takes the
-masks of the best ones.
+reaches; it only lowers the predicted IoU. At prediction a grid of points is judged, and each class takes the
+masks of the best ones; no other mask is decoded.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MASK_TOKENS = 4
 DEPTHS = 3
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
+ABSENT = -20.0
+"""Logit of a class that no prompt is good enough for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,9 @@ class DesamSettings:
         mode: points of a grid, or one box around everything.
         grid_side: points along a side of the grid at prediction.
         top_prompts: masks that each class averages, weighted by predicted IoU; 1 takes the best.
-        chunk: prompts decoded at once.
+        min_iou: prompts of a lower predicted IoU are left out; a class without any is absent from the slice.
+            0 keeps all.
+        chunk: prompts judged or decoded at once.
         iou_head / fusion: the paper's ablation; without both no prompt takes part.
     """
 
@@ -55,6 +59,7 @@ class DesamSettings:
     mode: Mode = "grid_points"
     grid_side: int = 9
     top_prompts: int = 1
+    min_iou: float = 0.0
     chunk: int = 9
     iou_head: bool = True
     fusion: bool = True
@@ -164,21 +169,31 @@ class DesamHead(SliceHead):
         """
         if tokens is None:
             return self.masks(context, None)[:, None], None
+        iou, keys = self._relevant(features, tokens)
+        height, width = features.levels[-1].shape[-2:]
+        embedding: Tensor | None = None
+        if self.settings.fusion:
+            embedding = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
+        logits = self.masks(context, embedding).unflatten(0, (len(keys), -1))
+        return logits.expand(-1, keys.shape[1], -1, -1, -1), iou
+
+    def _relevant(self, features: Features, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The prompt-relevant module: IoU (B, P, K) if it is judged, image stream (B, P, h * w, E)."""
         assert self.prompts is not None
         neck = features.levels[-1]
-        height, width = neck.shape[-2:]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         queries = torch.cat([own.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
         image = (neck + self.prompts.no_mask_embed.weight[:, :, None, None]).flatten(2).transpose(1, 2)
-        position = self.prompts.pe_layer((height, width)).flatten(1).T.to(image.dtype)
+        position = self.prompts.pe_layer(neck.shape[-2:]).flatten(1).T.to(image.dtype)
         queries, keys = two_way(self.transformer, image, position, queries)
-        iou = embedding = None
-        if self.judged:
-            iou = self.iou_prediction_head(queries[:, :, 0])[..., : self.settings.outputs]
-        if self.settings.fusion:
-            embedding = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
-        logits = self.masks(context, embedding).unflatten(0, (len(neck), -1))
-        return logits.expand(-1, keys.shape[1], -1, -1, -1), iou
+        if not self.judged:
+            return None, keys
+        return self.iou_prediction_head(queries[:, :, 0])[..., : self.settings.outputs], keys
+
+    def judge(self, features: Features, tokens: Tensor) -> Tensor:
+        """Predicted IoU (B, P, K) of prompts (P, T, E), without decoding their masks."""
+        parts = (self._relevant(features, part)[0] for part in tokens.split(self.settings.chunk))
+        return torch.cat([part for part in parts if part is not None], dim=1)
 
     def forward(self, features: Features) -> Tensor:
         context = self.context(features)
@@ -186,19 +201,49 @@ class DesamHead(SliceHead):
             return self.with_background(self.masks(context, None))
         if not self.judged:
             return self.with_background(self.prompted(context, features, self._box_tokens())[0][:, 0])
+        assert self.prompts is not None
         tokens = self.prompts.points(self.grid_xy(features.levels[-1].device))
-        found = [self.prompted(context, features, part) for part in tokens.split(self.settings.chunk)]
-        logits = torch.cat([part for part, _ in found], dim=1)
-        iou = torch.cat([part for _, part in found if part is not None], dim=1)
-        return self.with_background(self._best(logits, iou))
+        weights = self.prompt_weights(self.judge(features, tokens))
+        logits = self._weighted_masks(context, features, tokens, weights)
+        return self.with_background(torch.where(weights.sum(1)[..., None, None] > 0, logits, ABSENT))
 
-    def _best(self, logits: Tensor, iou: Tensor) -> Tensor:
-        """Per class the mean of the best prompts' logits, weighted by predicted IoU: (B, K, 4h, 4w)."""
-        count = min(self.settings.top_prompts, iou.shape[1])
-        weights, chosen = iou.topk(count, dim=1)
-        weights = weights.clamp_min(1e-6) / weights.clamp_min(1e-6).sum(1, keepdim=True)
-        index = chosen[..., None, None].expand(-1, -1, -1, *logits.shape[-2:])
-        return (logits.gather(1, index) * weights[..., None, None]).sum(1)
+    def prompt_weights(self, iou: Tensor) -> Tensor:
+        """Share of each prompt in each class's mask.
+
+        Args:
+            iou: predicted, (B, P, K).
+
+        Returns:
+            (B, P, K): predicted IoU over its sum for the best prompts of a class, 0 for the others. All are 0
+            for a class whose best prompt is not good enough.
+        """
+        best, chosen = iou.float().topk(min(self.settings.top_prompts, iou.shape[1]), dim=1)
+        weights = best.clamp_min(1e-6)
+        if self.settings.min_iou > 0:
+            weights = weights * (best >= self.settings.min_iou)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
+        return torch.zeros_like(iou, dtype=weights.dtype).scatter(1, chosen, weights)
+
+    def _weighted_masks(
+        self, context: tuple[Tensor, Tensor, Tensor], features: Features, tokens: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Sum over prompts of weight times logits, (B, K, 4h, 4w); only masks that some class uses are
+        decoded."""
+        outputs, number = weights.shape[2], min(self.settings.top_prompts, len(tokens))
+        total: Tensor | None = None
+        if number * outputs >= len(tokens):  # all of them are fewer
+            places = torch.arange(len(tokens), device=tokens.device).expand(len(weights), -1)
+            shares = weights
+        else:  # the best prompts of every class, next to each other
+            places = weights.topk(number, dim=1).indices.flatten(1)
+            own = torch.eye(outputs, device=weights.device, dtype=torch.bool).repeat(number, 1)
+            shares = weights.gather(1, places[..., None].expand(-1, -1, outputs)) * own
+        for index, share in zip(places.split(self.settings.chunk, 1), shares.split(self.settings.chunk, 1)):
+            logits, _ = self.prompted(context, features, tokens[index])
+            part = (logits * share[..., None, None].to(logits.dtype)).sum(1)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
     def with_background(self, logits: Tensor) -> Tensor:
         """A channel of zeros in front of (B, K, ...) logits, where there is a background class."""

@@ -20,7 +20,7 @@ from samunet.trainers.batches import SoftSource
 from samunet.trainers.checkpoint import FINAL, load_checkpoint
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import read_run
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, split_tag
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def _trained_teacher(
             dataset=options.dataset,
             configuration=asked.configuration,
             plans=asked.plans or options.plans,
-            tag=asked.tag,
+            tag=asked.tag or split_tag(options.splits),
         ),
     )
     if model.resolve() == prepared.model_folder.resolve():

@@ -24,7 +24,7 @@ from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.run import RunRequest
-from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
+from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, split_tag
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class TrainOptions:
         weights: encoder file, or folder with official files.
         only_validate / checkpoint: --val and -chk.
         save_probabilities: how to keep those of the validation cases (--npz); True is fp16.
+        tag: keeps the run apart; None takes one from `splits`, and none for the default split.
         splits: split scheme; None is the default.
     """
 
@@ -142,7 +143,10 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     """
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
-    model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.tag)
+    tag = options.tag or split_tag(options.splits)
+    if tag and not options.tag:
+        logger.info("Because of --splits the run is kept apart; predict with it by --tag %s.", tag)
+    model_folder = workspace.model_folder(plan.dataset, name, plan.name, tag)
     found = read_run(fold_folder(model_folder, options.fold))
     plan = replan(workspace, plan, name, _planning_overrides(options, found))
     data_name = plan.configuration(name).data

@@ -96,6 +96,7 @@ class DesamTrainer(SamHeadTrainer):
             mode=config.mode,
             grid_side=config.grid_side,
             top_prompts=config.top_prompts,
+            min_iou=config.min_iou,
             iou_head=config.iou_head,
             fusion=config.fusion,
         )

@@ -1,4 +1,4 @@
-"""What the user overrides when training starts: the method's settings, some of the configuration."""
+"""What the user overrides for a training or prediction: settings of the method, some of the configuration."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name
     configuration = from_data(Configuration, changed, where="--set")
     _check(configuration)
     return dataclasses.replace(plan, configurations={**plan.configurations, name: configuration})
+
+
+def apply_prediction_settings(plan: Plan, name: str, settings: dict[str, Any]) -> Plan:
+    """The plan with configuration `name` as a trained model is to predict.
+
+    Raises:
+        SamunetError: a setting that training has fixed, an unknown one, or a wrong value.
+    """
+    configuration = plan.configuration(name)
+    method = get_method(configuration.method)
+    fixed = sorted(set(settings) - set(method.prediction_settings))
+    if fixed:
+        allowed = ", ".join(method.prediction_settings)
+        raise SamunetError(
+            f"--set {fixed[0]}: a trained {method.name} cannot be predicted with another value. "
+            + (f"What may be set at prediction: {allowed}." if allowed else "It has no setting that can be.")
+        )
+    return apply_overrides(plan, name, settings)
 
 
 def _with_method(configuration: Configuration, method: Method) -> Configuration:

@@ -272,3 +272,37 @@ def test_cases_may_be_given_themselves(model: Path, tmp_path: Path) -> None:
     outcome = load(model, mirroring=False).predict_files([Case("mine", files)], tmp_path / "out")
     assert outcome.done == ("mine",)
     assert (tmp_path / "out/mine.nii.gz").exists()
+
+
+def test_prediction_settings_of_a_trained_model(tmp_path: Path, volume: np.ndarray) -> None:
+    model = tmp_path / "model"
+    for fold in (0, 1):
+        write_fold(model, fold, method="2d_desam", settings={"grid_side": 2})
+    usual, single = load(model, mirroring=False), load(model, mirroring=False, settings={"grid_side": 1})
+    assert "grid_side=1" in single.describe()
+    assert [network.head.settings.grid_side for network in single.networks] == [1, 1]
+    assert not torch.equal(usual.predict_preprocessed(volume), single.predict_preprocessed(volume))
+    again = load(model, mirroring=False, settings={"grid_side": 2})
+    assert torch.equal(usual.predict_preprocessed(volume), again.predict_preprocessed(volume))
+    for settings, words in (
+        ({"mode": "whole_box"}, "What may be set at prediction: grid_side"),
+        ({"grid_side": 0}, "at least 1"),
+        ({"grid_sides": 3}, "--set grid_sides"),
+    ):
+        with pytest.raises(SamunetError, match=words):
+            load(model, settings=settings)
+
+
+def test_settings_are_written_beside_the_predictions(tmp_path: Path) -> None:
+    model, images, out = tmp_path / "model", tmp_path / "images", tmp_path / "out"
+    write_fold(model, 0, method="2d_desam", settings={"grid_side": 2})
+    write_images(images, ("a",))
+    load(model, mirroring=False, settings={"top_prompts": 2}).predict_files(images, out)
+    assert json.loads((out / "predict_args.json").read_text())["settings"] == {"top_prompts": 2}
+    with pytest.raises(SamunetError, match="settings was"):
+        load(model, mirroring=False).predict_files(images, out, FileOptions(skip_existing=True))
+
+
+def test_methods_without_prediction_settings_refuse(model: Path) -> None:
+    with pytest.raises(SamunetError, match="It has no setting that can be"):
+        load(model, settings={"learning_rate": 1.0})

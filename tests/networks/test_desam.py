@@ -110,14 +110,56 @@ def test_two_classes_are_the_papers_sigmoid():
     assert torch.allclose(logits.softmax(1)[:, 1], logits[:, 1].sigmoid(), atol=1e-6)
 
 
-def test_each_class_takes_the_prompt_with_the_best_iou():
-    built = head(outputs=2, grid_side=2)
-    logits = torch.arange(8.0).reshape(1, 4, 2, 1, 1)
+def test_each_class_weighs_its_best_prompts_by_iou():
     iou = torch.tensor([[[0.1, 0.9], [0.8, 0.2], [0.3, 0.3], [0.0, 0.0]]])
-    assert built._best(logits, iou).flatten().tolist() == [2.0, 1.0]
-    both = head(outputs=2, grid_side=2, top_prompts=2)
-    expected = (0.8 * 2 + 0.3 * 4) / 1.1
-    assert both._best(logits, iou)[0, 0, 0, 0].item() == pytest.approx(expected)
+    weights = head(outputs=2, grid_side=2).prompt_weights(iou)
+    assert weights[0].T.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    both = head(outputs=2, grid_side=2, top_prompts=2).prompt_weights(iou)
+    assert both[0, :, 0].tolist() == pytest.approx([0, 0.8 / 1.1, 0.3 / 1.1, 0])
+    strict = head(outputs=2, grid_side=2, top_prompts=2, min_iou=0.85).prompt_weights(iou)
+    assert strict[0].T.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outputs": 1},
+        {"outputs": 3, "background": False},
+        {"outputs": 3, "top_prompts": 2},
+        {"outputs": 2, "top_prompts": 9, "chunk": 4},
+        {"outputs": 2, "grid_side": 1},
+        {"outputs": 3, "top_prompts": 2, "chunk": 2},
+    ],
+)
+def test_only_masks_that_are_used_are_decoded_and_nothing_changes(changes, monkeypatch):
+    """Against decoding the mask of every prompt and averaging those of the best."""
+    built = head(**{"grid_side": 3, **changes})
+    given, settings = features(built), built.settings
+    with torch.no_grad():
+        tokens = built.prompts.points(built.grid_xy(torch.device("cpu")))
+        logits, iou = built.prompted(built.context(given), given, tokens)
+        best, chosen = iou.topk(min(settings.top_prompts, len(tokens)), dim=1)
+        shares = best.clamp_min(1e-6) / best.clamp_min(1e-6).sum(1, keepdim=True)
+        index = chosen[..., None, None].expand(-1, -1, -1, *logits.shape[-2:])
+        expected = built.with_background((logits.gather(1, index) * shares[..., None, None]).sum(1))
+        decoded = []
+        original = built.prompted
+        monkeypatch.setattr(
+            built, "prompted", lambda c, f, t: decoded.append(t.shape[1]) or original(c, f, t)
+        )
+        assert torch.allclose(built(given), expected, atol=1e-5)
+    assert sum(decoded) == min(len(tokens), settings.outputs * settings.top_prompts)
+
+
+def test_a_class_that_no_prompt_finds_is_absent():
+    built = head(grid_side=2, outputs=2, min_iou=0.5)
+    with torch.no_grad():
+        last = built.iou_prediction_head.layers[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.9, 0.2, 0.0, 0.0]))
+        logits = built(features(built))
+    assert (logits[:, 2] == -20).all()
+    assert (logits[:, 1] > -20).all()
 
 
 def test_context_is_computed_once_and_chunks_do_not_matter(monkeypatch):

@@ -71,6 +71,8 @@ class Method:
         trainer: `module:Class` of its trainers.base.MethodTrainer, imported only when trained or predicted.
         replanned_by: settings that change patch or memory of a method without an encoder, so that a training
             with them is planned again; of a method with one these are all that its recipe does not have.
+        prediction_settings: settings that no trained tensor depends on, so that a trained model may predict
+            with other values (`samunet_predict --set`).
     """
 
     name: str
@@ -82,6 +84,7 @@ class Method:
     row: Callable[[PlanningContext], Candidate]
     trainer: str
     replanned_by: tuple[str, ...] = ()
+    prediction_settings: tuple[str, ...] = ()
 
 
 _METHODS: dict[str, Method] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from samunet.errors import SamunetError
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.desam_costs import DEPTHS, desam_head_cost
 from samunet.planning.head_costs import HeadInput
@@ -26,12 +27,22 @@ class DesamConfig(SamHeadConfig):
     """Points along a side of the grid at prediction."""
     top_prompts: int = 1
     """Masks that each class averages, weighted by predicted IoU; 1 takes the best."""
+    min_iou: float = 0.0
+    """Least predicted IoU of a prompt; a class without one is absent from the slice (the code: 0.5)."""
     iou_weight: float = 10.0
     """Weight of the squared error of the predicted IoU beside Dice and cross entropy."""
     iou_head: bool = True
     """Learn how good a prompt is (the paper's ablation switches it off)."""
     fusion: bool = True
     """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
+
+    def __post_init__(self) -> None:
+        if self.grid_side < 1 or self.top_prompts < 1 or not 0 <= self.min_iou < 1:
+            raise SamunetError(
+                f"2d_desam: grid_side={self.grid_side}, top_prompts={self.top_prompts}, "
+                f"min_iou={self.min_iou:g}: the first two must be at least 1, min_iou from 0 to below 1. "
+                "Correct it with --set key=value."
+            )
 
 
 def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:
@@ -64,5 +75,6 @@ register(
         uses_encoder=True,
         row=row,
         trainer="samunet.trainers.desam:DesamTrainer",
+        prediction_settings=("grid_side", "top_prompts", "min_iou"),
     )
 )

@@ -1,0 +1,171 @@
+"""The source -> target matrix as a table for the screen, CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from samunet.pipeline.group_matrix import METRICS, GroupMatrix
+from samunet.records import atomic_path, write_json, write_text
+
+LOWER_IS_BETTER = ("HD95", "ASSD")
+SHARES = ("Dice", "IoU", "SurfaceDice")
+"""Metrics from 0 to 1: their pictures share one scale of colours."""
+OTHERS = "others"
+"""Head of the column with the mean over the other groups."""
+
+
+def describe(matrix: GroupMatrix, metric: str) -> str:
+    """A table a method: rows are groups trained on, columns groups tested on."""
+    width = max(8, *(len(group) for group in (*matrix.groups, OTHERS)))
+    lines = [f"{metric}; rows: trained on, columns: tested on; {OTHERS}: mean over the other groups"]
+    for method in matrix.cells:
+        lines += [
+            "",
+            f"{method:{width}}  " + "  ".join(f"{group:>{width}}" for group in (*matrix.groups, OTHERS)),
+        ]
+        for source in matrix.sources:
+            values = [matrix.value(method, source, target, metric) for target in matrix.groups]
+            values.append(matrix.to_others(method, source, metric))
+            lines.append(f"{source:{width}}  " + "  ".join(f"{_shown(value):>{width}}" for value in values))
+        overall = matrix.overall(method, metric)
+        if not math.isnan(overall):
+            lines.append(f"mean over the sources: {_shown(overall)}")
+    untrainable = sorted(set(matrix.groups) - set(matrix.sources))
+    if untrainable:
+        lines += ["", f"With a single case no source: {', '.join(untrainable)}."]
+    if matrix.missing:
+        lines += ["", "Missing; run:", *(f"  {command}" for _, _, command in matrix.missing)]
+    return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def save_csv(matrix: GroupMatrix, file: Path) -> None:
+    """One row a method, source and target: cases, runs, and every metric (mean over the runs)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "source", "target", "cases", "runs", *METRICS])
+    for method, cells in matrix.cells.items():
+        for (source, target), cell in sorted(cells.items()):
+            means = [cell.mean(metric) for metric in METRICS]
+            shown = ["" if math.isnan(value) else repr(value) for value in means]
+            writer.writerow([method, source, target, cell.cases, len(cell.folders), *shown])
+    write_text(file, text.getvalue())
+
+
+def save_json(matrix: GroupMatrix, file: Path) -> None:
+    """Everything, with the value of each run and its folder."""
+    methods: dict[str, Any] = {}
+    for method, cells in matrix.cells.items():
+        sources: dict[str, Any] = {}
+        for (source, target), cell in sorted(cells.items()):
+            row = sources.setdefault(source, {"targets": {}, "others": {}, "run_folders": list(cell.folders)})
+            row["others"] = {m: _number(matrix.to_others(method, source, m)) for m in METRICS}
+            row["targets"][target] = {
+                "cases": cell.cases,
+                "mean": {m: _number(cell.mean(m)) for m in METRICS},
+                "runs": {m: [_number(value) for value in cell.runs[m]] for m in METRICS},
+            }
+        overall = {m: _number(matrix.overall(method, m)) for m in METRICS}
+        methods[method] = {"sources": sources, "overall": overall}
+    content = {
+        "dataset": matrix.dataset,
+        "plans": matrix.plans,
+        "groups": matrix.groups,
+        "sources": matrix.sources,
+        "methods": methods,
+        "missing": [
+            {"method": method, "source": source, "command": command}
+            for method, source, command in matrix.missing
+        ],
+    }
+    write_json(file, content)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
+    """One panel a method, the values in the cells; cividis, whose colours all eyes tell apart."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = (len(matrix.groups) + 1, len(matrix.sources))
+    panel = (1.6 + 0.75 * size[0], 1.5 + 0.62 * size[1])
+    columns = min(len(matrix.cells), max(1, int(15 // panel[0])))
+    rows = math.ceil(len(matrix.cells) / columns)
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    scale = _scale(matrix, metric)
+    for axes, method in zip(panels, matrix.cells):
+        _draw_panel(axes, matrix, method, metric, scale)
+    for axes in panels[len(matrix.cells) :]:
+        axes.set_axis_off()
+    figure.suptitle(f"{matrix.dataset}: {metric}, trained on one group, tested on another", fontsize=10)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def _scale(matrix: GroupMatrix, metric: str) -> tuple[float, float]:
+    """Values of the darkest and the brightest colour; shares are 0 to 1 so that pictures compare."""
+    if metric in SHARES:
+        return 0.0, 1.0
+    values = [cell.mean(metric) for cells in matrix.cells.values() for cell in cells.values()]
+    defined = [value for value in values if not math.isnan(value)] or [0.0]
+    return min(defined), max(max(defined), min(defined) + 1e-6)
+
+
+def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale: tuple[float, float]) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colours = colormaps["cividis_r" if metric in LOWER_IS_BETTER else "cividis"]
+    columns = (*matrix.groups, OTHERS)
+    for row, source in enumerate(matrix.sources):
+        for column, target in enumerate(columns):
+            last = target == OTHERS and column == len(matrix.groups)
+            value = (
+                matrix.to_others(method, source, metric)
+                if last
+                else matrix.value(method, source, target, metric)
+            )
+            place = (column - 0.5 + 0.15 * last, row - 0.5)
+            known = not math.isnan(value)
+            share = (value - scale[0]) / (scale[1] - scale[0]) if known else 0.0
+            face = colours(min(max(share, 0.0), 1.0)) if known else (0.93, 0.93, 0.93, 1.0)
+            own = target == source and not last
+            hatch = None if known else ("" if own else "///")
+            axes.add_patch(
+                Rectangle(place, 1, 1, facecolor=face, hatch=hatch, edgecolor="white", linewidth=1.5)
+            )
+            dark = known and 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
+            text = _shown(value) if known else ("source" if own else "missing")
+            axes.text(
+                place[0] + 0.5,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8 if known else 6.5,
+                color="white" if dark else "black",
+                fontweight="bold" if last else "normal",
+            )
+    axes.set_xlim(-0.5, len(columns) - 0.35)
+    axes.set_ylim(len(matrix.sources) - 0.5, -0.5)
+    axes.set_xticks([*range(len(matrix.groups)), len(matrix.groups) + 0.15], columns, rotation=35, ha="right")
+    axes.set_yticks(range(len(matrix.sources)), matrix.sources)
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel("tested on", fontsize=8)
+    axes.set_ylabel("trained on", fontsize=8)
+    overall = matrix.overall(method, metric)
+    axes.set_title(method if math.isnan(overall) else f"{method}   mean {_shown(overall)}", fontsize=9)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

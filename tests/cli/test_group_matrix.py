@@ -1,0 +1,120 @@
+"""Trainings on one group are kept apart, and their scores become the source -> target matrix."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import SHORT
+from PIL import Image
+
+from samunet.cli import group_matrix, train
+
+NAME = "Dataset901_Tiny3D"
+GROUPS = {f"tiny_{i:03d}": "north" if i < 3 else "south side" for i in range(6)}
+
+
+def write_groups(root: Path, groups: dict[str, str]) -> None:
+    lines = ["case,group", *(f"{case},{group}" for case, group in groups.items())]
+    (root / "raw" / NAME / "groups.csv").write_text("\n".join(lines) + "\n")
+
+
+def run_folder(root: Path, tag: str) -> Path:
+    return root / "results" / NAME / f"2d_unet__samunetPlans__{tag}" / "fold_0"
+
+
+def pretend(root: Path, tag: str, source: str, dice: float, configuration_hash: str = "") -> Path:
+    """A finished run on one group, made of the default split's."""
+    folder, model = run_folder(root, tag), root / "results" / NAME / "2d_unet__samunetPlans"
+    shutil.copytree(model, folder.parent)
+    record = json.loads((folder / "run.json").read_text())
+    record["train"] = [case for case, group in GROUPS.items() if group == source]
+    record["val"] = [case for case, group in GROUPS.items() if group != source]
+    record["configuration_hash"] = configuration_hash or record["configuration_hash"]
+    (folder / "run.json").write_text(json.dumps(record))
+    summary = json.loads((folder / "validation/summary.json").read_text())
+    (target,) = set(GROUPS.values()) - {source}
+    scores = {**summary["foreground_mean"], "Dice": dice}
+    summary["by_group"] = {target: {"cases": 3, "foreground_mean": scores, "mean": {}}}
+    (folder / "validation/summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def collected(root: Path, *words: str) -> dict:
+    assert group_matrix.main(["-d", "901", *words, "--workspace", str(root)]) == 0
+    return json.loads((root / "results" / NAME / "group_matrix/matrix.json").read_text())
+
+
+@pytest.fixture
+def grouped(workspace: Path) -> Path:
+    write_groups(workspace, GROUPS)
+    return workspace
+
+
+def test_a_single_source_is_trained_beside_the_default_split(
+    grouped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["901", "2d", "0", "--splits", "single_source:south side", *SHORT]
+    assert train.main([*words, "--workspace", str(grouped)]) == 0
+    assert "--tag single_source-south-side" in capsys.readouterr().out
+    content = collected(grouped, "-c", "2d")
+    run = run_folder(grouped, "single_source-south-side")
+    summary = json.loads((run / "validation/summary.json").read_text())
+    cell = content["methods"]["2d_unet"]["sources"]["south side"]["targets"]["north"]
+    assert cell["cases"] == 3
+    assert cell["mean"]["Dice"] == summary["foreground_mean"]["Dice"]
+    told = capsys.readouterr().out
+    assert f"samunet_train {NAME} 2d_unet 0 --splits single_source:north" in told
+
+
+def test_sources_side_by_side(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretend(grouped, "single_source-north", "north", 0.75)
+    pretend(grouped, "single_source-south-side", "south side", 0.25)
+    content = collected(grouped)
+    assert "Missing" not in capsys.readouterr().out
+    assert content["methods"]["2d_unet"]["overall"]["Dice"] == 0.5
+    folder = grouped / "results" / NAME / "group_matrix"
+    rows = list(csv.DictReader((folder / "matrix.csv").read_text().splitlines()))
+    assert [(row["source"], row["target"], row["Dice"]) for row in rows] == [
+        ("north", "south side", "0.75"),
+        ("south side", "north", "0.25"),
+    ]
+    with Image.open(folder / "matrix_Dice.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_seeds_are_averaged_and_settings_are_not_mixed(grouped: Path, refused) -> None:
+    pretend(grouped, "seed1", "north", 0.6)
+    pretend(grouped, "seed2", "north", 0.8)
+    pretend(grouped, "other", "north", 0.9, "f" * 16)
+    content = collected(grouped, "--tag", "seed1", "seed2")
+    cell = content["methods"]["2d_unet"]["sources"]["north"]["targets"]["south side"]
+    assert cell["runs"]["Dice"] == [0.6, 0.8]
+    assert cell["mean"]["Dice"] == pytest.approx(0.7)
+    told = refused(group_matrix.main, grouped, "-d", "901", "--tag", "seed1", "other")
+    assert "different settings" in told
+    assert "seed1" in told
+
+
+def test_what_cannot_be_collected(workspace: Path, refused) -> None:
+    assert "groups.csv" in refused(group_matrix.main, workspace, "-d", "901")
+    write_groups(workspace, {**dict.fromkeys(GROUPS, "a"), "tiny_005": "b"})
+    for words, method in (((), "2d_unet"), (("-c", "2d_cnn"), "2d_cnn")):
+        told = refused(group_matrix.main, workspace, "-d", "901", *words)
+        assert f"samunet_train {NAME} {method} 0 --splits single_source:a" in told
+        assert "single_source:b" not in told
+    words = ("901", "2d", "0", "--splits", "single_source:b", *SHORT)
+    assert "b has one" in refused(train.main, workspace, *words)
+    write_groups(workspace, {case: group for case, group in GROUPS.items() if case != "tiny_004"})
+    told = refused(train.main, workspace, *words)
+    assert "1 have none: tiny_004" in told
+    assert "groups.csv" in told
+
+
+def test_a_training_without_scores_is_named(grouped: Path, refused) -> None:
+    shutil.rmtree(pretend(grouped, "single_source-north", "north", 0.5) / "validation")
+    told = refused(group_matrix.main, grouped, "-d", "901")
+    assert "--splits single_source:north --tag single_source-north --val" in told
