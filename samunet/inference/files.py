@@ -138,6 +138,17 @@ def _settle(written: tuple[Case, Future[Any]] | None, done: list[str], failed: d
         logger.error("%s cannot be written; the reason is below", case.name)
 
 
+def _differences(before: Any, now: Any, key: str) -> list[str]:
+    """`settings was {}, is {'grid_side': 9}` for the innermost keys whose values differ."""
+    if before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict) and set(now) == set(before):
+        return [told for name in now for told in _differences(before[name], now[name], name)]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return [told for pair in zip(before, now) for told in _differences(*pair, key)]
+    return [f"{key} was {before}, is {now}"]
+
+
 def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool) -> None:
     """Write down how a folder was predicted; continuing with other arguments is refused.
 
@@ -147,9 +158,9 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
     file = folder / ARGUMENTS_FILE
     if continuing and file.exists():
         before = read_json(file)
-        changed = [key for key, value in arguments.items() if before.get(key) != value]
+        changed = _differences(before, arguments, "")
         if changed:
-            told = "; ".join(f"{key} was {before.get(key)}, is {arguments[key]}" for key in changed)
+            told = "; ".join(changed)
             raise SamunetError(
                 f"{folder} holds predictions made with other arguments ({told}). Give the same ones, "
                 "another output folder, or leave out --continue_prediction."
