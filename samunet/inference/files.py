@@ -105,6 +105,9 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
                     "%s (%d of %d) cannot be predicted; the reason is below", case.name, number, len(cases)
                 )
                 continue
+            except Exception:
+                logger.error("Case %s ended the run; the cause is below", case.name)
+                raise
             _settle(written, done, failed)
             written = (case, writer.submit(stages.export, case, result, ready))
             logger.info("%s (%d of %d): %.2g s", case.name, number, len(cases), seconds)
@@ -136,6 +139,9 @@ def _settle(written: tuple[Case, Future[Any]] | None, done: list[str], failed: d
     except SamunetError as fault:
         failed[case.name] = str(fault)
         logger.error("%s cannot be written; the reason is below", case.name)
+    except Exception:
+        logger.error("Case %s ended the run; the cause is below", case.name)
+        raise
 
 
 def _differences(before: Any, now: Any, key: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,43 +11,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan
+from model_folders import SPACING, load, write_fold, write_images
+from tiny_runs import CHANNELS, CLASSES, REGIONS
 
 from samunet.data.cases import Case
-from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.inference.files import FileOptions
 from samunet.inference.folds import find_folds
 from samunet.inference.predictor import Predictor
-from samunet.planning.methods import get_method
-from samunet.trainers import get_trainer
-from samunet.trainers.checkpoint import BaseWeights, Checkpoint, save_checkpoint
-
-SPACING = (3.0, 1.0, 1.0)
-
-
-def write_fold(
-    model: Path, fold: int | str, *, method: str = "2d_unet", labels: LabelSet = CLASSES, **changes: object
-) -> None:
-    """An untrained network as the checkpoint of a fold."""
-    plan = make_plan(make_configuration(method, **changes), labels)
-    torch.manual_seed(17 if fold == "all" else int(fold))
-    network = get_trainer(method).build_network(plan, plan.configuration(method))
-    checkpoint = Checkpoint(
-        method=method,
-        trainer=get_method(method).trainer,
-        configuration=method,
-        plan=plan,
-        fold=fold,
-        epoch=1,
-        network=dict(network.state_dict()),
-        base_weights=None,
-        seed=0,
-        mirror_axes=plan.configuration(method).mirror_axes,
-        overrides={},
-        training={},
-    )
-    save_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth", checkpoint)
+from samunet.trainers.checkpoint import BaseWeights, load_checkpoint
 
 
 @pytest.fixture
@@ -60,10 +33,6 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def volume() -> np.ndarray:
     return np.random.default_rng(0).normal(100, 20, (CHANNELS, 6, 30, 26)).astype(np.float32)
-
-
-def load(model: Path, **settings: object) -> Predictor:
-    return Predictor.load(model, device="cpu", **settings)  # type: ignore[arg-type]
 
 
 def test_all_trained_folds_are_taken(model: Path) -> None:
@@ -162,8 +131,6 @@ def test_folds_of_one_frozen_encoder_share_it(tmp_path: Path, volume: np.ndarray
     base = BaseWeights(variant="vit_micro", file="x.pth", sha256="0" * 64, prefix="encoder.")
     for fold, network in zip((0, 1), separate.networks):
         network.encoder.load_state_dict(separate.networks[0].encoder.state_dict())
-        from samunet.trainers.checkpoint import load_checkpoint
-
         stored = load_checkpoint(model / f"fold_{fold}/checkpoint_final.pth")
         members[fold] = (replace(stored, base_weights=base), network)
     expected = separate.predict_preprocessed(volume)
@@ -187,16 +154,6 @@ def test_what_is_not_trained_is_said(model: Path, tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(SamunetError, match=r"checkpoint_final\.pth"):
         load(model, checkpoint="checkpoint_best.pth")
-
-
-def write_images(folder: Path, names: tuple[str, ...]) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(1)
-    for name in names:
-        for channel in range(CHANNELS):
-            image = sitk.GetImageFromArray(rng.normal(100, 20, (4, 20, 18)).astype(np.float32))
-            image.SetSpacing(SPACING[::-1])
-            sitk.WriteImage(image, str(folder / f"{name}_{channel:04d}.nii.gz"))
 
 
 def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
@@ -237,6 +194,41 @@ def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
     assert list(outcome.failed) == ["a"]
     assert "a_0001.nii.gz" in outcome.text()
     assert not (tmp_path / "out/a.nii.gz").exists()
+
+
+STAGES = {
+    "read": "samunet.inference.predictor.read_image",
+    "predict": "samunet.inference.predictor.predict_logits",
+    "write": "samunet.inference.predictor.export_case",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_unexpected_death_ends_the_run_with_its_cause(
+    stage: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "in", ("a", "b", "c", "d"))
+
+    def die(*arguments: object, **more: object) -> None:
+        raise ZeroDivisionError("a defect of ours")
+
+    monkeypatch.setattr(STAGES[stage], die)
+    died: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+        except BaseException as error:
+            died.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "it hangs"
+    assert [str(error) for error in died] == ["a defect of ours"]
+    assert isinstance(died[0], ZeroDivisionError)
+    assert "Case a ended the run" in caplog.text
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 def test_other_errors_end_the_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
