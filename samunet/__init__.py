@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Predictor": "samunet.inference.predictor",
+    "EnsemblePredictor": "samunet.inference.ensemble_predictor",
     "Workspace": "samunet.workspace",
     "RawDataset": "samunet.data.dataset",
     "Plan": "samunet.planning.plan",

@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.step_size is not None and arguments.step_size > 1:
         raise SamunetError(f"-step_size {arguments.step_size:g}: give a share of the tile, at most 1.")
     workspace = open_workspace(arguments)
-    options = train_options(arguments, workspace, arguments.student)
+    options = train_options(arguments, workspace, arguments.student, arguments.fold)
     asked = TeacherOptions(
         configuration=arguments.teacher,
         plans=arguments.teacher_plans,

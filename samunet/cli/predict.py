@@ -1,4 +1,4 @@
-"""samunet_predict: segment a folder of images with a trained model."""
+"""samunet_predict: segment a folder of images with one trained model or an ensemble of several."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from samunet.cli.common import (
     add_common,
     add_device,
     add_plan_name,
+    add_probabilities,
     fold,
     open_workspace,
     positive_float,
@@ -23,17 +24,22 @@ from samunet.cli.common import (
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
+    from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
+    from samunet.workspace import Workspace
 
 EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
   samunet_predict -i IMAGES -o OUT -d 101 -c 3d_fullres -f 0
+  samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn 3d_unet  # both, with all their folds
   samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta"""
 
 
 def build_parser() -> CommandParser:
     """The command's arguments."""
-    parser = CommandParser("samunet_predict", "Segment a folder of images with a trained model.", EXAMPLES)
+    parser = CommandParser(
+        "samunet_predict", "Segment a folder of images with a trained model, or with several.", EXAMPLES
+    )
     parser.add_argument(
         "-i",
         dest="input",
@@ -55,12 +61,22 @@ def _add_model(parser: CommandParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset by id or name")
     group.add_argument(
-        "-c", dest="configuration", metavar="CONFIGURATION", help="configuration (default: auto)"
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=[],
+        metavar="CONFIGURATION",
+        help="configuration (default: auto); of several the probabilities are averaged",
     )
     group.add_argument("-tr", dest="method", metavar="METHOD", help="method, where training had -tr")
     group.add_argument("--tag", metavar="NAME", help="tag, where training had --tag")
     group.add_argument(
-        "-m", dest="model", type=Path, metavar="FOLDER", help="model folder, instead of -d and -c"
+        "-m",
+        dest="models",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="model folder instead of -d and -c, or several",
     )
     group.add_argument(
         "-f",
@@ -68,7 +84,7 @@ def _add_model(parser: CommandParser) -> None:
         nargs="+",
         type=fold,
         metavar="FOLD",
-        help="folds to average (default: all trained)",
+        help="folds of each model to average (default: all trained)",
     )
     group.add_argument(
         "-chk",
@@ -94,7 +110,7 @@ def _add_inference(parser: CommandParser) -> None:
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not mirror: faster, a little less accurate"
     )
-    parser.add_argument("--save_probabilities", action="store_true", help="keep the class probabilities too")
+    add_probabilities(parser, "--save_probabilities", kept="class probabilities")
     parser.add_argument(
         "--continue_prediction", action="store_true", help="skip cases that are there already"
     )
@@ -114,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.inference.predictor import FileOptions
+    from samunet.inference.files import FileOptions
 
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise SamunetError(f"-part_id {arguments.part_id}: give 0 to {arguments.num_parts - 1} (-num_parts).")
@@ -132,7 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.input,
         arguments.output,
         FileOptions(
-            save_probabilities=arguments.save_probabilities,
+            save_probabilities=arguments.storage or False,
             skip_existing=arguments.continue_prediction,
             num_parts=arguments.num_parts,
             part=arguments.part_id,
@@ -142,29 +158,43 @@ def _run(arguments: argparse.Namespace) -> int:
     return EXIT_MISTAKE if outcome.failed else 0
 
 
-def _load(arguments: argparse.Namespace) -> Predictor:
+def _load(arguments: argparse.Namespace) -> Predictor | EnsemblePredictor:
+    from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
-    from samunet.pipeline.models import ModelRequest, find_model
 
     workspace = open_workspace(arguments)
-    if (arguments.model is None) == (arguments.dataset is None):
+    folders = model_folders(arguments, workspace)
+    settings = {
+        "folds": None if arguments.folds is None else tuple(arguments.folds),
+        "checkpoint": arguments.checkpoint,
+        "device": arguments.device,
+        "step_size": arguments.step_size,
+        "mirroring": not arguments.disable_tta,
+        "weights_folder": arguments.weights or workspace.weights,
+    }
+    if len(folders) == 1:
+        return Predictor.load(folders[0], **settings)
+    return EnsemblePredictor.load(folders, **settings)
+
+
+def model_folders(arguments: argparse.Namespace, workspace: Workspace) -> tuple[Path, ...]:
+    """The model folders that -m, or -d and -c, mean.
+
+    Raises:
+        SamunetError: neither or both are given, or nothing of that name is trained.
+    """
+    from samunet.pipeline.models import ModelRequest, find_models
+
+    if (arguments.models is None) == (arguments.dataset is None):
         raise SamunetError("Name the model: either -d DATASET with -c CONFIGURATION, or -m FOLDER.")
-    folder = arguments.model or find_model(
-        workspace,
-        ModelRequest(
-            dataset=workspace.dataset_name(arguments.dataset),
-            configuration=arguments.configuration or "auto",
-            plans=arguments.plans,
-            method=arguments.method,
-            tag=arguments.tag,
-        ),
+    if arguments.models is not None:
+        if arguments.configurations:
+            raise SamunetError("-m FOLDER names the models already; leave -c out.")
+        return tuple(arguments.models)
+    request = ModelRequest(
+        dataset=workspace.dataset_name(arguments.dataset),
+        plans=arguments.plans,
+        method=arguments.method,
+        tag=arguments.tag,
     )
-    return Predictor.load(
-        folder,
-        folds=None if arguments.folds is None else tuple(arguments.folds),
-        checkpoint=arguments.checkpoint,
-        device=arguments.device,
-        step_size=arguments.step_size,
-        mirroring=not arguments.disable_tta,
-        weights_folder=arguments.weights or workspace.weights,
-    )
+    return find_models(workspace, request, arguments.configurations)

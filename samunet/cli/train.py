@@ -1,4 +1,4 @@
-"""samunet_train: train one fold of one configuration, then predict and score its validation cases."""
+"""samunet_train: train folds of one configuration, then predict and score their validation cases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from samunet.cli.common import (
     add_device,
     add_overrides,
     add_plan_name,
+    add_probabilities,
     add_workers,
     chosen_weights,
     fold,
@@ -33,6 +34,7 @@ EXAMPLES = """\
   samunet_train 101 auto 0                       # the plan's recommendation
   samunet_train 101 2d_cnn all --time_budget 30
   samunet_train 101 2d_unet 0 --c                # continue
+  samunet_train 101 2d_cnn 0 1 2 3 4             # one after the other; --c skips those that are finished
   samunet_train 101 2d_autosam 0 --set learning_rate=1e-4 --tag low_rate"""
 
 
@@ -40,7 +42,7 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         "samunet_train",
-        "Train one fold of one configuration; afterwards its validation cases are predicted and scored.",
+        "Train folds of one configuration; after each one its validation cases are predicted and scored.",
         EXAMPLES,
     )
     parser.add_argument("dataset", help="dataset by id (101) or name")
@@ -48,7 +50,12 @@ def build_parser() -> CommandParser:
         "configuration",
         help="method, such as 2d_cnn, 2d_autosam, 2d_linear, 2d_unet (2d), 3d_unet (3d_fullres); or auto",
     )
-    parser.add_argument("fold", type=fold, help="fold 0..4, or all to train on every case")
+    parser.add_argument(
+        "fold",
+        type=fold,
+        nargs="+",
+        help="fold 0..4, or all to train on every case; several are trained one after the other",
+    )
     parser.add_argument(
         "-tr", dest="method", metavar="METHOD", help="another method on this configuration's data"
     )
@@ -91,7 +98,7 @@ def add_run(parser: CommandParser) -> None:
         metavar="NAME",
         help="checkpoint that --val predicts with (default checkpoint_final.pth)",
     )
-    group.add_argument("--npz", action="store_true", help="keep the probabilities of the validation cases")
+    add_probabilities(group, "--npz", kept="probabilities of the validation cases")
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that does not match")
     group.add_argument(
         "--splits",
@@ -107,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline.train import train
+    from samunet.pipeline.train_folds import train_folds
 
     workspace = open_workspace(arguments)
     chosen = {
@@ -115,20 +122,24 @@ def _run(arguments: argparse.Namespace) -> int:
         "encoder": arguments.encoder,
         "weights": chosen_weights(arguments, workspace),
     }
-    outcome = train(workspace, train_options(arguments, workspace, arguments.configuration, **chosen))
-    print(outcome.text())
-    return EXIT_INTERRUPTED if outcome.interrupted else 0
+    folds = arguments.fold
+    options = train_options(arguments, workspace, arguments.configuration, folds[0], **chosen)
+    for outcome in train_folds(workspace, options, folds):
+        print(outcome.text())
+        if outcome.interrupted:
+            return EXIT_INTERRUPTED
+    return 0
 
 
 def train_options(
-    arguments: argparse.Namespace, workspace: Workspace, configuration: str, **chosen: Any
+    arguments: argparse.Namespace, workspace: Workspace, configuration: str, fold: int | str, **chosen: Any
 ) -> TrainOptions:
     """The flags that every command which trains has, as options of the training.
 
     Args:
         arguments: as parsed.
         workspace: of the dataset.
-        configuration: what is trained.
+        configuration / fold: what is trained.
         chosen: options that only this command has.
 
     Raises:
@@ -140,7 +151,7 @@ def train_options(
     return TrainOptions(
         dataset=workspace.dataset_name(arguments.dataset),
         configuration=configuration,
-        fold=arguments.fold,
+        fold=fold,
         plans=arguments.plans,
         device=arguments.device,
         settings=settings_of(arguments),
@@ -150,7 +161,7 @@ def train_options(
         resume=arguments.resume,
         only_validate=arguments.val,
         checkpoint=arguments.checkpoint,
-        save_probabilities=arguments.npz,
+        save_probabilities=arguments.storage or False,
         overwrite=arguments.overwrite,
         splits=arguments.splits,
         workers=arguments.np,

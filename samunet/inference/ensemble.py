@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,19 +13,18 @@ import numpy as np
 
 from samunet.data.geometry import grid_differences
 from samunet.data.labels import LabelSet
-from samunet.data.readers import segmentation_ending, write_segmentation
+from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
+from samunet.inference.export import write_case
 from samunet.inference.probabilities import (
     PROBABILITIES,
     Probabilities,
     ProbabilitiesRecord,
     Storage,
-    new_probabilities,
     open_probabilities,
     slabs,
-    storage_of,
 )
-from samunet.preprocessing.restore import SLAB_BYTES, decide_labels, empty_segmentation
+from samunet.preprocessing.restore import SLAB_BYTES, Writable, decide_labels, empty_segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +58,18 @@ def average_probabilities(
 
     opened = [open_probabilities(Path(path)) for path in segmentations]
     _check_alike(opened, labels)
-    first, storage, target = opened[0][1], storage_of(save_probabilities), Path(target)
-    segmentation = empty_segmentation(first.geometry.shape, labels)
-    with ExitStack() as stack:
-        out = None
-        if storage is not None:
-            record = ProbabilitiesRecord(
-                class_names=first.class_names,
-                has_regions=first.has_regions,
-                geometry=first.geometry,
-                storage=storage,
-            )
-            out = stack.enter_context(new_probabilities(target, record))
+    first = opened[0][1]
+
+    def fill(out: Writable | None) -> np.ndarray:
+        segmentation = empty_segmentation(first.geometry.shape, labels)
         for where in slabs(first.shape, SLAB_BYTES):
             mean = _mean([probabilities for probabilities, _ in opened], where)
             segmentation[where] = decide_labels(torch.from_numpy(mean), labels, threshold=0.5)
             if out is not None:
                 out[(slice(None), *where)] = mean
-    write_segmentation(segmentation, first.geometry, target)
-    return segmentation
+        return segmentation
+
+    return write_case(target, labels, first.geometry, save_probabilities, fill)
 
 
 def _mean(members: Sequence[Probabilities], where: tuple[slice, ...]) -> np.ndarray:

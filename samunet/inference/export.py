@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samunet.data.geometry import Geometry
+from samunet.data.labels import LabelSet
 from samunet.data.readers import write_segmentation
 from samunet.inference.probabilities import (
     ProbabilitiesRecord,
@@ -18,16 +20,18 @@ from samunet.inference.probabilities import (
 )
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import SpatialRecord
-from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from samunet.preprocessing.restore import (
+    LogitArray,
+    Writable,
+    restore_probabilities,
+    restore_segmentation,
+)
 
 __all__ = ["ProbabilitiesRecord", "export_case", "open_probabilities", "probability_files"]
 
 
 def export_case(
-    logits: Tensor | np.ndarray,
+    logits: LogitArray | np.ndarray,
     record: SpatialRecord,
     plan: Plan,
     path: Path,
@@ -45,17 +49,48 @@ def export_case(
     Raises:
         SamunetError: the kind of file cannot hold it, or no space is left.
     """
+
+    def fill(out: Writable | None) -> np.ndarray:
+        if out is None:
+            return restore_segmentation(logits, record, plan)
+        return restore_probabilities(logits, record, plan, out)
+
+    return write_case(path, plan.labels, record.geometry, save_probabilities, fill)
+
+
+def write_case(
+    path: Path,
+    labels: LabelSet,
+    geometry: Geometry,
+    save_probabilities: Storage | bool,
+    fill: Callable[[Writable | None], np.ndarray],
+) -> np.ndarray:
+    """Write a segmentation, and before it its probabilities where they are to be kept.
+
+    Args:
+        path: of the segmentation file.
+        labels: of the dataset.
+        geometry: of the file.
+        save_probabilities: how to store them; True is fp16.
+        fill: is given room for the probabilities, or None, and returns the segmentation (Z, Y, X).
+
+    Returns:
+        The segmentation.
+
+    Raises:
+        SamunetError: the kind of file cannot hold it, or no space is left.
+    """
     path, storage = Path(path), storage_of(save_probabilities)
     if storage is None:
-        segmentation = restore_segmentation(logits, record, plan)
+        segmentation = fill(None)
     else:
-        written = ProbabilitiesRecord(
-            class_names=plan.labels.class_names,
-            has_regions=plan.labels.has_regions,
-            geometry=record.geometry,
+        record = ProbabilitiesRecord(
+            class_names=labels.class_names,
+            has_regions=labels.has_regions,
+            geometry=geometry,
             storage=storage,
         )
-        with new_probabilities(path, written) as out:
-            segmentation = restore_probabilities(logits, record, plan, out)
-    write_segmentation(segmentation, record.geometry, path)
+        with new_probabilities(path, record) as out:
+            segmentation = fill(out)
+    write_segmentation(segmentation, geometry, path)
     return segmentation

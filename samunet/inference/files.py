@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
+from samunet.inference.probabilities import Storage
 from samunet.records import read_json, write_json
-
-if TYPE_CHECKING:
-    from samunet.preprocessing.case import PreprocessedCase
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +25,12 @@ class FileOptions:
     """How a folder is predicted.
 
     Attributes:
-        save_probabilities: write the class probabilities beside the segmentation.
+        save_probabilities: how to store the class probabilities beside the segmentation; True is fp16.
         skip_existing: leave cases alone whose segmentation is there (--continue_prediction).
         num_parts / part: predict every num_parts-th case, starting with number `part`.
     """
 
-    save_probabilities: bool = False
+    save_probabilities: Storage | bool = False
     skip_existing: bool = False
     num_parts: int = 1
     part: int = 0
@@ -68,9 +66,9 @@ def _cases(count: int) -> str:
 class CaseStages:
     """The three stages of one case; `prepare` and `export` run in threads beside `predict`."""
 
-    prepare: Callable[[Case], PreprocessedCase]
-    predict: Callable[[PreprocessedCase], Any]
-    export: Callable[[Case, Any, PreprocessedCase], None]
+    prepare: Callable[[Case], Any]
+    predict: Callable[[Any], Any]
+    export: Callable[[Case, Any, Any], Any]
 
 
 def select_part(cases: Sequence[Case], options: FileOptions) -> tuple[Case, ...]:
@@ -94,7 +92,7 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
     done: list[str] = []
     failed: dict[str, str] = {}
     with ThreadPoolExecutor(1, "samunet-read") as reader, ThreadPoolExecutor(1, "samunet-write") as writer:
-        written: tuple[Case, Future[None]] | None = None
+        written: tuple[Case, Future[Any]] | None = None
         for number, (case, prepared) in enumerate(_read_ahead(cases, stages.prepare, reader), start=1):
             try:
                 ready = prepared.result()
@@ -115,8 +113,8 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
 
 
 def _read_ahead(
-    cases: Sequence[Case], prepare: Callable[[Case], PreprocessedCase], reader: ThreadPoolExecutor
-) -> Iterator[tuple[Case, Future[PreprocessedCase]]]:
+    cases: Sequence[Case], prepare: Callable[[Case], Any], reader: ThreadPoolExecutor
+) -> Iterator[tuple[Case, Future[Any]]]:
     """Each case with its preparation; the next one is being prepared while this one is used."""
     upcoming = reader.submit(prepare, cases[0]) if cases else None
     for index, case in enumerate(cases):
@@ -127,7 +125,7 @@ def _read_ahead(
         yield case, current
 
 
-def _settle(written: tuple[Case, Future[None]] | None, done: list[str], failed: dict[str, str]) -> None:
+def _settle(written: tuple[Case, Future[Any]] | None, done: list[str], failed: dict[str, str]) -> None:
     """Wait until a case is written and note what became of it."""
     if written is None:
         return

@@ -6,8 +6,6 @@ segmentation = predictor.predict(array_zyx, spacing_mm=(5.0, 0.8, 0.8)).segmenta
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,46 +15,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from samunet.data.cases import CHANNEL_SUFFIX, Case, find_cases
-from samunet.data.geometry import FLAT_SPACING_MM, Geometry
-from samunet.data.readers import read_image, segmentation_ending
-from samunet.errors import SamunetError
+from samunet.data.cases import Case
+from samunet.data.geometry import Geometry
+from samunet.data.readers import read_image
+from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.export import export_case
-from samunet.inference.files import (
-    CaseStages,
-    FileOptions,
-    FilesOutcome,
-    check_arguments,
-    run_cases,
-    select_part,
-)
+from samunet.inference.files import FileOptions, FilesOutcome
+from samunet.inference.folder import FolderTask, predict_folder
 from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
-from samunet.inference.sliding_window import WindowSettings, predict_logits
+from samunet.inference.sharing import share_encoder
+from samunet.inference.sliding_window import Storage, WindowSettings, predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
-from samunet.records import read_json, write_json
+from samunet.records import read_json
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
 from samunet.workspace import Workspace
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A segmented array.
-
-    Attributes:
-        segmentation: label values of dataset.json on the input's grid, (Z, Y, X), or (Y, X) for a 2D image.
-        probabilities: (K, Z, Y, X) float32 per class with background, or per region; None unless asked for.
-        class_names: name per channel of `probabilities`.
-    """
-
-    segmentation: np.ndarray
-    probabilities: np.ndarray | None
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +71,8 @@ class Predictor:
         self.plan: Plan = first.plan
         self.configuration: Configuration = first.plan.configuration(first.configuration)
         self.settings = settings
-        self.shared_encoder = _share_encoder(list(members.values()))
+        self.base_weights = first.base_weights
+        self.shared_encoder = share_encoder([(c.base_weights, network) for c, network in members.values()])
         self.networks = [network.to(settings.device).eval() for _, network in members.values()]
         self.mirror_axes = tuple(first.mirror_axes)
 
@@ -176,7 +153,7 @@ class Predictor:
         Raises:
             SamunetError: shape, channels or spacing do not fit.
         """
-        image, geometry = self._as_case(np.asarray(array), spacing_mm)
+        image, geometry = as_image(np.asarray(array), spacing_mm, self.plan.channel_names)
         case = self.preprocess(image, geometry, "The array")
         logits, chances = self.predict_preprocessed(case.image), None
         if probabilities:
@@ -184,22 +161,26 @@ class Predictor:
             segmentation = restore_probabilities(logits, case.record, self.plan, chances)
         else:
             segmentation = restore_segmentation(logits, case.record, self.plan)
-        flat = geometry.is_2d
-        return Prediction(
-            segmentation=segmentation[0] if flat else segmentation,
-            probabilities=chances[:, 0] if flat and chances is not None else chances,
-            class_names=self.plan.labels.class_names,
-        )
+        return prediction_of(segmentation, chances, self.plan, flat=geometry.is_2d)
 
     def preprocess(self, image: np.ndarray, geometry: Geometry, where: str) -> PreprocessedCase:
         """Preprocess an image (C, Z, Y, X) as the plan says."""
         data = self.plan.data_of(self.configuration)
         return preprocess_case(image, None, geometry, self.plan, data, where)
 
-    def predict_preprocessed(self, image: np.ndarray) -> torch.Tensor:
-        """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X)."""
-        precision = Precision.choose(self.device, "fp16")
-        window = WindowSettings(
+    def predict_preprocessed(self, image: np.ndarray, storage: Storage | None = None) -> Any:
+        """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X).
+
+        Args:
+            image: float32.
+            storage: gives room for the logits; None takes a tensor in memory.
+        """
+        return predict_with(self.networks, image, self.window, storage)
+
+    @property
+    def window(self) -> WindowSettings:
+        """How tiles are laid over a preprocessed image."""
+        return WindowSettings(
             patch_size=self.configuration.patch_size,
             step_size=self.settings.step_size,
             mirror_axes=self.mirror_axes if self.settings.mirroring else (),
@@ -208,8 +189,6 @@ class Predictor:
             shared_encoder=self.shared_encoder,
             device=self.device,
         )
-        with torch.inference_mode(), precision.autocast(self.device):
-            return predict_logits(self.networks, torch.from_numpy(image), window)
 
     def _tiles_at_once(self) -> int:
         """Tiles in one pass: enough to fill a GPU; few on a CPU, where more only take memory."""
@@ -229,111 +208,48 @@ class Predictor:
         Raises:
             SamunetError: no cases, missing channels (all are listed), or other arguments than before.
         """
-        options = options or FileOptions()
-        output = Path(output)
-        _refuse_own_images(source, output)
-        cases = self._cases(source)
-        chosen = select_part(cases, options)
-        present = [
-            case for case in chosen if options.skip_existing and self._target(output, case.name).exists()
-        ]
-        self._leave_records(output, options)
-        start = time.perf_counter()
-        stages = CaseStages(
+        task = FolderTask(
+            file_ending=self.plan.file_ending,
+            num_channels=len(self.plan.channel_names),
+            arguments=arguments_of([self]),
+            records={"plan.json": self.plan, **self.dataset_record()},
             prepare=self._prepare,
-            predict=lambda case: self.predict_preprocessed(case.image),
-            export=lambda case, logits, ready: export_case(
-                logits, ready.record, self.plan, self._target(output, case.name), options.save_probabilities
-            ),
+            predict=lambda ready, storage: self.predict_preprocessed(ready.image, storage),
+            export=lambda logits, ready, path, kept: export_case(logits, ready.record, self.plan, path, kept),
         )
-        done, failed = run_cases([case for case in chosen if case not in present], stages)
-        return FilesOutcome(
-            output=output,
-            done=tuple(done),
-            skipped=tuple(case.name for case in present),
-            failed=failed,
-            seconds=time.perf_counter() - start,
-        )
-
-    def _cases(self, source: Path | str | Sequence[Case]) -> Sequence[Case]:
-        if not isinstance(source, (str, Path)):
-            return source
-        path, ending, channels = Path(source), self.plan.file_ending, len(self.plan.channel_names)
-        return (single_case(path, ending),) if path.is_file() else find_cases(path, ending, channels)
+        return predict_folder(task, source, output, options or FileOptions())
 
     def _prepare(self, case: Case) -> PreprocessedCase:
         image, geometry = read_image(case.images)
         return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
 
-    def _target(self, output: Path, name: str) -> Path:
-        return output / f"{name}{segmentation_ending(self.plan.file_ending)}"
-
-    def _leave_records(self, output: Path, options: FileOptions) -> None:
-        """Write what was predicted with what beside the predictions."""
-        output.mkdir(parents=True, exist_ok=True)
-        arguments: dict[str, Any] = {
-            "model": str(self.model_folder.resolve()),
-            "configuration_hash": self.plan.configuration_hash(self.configuration.name),
-            "folds": list(self.folds),
-            "checkpoint": self.settings.checkpoint,
-            "step_size": self.settings.step_size,
-            "mirroring": self.settings.mirroring,
-        }
-        check_arguments(output, arguments, continuing=options.skip_existing)
-        self.plan.save(output / "plan.json")
-        if (self.model_folder / "dataset.json").exists():
-            write_json(output / "dataset.json", read_json(self.model_folder / "dataset.json"))
-
-    def _as_case(self, array: np.ndarray, spacing_mm: Sequence[float] | None) -> tuple[np.ndarray, Geometry]:
-        channels = len(self.plan.channel_names)
-        flat = array.ndim == 2 or (array.ndim == 3 and spacing_mm is not None and len(spacing_mm) == 2)
-        if flat:
-            spacing_mm = (FLAT_SPACING_MM, *(spacing_mm or (1.0, 1.0))[-2:])
-            array = array[..., None, :, :]
-        image = array if array.ndim == 4 else array[None]
-        if image.ndim != 4 or image.shape[0] != channels:
-            raise SamunetError(
-                f"The array has shape {array.shape}; expected (Z, Y, X) or (C, Z, Y, X) with C = {channels} "
-                f"({', '.join(self.plan.channel_names)}), or for a 2D image (C, Y, X) with two spacings."
-            )
-        if spacing_mm is None or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
-            raise SamunetError(
-                "spacing_mm: give the voxel size along z, y and x in millimetres, all above 0."
-            )
-        shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
-        z, y, x = map(float, spacing_mm)
-        return image.astype(np.float32), Geometry(shape=shape, spacing_mm=(z, y, x), is_2d=flat)
+    def dataset_record(self) -> dict[str, Any]:
+        """dataset.json of the model folder, by its name; empty where there is none."""
+        file = self.model_folder / "dataset.json"
+        return {file.name: read_json(file)} if file.exists() else {}
 
 
-def single_case(file: Path, file_ending: str) -> Case:
-    """The case of one image file: that file, or all channels when its name has a channel suffix."""
-    if not file.name.endswith(file_ending):
-        raise SamunetError(f"{file}: this model was trained on files with the ending {file_ending}.")
-    stem = file.name.removesuffix(file_ending)
-    suffixed = CHANNEL_SUFFIX.fullmatch(stem)
-    if suffixed is None:
-        return Case(stem, (file,))
-    return Case(
-        suffixed[1], tuple(sorted(file.parent.glob(f"{suffixed[1]}_[0-9][0-9][0-9][0-9]{file_ending}")))
-    )
+def arguments_of(predictors: Sequence[Predictor]) -> dict[str, Any]:
+    """Content of predict_args.json: which models, and how tiles were laid and averaged."""
+    return {
+        "models": [
+            {
+                "model": str(predictor.model_folder.resolve()),
+                "configuration_hash": predictor.plan.configuration_hash(predictor.configuration.name),
+                "folds": list(predictor.folds),
+                "checkpoint": predictor.settings.checkpoint,
+            }
+            for predictor in predictors
+        ],
+        "step_size": predictors[0].settings.step_size,
+        "mirroring": predictors[0].settings.mirroring,
+    }
 
 
-def _refuse_own_images(source: Path | str | Sequence[Case], output: Path) -> None:
-    """Predictions of CASE.nii.gz beside images of that name would replace the images."""
-    if isinstance(source, (str, Path)):
-        folder = Path(source) if Path(source).is_dir() else Path(source).parent
-        if folder.resolve() == output.resolve():
-            raise SamunetError(f"{output} holds the images; predictions need an output folder of their own.")
-
-
-def _share_encoder(members: list[tuple[Checkpoint, nn.Module]]) -> bool:
-    """Give all folds the first one's encoder when it is the same frozen file; says whether it was."""
-    files = {None if c.base_weights is None else c.base_weights.sha256 for c, _ in members}
-    if len(members) < 2 or len(files) > 1 or None in files:
-        return False
-    first = members[0][1]
-    if not hasattr(first, "encode"):  # parts of its encoder are trained, fold by fold
-        return False
-    for _, network in members[1:]:
-        network.encoder = first.encoder
-    return True
+def predict_with(
+    networks: Sequence[nn.Module], image: np.ndarray, window: WindowSettings, storage: Storage | None = None
+) -> Any:
+    """Logits of networks over a preprocessed image (C, Z, Y, X), in the device's number type."""
+    precision = Precision.choose(window.device, "fp16")
+    with torch.inference_mode(), precision.autocast(window.device):
+        return predict_logits(networks, torch.from_numpy(image), window, storage=storage)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 
@@ -104,7 +104,9 @@ def new_probabilities(segmentation: Path, record: ProbabilitiesRecord) -> Iterat
     with atomic_path(file) as temporary:
         kind = KINDS[record.storage]
         np.lib.format.open_memmap(temporary, mode="w+", dtype=kind, shape=record.shape)
-        _reserve(temporary, file)
+        with temporary.open("r+b") as opened:
+            size = temporary.stat().st_size
+            reserve(opened, size, file.parent, str(file), "predict without --save_probabilities")
         yield Probabilities(temporary)
     write_json(record_file, record)
 
@@ -156,19 +158,20 @@ def slabs(shape: Sequence[int], slab_bytes: int) -> Iterator[tuple[slice, ...]]:
         yield tuple(rows if axis == along else slice(None) for axis in range(3))
 
 
-def _reserve(mapped: Path, wanted: Path) -> None:
-    """Take the disk space of a mapped file now: a full disk under a memory map kills the process."""
-    size = mapped.stat().st_size
+def reserve(file: IO[bytes], size: int, folder: Path, what: str, advice: str) -> None:
+    """Take the disk space of a file to be mapped now: a full disk under a memory map kills the process.
+
+    Raises:
+        SamunetError: no space is left; `what` is for, and what to do about it.
+    """
     try:
         if hasattr(os, "posix_fallocate"):
-            with mapped.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        elif shutil.disk_usage(mapped.parent).free < size:
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(folder).free < size:
             raise OSError(errno.ENOSPC, "No space left on device")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise SamunetError(
-            f"No space is left for {wanted} ({size / 1e9:.2f} GB). Free some disk space, or predict without "
-            "--save_probabilities."
+            f"No space is left for {what} ({size / 1e9:.2f} GB). Free some disk space, or {advice}."
         ) from error

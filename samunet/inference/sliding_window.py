@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from samunet.networks.sam_slices import shared_features
+
 Progress = Callable[[int, int], None]
 """Called with (tiles done, all tiles)."""
+Storage = Callable[[tuple[int, ...]], Any]
+"""Gives room for logits of a shape."""
 CPU = torch.device("cpu")
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMA = 1 / 8
@@ -38,6 +42,8 @@ class WindowSettings:
         batch_size: tiles in one pass of the network.
         slice_context: neighbouring slices on each side that a 2D network gets as further channels.
         shared_encoder: the networks differ in their heads only; one `encode` serves the `decode` of all.
+        group_sizes: numbers of networks that are averaged together, in order; the logits of the groups stand
+            one after the other along the class axis. Empty averages all.
         device: where the networks are.
         store_device / store_dtype: of the result; bands are accumulated in float32 whatever is stored.
     """
@@ -48,6 +54,7 @@ class WindowSettings:
     batch_size: int = 1
     slice_context: int = 0
     shared_encoder: bool = False
+    group_sizes: tuple[int, ...] = ()
     device: torch.device = CPU
     store_device: torch.device = CPU
     store_dtype: torch.dtype = torch.float32
@@ -81,8 +88,12 @@ def gaussian_weights(patch: tuple[int, ...]) -> Tensor:
 
 
 def predict_logits(
-    networks: Sequence[Any], image: Tensor, settings: WindowSettings, progress: Progress | None = None
-) -> Tensor:
+    networks: Sequence[Any],
+    image: Tensor,
+    settings: WindowSettings,
+    progress: Progress | None = None,
+    storage: Storage | None = None,
+) -> Any:
     """Mean logits of several networks over a whole image.
 
     Args:
@@ -91,9 +102,12 @@ def predict_logits(
         image: float32 (C, Z, Y, X) on any device. Axes shorter than the patch are padded with zeros on both
             sides.
         progress: called after every pass of the networks.
+        storage: gives room for the result, a tensor or what stands for one; None takes a tensor on the
+            store device.
 
     Returns:
-        (K, Z, Y, X) on the store device; the mean over networks and flips, blended over tiles.
+        (K, Z, Y, X) in that room; the mean over networks and flips, blended over tiles. With several groups
+        of networks (groups K, Z, Y, X).
     """
     assert image.ndim == 4
     assert networks
@@ -102,19 +116,23 @@ def predict_logits(
     padded, inner = _pad_to(image, patch)
     bands = _slice_bands if flat else _volume_bands
     tiles = _Tiles(networks, settings, progress)
-    result: Tensor | None = None
+    result: Any = None
     with torch.inference_mode():
         for first, band in bands(padded, tiles):
             if result is None:
                 shape = (band.shape[0], *image.shape[1:])
-                result = torch.empty(shape, dtype=settings.store_dtype, device=settings.store_device)
+                result = storage(shape) if storage is not None else _room(shape, settings)
             # The part of the band that lies in the image and not in its padding.
             low, high = max(first, inner[0].start), min(first + band.shape[1], inner[0].stop)
             if low < high:
-                target = result[:, low - inner[0].start : high - inner[0].start]
-                target.copy_(band[:, low - first : high - first, inner[1], inner[2]])
+                planes = slice(low - inner[0].start, high - inner[0].start)
+                result[:, planes] = band[:, low - first : high - first, inner[1], inner[2]]
     assert result is not None
     return result
+
+
+def _room(shape: tuple[int, ...], settings: WindowSettings) -> Tensor:
+    return torch.empty(shape, dtype=settings.store_dtype, device=settings.store_device)
 
 
 def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
@@ -142,33 +160,37 @@ class _Tiles:
             for count in range(len(axes) + 1)
             for chosen in combinations(axes, count)
         ]
+        sizes = settings.group_sizes or (len(networks),)
+        assert sum(sizes) == len(networks)
+        self.groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+        self.passes = [size * len(self.flips) for size in sizes]
 
     def run(self, batch: list[Tensor], total: int) -> Tensor:
-        """Mean float32 logits (B, K, *patch) of tiles (C, *patch) over networks and flips."""
+        """Mean float32 logits (B, K, *patch) of tiles (C, *patch) over flips and each group's networks."""
         inputs = torch.stack(batch).to(self.settings.device, non_blocking=True)
-        mean: Tensor | None = None
-        passes = len(self.flips) * len(self.networks)
+        sums: list[Tensor | None] = [None] * len(self.passes)
         for axes in self.flips:
-            for logits in self._logits(inputs.flip(axes) if axes else inputs):
+            for group, logits in zip(self.groups, self._logits(inputs.flip(axes) if axes else inputs)):
                 turned = (logits.flip(axes) if axes else logits).float()
-                if mean is None:
+                so_far = sums[group]
+                if so_far is None:
                     # A copy, because a network may return a tensor that it still needs.
-                    mean = turned.clone() if passes > 1 else turned
+                    sums[group] = turned.clone() if self.passes[group] > 1 else turned
                 else:
-                    mean.add_(turned)
-        assert mean is not None
+                    so_far.add_(turned)
+        means = [s.div_(n) if n > 1 else s for s, n in zip(sums, self.passes) if s is not None]
+        assert len(means) == len(self.passes)
         self.done += len(batch)
         if self.progress is not None:
             self.progress(self.done, total)
-        return mean.div_(passes) if passes > 1 else mean
+        return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
     def _logits(self, inputs: Tensor) -> Iterator[Tensor]:
         if not self.settings.shared_encoder:
             for network in self.networks:
                 yield network(inputs)
             return
-        features = self.networks[0].encode(inputs)
-        for network in self.networks:
+        for network, features in zip(self.networks, shared_features(self.networks, inputs)):
             yield network.decode(features)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,12 +90,19 @@ class SamSliceNetwork(nn.Module):
 
     def encode(self, slices: Tensor) -> Features:
         """Slices (B, C, H, W) -> what `decode` needs; the neck's (B, E, S/16, S/16) is the last level."""
+        return next(self.encode_for([self.head], slices))
+
+    def encode_for(self, heads: Sequence[SliceHead], slices: Tensor) -> Iterator[Features]:
+        """One pass of the encoder over slices (B, C, H, W) -> the features of each head."""
+        blocks = sorted({block for head in heads for block in head.blocks})
         without_graph = self.settings.frozen and self.settings.channel_map == "fixed"
         with torch.no_grad() if without_graph else nullcontext():
             picture = self.picture(slices)
-            levels = self.encoder.levels(picture, self.head.blocks)
-        image = picture if self.head.uses_image else None
-        return Features(levels=levels, output_size=tuple(slices.shape[-2:]), image=image)
+            levels = self.encoder.levels(picture, blocks)
+        for head in heads:
+            chosen = (*(levels[blocks.index(block)] for block in head.blocks), levels[-1])
+            image = picture if head.uses_image else None
+            yield Features(levels=chosen, output_size=tuple(slices.shape[-2:]), image=image)
 
     def decode(self, features: Features) -> Tensor:
         """Features (of any float type) -> logits (B, K, *features.output_size) float32."""
@@ -110,6 +117,24 @@ class SamSliceNetwork(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         return self.decode(self.encode(slices))
+
+
+def shared_features(networks: Sequence[nn.Module], inputs: Tensor) -> Iterator[Features]:
+    """Features for each of several networks by one pass of the first one's encoder.
+
+    Args:
+        networks: with one frozen encoder; their heads may be of different methods if all are
+            `SamSliceNetwork`, else they are folds of one method.
+        inputs: (B, C, *patch).
+    """
+    first = networks[0]
+    if isinstance(first, SamSliceNetwork):
+        heads = [network.head for network in networks if isinstance(network, SamSliceNetwork)]
+        yield from first.encode_for(heads, inputs)
+        return
+    features = first.encode(inputs)  # type: ignore[operator]
+    for _ in networks:
+        yield features
 
 
 def load_pretrained(network: SamSliceNetwork, path: Path, *, decoder: bool = True) -> LoadReport:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samunet.errors import SamunetError, unknown_name
@@ -104,6 +105,30 @@ def find_model(workspace: Workspace, request: ModelRequest) -> Path:
                 f"samunet_train {request.dataset} {name} 0."
             )
     return workspace.model_folder(request.dataset, name, request.plans, request.tag)
+
+
+def find_models(
+    workspace: Workspace, request: ModelRequest, configurations: Sequence[str]
+) -> tuple[Path, ...]:
+    """Model folders of the configurations that a user lists after -c.
+
+    Args:
+        workspace: where models lie.
+        request: everything but the configuration.
+        configurations: methods, aliases or `auto`; none is `auto`.
+
+    Raises:
+        SamunetError: what `find_model` refuses, a model named twice, or -tr with several.
+    """
+    words = tuple(configurations) or (AUTO,)
+    if len(words) > 1 and request.method is not None:
+        raise SamunetError(
+            "-tr replaces the method of one configuration; name the methods themselves with -c."
+        )
+    folders = tuple(find_model(workspace, replace(request, configuration=word)) for word in words)
+    if len(set(folders)) < len(folders):
+        raise SamunetError(f"-c {' '.join(words)} names a model twice; each counts once in an ensemble.")
+    return folders
 
 
 def _trained(workspace: Workspace, dataset: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
+from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
@@ -41,6 +42,7 @@ class TrainOptions:
         encoder: SAM variant in place of the plan's.
         weights: encoder file, or folder with official files.
         only_validate / checkpoint: --val and -chk.
+        save_probabilities: how to keep those of the validation cases (--npz); True is fp16.
         splits: split scheme; None is the default.
     """
 
@@ -59,7 +61,7 @@ class TrainOptions:
     resume: bool = False
     only_validate: bool = False
     checkpoint: str = FINAL
-    save_probabilities: bool = False
+    save_probabilities: Storage | bool = False
     overwrite: bool = False
     splits: str | None = None
     workers: int | None = None
@@ -119,7 +121,7 @@ def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = Non
         SamunetError: no plan, cases not preprocessed, unknown method or setting, fold out of range, a run
             folder that does not match.
     """
-    prepared = _prepare(workspace, options)
+    prepared = prepare_run(workspace, options)
     folder = fold_folder(prepared.model_folder, options.fold)
     if not options.only_validate:
         distillation = None if teach is None else teach(prepared)
@@ -132,7 +134,12 @@ def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = Non
     return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
 
 
-def _prepare(workspace: Workspace, options: TrainOptions) -> PreparedRun:
+def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
+    """Resolve plan, configuration, split and folders of a fold; writes nothing but the splits file.
+
+    Raises:
+        SamunetError: no plan, cases not preprocessed, unknown method or setting, or no such fold.
+    """
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
     model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.tag)

@@ -14,6 +14,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.folder import Evaluation, evaluate_cases
 from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor
+from samunet.inference.probabilities import Storage
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
 from samunet.trainers.checkpoint import FINAL
 from samunet.workspace import fold_folder
@@ -33,7 +34,7 @@ class ValidationRequest:
     groups: Mapping[str, str] = field(default_factory=dict)
     device: str = "auto"
     weights_folder: Path | None = None
-    save_probabilities: bool = False
+    save_probabilities: Storage | bool = False
     checkpoint: str = FINAL
 
 

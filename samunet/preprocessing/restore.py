@@ -20,6 +20,15 @@ SLAB_BYTES = 128 * 2**20
 """Size of all classes of one slab at the file's spacing, in float32."""
 
 
+class LogitArray(Protocol):
+    """A tensor (K, Z, Y, X), or what stands for one on disk: an index gives a tensor."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, where: Any, /) -> Tensor: ...
+
+
 class Writable(Protocol):
     """An array, or what stands for one on disk."""
 
@@ -29,14 +38,14 @@ class Writable(Protocol):
     def __setitem__(self, where: Any, values: Any, /) -> None: ...
 
 
-def restore_segmentation(logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan) -> np.ndarray:
+def restore_segmentation(logits: LogitArray | np.ndarray, record: SpatialRecord, plan: Plan) -> np.ndarray:
     """Label map in the file's grid.
 
     Softmax data: the class with the largest interpolated logit. Region data: every region whose logit is
     above zero (probability above one half) paints its value, in the order of `regions_class_order`.
 
     Args:
-        logits: (K, Z, Y, X) on the network's grid, any float type, on any device.
+        logits: (K, Z, Y, X) on the network's grid, any float type, on any device or on disk.
         record: of the preprocessed case.
         plan: gives labels and transpose.
 
@@ -47,7 +56,7 @@ def restore_segmentation(logits: Tensor | np.ndarray, record: SpatialRecord, pla
 
 
 def restore_probabilities(
-    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, out: Writable
+    logits: LogitArray | np.ndarray, record: SpatialRecord, plan: Plan, out: Writable
 ) -> np.ndarray:
     """Fill `out` with probabilities in the file's grid; returns the label map as restore_segmentation does.
 
@@ -68,14 +77,15 @@ def fill_outside(out: Writable, labels: LabelSet) -> None:
 
 
 def _restore(
-    logits: Tensor | np.ndarray, record: SpatialRecord, plan: Plan, probabilities: Writable | None
+    logits: LogitArray | np.ndarray, record: SpatialRecord, plan: Plan, probabilities: Writable | None
 ) -> np.ndarray:
     import torch
 
     labels = plan.labels
     segmentation = empty_segmentation(record.geometry.shape, labels)
     with torch.inference_mode():
-        for where, slab in restored_slabs(torch.as_tensor(logits), record, plan):
+        source = torch.from_numpy(logits) if isinstance(logits, np.ndarray) else logits
+        for where, slab in restored_slabs(source, record, plan):
             segmentation[where] = decide_labels(slab, labels)
             if probabilities is not None:
                 probabilities[(slice(None), *where)] = to_probabilities(slab, labels).cpu().numpy()
@@ -114,7 +124,7 @@ def decide_labels(scores: Tensor, labels: LabelSet, threshold: float = 0.0) -> n
 
 
 def restored_slabs(
-    logits: Tensor, record: SpatialRecord, plan: Plan, slab_bytes: int = SLAB_BYTES
+    logits: LogitArray, record: SpatialRecord, plan: Plan, slab_bytes: int = SLAB_BYTES
 ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
     """Logits in the file's grid, piece by piece, cut along the file's z (a single plane along its rows).
 
@@ -138,7 +148,7 @@ def restored_slabs(
 
 
 def logit_slabs(
-    logits: Tensor, record: SpatialRecord, slab_bytes: int = SLAB_BYTES, along: int | None = None
+    logits: LogitArray, record: SpatialRecord, slab_bytes: int = SLAB_BYTES, along: int | None = None
 ) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
     """Resample logits to the cropped case's grid before resampling, piece by piece.
 
@@ -163,24 +173,25 @@ def logit_slabs(
         # A single plane is cut along its rows: one plane of a large picture may be large already.
         along = 0 if shape[0] > 1 else 1
     others = [axis for axis in range(3) if axis != along]
-    turned = logits.movedim(1 + along, 1)
     row_bytes = 4 * logits.shape[0] * shape[others[0]] * shape[others[1]]
     step = max(1, slab_bytes // max(1, row_bytes))
     for first in range(0, shape[along], step):
         rows = slice(first, min(first + step, shape[along]))
-        slab = _interpolate_rows(turned, taps[along], rows)
+        slab = _interpolate_rows(logits, along, taps[along], rows)
         slab = _interpolate_planes(slab, [taps[axis] for axis in others])
         where = tuple(rows if axis == along else slice(None) for axis in range(3))
         yield where, slab.movedim(1, 1 + along)
 
 
-def _interpolate_rows(logits: Tensor, taps: Taps, rows: slice) -> Tensor:
-    """Output rows `rows` of the first spatial axis, float32."""
+def _interpolate_rows(logits: LogitArray, along: int, taps: Taps, rows: slice) -> Tensor:
+    """Output rows `rows` of a spatial axis, float32, that axis first: (K, rows, p, q)."""
     import torch
 
     low, high = taps.low[rows], taps.high[rows]
     start = int(low[0])
-    part = logits[:, start : int(high[-1]) + 1].float()
+    needed = slice(start, int(high[-1]) + 1)
+    part = logits[(slice(None), *(needed if axis == along else slice(None) for axis in range(3)))]
+    part = part.movedim(1 + along, 1).float()
     weight = taps.weight[rows]
     below = part[:, torch.from_numpy(low - start).to(part.device)]
     if not weight.any():

@@ -212,7 +212,7 @@ def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
     expected = predictor.predict(np.stack(read), spacing_mm=SPACING).segmentation
     written = sitk.ReadImage(str(tmp_path / "out/b.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
-    assert json.loads((tmp_path / "out/predict_args.json").read_text())["folds"] == [0, 1]
+    assert json.loads((tmp_path / "out/predict_args.json").read_text())["models"][0]["folds"] == [0, 1]
     assert (tmp_path / "out/plan.json").exists()
 
 

@@ -1,0 +1,306 @@
+"""Out-of-fold results of a cross-validation: the folds' validation predictions, scored as one set."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.data.dataset import RawDataset
+from samunet.data.readers import segmentation_ending
+from samunet.data.splits import read_splits
+from samunet.data.workers import Progress
+from samunet.errors import SamunetError
+from samunet.evaluation.folder import evaluate_cases
+from samunet.evaluation.scores import Evaluation
+from samunet.inference.files import ARGUMENTS_FILE
+from samunet.inference.folds import find_folds
+from samunet.inference.probabilities import probability_files
+from samunet.planning.plan import Plan
+from samunet.records import read_json, write_json
+from samunet.trainers.identity import RunRecord, read_run
+from samunet.workspace import Workspace, fold_folder
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "crossval.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossvalRecord:
+    """Content of crossval.json.
+
+    Attributes:
+        model: name of the model folder.
+        folds: that were gathered.
+        fold_of_case: case -> fold that kept it out of its training.
+        configuration_hash: of the folds' configuration.
+        checkpoint: file that predicted.
+        probabilities: whether those of every case are there.
+        left_out: cases that no fold of the split validates.
+    """
+
+    model: str
+    folds: tuple[int, ...]
+    fold_of_case: dict[str, int]
+    configuration_hash: str
+    checkpoint: str
+    probabilities: bool
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossvalResult:
+    """Where the gathered predictions lie, what they are, and their scores."""
+
+    folder: Path
+    record: CrossvalRecord
+    evaluation: Evaluation
+
+    def text(self) -> str:
+        """The scores in plain words."""
+        kept = (
+            "with probabilities" if self.record.probabilities else "without probabilities (--npz keeps them)"
+        )
+        count = len(self.record.fold_of_case)
+        folds = ", ".join(map(str, self.record.folds))
+        return (
+            f"{self.evaluation.describe()}\n{count} cases of folds {folds}, {kept}: "
+            f"{self.folder / 'summary.json'}"
+        )
+
+
+def crossval_folder(model_folder: Path, folds: Sequence[int]) -> Path:
+    """Folder of the gathered predictions, nnU-Net's name."""
+    return model_folder / f"crossval_results_folds_{'_'.join(map(str, folds))}"
+
+
+def accumulate_crossval(
+    workspace: Workspace,
+    model_folder: Path,
+    output: Path | None = None,
+    *,
+    workers: int | None = 1,
+    progress: Progress | None = None,
+) -> CrossvalResult:
+    """Gather the validation predictions of all trained folds of a model and score them as one set.
+
+    Segmentations are copied; probabilities, where the validation kept them, are hard links where the file
+    system has those. The folder appears once it is complete and takes the place of an older one.
+
+    Args:
+        workspace: where raw data and splits lie.
+        model_folder: results/DATASET/CONFIGURATION__PLANS[__TAG].
+        output: None is `crossval_folder` inside the model folder.
+        workers: processes that score.
+        progress: called with (cases scored, all cases).
+
+    Raises:
+        SamunetError: cases are missing (with the commands that make them) or validated twice, or the folds
+            were trained or validated differently.
+    """
+    plan = Plan.load(model_folder / "plan.json")
+    dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
+    numbers = tuple(fold for fold in find_folds(model_folder) if isinstance(fold, int))
+    if not numbers:
+        raise SamunetError(f"{model_folder} has no numbered fold; fold `all` keeps no case out of training.")
+    runs = {fold: _run_of(model_folder, fold) for fold in numbers}
+    ending = segmentation_ending(plan.file_ending)
+    fold_of_case = _owners(model_folder, runs)
+    left_out = _check_complete(workspace, model_folder, dataset, runs, fold_of_case, ending)
+    checkpoint = _check_alike(model_folder, runs)
+    sources = {
+        name: fold_folder(model_folder, fold) / "validation" / f"{name}{ending}"
+        for name, fold in sorted(fold_of_case.items())
+    }
+    record = CrossvalRecord(
+        model=model_folder.name,
+        folds=numbers,
+        fold_of_case={name: fold_of_case[name] for name in sources},
+        configuration_hash=runs[numbers[0]].configuration_hash,
+        checkpoint=checkpoint,
+        probabilities=all(file.is_file() for s in sources.values() for file in probability_files(s)),
+        left_out=left_out,
+    )
+    folder = output or crossval_folder(model_folder, numbers)
+    _gather(sources, folder, record, model_folder)
+    pairs = [(_label(dataset, name), folder / file.name) for name, file in sources.items()]
+    evaluation = evaluate_cases(
+        pairs, plan.labels, groups=dataset.groups or None, workers=workers, progress=progress
+    )
+    evaluation.save(folder / "summary.json")
+    evaluation.save_csv(folder / "summary.csv")
+    return CrossvalResult(folder=folder, record=record, evaluation=evaluation)
+
+
+def _label(dataset: RawDataset, name: str) -> Path:
+    label = dataset.case(name).label
+    assert label is not None
+    return label
+
+
+def _run_of(model_folder: Path, fold: int) -> RunRecord:
+    found = read_run(fold_folder(model_folder, fold))
+    if found is None:
+        raise SamunetError(f"{fold_folder(model_folder, fold)} has no run.json, so its cases are not known.")
+    return found
+
+
+def _owners(model_folder: Path, runs: Mapping[int, RunRecord]) -> dict[str, int]:
+    """Case -> the fold that validated it.
+
+    Raises:
+        SamunetError: several folds did.
+    """
+    owners: dict[str, list[int]] = {}
+    for fold, run in runs.items():
+        for name in set(run.val) - set(run.train):
+            owners.setdefault(name, []).append(fold)
+    twice = {name: folds for name, folds in sorted(owners.items()) if len(folds) > 1}
+    if twice:
+        shown = "; ".join(f"{name} by folds {', '.join(map(str, f))}" for name, f in list(twice.items())[:5])
+        raise SamunetError(
+            f"{len(twice)} cases were validated by several folds of {model_folder} ({shown}). Out-of-fold "
+            "results need every case once: train all folds on one split (--splits kfold or group_kfold)."
+        )
+    return {name: folds[0] for name, folds in owners.items()}
+
+
+def _check_complete(
+    workspace: Workspace,
+    model_folder: Path,
+    dataset: RawDataset,
+    runs: Mapping[int, RunRecord],
+    fold_of_case: Mapping[str, int],
+    ending: str,
+) -> tuple[str, ...]:
+    """Every case that a fold of the split validates must be there; returns those that none does.
+
+    Raises:
+        SamunetError: lists what is missing fold by fold, with the command that makes it.
+    """
+    lacking: dict[int, list[str]] = {}
+    for name, fold in sorted(fold_of_case.items()):
+        if not (fold_folder(model_folder, fold) / "validation" / f"{name}{ending}").is_file():
+            lacking.setdefault(fold, []).append(name)
+    train = _train_command(model_folder, dataset.name)
+    faults = [
+        f"fold {fold} lacks {_few(names)}: {train.replace('FOLD', str(fold))} --val"
+        for fold, names in sorted(lacking.items())
+    ]
+    elsewhere = _splits_of(workspace, dataset.name, runs)
+    absent = [name for name in dataset.case_names if name not in fold_of_case]
+    untrained: dict[int, list[str]] = {}
+    for name in absent:
+        if name in elsewhere:
+            untrained.setdefault(elsewhere[name], []).append(name)
+    faults += [
+        f"fold {fold} is not trained, {_few(names)}: {train.replace('FOLD', str(fold))}"
+        for fold, names in sorted(untrained.items())
+    ]
+    if faults:
+        count = sum(map(len, (*lacking.values(), *untrained.values())))
+        raise SamunetError(
+            "\n".join(
+                [
+                    f"{model_folder} has no out-of-fold prediction of {count} of {len(dataset.cases)} cases:",
+                    *(f"  {fault}" for fault in faults),
+                ]
+            )
+        )
+    left_out = tuple(name for name in absent if name not in elsewhere)
+    if left_out:
+        logger.warning("No fold of the split validates %s; the results are without them.", _few(left_out))
+    return left_out
+
+
+def _splits_of(workspace: Workspace, dataset: str, runs: Mapping[int, RunRecord]) -> dict[str, int]:
+    """Case -> fold in the split that the runs were trained on, as far as its file is there."""
+    for file in sorted(workspace.preprocessed_folder(dataset).glob("splits_*.json")):
+        splits = read_splits(file)
+        if all(fold < len(splits) and set(splits[fold].val) == set(run.val) for fold, run in runs.items()):
+            return {name: fold for fold, split in enumerate(splits) for name in split.val}
+    return {}
+
+
+def _train_command(model_folder: Path, dataset: str) -> str:
+    configuration, plans, *tag = model_folder.name.split("__")
+    more = [*(["-p", plans] if plans != "samunetPlans" else []), *(["--tag", tag[0]] if tag else [])]
+    return " ".join(["samunet_train", dataset, configuration, "FOLD", *more])
+
+
+def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:
+    """The checkpoint that all folds predicted with.
+
+    Raises:
+        SamunetError: folds of different configurations, or validated in different ways; names them.
+    """
+    kinds = {fold: f"{run.configuration_hash} on data {run.data_hash}" for fold, run in runs.items()}
+    if len(set(kinds.values())) > 1:
+        told = "; ".join(f"fold {fold}: {kind}" for fold, kind in kinds.items())
+        raise SamunetError(
+            f"The folds of {model_folder} were trained from different configurations ({told}). Train them "
+            "again with the same settings, or keep them apart with --tag."
+        )
+    ways = {fold: _way(model_folder, fold) for fold in runs}
+    if len({tuple(way.values()) for way in ways.values()}) > 1:
+        told = "; ".join(f"fold {fold}: {', '.join(map(str, way.values()))}" for fold, way in ways.items())
+        raise SamunetError(
+            f"The folds of {model_folder} were validated in different ways ({told}). Run samunet_train with "
+            "--val again for those that differ."
+        )
+    return str(next(iter(ways.values()))["checkpoint"])
+
+
+def _way(model_folder: Path, fold: int) -> dict[str, Any]:
+    """How a fold's validation cases were predicted."""
+    arguments = read_json(fold_folder(model_folder, fold) / "validation" / ARGUMENTS_FILE)
+    return {
+        "checkpoint": arguments["models"][0]["checkpoint"],
+        "step_size": arguments["step_size"],
+        "mirroring": arguments["mirroring"],
+    }
+
+
+def _gather(sources: Mapping[str, Path], folder: Path, record: CrossvalRecord, model_folder: Path) -> None:
+    """Copy the predictions into a new folder, which then takes the place of `folder`.
+
+    Raises:
+        SamunetError: there is another kind of folder at its place.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
+        raise SamunetError(f"{folder} holds other files; name another folder with -o.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{os.getpid()}.partial.{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for file in sources.values():
+            shutil.copyfile(file, partial / file.name)
+            for kept in probability_files(file) if record.probabilities else ():
+                _link(kept, partial / kept.name)
+        for name in ("plan.json", "dataset.json"):
+            if (model_folder / name).is_file():
+                shutil.copyfile(model_folder / name, partial / name)
+        write_json(partial / RECORD_FILE, record)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, for probabilities are large; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return f"{len(names)} case{'s' * (len(names) != 1)} ({shown})"

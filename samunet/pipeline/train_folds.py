@@ -1,0 +1,130 @@
+"""Several folds of one configuration, one after the other, each to be continued where it stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run, train
+from samunet.trainers.checkpoint import BEST, FINAL, LATEST
+from samunet.trainers.identity import RunRecord
+from samunet.workspace import Workspace, fold_folder
+
+logger = logging.getLogger(__name__)
+
+Fold = int | str
+
+
+def train_folds(workspace: Workspace, options: TrainOptions, folds: Sequence[Fold]) -> Iterator[TrainOutcome]:
+    """Train and validate folds in order, all with the same options; one that is interrupted ends the rest.
+
+    With `options.resume` finished folds are skipped, a finished training without its validation is
+    validated, an unfinished one is continued, and one that was never started begins with the settings of
+    those that were.
+
+    Args:
+        workspace: where everything lies.
+        options: the user's words; `fold` is replaced.
+        folds: numbers or `all`.
+
+    Yields:
+        The outcome of each fold that had something to do, once it is done.
+
+    Raises:
+        SamunetError: before anything is trained, when a fold is given twice or does not exist, or, without
+            `resume` and `overwrite`, holds a training already; else what `train` raises.
+    """
+    if len(folds) == 1:
+        yield train(workspace, replace(options, fold=folds[0]))
+        return
+    twice = sorted({str(fold) for fold in folds if list(folds).count(fold) > 1})
+    if twice:
+        raise SamunetError(f"Fold {', '.join(twice)} is given twice.")
+    prepared = {fold: prepare_run(workspace, replace(options, fold=fold)) for fold in folds}
+    if not (options.resume or options.overwrite or options.only_validate):
+        _refuse_started(prepared)
+    for number, fold in enumerate(folds, start=1):
+        own = replace(options, fold=fold)
+        wanted = _continued(own, prepared) if options.resume else own
+        where = f"Fold {fold} ({number} of {len(folds)})"
+        if wanted is None:
+            logger.info("%s is trained and validated already.", where)
+            continue
+        logger.info("%s", where)
+        outcome = train(workspace, wanted)
+        yield outcome
+        if outcome.interrupted:
+            return
+
+
+def _refuse_started(prepared: dict[Fold, PreparedRun]) -> None:
+    """Do not train for hours before the fold is met that is there already."""
+    started = [str(fold) for fold, run in prepared.items() if _started(run, fold)]
+    if started:
+        model = next(iter(prepared.values())).model_folder
+        raise SamunetError(
+            f"{model} holds trainings of fold {', '.join(started)} already. Continue with --c, which trains "
+            "what is unfinished and skips the rest, start all anew with --overwrite, or name other folds."
+        )
+
+
+def _continued(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> TrainOptions | None:
+    """What is left to do for a fold under --c; None when nothing is."""
+    run = prepared[options.fold]
+    folder = fold_folder(run.model_folder, options.fold)
+    if (folder / FINAL).exists():
+        _check_settings(options, run.found, folder)
+        kept_out = set(run.split.val) - set(run.split.train)
+        if not kept_out or (folder / "validation" / "summary.json").exists():
+            return None
+        return replace(options, resume=False, only_validate=True)
+    if _started(run, options.fold):
+        return options
+    return _begun_like(replace(options, resume=False), prepared)
+
+
+def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> TrainOptions:
+    """Options of a fold that was never started: what was not given again is as in the folds that were."""
+    model_folder = next(iter(prepared.values())).model_folder
+    records = ((fold, run.found) for fold, run in prepared.items() if _started(run, fold))
+    fold, found = next(((fold, found) for fold, found in records if found is not None), (None, None))
+    if found is None:
+        return options
+    told = found.overrides
+    logger.info("It begins with the settings of fold %s of %s.", fold, model_folder.name)
+    return replace(
+        options,
+        settings=options.settings or dict(told.get("settings", {})),
+        encoder=options.encoder or found.configuration.get("encoder"),
+        weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
+        time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
+        seed=found.seed if options.seed is None else options.seed,
+    )
+
+
+def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
+    """A finished fold is not passed over in silence when other settings are asked for.
+
+    Raises:
+        SamunetError: naming them.
+    """
+    there = {} if found is None else dict(found.overrides.get("settings", {}))
+    if options.settings and options.settings != there:
+        keys = sorted({*there, *options.settings})
+        told = "; ".join(
+            f"{key}: {there.get(key)!r} there, {options.settings.get(key)!r} now"
+            for key in keys
+            if there.get(key) != options.settings.get(key)
+        )
+        raise SamunetError(
+            f"{folder} was trained with other settings ({told}). Repeat them or leave them out, give these "
+            "folds a --tag, or train anew with --overwrite."
+        )
+
+
+def _started(run: PreparedRun, fold: Fold) -> bool:
+    folder = fold_folder(run.model_folder, fold)
+    return any((folder / name).exists() for name in (FINAL, LATEST, BEST))
