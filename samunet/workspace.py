@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ DEFAULT_PLANS = "samunetPlans"
 DEFAULT_FOLDER = "samunet_workspace"
 ROOT_VARIABLE = "SAMUNET_WORKSPACE"
 WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
+LONGEST_NAME = 100
+"""Longest name of a folder that is put together from several names."""
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 
 
@@ -167,6 +170,26 @@ class Workspace:
         """Scores of trainings on single groups: matrix.csv, matrix.json, matrix_METRIC.png."""
         return self.results / dataset / "group_matrix"
 
+    def selection_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
+        """What samunet_find_best_configuration found; the default plan's file has the plain name."""
+        return self.results / dataset / f"selection{_plan_ending(plans)}.json"
+
+    def postprocessing_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
+        """The rules that the selection learned."""
+        return self.results / dataset / f"postprocessing{_plan_ending(plans)}.json"
+
+    def fold_ensemble_folder(self, dataset: str, plans: str, members: Sequence[str]) -> Path:
+        """Folder of the out-of-fold predictions that several models make together.
+
+        Args:
+            members: names of the models without the plan's, `2d_cnn` or `2d_cnn__TAG`.
+        """
+        name = "+".join(members)
+        if len(name) > LONGEST_NAME:
+            digits = hashlib.sha256(name.encode()).hexdigest()[:8]
+            name = f"{len(members)}_models_{digits}"
+        return self.results / dataset / "ensembles" / _plain(plans, "plans name") / name
+
     def pretraining_folder(self, name: str) -> Path:
         """Folder of a pretraining's checkpoints, history and slices; the result goes to `weights`."""
         return self.results / "pretraining" / _plain(name, "name of the result")
@@ -182,6 +205,12 @@ def split_tag(scheme: str | None) -> str | None:
         return None
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", str(scheme))
     return re.sub(r"_{2,}", "_", plain).strip("-")
+
+
+def short_dataset_name(dataset: str) -> str:
+    """What a user types for a dataset: `101` for `Dataset101_Heart`."""
+    match = DATASET_NAME.fullmatch(dataset)
+    return dataset if match is None else str(int(match[1]))
 
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:
@@ -203,6 +232,10 @@ def _fits(name: str, wanted: str) -> bool:
         return False
     number, title = match.groups()
     return int(wanted) == int(number) if wanted.isdecimal() else wanted in (title, f"{number}_{title}")
+
+
+def _plan_ending(plans: str) -> str:
+    return "" if plans == DEFAULT_PLANS else f"__{_plain(plans, 'plans name')}"
 
 
 def _plain(name: str, what: str) -> str:

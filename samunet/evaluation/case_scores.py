@@ -25,7 +25,7 @@ Pair = tuple[Path, Path]
 
 
 @dataclass(frozen=True)
-class _Indices:
+class Indices:
     """A label map as small class indices; `other` stands for values that are not declared."""
 
     array: np.ndarray
@@ -49,7 +49,7 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
         geometry = predicted_geometry
     differences = grid_differences(geometry, predicted_geometry, compare_spacing=_has_spacing(pair[1]))
     remarks = [f"{pair[1]} does not lie on the grid of {pair[0]}: {d}." for d in differences]
-    found, sought = _to_indices(prediction, labels), _to_indices(reference, labels)
+    found, sought = to_indices(prediction, labels), to_indices(reference, labels)
     for path, indices in ((pair[1], found), (pair[0], sought)):
         if np.any(indices.array == indices.other):
             remarks.append(
@@ -59,18 +59,18 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
 
 
 def score_indices(
-    reference: _Indices, prediction: _Indices, geometry: Geometry, labels: LabelSet, tolerance_mm: float
+    reference: Indices, prediction: Indices, geometry: Geometry, labels: LabelSet, tolerance_mm: float
 ) -> dict[str, Scores]:
     """Score all classes of one case; one pass over the voxels counts all of them."""
     # A plane has a nominal spacing across it; its area counts as the volume of a slice of 1 mm.
     spacing = (1.0, *geometry.spacing_mm[1:]) if geometry.is_2d else geometry.spacing_mm
-    joint = _joint_histogram(reference, prediction)
+    joint = joint_histogram(reference, prediction)
     if labels.ignore_index is not None:
         joint[labels.ignore_index] = 0
     boxes = _boxes(reference, prediction)
     result = {}
     for name, indices in labels.foreground.items():
-        counts = _counts(joint, indices)
+        counts = overlap_counts(joint, indices)
         box = _common_box([boxes.get(i) for i in indices], geometry.shape, whole=0 in indices)
         is_class = np.zeros(reference.other + 1, bool)
         is_class[list(indices)] = True
@@ -103,7 +103,8 @@ def _has_spacing(path: Path) -> bool:
     return file_kind(path) != "tiff" or sidecar(path) is not None
 
 
-def _to_indices(label_map: np.ndarray, labels: LabelSet) -> _Indices:
+def to_indices(label_map: np.ndarray, labels: LabelSet) -> Indices:
+    """Class indices of a label map (Z, Y, X) in the file's integers."""
     known = [*labels.values, *([] if labels.ignore is None else [labels.ignore])]
     other = len(known)
     lookup = np.full(max(known) + 2, other, np.uint16)
@@ -111,10 +112,10 @@ def _to_indices(label_map: np.ndarray, labels: LabelSet) -> _Indices:
     values = label_map
     if label_map.size and (label_map.min() < 0 or label_map.max() > max(known)):
         values = np.where((label_map < 0) | (label_map > max(known)), max(known) + 1, label_map)
-    return _Indices(lookup[values], other)
+    return Indices(lookup[values], other)
 
 
-def _joint_histogram(reference: _Indices, prediction: _Indices) -> np.ndarray:
+def joint_histogram(reference: Indices, prediction: Indices) -> np.ndarray:
     """Voxels by (reference index, predicted index), slice by slice to stay small."""
     size = reference.other + 1
     joint = np.zeros(size * size, np.int64)
@@ -123,7 +124,8 @@ def _joint_histogram(reference: _Indices, prediction: _Indices) -> np.ndarray:
     return joint.reshape(size, size)
 
 
-def _counts(joint: np.ndarray, indices: tuple[int, ...]) -> OverlapCounts:
+def overlap_counts(joint: np.ndarray, indices: tuple[int, ...]) -> OverlapCounts:
+    """Agreement of a class or region, given by its class indices, from `joint_histogram`."""
     chosen = list(indices)
     tp = int(joint[np.ix_(chosen, chosen)].sum())
     fn = int(joint[chosen].sum()) - tp
@@ -131,7 +133,7 @@ def _counts(joint: np.ndarray, indices: tuple[int, ...]) -> OverlapCounts:
     return OverlapCounts(tp, fp, fn, int(joint.sum()) - tp - fn - fp)
 
 
-def _boxes(reference: _Indices, prediction: _Indices) -> dict[int, tuple[slice, ...]]:
+def _boxes(reference: Indices, prediction: Indices) -> dict[int, tuple[slice, ...]]:
     """Class index -> box around its voxels in either map."""
     from scipy.ndimage import find_objects
 

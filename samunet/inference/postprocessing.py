@@ -1,8 +1,8 @@
 """Postprocessing of label maps by fixed rules: components that are kept, holes that are filled.
 
 A voxel that a rule removes becomes background. Components touch by faces, edges or corners; holes are
-background that is enclosed in all directions (in the plane for a single slice). Sizes are in mm³; a pixel of a
-2D image counts as a voxel of 1 mm thickness, one of a picture as 1 mm³, as in the evaluation.
+background that is enclosed in all directions (in the plane for a single slice). Sizes are in mm³; a pixel of
+a 2D image counts as a voxel of 1 mm thickness, one of a picture as 1 mm³, as in the evaluation.
 """
 
 from __future__ import annotations

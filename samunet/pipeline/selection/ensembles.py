@@ -1,0 +1,188 @@
+"""Ensembles of out-of-fold predictions: means of the probabilities that each member's own fold gave."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.data.readers import read_header
+from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.evaluation.case_scores import score_pair
+from samunet.evaluation.folder import BYTES_PER_VOXEL
+from samunet.evaluation.scores import CaseScores, Evaluation, Scores
+from samunet.evaluation.summary_file import read_summary
+from samunet.inference.ensemble import average_probabilities
+from samunet.inference.probabilities import probability_files
+from samunet.pipeline.selection.model_folder import SUMMARY
+from samunet.pipeline.selection.out_of_fold import Collected, OutOfFold
+from samunet.records import content_hash, read_json, write_json
+from samunet.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+RECORD = "ensemble.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleRecord:
+    """Content of ensemble.json: of whom the predictions beside it are, and the hash of their scores."""
+
+    version: Literal[1] = 1
+    members: tuple[str, ...]
+    made_from: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One case of one ensemble: average, write, score."""
+
+    members: tuple[Path, ...]
+    target: Path
+    reference: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """An ensemble to be made, or made before."""
+
+    members: tuple[OutOfFold, ...]
+    folder: Path
+    made_from: str
+    is_there: bool
+
+
+def make_ensembles(
+    workspace: Workspace, collected: Collected, *, workers: int | None = 1, progress: Progress | None = None
+) -> tuple[tuple[OutOfFold, ...], tuple[str, ...]]:
+    """All pairs and the ensemble of all models, predicted and scored; what was made before is read.
+
+    Returns:
+        The ensembles, and in words which models cannot take part because their probabilities were not kept.
+
+    Raises:
+        SamunetError: probabilities are damaged or of other classes.
+    """
+    able, left_out = _with_probabilities(collected)
+    groups = [*combinations(able, 2), *([tuple(able)] if len(able) > 2 else [])]
+    planned = [_plan(workspace, collected, group) for group in groups]
+    tasks = [task for one in planned if not one.is_there for task in _tasks(one, collected)]
+    if tasks:
+        missing = sum(not one.is_there for one in planned)
+        logger.info("%d ensemble(s) of out-of-fold predictions are made: %d cases.", missing, len(tasks))
+        largest = max({task.reference for task in tasks}, key=lambda path: path.stat().st_size)
+        voxels = int(np.prod(read_header(largest).geometry.shape))
+        scored = map_in_workers(
+            partial(_average_and_score, labels=collected.raw.labels, tolerance_mm=collected.tolerance_mm),
+            tasks,
+            worker_count(workers, BYTES_PER_VOXEL * voxels, len(tasks)),
+            name=lambda task: task.target.name,
+            progress=progress,
+        )
+        results = dict(zip((task.target for task in tasks), scored))
+        for one in planned:
+            if not one.is_there:
+                _finish(one, collected, results)
+    return tuple(_candidate(one, collected) for one in planned), left_out
+
+
+def _with_probabilities(collected: Collected) -> tuple[list[OutOfFold], tuple[str, ...]]:
+    able, left_out = [], []
+    for model in collected.models:
+        absent = [
+            case for case, file in model.predictions.items() if not probability_files(file)[0].is_file()
+        ]
+        if not absent:
+            able.append(model)
+            continue
+        command = collected.trained[model.name].command(collected.folds, "--val", "--npz")
+        left_out.append(
+            f"{model.name} takes part in no ensemble: the probabilities of {len(absent)} of "
+            f"{len(collected.cases)} cases were not kept. {command}"
+        )
+    return able, tuple(left_out) if len(collected.models) > 1 else ()
+
+
+def _plan(workspace: Workspace, collected: Collected, members: Sequence[OutOfFold]) -> _Planned:
+    plans = members[0].members[0].plans
+    names = [model.name for model in members]
+    folder = workspace.fold_ensemble_folder(collected.raw.name, plans, names)
+    made_from = content_hash([[model.sources for model in members], collected.cases, collected.raw.labels])
+    record = EnsembleRecord(members=tuple(names), made_from=made_from)
+    is_ours = (folder / RECORD).is_file() and read_json(folder / RECORD).get("made_from") == made_from
+    if not is_ours:
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_json(folder / RECORD, record)
+    return _Planned(
+        members=tuple(members),
+        folder=folder,
+        made_from=made_from,
+        is_there=is_ours and (folder / SUMMARY).is_file(),
+    )
+
+
+def _tasks(planned: _Planned, collected: Collected) -> list[_Task]:
+    return [
+        _Task(
+            members=tuple(model.predictions[case] for model in planned.members),
+            target=_target(planned, collected, case),
+            reference=collected.reference(case),
+        )
+        for case in collected.cases
+    ]
+
+
+def _target(planned: _Planned, collected: Collected, case: str) -> Path:
+    return planned.folder / f"{case}{collected.raw.label_ending}"
+
+
+def _average_and_score(
+    task: _Task, labels: LabelSet, tolerance_mm: float
+) -> tuple[dict[str, Scores], list[str]]:
+    """Average and score one case; what an interrupted run has written is kept."""
+    if not task.target.is_file():
+        average_probabilities(task.members, labels, task.target)
+    return score_pair((task.reference, task.target), labels, tolerance_mm)
+
+
+def _finish(
+    planned: _Planned, collected: Collected, results: dict[Path, tuple[dict[str, Scores], list[str]]]
+) -> None:
+    """Write the scores; summary.json says that the ensemble is complete."""
+    cases = []
+    for case in collected.cases:
+        target = _target(planned, collected, case)
+        metrics, remarks = results[target]
+        for remark in remarks:
+            logger.warning("%s", remark)
+        cases.append(
+            CaseScores(
+                name=case,
+                reference_file=str(collected.reference(case)),
+                prediction_file=str(target),
+                group=collected.raw.groups.get(case),
+                metrics=metrics,
+            )
+        )
+    Evaluation(collected.raw.labels, collected.tolerance_mm, tuple(cases)).save(planned.folder / SUMMARY)
+
+
+def _candidate(planned: _Planned, collected: Collected) -> OutOfFold:
+    summary = read_summary(planned.folder / SUMMARY, collected.raw.labels)
+    return OutOfFold(
+        name="+".join(model.name for model in planned.members),
+        kind="ensemble",
+        members=tuple(member for model in planned.members for member in model.members),
+        predictions={case: _target(planned, collected, case) for case in collected.cases},
+        scores=summary.cases,
+        sources={name: digest for model in planned.members for name, digest in model.sources.items()},
+    )

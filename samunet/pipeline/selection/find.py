@@ -1,0 +1,156 @@
+"""samunet_find_best_configuration: collect, ensemble, judge, learn postprocessing, write selection.json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from samunet.data.workers import Progress
+from samunet.evaluation.bootstrap import RESAMPLES, SEED
+from samunet.inference.postprocessing import Postprocessing
+from samunet.pipeline.selection.ensembles import make_ensembles
+from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
+from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
+from samunet.pipeline.selection.record import Member, Metric, Selection
+from samunet.pipeline.selection.verdicts import Units, judge, score_table
+from samunet.records import write_json
+from samunet.trainers.checkpoint import FINAL
+from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+
+logger = logging.getLogger(__name__)
+
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
+"""Opens a progress display under a title."""
+
+
+def silent(title: str) -> AbstractContextManager[None]:
+    """Show nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """What the user asks for.
+
+    Attributes:
+        wanted: models to compare.
+        metric: by which they are compared.
+        ensembles: whether pairs and the ensemble of all are tried.
+        postprocessing: whether rules are learned.
+        ignore_groups: draw cases although groups are declared (they are sites or scanners, not patients).
+        seed: of the bootstrap and of the parts on which postprocessing is learned.
+        workers: processes.
+    """
+
+    wanted: ModelsWanted
+    metric: Metric = "Dice"
+    ensembles: bool = True
+    postprocessing: bool = True
+    ignore_groups: bool = False
+    seed: int = SEED
+    workers: int | None = 1
+    bar: Bar = field(default=silent)
+
+
+def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
+    """Compare the trained models of a dataset on their out-of-fold cases and write selection.json.
+
+    Raises:
+        SamunetError: what `collect` refuses, or damaged probabilities.
+    """
+    collected = collect(workspace, options.wanted)
+    ensembles, left_out = _ensembles(workspace, collected, options)
+    candidates = (*collected.models, *ensembles)
+    units = Units.of(collected.cases, {} if options.ignore_groups else collected.raw.groups)
+    labels = collected.raw.labels
+    table = score_table(
+        [candidate.scores for candidate in candidates], collected.cases, labels, options.metric, units
+    )
+    judgement = judge(candidates, table, tuple(labels.foreground), units, options.seed)
+    chosen = candidates[judgement.chosen]
+    learned = _learn(collected, chosen, units, options)
+    selection = Selection(
+        dataset=collected.raw.name,
+        plans=options.wanted.plans,
+        splits=options.wanted.splits,
+        folds=collected.folds,
+        metric=options.metric,
+        num_cases=len(collected.cases),
+        num_units=units.number,
+        unit="group" if units.are_groups else "case",
+        is_decidable=units.are_enough,
+        seed=options.seed,
+        resamples=RESAMPLES,
+        candidates=judgement.candidates,
+        comparisons=judgement.comparisons,
+        prior=judgement.prior,
+        ensembles=judgement.ensembles,
+        recommended=chosen.members,
+        postprocessing=Postprocessing(labels=labels, rules=learned.rules),
+        postprocessing_steps=learned.steps,
+        commands=_commands(workspace, collected.raw.name, chosen.members, bool(learned.rules)),
+        left_out=(*collected.left_out, *left_out),
+        made_from=_sources(collected.models),
+    )
+    _save(workspace, selection)
+    return selection
+
+
+def _ensembles(
+    workspace: Workspace, collected: Collected, options: SelectionOptions
+) -> tuple[tuple[OutOfFold, ...], tuple[str, ...]]:
+    if not options.ensembles:
+        return (), ()
+    with options.bar("Ensembles") as progress:
+        return make_ensembles(workspace, collected, workers=options.workers, progress=progress)
+
+
+def _learn(collected: Collected, chosen: OutOfFold, units: Units, options: SelectionOptions) -> Learned:
+    if not options.postprocessing:
+        return Learned(rules=(), steps=())
+    pairs = [(collected.reference(case), chosen.predictions[case]) for case in collected.cases]
+    with options.bar("Postprocessing") as progress:
+        return learn_postprocessing(
+            pairs,
+            collected.raw.labels,
+            units,
+            seed=options.seed,
+            workers=options.workers,
+            progress=progress,
+        )
+
+
+def _sources(models: Sequence[OutOfFold]) -> dict[str, str]:
+    return {name: digest for model in models for name, digest in model.sources.items()}
+
+
+def _save(workspace: Workspace, selection: Selection) -> None:
+    file = workspace.selection_file(selection.dataset, selection.plans)
+    write_json(file, selection)
+    selection.postprocessing.save(workspace.postprocessing_file(selection.dataset, selection.plans))
+
+
+def _commands(
+    workspace: Workspace, dataset: str, members: Sequence[Member], has_rules: bool
+) -> tuple[str, ...]:
+    """Commands that predict with these members, the short one first."""
+    plans = members[0].plans
+    start = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-d", short_dataset_name(dataset)]
+    start += [] if plans == DEFAULT_PLANS else ["-p", plans]
+    commands = [" ".join([*start, "-c", "best"])]
+    tags, checkpoints = {member.tag for member in members}, {member.checkpoint for member in members}
+    if len(tags) > 1 or len(checkpoints) > 1:
+        return tuple(commands)  # no other command names members of different tags
+    words = [*start, "-c", *(member.configuration for member in members)]
+    words += ["-f", *map(str, members[0].folds)]
+    words += ["--tag", str(members[0].tag)] if tags != {None} else []
+    words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
+    commands.append(" ".join(words))
+    if has_rules:
+        commands.append(
+            "samunet_apply_postprocessing -i OUTPUT -o OUTPUT_POSTPROCESSED "
+            f"-pp_file {workspace.postprocessing_file(dataset, plans)}"
+        )
+    return tuple(commands)

@@ -1,0 +1,217 @@
+"""One model folder looked through: which folds are trained and scored, and whether they belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samunet.data.dataset import RawDataset
+from samunet.data.splits import Split
+from samunet.errors import SamunetError
+from samunet.evaluation.summary_file import Summary, read_summary
+from samunet.inference.files import ARGUMENTS_FILE
+from samunet.planning.plan import Plan
+from samunet.records import content_hash, read_json
+from samunet.trainers.checkpoint import FINAL, LATEST
+from samunet.trainers.identity import RunRecord, read_run
+from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, short_dataset_name
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAs:
+    """How a model is named on the command line."""
+
+    dataset: str
+    configuration: str
+    plans: str
+    tag: str | None
+    splits: str
+
+    @property
+    def name(self) -> str:
+        """`2d_cnn`, or `2d_cnn__TAG`."""
+        return self.configuration if self.tag is None else f"{self.configuration}__{self.tag}"
+
+    def command(self, folds: Sequence[int], *flags: str) -> str:
+        """The command that trains these folds, or does with them what the flags say."""
+        words = ["samunet_train", short_dataset_name(self.dataset), self.configuration, *map(str, folds)]
+        words += [] if self.plans == DEFAULT_PLANS else ["-p", self.plans]
+        words += [] if self.tag is None else ["--tag", self.tag]
+        words += [] if self.splits == "kfold" else ["--splits", self.splits]
+        return " ".join([*words, *flags])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredFold:
+    """A trained fold with the scores of its validation cases."""
+
+    run: RunRecord
+    summary: Summary
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model and its folds; it can be compared when there are no faults.
+
+    Attributes:
+        faults: in words, everything that keeps it out, with the commands that mend it.
+    """
+
+    trained: TrainedAs
+    folder: Path
+    folds: dict[int, ScoredFold]
+    faults: tuple[str, ...]
+
+    def validation(self, fold: int) -> Path:
+        """Folder of the predictions of a fold's validation cases."""
+        return fold_folder(self.folder, fold) / "validation"
+
+    def told(self) -> str:
+        """All faults in one line."""
+        return f"{self.trained.name}: {'; '.join(self.faults)}."
+
+
+@dataclass
+class _Faults:
+    """Folds by what is wrong with them, so that one command mends all of a kind."""
+
+    of_model: list[str] = field(default_factory=list)
+    untrained: list[int] = field(default_factory=list)
+    unfinished: list[int] = field(default_factory=list)
+    unscored: list[int] = field(default_factory=list)
+    other_split: list[int] = field(default_factory=list)
+
+    def told(self, trained: TrainedAs) -> tuple[str, ...]:
+        parts = list(self.of_model)
+        for folds, words, flags in (
+            (self.untrained, "not trained", ()),
+            (self.unfinished, "not trained to the end", ("--c",)),
+            (self.unscored, "trained, but without scores and predictions of all its cases", ("--val",)),
+        ):
+            if folds:
+                parts.append(f"{fold_words(folds)} {words}: {trained.command(folds, *flags)}")
+        if self.other_split:
+            parts.append(
+                f"{fold_words(self.other_split)} trained on another split; name its scheme with --splits, or "
+                f"train anew: {trained.command(self.other_split, '--overwrite')}"
+            )
+        return tuple(parts)
+
+
+def look_at(
+    workspace: Workspace, raw: RawDataset, trained: TrainedAs, splits: dict[int, Split]
+) -> ModelFolder:
+    """Read what a model folder holds of the folds in `splits`; never raises for what is wrong with it."""
+    folder = workspace.model_folder(trained.dataset, trained.configuration, trained.plans, trained.tag)
+    faults, folds = _Faults(), {}
+    faults.of_model += _plan_faults(workspace, raw, trained, folder)
+    for number, split in splits.items():
+        fold = _scored_fold(fold_folder(folder, number), number, split, raw, faults)
+        if fold is not None:
+            folds[number] = fold
+    faults.of_model += _odd_folds(trained, folds)
+    return ModelFolder(trained=trained, folder=folder, folds=folds, faults=faults.told(trained))
+
+
+def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, folder: Path) -> list[str]:
+    """What is wrong with the data that the model was trained on."""
+    try:
+        plan = Plan.load(folder / "plan.json")
+    except SamunetError as fault:
+        return [str(fault).rstrip(".")]
+    told = []
+    if plan.labels != raw.labels:
+        told.append(f"trained with other labels than {raw.folder / 'dataset.json'} declares; train it again")
+    file = workspace.plan_file(trained.dataset, trained.plans)
+    if file.is_file() and Plan.load(file).fingerprint_hash != plan.fingerprint_hash:
+        told.append(
+            f"trained on another plan, made from other data than {file} (it was planned again since); train "
+            "it again"
+        )
+    return told
+
+
+def _scored_fold(
+    folder: Path, number: int, split: Split, raw: RawDataset, faults: _Faults
+) -> ScoredFold | None:
+    """The fold's run and scores; None, with a fault noted, where something is missing."""
+    validation = folder / "validation"
+    try:
+        run = read_run(folder)
+        if run is None:
+            faults.untrained.append(number)
+            return None
+        if run.split_hash != content_hash([sorted(split.train), sorted(split.val)]):
+            faults.other_split.append(number)
+            return None
+        if not (validation / SUMMARY).is_file():
+            _unscored(folder, number, faults)
+            return None
+        summary = read_summary(validation / SUMMARY, raw.labels)
+        checkpoint = _checkpoint(validation)
+    except SamunetError as fault:
+        faults.of_model.append(str(fault).rstrip("."))
+        return None
+    files = [validation / f"{case}{raw.label_ending}" for case in split.val]
+    if not set(split.val) <= set(summary.cases) or not all(file.is_file() for file in files):
+        faults.unscored.append(number)
+        return None
+    return ScoredFold(run=run, summary=summary, checkpoint=checkpoint)
+
+
+def _checkpoint(validation: Path) -> str:
+    """File name of the checkpoint that predicted the validation cases."""
+    file = validation / ARGUMENTS_FILE
+    if not file.is_file():
+        return FINAL
+    try:
+        return str(read_json(file)["models"][0]["checkpoint"])
+    except (KeyError, IndexError, TypeError) as fault:
+        raise SamunetError(
+            f"{file} does not say which checkpoint predicted; validate again with --val"
+        ) from fault
+
+
+def _unscored(folder: Path, number: int, faults: _Faults) -> None:
+    """Note how far a fold without scores has come."""
+    if (folder / FINAL).is_file():
+        faults.unscored.append(number)
+    elif (folder / LATEST).is_file():
+        faults.unfinished.append(number)
+    else:
+        faults.untrained.append(number)
+
+
+def _odd_folds(trained: TrainedAs, folds: dict[int, ScoredFold]) -> list[str]:
+    """Folds that were trained from, or predicted with, something else than most."""
+    told = []
+    for kinds, words, flag in (
+        (
+            {n: (fold.run.configuration_hash, _teacher(fold.run)) for n, fold in folds.items()},
+            "trained on another plan or with other settings than the rest",
+            "--overwrite",
+        ),
+        (
+            {n: fold.checkpoint for n, fold in folds.items()},
+            "validated with another checkpoint than the rest",
+            "--val",
+        ),
+    ):
+        values = list(kinds.values())
+        odd = [number for number, kind in kinds.items() if kind != max(values, key=values.count)]
+        if odd:
+            told.append(f"{fold_words(odd)} {words}: {trained.command(odd, flag)}")
+    return told
+
+
+def _teacher(run: RunRecord) -> str:
+    return "" if run.distillation is None else str(run.distillation.get("teacher"))
+
+
+def fold_words(folds: Sequence[int]) -> str:
+    """`fold 2`, or `folds 2 3`."""
+    return f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))}"

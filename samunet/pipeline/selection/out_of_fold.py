@@ -1,0 +1,238 @@
+"""The out-of-fold predictions of all trained models of a dataset, checked so that they can be compared.
+
+A model that lacks something is left out and named with the command that mends it; one that the user named is
+refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.data.dataset import RawDataset
+from samunet.data.splits import SCHEMES, Split, read_splits
+from samunet.errors import SamunetError, unknown_name
+from samunet.evaluation.scores import Scores
+from samunet.pipeline.selection.model_folder import SUMMARY, ModelFolder, TrainedAs, fold_words, look_at
+from samunet.pipeline.selection.record import Kind, Member, file_digest
+from samunet.planning.methods import ALIASES
+from samunet.trainers.identity import RunRecord
+from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+
+logger = logging.getLogger(__name__)
+
+UNETS = ("2d_unet", "3d_unet")
+PRIOR = ("official", "shipped", "file")
+"""Values of `encoder_weights` that bring something learned before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsWanted:
+    """Which models are compared.
+
+    Attributes:
+        dataset: full name.
+        configurations: names (`2d_cnn`, `2d_cnn__TAG`); empty takes every complete one.
+        splits: scheme of the split that they share.
+        folds: empty takes all of the split.
+    """
+
+    dataset: str
+    configurations: tuple[str, ...] = ()
+    plans: str = DEFAULT_PLANS
+    splits: str = "kfold"
+    folds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFold:
+    """A model, or an ensemble of models, with each case as predicted by a fold that has not seen it.
+
+    Attributes:
+        predictions: case -> segmentation file.
+        scores: case -> class -> metric -> value.
+        sources: file below results/DATASET -> SHA-256.
+    """
+
+    name: str
+    kind: Kind
+    members: tuple[Member, ...]
+    predictions: dict[str, Path]
+    scores: dict[str, dict[str, Scores]]
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """All that is compared.
+
+    Attributes:
+        cases: out-of-fold cases by name, the same for all models.
+        folds: that they come from.
+        trained: model name -> how it is trained.
+        left_out: in words, models that are not complete.
+    """
+
+    raw: RawDataset
+    models: tuple[OutOfFold, ...]
+    cases: tuple[str, ...]
+    folds: tuple[int, ...]
+    trained: dict[str, TrainedAs]
+    tolerance_mm: float
+    left_out: tuple[str, ...]
+
+    def reference(self, case: str) -> Path:
+        """Label file of a case."""
+        label = self.raw.case(case).label
+        assert label is not None
+        return label
+
+
+def collect(workspace: Workspace, wanted: ModelsWanted) -> Collected:
+    """Find the models of a dataset and read the scores of their out-of-fold cases.
+
+    Raises:
+        SamunetError: no raw data, split or model; a model that was named is not complete (all faults are
+            listed); or no model is.
+    """
+    raw = RawDataset.load(workspace.raw_folder(wanted.dataset))
+    splits = _splits(workspace, wanted, raw)
+    models = [look_at(workspace, raw, trained, splits) for trained in _trainings(workspace, wanted)]
+    left_out = tuple(model.told() for model in models if model.faults)
+    models = [model for model in models if not model.faults]
+    if left_out and (wanted.configurations or not models):
+        hint = "Or compare on the folds that are there with -f, or leave models out with -c."
+        raise SamunetError("\n".join(["These models cannot be compared yet:", *left_out, hint]))
+    tolerances = {fold.summary.tolerance_mm for model in models for fold in model.folds.values()}
+    if len(tolerances) > 1:
+        told = ", ".join(f"{tolerance:g}" for tolerance in sorted(tolerances))
+        raise SamunetError(
+            f"The models were scored with different tolerances of the surface Dice ({told} mm). Validate "
+            "them again with samunet_train ... --val."
+        )
+    _mention_leaks(raw, splits)
+    return Collected(
+        raw=raw,
+        models=tuple(_out_of_fold(workspace, raw, model, splits) for model in models),
+        cases=tuple(sorted(name for split in splits.values() for name in split.val)),
+        folds=tuple(splits),
+        trained={model.trained.name: model.trained for model in models},
+        tolerance_mm=tolerances.pop(),
+        left_out=left_out,
+    )
+
+
+def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict[int, Split]:
+    """Fold -> its split, only the folds that were asked for."""
+    if wanted.splits.partition(":")[0] not in SCHEMES:
+        raise unknown_name("split scheme", wanted.splits, SCHEMES)
+    file = workspace.splits_file(wanted.dataset, wanted.splits)
+    if not file.is_file():
+        raise SamunetError(
+            f"There is no split {file}. Training makes it (samunet_train "
+            f"{short_dataset_name(wanted.dataset)} auto 0); another one is named with --splits."
+        )
+    splits = dict(enumerate(read_splits(file)))
+    absent = sorted(set(wanted.folds) - set(splits))
+    if absent or not splits:
+        raise SamunetError(f"{file} has no {fold_words(absent or [0])}; it has {len(splits)} folds.")
+    chosen = {fold: split for fold, split in splits.items() if fold in (wanted.folds or splits)}
+    names = [name for split in chosen.values() for name in split.val]
+    if len(set(names)) < len(names):
+        raise SamunetError(
+            f"{file} holds out cases in several folds, so a case has several predictions. Compare on a split "
+            "that holds out each case once (kfold, group_kfold, leave_one_group_out), or on one fold of this "
+            "one with -f."
+        )
+    foreign = sorted(set(names) - set(raw.case_names))
+    if foreign:
+        raise SamunetError(f"{file} names cases that {raw.folder} does not have: {', '.join(foreign[:5])}.")
+    return chosen
+
+
+def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
+    """The models to look at."""
+    found = {}
+    for folder in sorted((workspace.results / wanted.dataset).glob("*__*")):
+        configuration, plans, *tags = folder.name.split("__")
+        if plans == wanted.plans and len(tags) <= 1 and any(folder.glob("fold_[0-9]*")):
+            trained = TrainedAs(
+                dataset=wanted.dataset,
+                configuration=configuration,
+                plans=plans,
+                tag=tags[0] if tags else None,
+                splits=wanted.splits,
+            )
+            found[trained.name] = trained
+    if not found:
+        raise SamunetError(
+            f"No fold of {wanted.dataset} is trained with the plan {wanted.plans}. Train some first: "
+            f"samunet_train {short_dataset_name(wanted.dataset)} 2d_unet 0, and so on for folds and methods."
+        )
+    if not wanted.configurations:
+        return list(found.values())
+    chosen = []
+    for name in dict.fromkeys(wanted.configurations):
+        configuration, _, tag = name.partition("__")
+        full = ALIASES.get(configuration, configuration) + (f"__{tag}" if tag else "")
+        if full not in found:
+            raise unknown_name(f"trained model of {wanted.dataset}", full, found)
+        chosen.append(found[full])
+    return chosen
+
+
+def _out_of_fold(
+    workspace: Workspace, raw: RawDataset, model: ModelFolder, splits: dict[int, Split]
+) -> OutOfFold:
+    first = next(iter(model.folds.values()))
+    member = Member(
+        configuration=model.trained.configuration,
+        plans=model.trained.plans,
+        tag=model.trained.tag,
+        folds=tuple(splits),
+        checkpoint=first.checkpoint,
+    )
+    predictions, scores, sources = {}, {}, {}
+    for fold, split in splits.items():
+        validation = model.validation(fold)
+        for case in split.val:
+            predictions[case] = validation / f"{case}{raw.label_ending}"
+            scores[case] = model.folds[fold].summary.cases[case]
+        digest = file_digest(validation / SUMMARY)
+        assert digest is not None
+        name = (validation / SUMMARY).relative_to(workspace.results / model.trained.dataset)
+        sources[name.as_posix()] = digest
+    return OutOfFold(
+        name=member.name,
+        kind=_kind(first.run),
+        members=(member,),
+        predictions=predictions,
+        scores=scores,
+        sources=sources,
+    )
+
+
+def _kind(run: RunRecord) -> Kind:
+    """A distilled network is neither a baseline nor a method on SAM's encoder, whatever its shape."""
+    if run.distillation is not None:
+        return "other"
+    if run.configuration.get("encoder"):
+        return "sam" if run.configuration.get("encoder_weights") in PRIOR else "encoder without prior"
+    return "unet" if run.configuration.get("method") in UNETS else "other"
+
+
+def _mention_leaks(raw: RawDataset, splits: dict[int, Split]) -> None:
+    """Say it where a group lies on both sides of a fold: if groups are patients, all scores are too good."""
+    torn: set[str] = set()
+    for split in splits.values():
+        sides = [
+            {raw.groups[name] for name in part if name in raw.groups} for part in (split.train, split.val)
+        ]
+        torn |= sides[0] & sides[1]
+    if torn:
+        logger.warning(
+            "%d group(s) have cases in training and in validation of the same fold. If groups are patients, "
+            "the scores of all models are too good; train with --splits group_kfold.",
+            len(torn),
+        )

@@ -1,0 +1,210 @@
+"""selection.json: what was compared on out-of-fold cases, what it gave, and what is to be predicted with."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import Interval
+from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.records import read_record
+from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+
+Kind = Literal["sam", "encoder without prior", "unet", "other", "ensemble"]
+Metric = Literal["Dice", "SurfaceDice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A trained model that takes part in the recommendation, as samunet_predict names it."""
+
+    configuration: str
+    plans: str
+    tag: str | None
+    folds: tuple[int, ...]
+    checkpoint: str
+
+    @property
+    def name(self) -> str:
+        """`2d_cnn`, or `2d_cnn__TAG`."""
+        return self.configuration if self.tag is None else f"{self.configuration}__{self.tag}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its 95 % interval; the bounds are None where there is none (a single patient)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, interval: Interval) -> Estimate:
+        """From numbers that may be NaN."""
+        low, high = (None if math.isnan(b) else b for b in (interval.low, interval.high))
+        return cls(value=interval.value, low=low, high=high)
+
+    @property
+    def is_above_zero(self) -> bool:
+        return self.low is not None and self.low > 0
+
+    @property
+    def is_below_zero(self) -> bool:
+        return self.high is not None and self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateScore:
+    """One model or ensemble.
+
+    Attributes:
+        name: of the model, or of all its members with a plus between them.
+        kind: `sam` has an encoder with pretrained weights; `encoder without prior` has one that started from
+            nothing; `unet` is a baseline; `other` neither (a distilled student, a method from outside).
+        members: names of the models.
+        mean: over the classes of the means over the cases.
+        classes: mean per class; None for a class that no reference holds.
+    """
+
+    name: str
+    kind: Kind
+    members: tuple[str, ...]
+    mean: Estimate
+    classes: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two candidates; `first` has the higher mean. `word` says whether `first` beats `second`."""
+
+    first: str
+    second: str
+    difference: Estimate
+    word: Literal["beats", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorVerdict:
+    """Whether SAM's prior helped: the best model with it against the best U-Net.
+
+    Attributes:
+        word: `not compared` where one of the two sides is missing.
+        pretrained: whether the models on SAM's encoder had pretrained weights; without them the comparison is
+            of architectures, and says nothing of the prior.
+        difference: best of the one kind minus best of the other.
+        text: in plain words.
+    """
+
+    word: Literal["helps", "does not help", "undecided", "not compared"]
+    pretrained: bool
+    sam: str | None
+    unet: str | None
+    difference: Estimate | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleGain:
+    """Gain of an ensemble over the best single model, whichever that is."""
+
+    name: str
+    gain: Estimate
+    is_shown: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostprocessingStep:
+    """A step of postprocessing that was tried.
+
+    Attributes:
+        target: class or region, None for the whole foreground.
+        kind: what was tried: which `components` to keep, or `holes`.
+        rule: learned on all cases; None where nothing helped.
+        gain: in mean Dice, learned on the other patients and judged on those left out.
+        accepted: its interval lies above zero and no class is hurt on average.
+    """
+
+    target: str | None
+    kind: Literal["components", "holes"]
+    rule: Rule | None
+    gain: Estimate
+    accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Content of selection.json.
+
+    Attributes:
+        plans / splits / folds: which models were compared.
+        metric: that decided; the mean over the classes of the means over the cases.
+        unit: what was drawn in the bootstrap, `group` where the dataset declares groups.
+        is_decidable: False with too few units; then every word is `undecided`.
+        candidates: single models, then ensembles.
+        comparisons: all pairs of single models; their intervals hold all at once.
+        recommended: the model, or the members of the ensemble.
+        postprocessing: rules that the recommendation is followed by; may be empty.
+        commands: that predict with the recommendation.
+        left_out: in words, models and ensembles that could not be compared.
+        made_from: file below results/DATASET -> SHA-256 of it.
+    """
+
+    version: Literal[1] = 1
+    dataset: str
+    plans: str
+    splits: str
+    folds: tuple[int, ...]
+    metric: Metric
+    num_cases: int
+    num_units: int
+    unit: Literal["case", "group"]
+    is_decidable: bool
+    seed: int
+    resamples: int
+    candidates: tuple[CandidateScore, ...]
+    comparisons: tuple[Comparison, ...]
+    prior: PriorVerdict
+    ensembles: tuple[EnsembleGain, ...]
+    recommended: tuple[Member, ...]
+    postprocessing: Postprocessing
+    postprocessing_steps: tuple[PostprocessingStep, ...]
+    commands: tuple[str, ...]
+    left_out: tuple[str, ...]
+    made_from: dict[str, str]
+
+
+def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLANS) -> Selection:
+    """The dataset's selection, refused when the models that it compared were scored anew since.
+
+    Args:
+        workspace: where the results lie.
+        dataset: full name.
+        plans: name of the plan.
+
+    Raises:
+        SamunetError: there is none, it is unreadable, or stale; names the command that makes it.
+    """
+    file = workspace.selection_file(dataset, plans)
+    named = "" if plans == DEFAULT_PLANS else f" -p {plans}"
+    command = f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
+    if not file.is_file():
+        raise SamunetError(f"There is no {file}, so it is not known which model is best. Run {command}.")
+    selection = read_record(Selection, file)
+    root = workspace.results / dataset
+    stale = [name for name, digest in selection.made_from.items() if file_digest(root / name) != digest]
+    if stale:
+        raise SamunetError(
+            f"{file} was made from other scores than those of now ({len(stale)} of "
+            f"{len(selection.made_from)} summaries changed or are gone, such as {root / stale[0]}). "
+            f"Run {command} again."
+        )
+    return selection
+
+
+def file_digest(file: Path) -> str | None:
+    """SHA-256 of a file, or None where there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -1,0 +1,261 @@
+"""From scores to words: who beats whom, whether SAM's prior helped, whether an ensemble is worth it.
+
+Two questions are asked, and each has its own 95 %: how the single models stand to each other (all pairs; the
+verdict on the prior is read from the same intervals), and what the ensembles gain over the single models.
+Within a question all intervals hold at once, so that picking the best afterwards makes no word wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import (
+    FEWEST_UNITS,
+    SEED,
+    Bootstrap,
+    Interval,
+    ScoreTable,
+    best_against_best,
+)
+from samunet.evaluation.scores import Scores
+from samunet.pipeline.selection.out_of_fold import OutOfFold
+from samunet.pipeline.selection.record import (
+    CandidateScore,
+    Comparison,
+    EnsembleGain,
+    Estimate,
+    Metric,
+    PriorVerdict,
+)
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """What the bootstrap draws: cases, or groups of cases.
+
+    Attributes:
+        of_case: number of the unit of each case.
+        are_groups: whether groups were declared and used.
+    """
+
+    of_case: np.ndarray
+    are_groups: bool
+
+    @classmethod
+    def of(cls, cases: Sequence[str], groups: Mapping[str, str]) -> Units:
+        """Groups where they are known; a case without one stands for itself."""
+        known = [("group", groups[case]) if case in groups else ("case", case) for case in cases]
+        numbers = {unit: number for number, unit in enumerate(dict.fromkeys(known))}
+        return cls(of_case=np.array([numbers[unit] for unit in known]), are_groups=bool(groups))
+
+    @property
+    def number(self) -> int:
+        return int(self.of_case.max()) + 1
+
+    @property
+    def are_enough(self) -> bool:
+        return self.number >= FEWEST_UNITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """The words and the numbers behind them.
+
+    Attributes:
+        chosen: index of the candidate to use.
+    """
+
+    candidates: tuple[CandidateScore, ...]
+    comparisons: tuple[Comparison, ...]
+    prior: PriorVerdict
+    ensembles: tuple[EnsembleGain, ...]
+    chosen: int
+
+
+def score_table(
+    scores: Sequence[Mapping[str, Mapping[str, Scores]]],
+    cases: Sequence[str],
+    labels: LabelSet,
+    metric: Metric,
+    units: Units,
+) -> ScoreTable:
+    """Scores of candidates (each case -> class -> metric) as arrays.
+
+    Raises:
+        SamunetError: no reference holds any class.
+    """
+    names = list(labels.foreground)
+    values = np.array([[[one[case][name][metric] for name in names] for case in cases] for one in scores])
+    present = np.array([[scores[0][case][name]["n_ref"] > 0 for name in names] for case in cases])
+    if not present.any():
+        raise SamunetError(
+            "No reference of the out-of-fold cases holds any class, so there is nothing to compare by."
+        )
+    return ScoreTable(values=values, present=present, units=units.of_case)
+
+
+def judge(
+    candidates: Sequence[OutOfFold], table: ScoreTable, names: Sequence[str], units: Units, seed: int = SEED
+) -> Judgement:
+    """Compare candidates, single models before ensembles.
+
+    Args:
+        candidates: in the order of the table.
+        table: their scores.
+        names: classes or regions, in the order of the table.
+        units: of the cases; with too few of them every word is `undecided`.
+        seed: of the bootstrap.
+    """
+    bootstrap = Bootstrap.draw(table, seed=seed)
+    singles = [i for i, c in enumerate(candidates) if c.kind != "ensemble"]
+    pairs = list(combinations(singles, 2))
+    differences = dict(zip(pairs, bootstrap.differences(pairs)))
+    gains = _ensemble_gains(candidates, bootstrap, singles, units)
+    return Judgement(
+        candidates=tuple(_scores(candidates, table, bootstrap, names)),
+        comparisons=tuple(
+            _comparison(candidates, pair, difference, units) for pair, difference in differences.items()
+        ),
+        prior=_prior(candidates, bootstrap, differences, units),
+        ensembles=tuple(gains.values()),
+        chosen=_choose(candidates, bootstrap, singles, gains),
+    )
+
+
+def _scores(
+    candidates: Sequence[OutOfFold], table: ScoreTable, bootstrap: Bootstrap, names: Sequence[str]
+) -> list[CandidateScore]:
+    class_means = table.class_means()[0]
+    return [
+        CandidateScore(
+            name=candidate.name,
+            kind=candidate.kind,
+            members=tuple(member.name for member in candidate.members),
+            mean=Estimate.of(bootstrap.mean(i)),
+            classes={n: None if np.isnan(m) else float(m) for n, m in zip(names, class_means[i])},
+        )
+        for i, candidate in enumerate(candidates)
+    ]
+
+
+def _comparison(
+    candidates: Sequence[OutOfFold], pair: Pair, difference: Interval, units: Units
+) -> Comparison:
+    first, second = pair
+    if difference.value < 0:
+        first, second, difference = second, first, _negative(difference)
+    estimate = Estimate.of(difference)
+    beats = units.are_enough and estimate.is_above_zero
+    return Comparison(
+        first=candidates[first].name,
+        second=candidates[second].name,
+        difference=estimate,
+        word="beats" if beats else "undecided",
+    )
+
+
+def _negative(interval: Interval) -> Interval:
+    return Interval(-interval.value, -interval.high, -interval.low)
+
+
+def _prior(
+    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, differences: Mapping[Pair, Interval], units: Units
+) -> PriorVerdict:
+    """Best model on SAM's encoder against the best U-Net; with pretrained weights where there are any."""
+    kinds = [candidate.kind for candidate in candidates]
+    pretrained = "sam" in kinds
+    ours = [i for i, kind in enumerate(kinds) if kind == ("sam" if pretrained else "encoder without prior")]
+    unets = [i for i, kind in enumerate(kinds) if kind == "unet"]
+    if not ours or not unets:
+        return PriorVerdict(
+            word="not compared",
+            pretrained=pretrained,
+            sam=None,
+            unet=None,
+            difference=None,
+            text=f"Whether SAM helps is not known: {_lacking(bool(ours))}",
+        )
+    pairs = [(a, b) for a in ours for b in unets]
+    ordered = [
+        differences[pair] if pair in differences else _negative(differences[pair[::-1]]) for pair in pairs
+    ]
+    found = Estimate.of(best_against_best(ordered, pairs, ours))
+    sam, unet = (candidates[max(group, key=lambda i: bootstrap.observed[i])].name for group in (ours, unets))
+    word = "undecided"
+    if units.are_enough:
+        word = "helps" if found.is_above_zero else "does not help" if found.is_below_zero else "undecided"
+    return PriorVerdict(
+        word=word,  # type: ignore[arg-type]
+        pretrained=pretrained,
+        sam=sam,
+        unet=unet,
+        difference=found,
+        text=_prior_text(word, sam, unet, pretrained),
+    )
+
+
+def _lacking(has_sam: bool) -> str:
+    if has_sam:
+        return "no U-Net is trained on these folds to compare with (2d_unet, 3d_unet)."
+    return "no method on SAM's encoder is trained on these folds to compare with."
+
+
+def _prior_text(word: str, sam: str, unet: str, pretrained: bool) -> str:
+    what = "SAM" if pretrained else "SAM's encoder without pretrained weights"
+    text = {
+        "helps": f"{what} helps here: {sam} beats every U-Net.",
+        "does not help": f"{what} does not help here: use {unet}.",
+        "undecided": f"Undecided whether {what} helps here: {sam} and {unet} are too close for these cases.",
+    }[word]
+    return text if pretrained else f"{text} It says nothing of SAM's prior, for no weights of it were used."
+
+
+def _ensemble_gains(
+    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, singles: Sequence[int], units: Units
+) -> dict[int, EnsembleGain]:
+    """Gain of each ensemble over the best single model, whichever of them it is."""
+    ensembles = [i for i in range(len(candidates)) if i not in singles]
+    pairs = [(e, s) for e in ensembles for s in singles]
+    found = dict(zip(pairs, bootstrap.differences(pairs)))
+    gains = {}
+    for e in ensembles:
+        own = [(e, s) for s in singles]
+        gain = Estimate.of(best_against_best([found[pair] for pair in own], own, [e]))
+        gains[e] = EnsembleGain(
+            name=candidates[e].name, gain=gain, is_shown=units.are_enough and gain.is_above_zero
+        )
+    return gains
+
+
+def _choose(
+    candidates: Sequence[OutOfFold],
+    bootstrap: Bootstrap,
+    singles: Sequence[int],
+    gains: Mapping[int, EnsembleGain],
+) -> int:
+    """The single model with the highest mean, unless an ensemble's gain is shown.
+
+    Of several such ensembles the best of two; the larger one, which costs more, only where it is shown to be
+    better than that.
+    """
+    shown = [i for i, gain in gains.items() if gain.is_shown]
+    if not shown:
+        return max(singles, key=lambda i: bootstrap.observed[i])
+    fewest = min(len(candidates[i].members) for i in shown)
+    small = [i for i in shown if len(candidates[i].members) == fewest]
+    best = max(small, key=lambda i: bootstrap.observed[i])
+    large = [i for i in shown if i not in small]
+    better = [
+        i
+        for i, d in zip(large, bootstrap.differences([(i, best) for i in large]))
+        if Estimate.of(d).is_above_zero
+    ]
+    return max(better, key=lambda i: bootstrap.observed[i]) if better else best

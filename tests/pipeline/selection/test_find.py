@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_runs import REGIONS
+
+from samunet.errors import SamunetError
+from samunet.pipeline.selection import Selection, load_selection
+from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.pipeline.selection.text import describe
+from samunet.records import read_json
+
+PRETRAINED = {"encoder_weights": "file"}
+
+
+def find(made: MadeUp, **options: Any) -> Selection:
+    wanted = {
+        key: options.pop(key) for key in ("configurations", "folds", "splits", "plans") if key in options
+    }
+    chosen = {"ensembles": False, "postprocessing": False, **options}
+    return find_best(
+        made.workspace, SelectionOptions(wanted=ModelsWanted(dataset=DATASET, **wanted), **chosen)
+    )
+
+
+def words(selection: Selection) -> dict[tuple[str, str], str]:
+    return {(c.first, c.second): c.word for c in selection.comparisons}
+
+
+def test_one_beats_the_other_and_sam_does_not_help(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("3d_unet", missing(0.1), seed=1)
+    made.add("2d_unet", missing(0.3), seed=2)
+    made.add("2d_cnn", missing(0.3), seed=3, **PRETRAINED)
+    made.add("2d_linear", missing(0.5), seed=4, **PRETRAINED)
+    found = find(made)
+    assert words(found)["3d_unet", "2d_cnn"] == "beats"
+    assert words(found)["2d_cnn", "2d_linear"] == "beats"
+    (between,) = {("2d_cnn", "2d_unet"), ("2d_unet", "2d_cnn")} & set(words(found))
+    assert words(found)[between] == "undecided"
+    assert found.prior.word == "does not help"
+    assert found.prior.text == "SAM does not help here: use 3d_unet."
+    assert (found.prior.sam, found.prior.unet) == ("2d_cnn", "3d_unet")
+    assert found.prior.difference is not None
+    assert found.prior.difference.high is not None
+    assert found.prior.difference.high < 0
+    assert [member.name for member in found.recommended] == ["3d_unet"]
+    assert found.commands[0] == "samunet_predict -i INPUT -o OUTPUT -d 950 -c best"
+    assert found.commands[1] == "samunet_predict -i INPUT -o OUTPUT -d 950 -c 3d_unet -f 0 1 2 3 4"
+    text = describe(found)
+    assert "3d_unet beats 2d_cnn: +0." in text
+    assert "SAM does not help here: use 3d_unet." in text
+    assert load_selection(made.workspace, DATASET) == found
+
+
+def test_sam_helps(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.4), seed=1)
+    made.add("2d_cnn", missing(0.1), seed=2, **PRETRAINED)
+    found = find(made)
+    assert found.prior.word == "helps"
+    assert found.prior.text == "SAM helps here: 2d_cnn beats every U-Net."
+    assert found.recommended[0].name == "2d_cnn"
+
+
+def test_undecided(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.2), seed=1)
+    made.add("2d_cnn", missing(0.2), seed=2, **PRETRAINED)
+    found = find(made)
+    assert list(words(found).values()) == ["undecided"]
+    assert found.prior.word == "undecided"
+    assert "undecided" in describe(found)
+
+
+def test_an_encoder_from_scratch_says_nothing_of_the_prior(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.1), seed=1)
+    made.add("2d_cnn", missing(0.4), seed=2)
+    found = find(made)
+    assert found.prior.word == "does not help"
+    assert not found.prior.pretrained
+    assert "says nothing of SAM's prior" in found.prior.text
+    made.add("2d_linear", missing(0.4), seed=2, **PRETRAINED)
+    again = find(made)
+    assert (again.prior.sam, again.prior.pretrained) == ("2d_linear", True)  # only this one has the prior
+
+
+def test_without_a_baseline_the_prior_is_not_judged(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_cnn", missing(0.1), **PRETRAINED)
+    found = find(made)
+    assert found.prior.word == "not compared"
+    assert "no U-Net is trained" in found.prior.text
+    assert "nothing to compare it with" in describe(found)
+
+
+def test_means_are_those_of_the_summaries(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=12)
+    folder = made.add("2d_unet", missing(0.3, 0.3))
+    dices: dict[str, list[float]] = {"organ": [], "lesion": []}
+    for fold in range(5):
+        summary = read_json(folder / f"fold_{fold}" / "validation" / "summary.json")
+        for case in summary["metric_per_case"]:
+            for key, name in summary["classes"].items():
+                dices[name].append(case["metrics"][key]["Dice"])
+    score = find(made).candidates[0]
+    assert score.classes == pytest.approx({name: np.mean(values) for name, values in dices.items()})
+    assert score.mean.value == pytest.approx(np.mean([np.mean(v) for v in dices.values()]))
+    other = find(made, metric="SurfaceDice")
+    assert other.metric == "SurfaceDice"
+    assert other.candidates[0].mean.value != pytest.approx(score.mean.value)
+
+
+def test_few_patients_decide_nothing(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=5)
+    made.add("2d_unet", missing(0.1), seed=1)
+    made.add("2d_cnn", missing(0.6), seed=2, **PRETRAINED)
+    found = find(made, postprocessing=True)
+    assert not found.is_decidable
+    assert set(words(found).values()) == {"undecided"}
+    assert found.prior.word == "undecided"
+    assert found.postprocessing_steps == ()
+    assert "Below 6 cases" in describe(found)
+
+
+def test_cases_of_a_patient_are_no_independent_cases(tmp_path: Path) -> None:
+    """A difference that one patient with many cases makes is decided by cases, and not by patients."""
+    groups = {f"case_{i:02d}": "big" if i < 13 else f"patient_{i}" for i in range(20)}
+    made = MadeUp(root=tmp_path, groups=groups)
+    made.add("2d_unet", missing(0.2, 0.0), seed=1)
+
+    def better_on_one(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        case = int(rng.bit_generator.seed_seq.entropy[1])  # type: ignore[attr-defined]
+        return missing(0.1 if case < 13 else 0.2, 0.0)(truth, rng)
+
+    made.add("2d_cnn", better_on_one, seed=2, **PRETRAINED)
+    together, apart = find(made), find(made, ignore_groups=True)
+    assert (together.unit, together.num_units, apart.unit, apart.num_units) == ("group", 8, "case", 20)
+    assert together.prior.word == "undecided"
+    assert apart.prior.word == "helps"
+    assert "draws of 8 groups" in describe(together)
+
+
+def test_an_ensemble_whose_gain_is_shown_is_recommended(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
+    made.add("2d_cnn", missing(0.3), seed=2, probabilities=True, **PRETRAINED)
+    found = find(made, ensembles=True)
+    (gain,) = found.ensembles
+    assert gain.name == "2d_cnn+2d_unet"
+    assert gain.is_shown
+    assert [member.name for member in found.recommended] == ["2d_cnn", "2d_unet"]
+    assert found.commands[1].endswith("-d 950 -c 2d_cnn 2d_unet -f 0 1 2 3 4")
+    assert "1 of 1 with an interval above zero" in describe(found)
+
+
+def test_an_ensemble_without_a_gain_is_not_recommended(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=8)
+    for name in ("2d_unet", "3d_unet", "2d_cnn"):
+        made.add(name, missing(0.3), seed=1, probabilities=True)  # the same mistakes
+    found = find(made, ensembles=True)
+    assert len(found.ensembles) == 4  # three pairs and all
+    assert not any(gain.is_shown for gain in found.ensembles)
+    assert len(found.recommended) == 1
+    assert "Ensembles are not recommended" in describe(found)
+
+
+def test_ensembles_are_made_once(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
+    made.add("2d_cnn", missing(0.3), seed=2, probabilities=True)
+    first = find(made, ensembles=True)
+    folder = made.workspace.fold_ensemble_folder(DATASET, "samunetPlans", ["2d_cnn", "2d_unet"])
+    file = folder / "case_00.nii.gz"
+    before = file.stat().st_mtime_ns
+    assert find(made, ensembles=True) == first
+    assert file.stat().st_mtime_ns == before
+    made.add("2d_cnn", missing(0.1), seed=2, probabilities=True)
+    again = find(made, ensembles=True)
+    assert file.stat().st_mtime_ns != before
+    assert again.candidates[-1].mean.value > first.candidates[-1].mean.value
+
+
+def test_missing_probabilities_name_the_command(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
+    made.add("2d_cnn__wide", missing(0.3), seed=2)
+    found = find(made, ensembles=True)
+    assert found.ensembles == ()
+    (told,) = found.left_out
+    assert told.startswith("2d_cnn__wide takes part in no ensemble: the probabilities of 6 of 6 cases")
+    assert "samunet_train 950 2d_cnn 0 1 2 3 4 --tag wide --val --npz" in told
+
+
+def test_regions(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, labels=REGIONS)
+    made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
+    made.add("3d_unet", missing(0.3), seed=2, probabilities=True)
+    found = find(made, ensembles=True, postprocessing=True)
+    assert set(found.candidates[0].classes) == {"whole", "core"}
+    assert found.ensembles[0].is_shown
+    assert load_selection(made.workspace, DATASET).postprocessing.labels == REGIONS
+
+
+def test_a_stale_selection_is_refused(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    with pytest.raises(SamunetError, match=r"which model is best\. Run samunet_find_best_config.* 950"):
+        load_selection(made.workspace, DATASET)
+    folder = made.add("2d_unet", missing(0.3))
+    find(made)
+    assert load_selection(made.workspace, DATASET).recommended[0].name == "2d_unet"
+    made.add("2d_unet", missing(0.3), folds=[2], seed=9)
+    with pytest.raises(SamunetError, match=r"1 of 5 summaries changed .*fold_2.* again"):
+        load_selection(made.workspace, DATASET)
+    (folder / "fold_1" / "validation" / "summary.json").unlink()
+    with pytest.raises(SamunetError, match="2 of 5 summaries changed or are gone"):
+        load_selection(made.workspace, DATASET)
+
+
+def test_the_seed_is_kept_and_repeats(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=8)
+    made.add("2d_unet", missing(0.3))
+    one, two, other = find(made, seed=3), find(made, seed=3), find(made, seed=4)
+    assert one == two
+    assert one.seed == 3
+    assert one.candidates[0].mean.low != other.candidates[0].mean.low

@@ -1,0 +1,144 @@
+"""What keeps a model out of the comparison is said in one message, with the command that mends it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_runs import REGIONS
+
+from samunet.data.splits import Split, write_splits
+from samunet.errors import SamunetError
+from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, collect
+from samunet.planning.plan import Plan
+from samunet.records import read_json, write_json
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeUp:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.2))
+    return made
+
+
+def gather(made: MadeUp, *names: str, **wanted: Any) -> Collected:
+    return collect(made.workspace, ModelsWanted(dataset=DATASET, configurations=names, **wanted))
+
+
+def test_all_cases_of_all_folds(made: MadeUp) -> None:
+    made.add("2d_cnn__wide", missing(0.2))
+    found = gather(made)
+    assert [model.name for model in found.models] == ["2d_cnn__wide", "2d_unet"]
+    assert found.cases == tuple(made.names)
+    assert found.folds == (0, 1, 2, 3, 4)
+    member = found.models[0].members[0]
+    assert (member.configuration, member.tag, member.checkpoint) == ("2d_cnn", "wide", "checkpoint_final.pth")
+    assert gather(made, "2d").models[0].name == "2d_unet"  # nnU-Net's name
+
+
+def test_missing_folds_name_the_trainings(made: MadeUp) -> None:
+    folder = made.add("2d_cnn__wide", missing(0.2))
+    shutil.rmtree(folder / "fold_1")
+    shutil.rmtree(folder / "fold_4")
+    shutil.rmtree(folder / "fold_2" / "validation")
+    shutil.rmtree(folder / "fold_3" / "validation")
+    (folder / "fold_3" / "checkpoint_final.pth").rename(folder / "fold_3" / "checkpoint_latest.pth")
+    found = gather(made)
+    assert [model.name for model in found.models] == ["2d_unet"]
+    (told,) = found.left_out
+    assert "folds 1 4 not trained: samunet_train 950 2d_cnn 1 4 --tag wide" in told
+    assert "fold 2 trained, but without scores" in told
+    assert "samunet_train 950 2d_cnn 2 --tag wide --val" in told
+    assert "fold 3 not trained to the end: samunet_train 950 2d_cnn 3 --tag wide --c" in told
+    with pytest.raises(SamunetError, match="cannot be compared yet"):
+        gather(made, "2d_cnn__wide", "2d_unet")
+    assert len(gather(made, folds=(0,)).models) == 2
+    assert gather(made, folds=(0,)).cases == made.splits[0].val
+
+
+def test_predictions_that_are_gone(made: MadeUp) -> None:
+    validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_0" / "validation"
+    next(validation.glob("*.nii.gz")).unlink()
+    with pytest.raises(SamunetError, match="fold 0 trained, but without scores and predictions of all"):
+        gather(made)
+
+
+def test_another_split(made: MadeUp) -> None:
+    swapped = [Split(split.train, split.val) for split in (*made.splits[1:], made.splits[0])]
+    write_splits(made.workspace.splits_file(DATASET), swapped)
+    with pytest.raises(SamunetError) as error:
+        gather(made)
+    assert "folds 0 1 2 3 4 trained on another split; name its scheme with --splits" in str(error.value)
+    assert "samunet_train 950 2d_unet 0 1 2 3 4 --overwrite" in str(error.value)
+
+
+def test_a_fold_of_another_plan(made: MadeUp) -> None:
+    folder = made.workspace.model_folder(DATASET, "2d_unet")
+    run = read_json(folder / "fold_3" / "run.json")
+    write_json(folder / "fold_3" / "run.json", {**run, "configuration_hash": "1234"})
+    with pytest.raises(SamunetError, match="fold 3 trained on another plan or with other settings than the"):
+        gather(made)
+
+
+def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
+    folder = made.workspace.model_folder(DATASET, "2d_unet")
+    plan = Plan.load(folder / "plan.json")
+    replace(plan, fingerprint_hash="f" * 16).save(made.workspace.plan_file(DATASET))
+    with pytest.raises(SamunetError, match="trained on another plan, made from other data than"):
+        gather(made)
+    plan.save(made.workspace.plan_file(DATASET))
+    assert gather(made)
+    replace(plan, labels=REGIONS).save(folder / "plan.json")
+    with pytest.raises(SamunetError, match="trained with other labels than"):
+        gather(made)
+    (folder / "plan.json").unlink()
+    with pytest.raises(SamunetError, match="There is no plan"):
+        gather(made)
+
+
+def test_another_checkpoint_in_one_fold(made: MadeUp) -> None:
+    validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation"
+    write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_best.pth"}]})
+    with pytest.raises(SamunetError, match=r"fold 2 validated with another checkpoint .*2d_unet 2 --val"):
+        gather(made)
+
+
+def test_other_tolerances(made: MadeUp) -> None:
+    file = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation" / "summary.json"
+    write_json(file, {**read_json(file), "tolerance_mm": 1.0})
+    with pytest.raises(SamunetError, match=r"different tolerances of the surface Dice \(1, 2 mm\)"):
+        gather(made)
+
+
+def test_what_cannot_be_asked(made: MadeUp) -> None:
+    with pytest.raises(SamunetError, match=r"Unknown trained model .* '2d_linear'"):
+        gather(made, "2d_linear")
+    with pytest.raises(SamunetError, match="No fold of Dataset950_Made is trained with the plan others"):
+        gather(made, plans="others")
+    with pytest.raises(SamunetError, match="has no fold 7; it has 5 folds"):
+        gather(made, folds=(7,))
+    with pytest.raises(SamunetError, match="There is no split"):
+        gather(made, splits="group_kfold")
+    with pytest.raises(SamunetError, match="Unknown split scheme"):
+        gather(made, splits="halves")
+
+
+def test_cases_held_out_twice(made: MadeUp) -> None:
+    twice = [*made.splits[:4], Split(made.splits[0].train, made.splits[0].val)]
+    write_splits(made.workspace.splits_file(DATASET), twice)
+    with pytest.raises(SamunetError, match="holds out cases in several folds"):
+        gather(made)
+
+
+def test_patients_on_both_sides_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6, groups={f"case_{i:02d}": f"p{i // 2}" for i in range(6)})
+    made.add("2d_unet", missing(0.2))
+    with caplog.at_level(logging.WARNING):
+        gather(made)
+    assert "3 group(s) have cases in training and in validation" in caplog.text
+    assert "--splits group_kfold" in caplog.text
