@@ -15,6 +15,9 @@ from samunet.errors import SamunetError
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
 from samunet.pipeline.report.write import ReportOptions, write_report
+from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.pipeline.selection.text import describe
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
@@ -79,14 +82,14 @@ class RunAllOutcome:
     """Where the report lies; `interrupted` when a signal ended a training early."""
 
     report: Path | None
-    verdict: tuple[str, ...] = ()
+    verdict: str = ""
     interrupted: bool = False
 
     def text(self) -> str:
         """The outcome in plain words."""
         if self.interrupted:
             return "Interrupted. The same command goes on from here."
-        return "\n".join([*self.verdict, f"Report: {self.report}"])
+        return f"{self.verdict}\n\nReport: {self.report}".lstrip()
 
 
 def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_screen) -> RunAllOutcome:
@@ -112,8 +115,25 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
         if not _train(workspace, options, training):
             return RunAllOutcome(report=None, interrupted=True)
         clock.note(training, time.perf_counter() - start)
+    verdict = _select(workspace, options, made, trainings)
     report = write_report(workspace, ReportOptions(dataset=options.dataset, plans=made.name))
-    return RunAllOutcome(report=report)
+    return RunAllOutcome(report=report, verdict=verdict)
+
+
+def _select(workspace: Workspace, options: RunAllOptions, made: Plan, trainings: Sequence[Training]) -> str:
+    """Compare what was trained on its out-of-fold cases; empty where no case was kept out."""
+    folds = tuple(dict.fromkeys(t.fold for t in trainings if isinstance(t.fold, int)))
+    if not folds:
+        return ""
+    names = dict.fromkeys(t.configuration for t in trainings)
+    tag = f"__{options.tag}" if options.tag else ""
+    wanted = ModelsWanted(
+        dataset=options.dataset,
+        configurations=tuple(f"{name}{tag}" for name in names),
+        plans=made.name,
+        folds=folds,
+    )
+    return describe(find_best(workspace, SelectionOptions(wanted=wanted, workers=options.workers)))
 
 
 def _plan(workspace: Workspace, options: RunAllOptions) -> Plan:

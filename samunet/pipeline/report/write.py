@@ -20,6 +20,7 @@ from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
 from samunet.pipeline.report.content import Gallery, Page, Picture, Table
 from samunet.pipeline.report.intervals import dice_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
+from samunet.pipeline.report.verdict import verdict_content
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import read_record, write_text
@@ -94,6 +95,8 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
     fingerprint_file = workspace.fingerprint_file(options.dataset)
     fingerprint = read_record(Fingerprint, fingerprint_file) if fingerprint_file.exists() else None
     galleries = _galleries(workspace, scored) if options.pictures else ()
+    plans = options.plans or models[0].plan.name
+    verdict = verdict_content(workspace, options.dataset, plans, scored=bool(scored))
     hidden = {"pictures"} if not galleries else set()
     return Page(
         dataset=options.dataset,
@@ -101,8 +104,8 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         date=datetime.now(timezone.utc).date().isoformat(),
         version=__version__,
         sections=tuple(section for section in SECTIONS if section[0] not in hidden),
-        verdict=_verdict(options.dataset, scored),
-        comparisons=None,
+        verdict=verdict.sentences,
+        comparisons=verdict.comparisons,
         scores=content.score_table(models, overall),
         scores_note=_scores_note(options.dataset, scored),
         scores_chart=draw_scores(scored, overall, np.random.default_rng(SEED)) if scored else "",
@@ -120,7 +123,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         weights=content.weight_lines(models),
         plans=tuple(content.plan_content(plan) for plan in _plans(workspace, models)),
         data=Table(head=("",), rows=()) if fingerprint is None else content.data_table(fingerprint),
-        commands=_commands(options.dataset, models),
+        commands=(*_commands(options.dataset, models), *verdict.commands),
     )
 
 
@@ -131,13 +134,6 @@ def _summary(model: Model) -> str:
         f"{plan.num_training} training cases, channel{'s' * (len(plan.channel_names) > 1)} {channels}; "
         f"{', '.join(plan.labels.foreground)}."
     )
-
-
-def _verdict(dataset: str, scored: Sequence[Model]) -> tuple[str, ...]:
-    again = f"Run samunet_find_best_configuration {dataset}"
-    if not scored:
-        return (f"No fold has been scored on cases it had not seen. Train folds 0 to 4, then {again}.",)
-    return (f"Nothing has been compared yet. {again}, then this report again.",)
 
 
 def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
