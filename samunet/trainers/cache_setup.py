@@ -27,6 +27,7 @@ from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource
+from samunet.trainers.generalizing import parts_of
 from samunet.trainers.identity import CacheUse
 from samunet.trainers.reporter import duration
 from samunet.trainers.run import RunRequest, TrainingRun
@@ -76,6 +77,12 @@ def prepare_cache(
         return CacheUse(mode="on the fly", reason=reason)
     if wanted.units:
         setup.build(wanted, needed)
+    if parts_of(run.config.augmentation):
+        run.reporter.message(
+            f"augmentation={run.config.augmentation}: each slice is encoded plain and in {wanted.views - 1} "
+            "augmented view(s), and every step draws one of these. More of them: --set views=N; a new draw "
+            "in every step: --set cache=false."
+        )
     run.source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
     items = wanted.cache.identity.items_per_case
     return CacheUse(mode="cached", views=wanted.views, items_per_case=items)
