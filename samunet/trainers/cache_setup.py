@@ -73,7 +73,10 @@ def prepare_cache(
         reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free or allowed"
         if earlier is not None:
             raise SamunetError(f"This run was trained from a cache, and {reason}. Make room to continue it.")
-        run.reporter.message(f"Encoding on the fly: {reason}. Fewer views need less: --set views=N.")
+        run.reporter.message(
+            f"Encoding on the fly: {reason}. Fewer views need less (--set views=N), and so does a compact "
+            "cache (--set cache_storage=int8 or pca:N)."
+        )
         return CacheUse(mode="on the fly", reason=reason)
     if wanted.units:
         setup.build(wanted, needed)
@@ -126,6 +129,7 @@ class _Setup:
             seed=CACHE_SEED,
             items_per_case=items_per_case,
             data_hash=plan.data_hash(configuration.data),
+            storage=self.config.cache_storage,
         )
         return EmbeddingCache(self.folder(identity.signature), identity)
 
@@ -174,7 +178,7 @@ class _Setup:
             return 0.0
         channels = len(self.run.plan.channel_names) * (2 * self.config.slice_context + 1)
         patch = self.run.configuration.patch_size
-        per_item = bytes_per_item(self.network, channels, patch, self.run.device)
+        per_item = bytes_per_item(self.network, channels, patch, self.run.device, self.config.cache_storage)
         return _count(wanted.units) * per_item / 1e9
 
     def limit_gb(self) -> float:
@@ -208,6 +212,7 @@ class _Setup:
             regions=labels.has_regions,
             ignore_index=labels.ignore_index,
             num_foreground=len(labels.foreground),
+            fit_cases=frozenset(self.source.settings.train),
         )
 
     def seconds_per_item(self, units: list[Unit]) -> float:
@@ -232,6 +237,10 @@ class _Setup:
 
         build_cache(cache, self.network, self.view_source(), wanted.units, self.options(), progress)
         reporter.message(f"Embedding cache built in {duration(time.monotonic() - started)}.")
+        errors = cache.mean_errors([(unit.case, unit.view) for unit in wanted.units])
+        if errors:
+            told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+            reporter.message(f"Relative error of {self.config.cache_storage}: {told}.")
 
 
 def _count(units: list[Unit]) -> int:
