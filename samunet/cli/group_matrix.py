@@ -20,8 +20,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         "samunet_group_matrix",
         "Collect the validation scores of trainings on a single group (site, scanner): source -> target, as "
-        "CSV, JSON and a picture. What is missing is named with the command that trains it (samunet_train with "
-        "--splits single_source:GROUP).",
+        "CSV, JSON and a picture. What is missing is named with the command that makes it (samunet_train "
+        "with --splits single_source:GROUP).",
         EXAMPLES,
     )
     parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="dataset by id or name")

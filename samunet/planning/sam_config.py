@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from samunet.planning.cache_storage import Storage
 from samunet.planning.methods import MethodConfig
 
 
@@ -28,6 +29,8 @@ class SamHeadConfig(MethodConfig):
     """Keep the frozen encoder's outputs on disk instead of encoding in every step."""
     views: int = 6
     """Augmented views stored per slice in the embedding cache; the first is the plain slice."""
+    cache_storage: str = "fp16"
+    """How the cache keeps embeddings: `fp16`, `int8`, or `pca:N` (N principal components, in int8)."""
     slice_context: int = 0
     """Neighbouring slices on each side that are given as further channels (0: single slices)."""
     channel_map: Literal["fixed", "stem"] = "fixed"
@@ -36,3 +39,6 @@ class SamHeadConfig(MethodConfig):
     """Base width of the head; None scales it with the encoder (the method's page has the values)."""
     paper_compat: bool = False
     """Behave like the paper's public code where it differs from the sound choice."""
+
+    def __post_init__(self) -> None:
+        Storage.parse(self.cache_storage)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import PATCH, VARIANTS, SamVariant, get_variant
+from samunet.planning.cache_storage import Storage
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.head_costs import HeadInput
 from samunet.planning.memory import (
@@ -46,7 +47,6 @@ ENCODE_BATCH = 4
 """Slices encoded at once for the cache."""
 SLOWEST_SLICE_SECONDS = 5.0
 """A larger input or encoder is not taken where encoding a slice takes longer: prediction would crawl."""
-BYTES_PER_CACHED_VALUE = 2
 RANDOM = "random"
 FULL_FROM_SCRATCH = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
 FULL_PRETRAINED = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
@@ -256,7 +256,8 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     cache_gb = encode_hours = 0.0
     if is_cached(config):
         stored = context.num_slices * config.views
-        cache_gb = stored * cache_bytes(way.variant, way.input_size, spec.cached_blocks) / 1e9
+        per_slice = cache_bytes(way.variant, way.input_size, spec.cached_blocks, config.cache_storage)
+        cache_gb = stored * per_slice / 1e9
         encode_hours = stored * step_seconds(encode, context.budget) / ENCODE_BATCH / 3600
     fixed = bool({"epochs", "iterations"} & context.settings.keys())
     seconds = step_seconds(train, context.budget)
@@ -282,10 +283,10 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     )
 
 
-def cache_bytes(variant: SamVariant, input_size: int, blocks: int = 0) -> int:
-    """Bytes of one slice's embedding, float16: the neck's, and the outputs of some blocks."""
-    channels = variant.prompt_dim + blocks * variant.width
-    return channels * (input_size // PATCH) ** 2 * BYTES_PER_CACHED_VALUE
+def cache_bytes(variant: SamVariant, input_size: int, blocks: int = 0, storage: str = "fp16") -> int:
+    """Bytes of one slice's embedding: the neck's, and the outputs of some blocks."""
+    channels = (variant.prompt_dim, *(variant.width for _ in range(blocks)))
+    return Storage.parse(storage).bytes(channels, (input_size // PATCH) ** 2)
 
 
 def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:

@@ -150,10 +150,12 @@ def _encoder_reasons(
     elif option.input_size == INPUT_SIZES[-1] and context.encoder is None:
         reasons.append(f"{option.variant.name} at {option.input_size} pixels is the largest choice at hand.")
     if option.cached:
-        megabytes = cache_bytes(option.variant, option.input_size, spec.cached_blocks) / 1e6
+        storage = option.config.cache_storage
+        megabytes = cache_bytes(option.variant, option.input_size, spec.cached_blocks, storage) / 1e6
+        kept = "" if storage == "fp16" else f" ({storage})"
         reasons.append(
             f"The frozen encoder runs once: {context.num_slices} slices x {option.config.views} views x "
-            f"{megabytes:.2g} MB = {option.forecast.cache_gb:.1f} GB of cache."
+            f"{megabytes:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
         )
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")

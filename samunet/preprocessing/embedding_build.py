@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import islice
 from math import prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from samunet.data.labels import OUTSIDE
 from samunet.networks.features import Features
+from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.preprocessing.streams import BatchStream, Sample
@@ -26,6 +29,8 @@ from samunet.records import write_json
 
 logger = logging.getLogger(__name__)
 
+FITTED_SLICES = 64
+"""Slices that principal components are fitted to, about."""
 Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
 """(image (C, *load), label (*load), seed) -> (image (C, *patch), target (T, *patch)); picklable."""
 Progress = Callable[[int, int], None]
@@ -104,6 +109,7 @@ class BuildOptions:
         autocast: makes the context of the forward pass.
         ignore_index: class index of ignored voxels; with `regions` the last target channel marks them.
         num_foreground: foreground outputs.
+        fit_cases: cases that principal components are fitted to; none of them: all that are encoded.
     """
 
     batch_size: int
@@ -113,6 +119,7 @@ class BuildOptions:
     regions: bool
     ignore_index: int | None
     num_foreground: int
+    fit_cases: frozenset[str] = frozenset()
 
 
 def missing_units(cache: EmbeddingCache, store: CaseStore, views: dict[str, int]) -> list[Unit]:
@@ -141,11 +148,15 @@ def missing_units(cache: EmbeddingCache, store: CaseStore, views: dict[str, int]
 
 
 @torch.no_grad()
-def bytes_per_item(network: nn.Module, channels: int, patch_size: Sequence[int], device: torch.device) -> int:
-    """Disk need of one item: half-precision levels and one byte a target voxel."""
+def bytes_per_item(
+    network: nn.Module, channels: int, patch_size: Sequence[int], device: torch.device, storage: str = "fp16"
+) -> int:
+    """Disk need of one item: its levels, a half-precision picture, and one byte a target voxel."""
     image = torch.zeros(1, channels, *patch_size, device=device)
-    arrays = feature_arrays(network.encode(image))  # type: ignore[operator]
-    return sum(2 * array[0].numel() for array in arrays.values()) + prod(patch_size)
+    features = network.encode(image)  # type: ignore[operator]
+    kind, picture = Storage.parse(storage), features.image
+    levels = sum(kind.bytes((level.shape[1],), level[0, 0].numel()) for level in features.levels)
+    return levels + (0 if picture is None else 2 * picture[0].numel()) + prod(patch_size)
 
 
 def feature_arrays(features: Features) -> dict[str, Tensor]:
@@ -182,6 +193,7 @@ def build_cache(
     """
     _open_case.cache_clear()  # cases may have been preprocessed anew since
     cache.prepare()
+    _prepare_components(cache, network, source, units, options)
     keys = (ItemKey(unit.case, unit.view, item) for unit in units for item in unit.items)
     stream = BatchStream(source, _in_batches(keys, options.batch_size), options.workers, options.device)
     total, done = sum(len(unit.items) for unit in units), 0
@@ -196,6 +208,33 @@ def build_cache(
         stream.close()
 
 
+def _prepare_components(
+    cache: EmbeddingCache,
+    network: nn.Module,
+    source: ViewSource,
+    units: Sequence[Unit],
+    options: BuildOptions,
+) -> None:
+    """Principal components from plain slices of the training cases, fitted once a cache.
+
+    They need no label. A cache that folds share keeps those of the fold that came first.
+    """
+    storage = Storage.parse(cache.identity.storage)
+    if storage.kind != "pca" or cache.bases_file.exists() or not units:
+        return
+    fitted = [unit for unit in units if unit.case in options.fit_cases] or list(units)
+    keys = sorted({ItemKey(unit.case, 0, item) for unit in fitted for item in unit.items})
+    chosen = keys[:: max(1, len(keys) // FITTED_SLICES)]
+    stream = BatchStream(
+        source, _in_batches(iter(chosen), options.batch_size), options.workers, options.device
+    )
+    try:
+        bases = fit_bases(_encode(stream, network, options), storage.components, cache.identity.seed)
+    finally:
+        stream.close()
+    save_bases(cache.bases_file, bases)
+
+
 def _in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
     while batch := list(islice(keys, size)):
         yield batch
@@ -204,12 +243,13 @@ def _in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
 def _encode(
     stream: BatchStream, network: nn.Module, options: BuildOptions
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Arrays by name, item by item: features in half precision and the target."""
+    """Arrays by name, item by item: levels in single precision, a picture in half, and the target."""
     for batch in stream:
         with options.autocast():
             features = network.encode(batch["image"].to(options.device))  # type: ignore[operator]
         arrays = {
-            name: array.to(torch.float16).cpu().numpy() for name, array in feature_arrays(features).items()
+            name: array.to(torch.float32 if name.startswith(LEVEL) else torch.float16).cpu().numpy()
+            for name, array in feature_arrays(features).items()
         }
         dtype = torch.uint8 if options.num_foreground < 254 else torch.int16
         arrays["target"] = batch["target"].to(dtype).numpy()
@@ -250,8 +290,11 @@ def _write_unit(
     files: dict[str, _ArrayFile] = {}
     counts: list[tuple[int, ...]] = []
     annotated: list[int] = []
+    errors: list[dict[str, float]] = []
     try:
-        for arrays in encoded:
+        for item in encoded:
+            arrays, error = cache.codec.encode(item)
+            errors.append(error)
             for name, array in arrays.items():
                 if name not in files:
                     path = cache.view_file(unit.case, unit.view, f"{name}.npy")
@@ -263,7 +306,13 @@ def _write_unit(
     finally:
         for file in files.values():
             file.close()
-    entry = ViewEntry(key=unit.key, items=unit.items, counts=tuple(counts), annotated=tuple(annotated))
+    entry = ViewEntry(
+        key=unit.key,
+        items=unit.items,
+        counts=tuple(counts),
+        annotated=tuple(annotated),
+        errors={name: fmean(error[name] for error in errors) for name in errors[0]},
+    )
     write_json(cache.view_file(unit.case, unit.view, "json"), entry)
 
 

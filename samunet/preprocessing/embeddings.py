@@ -1,30 +1,33 @@
 """Embedding cache: a frozen encoder's outputs on disk, for several augmented views of every slice.
 
 One folder per identity (encoder weights, input, augmentation...), in it one folder per case, in it per view
-`vN.level_I.npy` and `vN.target.npy`, float16 and uint8 arrays that are read by memory mapping. `vN.json` is
-written
-last: without it the view does not exist.
+`vN.level_I.npy` and `vN.target.npy`, float16 and uint8 arrays that are read by memory mapping; compact kinds
+(see compact.py) have uint8 levels with `vN.level_I_range.npy`. `vN.json` is written last: without it the view
+does not exist.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import tile_grid
+from samunet.preprocessing.compact import Codec, load_bases
 from samunet.records import content_hash, read_json, read_record, to_data, write_json
 
 IDENTITY_FILE = "identity.json"
+BASES_FILE = "components.npz"
 OPEN_ARRAYS = 512
 """Memory-mapped arrays a process keeps open."""
 
@@ -47,6 +50,7 @@ class CacheIdentity:
         augmentation: settings of the augmented views, plain data; `seed` of their draws.
         items_per_case: most slices or tiles kept of a case; None keeps all.
         data_hash: of the preprocessing.
+        storage: how levels are kept, see planning/cache_storage.py.
     """
 
     encoder_sha256: str
@@ -63,6 +67,7 @@ class CacheIdentity:
     seed: int
     items_per_case: int | None
     data_hash: str
+    storage: str = "fp16"
 
     @property
     def signature(self) -> str:
@@ -79,12 +84,14 @@ class ViewEntry:
         items: first voxel (z, y, x) of each cached slice or tile.
         counts: for each item, voxels of each foreground output (in this view).
         annotated: voxels in each item that are not ignored.
+        errors: of compact kinds, level -> relative error (see compact.py), the mean over the items.
     """
 
     key: str
     items: tuple[tuple[int, int, int], ...]
     counts: tuple[tuple[int, ...], ...]
     annotated: tuple[int, ...]
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def case_items(
@@ -154,7 +161,7 @@ class EmbeddingCache:
     def differences(self, path: Path) -> list[str]:
         """In words, the keys in which the identity stored in a file differs from this one."""
         found, wanted = read_json(path), to_data(self.identity)
-        names = [field.name for field in fields(CacheIdentity)]
+        names = [entry.name for entry in fields(CacheIdentity)]
         return [
             f"{name} is {_shown(found.get(name))} there, {_shown(wanted[name])} now"
             for name in names
@@ -185,6 +192,11 @@ class EmbeddingCache:
         """
         return read_record(ViewEntry, self.view_file(case, view, "json"))
 
+    def mean_errors(self, views: Sequence[tuple[str, int]]) -> dict[str, float]:
+        """Level -> mean relative error over the views (case, number); empty for `fp16`."""
+        errors = [self.entry(case, view).errors for case, view in views]
+        return {name: fmean(error[name] for error in errors) for name in (errors[0] if errors else {})}
+
     def tables(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         """Of the plain view: voxels per item and foreground output (N, K_fg), and annotated voxels (N,)."""
         if case not in self._tables:
@@ -201,6 +213,21 @@ class EmbeddingCache:
             self._arrays.pop(path, None)
             path.unlink()
 
+    @property
+    def bases_file(self) -> Path:
+        """Principal components of the cache, for `pca`."""
+        return self.folder / BASES_FILE
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Turns stored arrays into features.
+
+        Raises:
+            SamunetError: the principal components are missing or damaged.
+        """
+        storage = Storage.parse(self.identity.storage)
+        return Codec(storage, load_bases(self.bases_file) if storage.kind == "pca" else None)
+
     @cached_property
     def array_names(self) -> tuple[str, ...]:
         """Names of the arrays of a view: `level_0`..., perhaps `image_skip`, and `target`."""
@@ -212,7 +239,7 @@ class EmbeddingCache:
         arrays = {
             name: self._array(self.view_file(case, view, f"{name}.npy"))[index] for name in self.array_names
         }
-        return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        return self.codec.decode(arrays)
 
     def _array(self, path: Path) -> np.ndarray:
         if path in self._arrays:

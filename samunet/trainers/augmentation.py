@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 from torch import Tensor
 
 from samunet.data.labels import OUTSIDE
+from samunet.planning.methods import AugmentationPreset
+from samunet.trainers import generalizing
 
 ANISOTROPY = 3.0
 """Patches longer than this times their first axis are augmented slice by slice (nnU-Net)."""
@@ -38,8 +40,6 @@ MARGIN = 0.85
 """The loaded patch is enlarged by its inverse beyond what rotation needs (nnU-Net)."""
 MIN_BLUR_SIZE = 4
 """Shorter axes are not blurred: the reflected border of the widest kernel (3) would not fit."""
-
-Preset = Literal["full", "light", "none"]
 
 
 @contextmanager
@@ -62,7 +62,8 @@ class AugmentationSettings:
     Attributes:
         patch_size: voxels that the network sees (2 or 3 axes).
         mirror_axes: spatial axes of the patch that may be mirrored.
-        preset: `full` (nnU-Net), `light` (rotation, scaling, mirroring), `none`.
+        preset: `full` (nnU-Net), `light` (rotation, scaling, mirroring), `none`; `generalize` and its parts
+            are `full` with the stronger transforms of generalizing.py.
         masked_channels: image channels that are set to 0 outside the nonzero mask again.
         regions: class indices of each region output, or None for exclusive classes.
         ignore_index: class index of ignored voxels, if any.
@@ -70,7 +71,7 @@ class AugmentationSettings:
 
     patch_size: tuple[int, ...]
     mirror_axes: tuple[int, ...] = ()
-    preset: Preset = "full"
+    preset: AugmentationPreset = "full"
     masked_channels: tuple[int, ...] = ()
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore_index: int | None = None
@@ -150,21 +151,29 @@ def _intensity(settings: AugmentationSettings) -> list[BasicTransform]:
         return GammaTransform(BGContrast((0.7, 1.5)), inverted, False, p_per_channel=1, p_retain_stats=1)
 
     each: dict[str, Any] = {"synchronize_channels": False, "p_per_channel": 1}
+    brightness_and_contrast = [
+        sometimes(0.15, MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)),
+        sometimes(0.15, ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)),
+    ]
+    ignored = (0,) if settings.flat else None
+    low_resolution = sometimes(
+        0.25, SimulateLowResolutionTransform((0.5, 1), False, True, ignore_axes=ignored, p_per_channel=0.5)
+    )
+    gammas = [sometimes(0.1, gamma(inverted=1)), sometimes(0.3, gamma(inverted=0))]
+    parts = generalizing.parts_of(settings.preset)
+    if "intensity" in parts:
+        brightness_and_contrast, gammas = generalizing.brightness_and_contrast(), generalizing.gammas()
+    if "resolution" in parts:
+        low_resolution = generalizing.low_resolution(ignored)
     return [
+        *([generalizing.bias_field()] if "bias_field" in parts else []),
         sometimes(0.1, GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True)),
         # nnU-Net times convolution against FFT while it trains; the choice changes the last bits, so it is
         # fixed here.
         sometimes(0.2, GaussianBlurTransform(_BlurSigma(), False, False, p_per_channel=0.5, benchmark=False)),
-        sometimes(0.15, MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)),
-        sometimes(0.15, ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)),
-        sometimes(
-            0.25,
-            SimulateLowResolutionTransform(
-                (0.5, 1), False, True, ignore_axes=(0,) if settings.flat else None, p_per_channel=0.5
-            ),
-        ),
-        sometimes(0.1, gamma(inverted=1)),
-        sometimes(0.3, gamma(inverted=0)),
+        *brightness_and_contrast,
+        low_resolution,
+        *gammas,
     ]
 
 
@@ -181,7 +190,7 @@ def _transforms(settings: AugmentationSettings) -> list[BasicTransform]:
     transforms: list[BasicTransform] = []
     if settings.preset != "none":
         transforms += _spatial(settings)
-        if settings.preset == "full":
+        if settings.preset != "light":
             transforms += _intensity(settings)
         if settings.mirror_axes:
             transforms.append(MirrorTransform(settings.mirror_axes))

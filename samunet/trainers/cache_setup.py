@@ -27,6 +27,7 @@ from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource
+from samunet.trainers.generalizing import parts_of
 from samunet.trainers.identity import CacheUse
 from samunet.trainers.reporter import duration
 from samunet.trainers.run import RunRequest, TrainingRun
@@ -72,10 +73,19 @@ def prepare_cache(
         reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free or allowed"
         if earlier is not None:
             raise SamunetError(f"This run was trained from a cache, and {reason}. Make room to continue it.")
-        run.reporter.message(f"Encoding on the fly: {reason}. Fewer views need less: --set views=N.")
+        run.reporter.message(
+            f"Encoding on the fly: {reason}. Fewer views need less (--set views=N), and so does a compact "
+            "cache (--set cache_storage=int8 or pca:N)."
+        )
         return CacheUse(mode="on the fly", reason=reason)
     if wanted.units:
         setup.build(wanted, needed)
+    if parts_of(run.config.augmentation):
+        run.reporter.message(
+            f"augmentation={run.config.augmentation}: each slice is encoded plain and in {wanted.views - 1} "
+            "augmented view(s), and every step draws one of these. More of them: --set views=N; a new draw "
+            "in every step: --set cache=false."
+        )
     run.source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
     items = wanted.cache.identity.items_per_case
     return CacheUse(mode="cached", views=wanted.views, items_per_case=items)
@@ -119,6 +129,7 @@ class _Setup:
             seed=CACHE_SEED,
             items_per_case=items_per_case,
             data_hash=plan.data_hash(configuration.data),
+            storage=self.config.cache_storage,
         )
         return EmbeddingCache(self.folder(identity.signature), identity)
 
@@ -167,7 +178,7 @@ class _Setup:
             return 0.0
         channels = len(self.run.plan.channel_names) * (2 * self.config.slice_context + 1)
         patch = self.run.configuration.patch_size
-        per_item = bytes_per_item(self.network, channels, patch, self.run.device)
+        per_item = bytes_per_item(self.network, channels, patch, self.run.device, self.config.cache_storage)
         return _count(wanted.units) * per_item / 1e9
 
     def limit_gb(self) -> float:
@@ -201,6 +212,7 @@ class _Setup:
             regions=labels.has_regions,
             ignore_index=labels.ignore_index,
             num_foreground=len(labels.foreground),
+            fit_cases=frozenset(self.source.settings.train),
         )
 
     def seconds_per_item(self, units: list[Unit]) -> float:
@@ -225,6 +237,10 @@ class _Setup:
 
         build_cache(cache, self.network, self.view_source(), wanted.units, self.options(), progress)
         reporter.message(f"Embedding cache built in {duration(time.monotonic() - started)}.")
+        errors = cache.mean_errors([(unit.case, unit.view) for unit in wanted.units])
+        if errors:
+            told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+            reporter.message(f"Relative error of {self.config.cache_storage}: {told}.")
 
 
 def _count(units: list[Unit]) -> int:

@@ -181,12 +181,52 @@ def test_a_mismatch_names_the_key(cache: EmbeddingCache, store: CaseStore) -> No
     assert other.identity.signature != IDENTITY.signature
 
 
-def test_estimate_is_what_is_written(cache: EmbeddingCache, store: CaseStore) -> None:
-    network = Halving()
-    per_item = bytes_per_item(network, 2, PATCH_2D, torch.device("cpu"))
+@pytest.mark.parametrize("storage", ["fp16", "int8", "pca:1"])
+def test_estimate_is_what_is_written(storage: str, tmp_path: Path, store: CaseStore) -> None:
+    network, cache = Halving(), EmbeddingCache(tmp_path / "cache", replace(IDENTITY, storage=storage))
+    per_item = bytes_per_item(network, 2, PATCH_2D, torch.device("cpu"), storage)
     items = sum(len(unit.items) for unit in missing_units(cache, store, VIEWS))
     fill(cache, store)
     assert cache.size_gb() * 1e9 == pytest.approx(items * per_item, rel=0.2)
+
+
+@pytest.mark.parametrize(("storage", "least", "most"), [("int8", 1e-4, 0.01), ("pca:1", 0.05, 0.9)])
+def test_compact_kinds_keep_their_error(
+    storage: str, least: float, most: float, tmp_path: Path, store: CaseStore
+) -> None:
+    """What is read differs from half precision by the error that was written down."""
+    kinds = {}
+    for kind in ("fp16", storage):
+        kinds[kind] = EmbeddingCache(tmp_path / kind.replace(":", ""), replace(IDENTITY, storage=kind))
+        fill(kinds[kind], store)
+    entry = kinds[storage].entry("case_1", 1)
+    assert least < entry.errors["level_0"] < most
+    assert kinds[storage].mean_errors([("case_1", 1)]) == entry.errors
+    assert kinds["fp16"].mean_errors([("case_1", 1)]) == {}
+    measured = []
+    for index in range(len(entry.items)):
+        exact, found = (kinds[kind].read("case_1", 1, index) for kind in ("fp16", storage))
+        assert exact.keys() == found.keys()
+        assert torch.equal(exact["target"], found["target"])
+        level, other = exact["level_0"].double(), found["level_0"].double()
+        spread = (level - level.mean((1, 2), keepdim=True)).square().sum()
+        measured.append(((level - other).square().sum() / spread).sqrt().item())
+    assert np.mean(measured) == pytest.approx(entry.errors["level_0"], rel=0.1)  # half precision is coarse
+
+
+def test_components_are_fitted_once_to_training_cases(tmp_path: Path, store: CaseStore) -> None:
+    identity = replace(IDENTITY, storage="pca:1")
+    first, second = (EmbeddingCache(tmp_path / name, identity) for name in "ab")
+    chosen = replace(options(), fit_cases=frozenset({"case_0"}))
+    for cache, views in ((first, {"case_0": 1}), (second, {"case_3": 2, "case_0": 1})):
+        build_cache(cache, Halving(), source(store), missing_units(cache, store, views), chosen)
+    assert first.bases_file.read_bytes() == second.bases_file.read_bytes()
+    before = first.bases_file.read_bytes()
+    fill(first, store)
+    assert first.bases_file.read_bytes() == before
+    first.bases_file.unlink()
+    with pytest.raises(SamunetError, match="components"):
+        EmbeddingCache(first.folder, identity).read("case_0", 0, 0)
 
 
 def test_progress_and_counts(cache: EmbeddingCache, store: CaseStore) -> None:

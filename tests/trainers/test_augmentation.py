@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import pickle
+import typing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from samunet.planning.methods import AugmentationPreset
+from samunet.trainers import generalizing
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings, fixed_random
 
 VOLUME = AugmentationSettings(patch_size=(40, 56, 40), mirror_axes=(0, 1, 2))
@@ -68,13 +72,13 @@ def test_loaded_size_is_nnunets(patch: tuple[int, ...], size: tuple[int, ...]) -
     assert AugmentationSettings(patch_size=patch).initial_size == size
 
 
-@pytest.mark.parametrize("preset", ["full", "light", "none"])
+@pytest.mark.parametrize("preset", typing.get_args(AugmentationPreset))
 @pytest.mark.parametrize("patch", [(32, 24), (4, 32, 32), (2, 16, 16), (16, 16, 12)])
 def test_shapes_and_types(preset: str, patch: tuple[int, ...]) -> None:
     settings = AugmentationSettings(patch_size=patch, mirror_axes=(1,), preset=preset)  # type: ignore[arg-type]
     pipeline = pickle.loads(pickle.dumps(Augmentation(settings)))
     rng = np.random.default_rng(0)
-    for seed in range(20):
+    for seed in range(10):
         image = rng.normal(size=(3, *settings.initial_size)).astype(np.float32)
         label = rng.integers(-1, 3, settings.initial_size).astype(np.int16)
         out, target = pipeline(image, label, seed)
@@ -132,3 +136,44 @@ def test_only_allowed_axes_are_mirrored() -> None:
         out, _ = pipeline(image, np.zeros(settings.initial_size, np.int16), seed)
         upright += bool(out[0, :3].mean() > out[0, -3:].mean())
     assert upright > 45  # rotations by up to 180 degrees occur in one of five
+
+
+@pytest.mark.parametrize("part", generalizing.PARTS)
+def test_each_part_of_generalize_changes_full(part: str) -> None:
+    """The geometry stays that of `full`: the same seed gives the same target."""
+    settings = AugmentationSettings(patch_size=(16, 16), mirror_axes=(0, 1))
+    pipelines = [Augmentation(replace(settings, preset=preset)) for preset in ("full", f"generalize_{part}")]
+    rng, changed = np.random.default_rng(0), 0
+    image = rng.normal(size=(2, *settings.initial_size)).astype(np.float32)
+    for seed in range(8):
+        label = rng.integers(0, 3, settings.initial_size).astype(np.int16)
+        (usual, _), (stronger, _), (again, _) = (
+            p(image.copy(), label, seed) for p in (*pipelines, pipelines[1])
+        )
+        assert torch.equal(stronger, again)
+        changed += not torch.equal(usual, stronger)
+    assert changed >= 2
+
+
+def test_a_bias_field_is_a_smooth_factor_above_the_air() -> None:
+    image = torch.full((2, 20, 30), 3.0)
+    image[:, 5:15, 5:25] = 4.0
+    image[:, 0, 0] = -1.0
+    with fixed_random(3):
+        changed = generalizing.BiasFieldTransform()(image=image.clone())["image"]
+    factor = ((changed + 1) / (image + 1))[:, 1:]
+    assert changed[:, 0, 0].tolist() == [-1.0, -1.0]
+    assert factor.min() >= np.exp(-generalizing.FIELD_STRENGTH) - 1e-5
+    assert factor.max() <= np.exp(generalizing.FIELD_STRENGTH) + 1e-5
+    assert factor.std() > 0.01
+    assert factor.diff(dim=1).abs().max() < 0.1  # neighbours: the bump is half the axis wide or more
+    assert not torch.equal(changed[0], changed[1])
+
+
+def test_short_axes_keep_two_voxels() -> None:
+    transform = generalizing.low_resolution(None)
+    for seed in range(30):
+        with fixed_random(seed):
+            image = transform(image=torch.randn(1, 2, 3, 40))["image"]
+        assert image.shape == (1, 2, 3, 40)
+        assert torch.isfinite(image).all()

@@ -191,6 +191,16 @@ def test_sources_can_be_sent_to_spawned_workers(pretrained: RunRequest, tmp_path
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("storage", ["int8", "pca:4"])
+def test_training_on_a_compact_cache(storage: str, tmp_path: Path) -> None:
+    settings = {**SHORT, "cache_storage": storage}
+    request, listener = make_request(tmp_path, "2d_desam", settings=settings), Listener()
+    assert train_fold(request, listener).status == "finished"
+    assert any(f"Relative error of {storage}: level_0" in text for text in listener.messages)
+    with pytest.raises(SamunetError, match="fp16, int8, or pca:N"):
+        train_fold(replace(request, settings={"cache_storage": "zip"}, overwrite=True), listener)
+
+
 def test_slice_context_and_stem(tmp_path: Path) -> None:
     for settings in ({"slice_context": 1}, {"channel_map": "stem"}, {"paper_compat": True}):
         request = make_request(tmp_path, "2d_cnn", settings={**SHORT, **settings}, overwrite=True)

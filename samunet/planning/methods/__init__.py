@@ -27,6 +27,17 @@ REFUSED = {
 }
 
 
+AugmentationPreset = typing.Literal[
+    "full",
+    "light",
+    "none",
+    "generalize",
+    "generalize_intensity",
+    "generalize_bias_field",
+    "generalize_resolution",
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Settings every method has. A method's own Config subclasses this and changes or adds fields.
@@ -50,8 +61,8 @@ class MethodConfig:
     """Batches accumulated before an optimizer step."""
     oversample_foreground: float = 0.33
     """Share of each batch that is forced to contain foreground."""
-    augmentation: typing.Literal["full", "light", "none"] = "full"
-    """Augmentation preset."""
+    augmentation: AugmentationPreset = "full"
+    """Preset: nnU-Net's `full`, `light`, `none`, or `generalize` for data from other scanners."""
     precision: typing.Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: the method's own on CUDA, fp32 elsewhere; bf16 pays on CPUs that have instructions for it."""
 

@@ -37,6 +37,7 @@ class DesamConfig(SamHeadConfig):
     """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grid_side < 1 or self.top_prompts < 1 or not 0 <= self.min_iou < 1:
             raise SamunetError(
                 f"2d_desam: grid_side={self.grid_side}, top_prompts={self.top_prompts}, "
