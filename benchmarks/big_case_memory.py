@@ -1,6 +1,6 @@
 """Peak memory of exporting and averaging a case of 512 x 512 x 300 voxels with 15 classes.
 
-    python benchmarks/big_case_memory.py --work SCRATCH [--shape 300 512 512] [--network 150 256 256] [--out FILE]
+    python benchmarks/big_case_memory.py --work SCRATCH [--shape 300 512 512] [--network 150 256 256]
 
 Each step runs in a process of its own on random logits of the network's grid: one model exported, with
 probabilities too, three models averaged, the same with their logits on disk, and the saved probabilities of
