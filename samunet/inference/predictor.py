@@ -7,7 +7,7 @@ segmentation = predictor.predict(array_zyx, spacing_mm=(5.0, 0.8, 0.8)).segmenta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,16 @@ class Predictor:
             mirroring=mirroring,
             checkpoint=checkpoint,
         )
+        weights = weights_folder or Workspace.find().weights
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
-            file = checkpoint_file(folder, fold, checkpoint)
-            stored = load_checkpoint(file)
-            weights = weights_folder or Workspace.find().weights
-            members[fold] = (stored, network_from_checkpoint(stored, weights))
+            stored = load_checkpoint(checkpoint_file(folder, fold, checkpoint))
+            network = network_from_checkpoint(stored, weights)
+            if members:
+                # At once, so that a large frozen encoder is not held once a fold.
+                first, shared = next(iter(members.values()))
+                share_encoder([(first.base_weights, shared), (stored.base_weights, network)])
+            members[fold] = (replace(stored, network={}, training={}), network)
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
         return cls(folder, members, settings)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,7 +114,7 @@ def test_files_equal_averaged_folders(
 
 
 def test_logits_on_disk_are_those_in_memory(
-    tmp_path: Path, mixed: tuple[Path, Path], volume: np.ndarray
+    tmp_path: Path, mixed: tuple[Path, Path], volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = load(mixed[0], mirroring=False)
     memory = predictor.predict_preprocessed(volume, LogitStorage(tmp_path))
@@ -121,6 +123,15 @@ def test_logits_on_disk_are_those_in_memory(
     assert isinstance(disk, LogitsOnDisk)
     torch.testing.assert_close(disk[:], memory, rtol=0, atol=0)
     torch.testing.assert_close(disk.classes(1, 3)[:, 2:4], memory[1:3, 2:4], rtol=0, atol=0)
+    assert not list(tmp_path.glob(".samunet*"))
+    if hasattr(os, "posix_fallocate"):
+        monkeypatch.setattr(os, "posix_fallocate", _full)
+        with pytest.raises(SamunetError, match="No space is left for the logits"):
+            LogitStorage(tmp_path, limit_bytes=0)((3, 4, 5, 6))
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
