@@ -93,7 +93,12 @@ def add_run(parser: CommandParser) -> None:
         help="keep this run apart from others of the same configuration (with --splits the scheme's name "
         "unless one is given)",
     )
-    group.add_argument("--c", dest="resume", action="store_true", help="continue an interrupted training")
+    group.add_argument(
+        "--c",
+        dest="resume",
+        action="store_true",
+        help="continue an interrupted training; of several folds, do what is left",
+    )
     group.add_argument("--val", action="store_true", help="only predict and score the validation cases")
     group.add_argument(
         "-chk",

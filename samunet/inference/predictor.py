@@ -118,12 +118,16 @@ class Predictor:
             checkpoint=checkpoint,
             changed=dict(settings or {}),
         )
+        weights = weights_folder or Workspace.find().weights
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
-            file = checkpoint_file(folder, fold, checkpoint)
-            stored = load_checkpoint(file)
-            weights = weights_folder or Workspace.find().weights
-            members[fold] = (stored, network_from_checkpoint(_changed(stored, chosen.changed), weights))
+            stored = load_checkpoint(checkpoint_file(folder, fold, checkpoint))
+            network = network_from_checkpoint(_changed(stored, chosen.changed), weights)
+            if members:
+                # At once, so that a large frozen encoder is not held once a fold.
+                first, shared = next(iter(members.values()))
+                share_encoder([(first.base_weights, shared), (stored.base_weights, network)])
+            members[fold] = (replace(stored, network={}, training={}), network)
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
         return cls(folder, members, chosen)
 

@@ -1,4 +1,4 @@
-"""Several folds in one command, continuing them, and their out-of-fold results; ensembles as commands."""
+"""Several folds in one command, out-of-fold results, and ensembles from the command line."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +13,19 @@ import pytest
 import SimpleITK as sitk
 import torch
 from model_folders import SPACING, load, write_fold, write_images
-from tiny_runs import CHANNELS, CLASSES, REGIONS
+from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan
 
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
 from samunet.inference import ensemble_predictor, folder
 from samunet.inference.ensemble import average_probabilities
-from samunet.inference.ensemble_predictor import EnsemblePredictor
+from samunet.inference.ensemble_predictor import EnsemblePredictor, MemberLogits
 from samunet.inference.files import FileOptions
 from samunet.inference.logit_storage import LogitsOnDisk, LogitStorage
 from samunet.inference.probabilities import open_probabilities
+from samunet.preprocessing.case import preprocess_case
+from samunet.preprocessing.restore import restore_probabilities
 
 
 @pytest.fixture
@@ -65,6 +69,28 @@ def test_slabs_do_not_show(
     pieces = ensemble.predict(volume, SPACING, probabilities=True)
     np.testing.assert_array_equal(pieces.segmentation, whole.segmentation)
     np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-6)
+
+
+def test_plans_of_other_axes_average_in_the_files_frame(
+    volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, geometry = _as_case(volume)
+    plan = make_plan(make_configuration("3d_unet"))
+    turned = replace(plan, transpose_forward=(2, 0, 1), transpose_backward=(1, 2, 0))
+    members, alone = [], []
+    for number, own in enumerate((plan, turned)):
+        case = preprocess_case(
+            image, None, geometry, own, replace(own.data["3d"], spacing_mm=(2.0, 1.5, 0.7))
+        )
+        logits = torch.randn(3, *case.record.shape, generator=torch.Generator().manual_seed(number))
+        alone.append(np.empty((3, *geometry.shape), np.float32))
+        restore_probabilities(logits, case.record, own, alone[-1])
+        members.append(MemberLogits(logits=logits, record=case.record, plan=own))
+    monkeypatch.setattr(ensemble_predictor, "SLAB_BYTES", 2 * 4 * 3 * 30 * 26 * 2)  # two planes of each
+    mean = np.empty_like(alone[0])
+    segmentation = ensemble_predictor.restore_mean(members, mean)
+    np.testing.assert_allclose(mean, (alone[0] + alone[1]) / 2, atol=1e-5)
+    np.testing.assert_array_equal(segmentation, mean.argmax(0))
 
 
 def test_regions(tmp_path: Path, volume: np.ndarray) -> None:
@@ -112,7 +138,7 @@ def test_files_equal_averaged_folders(
 
 
 def test_logits_on_disk_are_those_in_memory(
-    tmp_path: Path, mixed: tuple[Path, Path], volume: np.ndarray
+    tmp_path: Path, mixed: tuple[Path, Path], volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = load(mixed[0], mirroring=False)
     memory = predictor.predict_preprocessed(volume, LogitStorage(tmp_path))
@@ -121,6 +147,15 @@ def test_logits_on_disk_are_those_in_memory(
     assert isinstance(disk, LogitsOnDisk)
     torch.testing.assert_close(disk[:], memory, rtol=0, atol=0)
     torch.testing.assert_close(disk.classes(1, 3)[:, 2:4], memory[1:3, 2:4], rtol=0, atol=0)
+    assert not list(tmp_path.glob(".samunet*"))
+    if hasattr(os, "posix_fallocate"):
+        monkeypatch.setattr(os, "posix_fallocate", _full)
+        with pytest.raises(SamunetError, match="No space is left for the logits"):
+            LogitStorage(tmp_path, limit_bytes=0)((3, 4, 5, 6))
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
