@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from samunet.cli.common import (
     CommandParser,
@@ -16,9 +17,13 @@ from samunet.cli.common import (
 )
 from samunet.errors import SamunetError
 
+if TYPE_CHECKING:
+    from samunet.evaluation.scores import Evaluation
+
 EXAMPLES = """\
   samunet_evaluate_folder LABELS PREDICTIONS -d 101
-  samunet_evaluate_folder LABELS PREDICTIONS -djfile dataset.json -o scores.json"""
+  samunet_evaluate_folder LABELS PREDICTIONS -djfile dataset.json -o scores.json
+  samunet_evaluate_folder LABELS PREDICTIONS -d 108 --desam_protocol"""
 
 
 def build_parser() -> CommandParser:
@@ -49,6 +54,12 @@ def build_parser() -> CommandParser:
         default=2.0,
         metavar="MM",
         help="tolerance of the surface Dice (default 2)",
+    )
+    parser.add_argument(
+        "--desam_protocol",
+        action="store_true",
+        help="also score as the DeSAM paper's code does (foreground slices only, borders blanked), into "
+        "summary_desam_protocol.json; comparable with that paper's figures only",
     )
     parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of the table")
     add_workers(parser)
@@ -91,7 +102,25 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         print(evaluation.describe())
         print(f"Written: {output} and {output.with_suffix('.csv').name}")
+    if arguments.desam_protocol:
+        _score_by_protocol(evaluation, output.with_name(f"{output.stem}_desam_protocol.json"), arguments.json)
     return 0
+
+
+def _score_by_protocol(evaluation: Evaluation, output: Path, quiet: bool) -> None:
+    """The same cases by the DeSAM paper's evaluation, in files of their own."""
+    from samunet.evaluation.desam_protocol import evaluate_by_protocol
+
+    cases = evaluation.cases
+    scores = evaluate_by_protocol(
+        [(Path(case.reference_file), Path(case.prediction_file)) for case in cases],
+        [case.name for case in cases],
+        evaluation.labels,
+        {case.name: case.group for case in cases if case.group is not None},
+    )
+    scores.save(output)
+    if not quiet:
+        print(f"\n{scores.describe()}\nWritten: {output} and {output.with_suffix('.csv').name}")
 
 
 def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, dict[str, str] | None]:

@@ -1,0 +1,228 @@
+"""Trained on one site, tested on another: `2d_desam` in both modes, `2d_cnn`, U-Nets, three seeds.
+
+    python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --minutes 30
+    python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --weights sam_vit_b_01ec64.pth
+    python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --augmentation full generalize
+
+`prostate` trains on RUNMC and tests on UCL (Dataset008); `heart` trains on Dataset002 without its held-out
+cases and tests on Dataset003 (another sequence) and on those held-out cases (the same site, for
+comparison). Every training is on fold `all` under one time budget. `2d_desam` with points predicts with
+grids of 1, 9 and 25 points a side from one training (the paper's ablation). Dice is of whole volumes; the
+DeSAM paper's protocol is scored beside it.
+
+Without --weights the plan's encoder is used, `vit_tiny` from scratch where the weights folder is empty; the
+weights of each training stand beside its scores. Finished steps are in WORK/generalization_runs.json; start
+again to go on. Seeds are the outer loop, so that an interrupted benchmark has all methods of the first
+seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measured_commands import ResultsFile, hardware
+from real_runs import Bench, interval
+from subsets import dice_scores
+
+GRIDS = (1, 9, 25)
+PROSTATE, CINE, LATE = "Dataset008_Prostate", "Dataset002_ACDC", "Dataset003_MSCMR_LGE"
+TASKS = {"prostate": (PROSTATE, (PROSTATE,)), "heart": (CINE, (LATE, CINE))}
+"""Dataset trained on (without held-out cases), and datasets whose held-out cases are tested on."""
+CPU_UNET = ("--set", "batch_size=2")
+"""Planned are up to 12 slices a step, which on a CPU leaves a few dozen steps in half an hour."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method of the comparison: its name in the table and what it sets."""
+
+    name: str
+    method: str
+    settings: tuple[str, ...] = ()
+
+    @property
+    def grids(self) -> tuple[int | None, ...]:
+        """Grid sizes to predict with; None where there is no grid."""
+        return GRIDS if self.name == "desam_grid" else (None,)
+
+
+ARMS = (
+    Arm("desam_grid", "2d_desam", ("mode=grid_points",)),
+    Arm("desam_box", "2d_desam", ("mode=whole_box",)),
+    Arm("cnn", "2d_cnn"),
+    Arm("unet2d", "2d_unet"),
+    Arm("unet3d", "3d_unet"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: task, arm, seed, augmentation."""
+
+    task: str
+    arm: Arm
+    seed: int
+    augmentation: str
+    minutes: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.arm.name} {self.augmentation} seed{self.seed} {self.minutes:g}min"
+
+    @property
+    def tag(self) -> str:
+        return f"{self.arm.name}-{self.augmentation.replace('_', '-')}-{self.seed}-{self.minutes:g}min"
+
+    @property
+    def dataset(self) -> str:
+        return TASKS[self.task][0]
+
+
+def planned(arguments: argparse.Namespace) -> Iterator[Run]:
+    arms = [arm for arm in ARMS if arm.name in arguments.arms]
+    for seed in arguments.seeds:
+        for augmentation in arguments.augmentation:
+            for task in arguments.tasks:
+                for arm in arms:
+                    yield Run(task, arm, seed, augmentation, arguments.minutes)
+
+
+def prepare(bench: Bench, task: str, arguments: argparse.Namespace) -> None:
+    """Raw data without held-out cases, test folders of every target, plan, preprocessed cases."""
+    source, targets = TASKS[task]
+    for dataset in dict.fromkeys((source, *targets)):
+        bench.prepare(dataset)
+    methods = sorted({arm.method for arm in ARMS if arm.name in arguments.arms})
+    planning = ["-d", bench.number(source), "-c", *methods, "-device", bench.device]
+    bench.measure(f"{task} plan", "samunet_plan_and_preprocess", *planning, *weights_words(arguments))
+
+
+def weights_words(arguments: argparse.Namespace) -> list[str]:
+    return [] if arguments.weights is None else ["-w", str(arguments.weights.resolve())]
+
+
+def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
+    """Train, then predict and score every target, grid by grid."""
+    number, method = bench.number(run.dataset), run.arm.method
+    which = ["-device", bench.device, "--tag", run.tag]
+    settings = [f"augmentation={run.augmentation}", *run.arm.settings]
+    words = [word for setting in settings for word in ("--set", setting)]
+    if method.endswith("_unet"):
+        words += CPU_UNET if bench.device == "cpu" else ()
+    else:
+        words += weights_words(arguments)
+    length = ["--seed", str(run.seed), "--time_budget", f"{run.minutes:g}", "--overwrite"]
+    bench.measure(f"{run.name} train", "samunet_train", number, method, "all", *length, *which, *words)
+    for target in TASKS[run.task][1]:
+        for grid in run.arm.grids:
+            predict(bench, run, target, grid, which)
+
+
+def predict(bench: Bench, run: Run, target: str, grid: int | None, which: list[str]) -> None:
+    """One prediction of a target, scored plainly, by our command, and by the paper's protocol."""
+    step = f"{run.name} on {target}" + ("" if grid is None else f" grid {grid}")
+    output = bench.work / "predictions" / step.replace(" ", "_")
+    images, labels = bench.test(target, "images"), bench.test(target, "labels")
+    words = ["-i", images, "-o", output, "-d", bench.number(run.dataset), "-c", run.arm.method]
+    words += [] if grid is None else ["--set", f"grid_side={grid}"]
+    bench.measure(f"{step} predict", "samunet_predict", *words, *which)
+    described = ["-djfile", bench.workspace() / "raw" / run.dataset / "dataset.json"]
+    bench.measure(
+        f"{step} evaluate", "samunet_evaluate_folder", labels, output, *described, "--desam_protocol"
+    )
+    if f"{step} scores" in bench.results.steps:
+        return
+    scores = dice_scores(labels, output, bench.data / run.dataset / "dataset.json")
+    own = json.loads((output / "summary.json").read_text())["foreground_mean"]
+    protocol = json.loads((output / "summary_desam_protocol.json").read_text())["foreground_mean"]
+    facts = {"samunet_foreground_mean": own, "desam_protocol": protocol, **_weights_of(bench, run)}
+    bench.results.save(f"{step} scores", {**scores, **facts})
+
+
+def _weights_of(bench: Bench, run: Run) -> dict[str, Any]:
+    """Encoder, its weights, and how long the training was, from its own records."""
+    model = f"{run.arm.method}__samunetPlans__{run.tag}"
+    folder = bench.workspace() / "results" / run.dataset / model / "fold_all"
+    record = json.loads((folder / "run.json").read_text())
+    steps = sum(phase["epochs"] * phase["iterations"] for phase in record["phases"])
+    configuration = record["configuration"]
+    names = ("encoder", "encoder_weights", "input_size", "patch_size", "batch_size")
+    return {"weights": record["weights"], "steps": steps, **{name: configuration[name] for name in names}}
+
+
+def report(steps: dict[str, Any]) -> None:
+    """A row a target, arm, augmentation and grid: mean over seeds, interval over cases, seeds."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for step, scores in steps.items():
+        if not step.endswith(" scores"):
+            continue
+        task, arm, augmentation, _, minutes, _, target, *grid = step.removesuffix(" scores").split(" ")
+        rows.setdefault((task, target, minutes, arm, augmentation, *grid[1:]), []).append(scores)
+    print(
+        f"{'task':9} {'tested on':22} {'arm':30} {'Dice':>6} 95 % over cases   {'seeds':22} protocol weights"
+    )
+    for (task, target, minutes, *arm), seeds in sorted(rows.items()):
+        low, high = interval(mean_cases(seeds))
+        each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
+        protocol = np.mean([scores["desam_protocol"]["Dice"] for scores in seeds])
+        used = seeds[0]
+        weights = f"{used['encoder']} {used['encoder_weights']}" if used["encoder"] else "-"
+        print(
+            f"{task:9} {target:22} {' '.join([*arm, minutes]):30} {np.mean([s['dice'] for s in seeds]):6.3f} "
+            f"[{low:.3f}, {high:.3f}]   {each:22} {protocol:8.3f} {weights}"
+        )
+
+
+def mean_cases(seeds: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Case -> class -> mean Dice over the seeds; None where no seed has one."""
+    found: dict[str, dict[str, float | None]] = {}
+    for case, row in seeds[0]["cases"].items():
+        found[case] = {}
+        for name in row:
+            values = [s["cases"][case][name] for s in seeds if s["cases"][case][name] is not None]
+            found[case][name] = float(np.mean(values)) if values else None
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Trained on one site, tested on another.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
+    parser.add_argument("--minutes", type=float, default=30.0, help="time budget of each training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[a.name for a in ARMS]
+    )
+    parser.add_argument("--augmentation", nargs="+", choices=["full", "generalize"], default=["full"])
+    parser.add_argument("--weights", type=Path, help="SAM weights for the methods on an encoder")
+    parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    work: Path = arguments.work.resolve()
+    results = ResultsFile(work / "generalization_runs.json", {"hardware": hardware()})
+    bench = Bench(arguments.data, work / "generalization_runs", arguments.bin, arguments.device, results)
+    for task in arguments.tasks:
+        prepare(bench, task, arguments)
+    for run in planned(arguments):
+        perform(bench, run, arguments)
+        report(results.steps)
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results.path, arguments.keep / "generalization_runs.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The evaluation of the DeSAM paper's public code, for figures that are to stand beside the paper's.
+
+It is kinder than scores of whole volumes: the reference chooses the slices, and what is near the border does
+not count. So its figures are named after it wherever they appear. By the released code (arXiv 2306.00499):
+
+1. only slices from the first to the last that hold the class in the reference, the last one excluded, and
+   of these only those that hold it;
+2. slices resized to 256 x 256 pixels (here both label maps, by the nearest pixel);
+3. islands and holes of the prediction under 1000 pixels removed, slice by slice;
+4. rows and columns within 50 pixels of each border set to background, here in both;
+5. Dice of each case over its slices together; the mean over the cases.
+
+What belongs to the prediction stays there: one mask a slice is `top_prompts=1`, and that masks of a
+predicted IoU of at most 0.5 are dropped is `min_iou=0.5` of `2d_desam`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.data.readers import read_label
+from samunet.errors import SamunetError
+from samunet.evaluation.case_scores import Pair
+from samunet.records import write_json, write_text
+
+SIZE = 256
+BORDER = 50
+LEAST_AREA = 1000
+LABEL = "DeSAM protocol"
+EXPLANATION = (
+    f"{LABEL} (arXiv 2306.00499, public code): only slices that hold the class in the reference, without the "
+    f"last; {SIZE} x {SIZE} pixels, islands and holes under {LEAST_AREA} pixels removed, {BORDER} pixels at "
+    "each border blanked. Comparable with that paper's figures only, not with scores of whole volumes."
+)
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """Dice by the protocol.
+
+    Attributes:
+        cases: case -> class -> Dice, NaN where the class has no slice that counts.
+        groups: case -> group, where groups are known.
+    """
+
+    labels: LabelSet
+    cases: dict[str, dict[str, float]]
+    groups: Mapping[str, str]
+
+    def mean(self, names: Iterable[str] | None = None) -> dict[str, float]:
+        """Class -> mean Dice over the cases (those named) where it is defined."""
+        chosen = list(self.cases if names is None else names)
+        return {
+            label: _mean([self.cases[name][label] for name in chosen]) for label in self.labels.foreground
+        }
+
+    def by_group(self) -> dict[str, dict[str, Any]]:
+        """Group -> number of cases, mean per class, mean over the classes."""
+        found: dict[str, dict[str, Any]] = {}
+        for group in sorted({self.groups[name] for name in self.cases if name in self.groups}):
+            members = [name for name in self.cases if self.groups.get(name) == group]
+            mean = self.mean(members)
+            found[group] = {
+                "cases": len(members),
+                "foreground_mean": {"Dice": _mean(list(mean.values()))},
+                "mean": self._keyed(mean),
+            }
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the scores as JSON, marked as the protocol's, and as CSV beside it."""
+        mean = self.mean()
+        content = {
+            "protocol": LABEL,
+            "explanation": EXPLANATION,
+            "foreground_mean": {"Dice": _mean(list(mean.values()))},
+            "mean": self._keyed(mean),
+            "metric_per_case": [
+                {"case": name, "group": self.groups.get(name), "metrics": self._keyed(row)}
+                for name, row in self.cases.items()
+            ],
+            "by_group": self.by_group(),
+        }
+        write_json(path, content)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "group", "class", f"Dice ({LABEL})"])
+        for name, row in self.cases.items():
+            for label, value in row.items():
+                shown = "" if math.isnan(value) else repr(value)
+                writer.writerow([name, self.groups.get(name, ""), label, shown])
+        write_text(path.with_suffix(".csv"), text.getvalue())
+
+    def describe(self) -> str:
+        """The figures for the screen, named as the protocol's."""
+        mean = self.mean()
+        lines = [EXPLANATION]
+        lines += [f"{label[:24]:24} Dice ({LABEL}) {value:.4f}" for label, value in mean.items()]
+        lines.append(f"{'mean of the classes':24} Dice ({LABEL}) {_mean(list(mean.values())):.4f}")
+        return "\n".join(lines)
+
+    def _keyed(self, by_name: Mapping[str, float]) -> dict[str, dict[str, float]]:
+        return {self.labels.summary_key(name): {"Dice": value} for name, value in by_name.items()}
+
+
+def evaluate_by_protocol(
+    pairs: Sequence[Pair], names: Sequence[str], labels: LabelSet, groups: Mapping[str, str] | None = None
+) -> ProtocolScores:
+    """Score pairs of label files (reference, prediction).
+
+    Args:
+        pairs: label files.
+        names: of the cases, in the order of the pairs.
+        labels: classes or regions, each by itself (the paper has one class).
+        groups: case -> group.
+
+    Raises:
+        SamunetError: the shapes of a pair differ.
+    """
+    cases: dict[str, dict[str, float]] = {}
+    for (reference_file, prediction_file), name in zip(pairs, names, strict=True):
+        reference, _ = read_label(reference_file)
+        prediction, _ = read_label(prediction_file)
+        if reference.shape != prediction.shape:
+            raise SamunetError(
+                f"{prediction_file} has the shape {prediction.shape} (z, y, x), but its reference "
+                f"{reference_file} has {reference.shape}."
+            )
+        cases[name] = {
+            label: protocol_dice(
+                np.isin(reference, labels.labels[label]), np.isin(prediction, labels.labels[label])
+            )
+            for label in labels.foreground
+        }
+    return ProtocolScores(labels, cases, dict(groups or {}))
+
+
+def protocol_dice(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """Dice of two masks (Z, Y, X) by the protocol; NaN where no slice counts or both are blank."""
+    chosen = counted_slices(reference)
+    both = sizes = 0
+    for index in chosen:
+        sought = blank_border(to_square(reference[index]))
+        found = blank_border(without_small_parts(to_square(prediction[index])))
+        both += int(np.count_nonzero(sought & found))
+        sizes += int(np.count_nonzero(sought)) + int(np.count_nonzero(found))
+    return 2 * both / sizes if sizes else math.nan
+
+
+def counted_slices(reference: np.ndarray) -> list[int]:
+    """Slices that hold the class, less the last one of them."""
+    return np.flatnonzero(reference.any((1, 2)))[:-1].tolist()
+
+
+def to_square(mask: np.ndarray) -> np.ndarray:
+    """A mask (Y, X) on SIZE x SIZE pixels by the nearest pixel."""
+    rows, columns = (((np.arange(SIZE) + 0.5) * n / SIZE).astype(int) for n in mask.shape)
+    return mask[np.ix_(rows, columns)]
+
+
+def without_small_parts(mask: np.ndarray) -> np.ndarray:
+    """A mask without holes and islands under LEAST_AREA pixels (8 neighbours).
+
+    Holes first, as SAM's mask generator. Where every island is small the largest stays.
+    """
+    filled = mask | _small(~mask)
+    small = _small(filled)
+    return filled & ~small if (filled & ~small).any() else _largest(filled)
+
+
+def _small(mask: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import label
+
+    parts, _ = label(mask, np.ones((3, 3)))
+    areas = np.bincount(parts.ravel())
+    is_small = areas < LEAST_AREA
+    is_small[0] = False
+    return np.asarray(is_small[parts])
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import label
+
+    parts, number = label(mask, np.ones((3, 3)))
+    if not number:
+        return mask
+    return np.asarray(parts == 1 + np.bincount(parts.ravel())[1:].argmax())
+
+
+def blank_border(mask: np.ndarray) -> np.ndarray:
+    """A mask (SIZE, SIZE) with BORDER rows and columns at each side set to background."""
+    blanked = np.zeros_like(mask)
+    inner = slice(BORDER, SIZE - BORDER)
+    blanked[inner, inner] = mask[inner, inner]
+    return blanked
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan

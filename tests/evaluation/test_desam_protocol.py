@@ -1,0 +1,85 @@
+"""The DeSAM paper's evaluation: which slices and pixels count, and that its figures carry its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samunet.cli import evaluate_folder
+from samunet.evaluation.desam_protocol import (
+    counted_slices,
+    protocol_dice,
+    to_square,
+    without_small_parts,
+)
+
+
+def disc(centre: tuple[float, float] = (128, 128), radius: float = 40) -> np.ndarray:
+    rows, columns = np.ogrid[:256, :256]
+    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+
+
+def volume(*slices: np.ndarray) -> np.ndarray:
+    return np.stack(slices)
+
+
+NOTHING = np.zeros((256, 256), bool)
+
+
+def test_slices_with_the_class_but_the_last():
+    assert counted_slices(volume(NOTHING, disc(), NOTHING, disc(), disc(), NOTHING)) == [1, 3]
+
+
+def test_what_other_slices_hold_does_not_count():
+    reference = volume(NOTHING, disc(), disc(), NOTHING)
+    assert protocol_dice(reference, volume(disc(), disc(), NOTHING, disc())) == 1.0
+    assert math.isnan(protocol_dice(volume(NOTHING, disc()), volume(NOTHING, disc())))
+
+
+def test_the_border_is_blank():
+    far = disc((20, 20), 25)
+    assert protocol_dice(volume(disc(), disc()), volume(disc() | far, NOTHING)) == 1.0
+    assert math.isnan(protocol_dice(volume(far, far), volume(far, far)))
+
+
+def test_small_islands_and_holes_go():
+    island, hole = disc((190, 190), 10), disc((128, 128), 10)
+    assert np.array_equal(without_small_parts(disc() & ~hole | island), disc())
+    assert np.array_equal(without_small_parts(island), island)  # the largest stays
+    assert not without_small_parts(NOTHING).any()
+
+
+def test_a_missed_slice_lowers_the_dice_of_the_case():
+    reference = volume(disc(), disc(), disc())
+    assert protocol_dice(reference, volume(disc(), NOTHING, NOTHING)) == pytest.approx(2 / 3)
+
+
+def test_slices_are_resized_by_the_nearest_pixel():
+    mask = np.zeros((64, 128), bool)
+    mask[16:48, 32:96] = True
+    square = to_square(mask)
+    assert square.shape == (256, 256)
+    assert square.sum() == (256 // 2) ** 2
+    assert np.array_equal(to_square(disc()), disc())
+
+
+def test_figures_are_named_after_the_protocol(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, output = str(tiny_dataset / "labelsTr"), tmp_path / "scores.json"
+    words = [labels, labels, "-djfile", str(tiny_dataset / "dataset.json"), "-o", str(output), "-np", "1"]
+    assert evaluate_folder.main([*words, "--desam_protocol"]) == 0
+    told = capsys.readouterr().out
+    assert "mean of the classes      Dice (DeSAM protocol)" in told
+    assert "not with scores of whole volumes" in told
+    content = json.loads((tmp_path / "scores_desam_protocol.json").read_text())
+    assert content["protocol"] == "DeSAM protocol"
+    # The lesion makes small holes in the organ, which are filled in the prediction alone.
+    assert 0.99 < content["mean"]["1"]["Dice"] < 1.0
+    assert len(content["metric_per_case"]) == 6
+    assert "Dice (DeSAM protocol)" in (tmp_path / "scores_desam_protocol.csv").read_text().splitlines()[0]
+    assert "protocol" not in json.loads(output.read_text())
