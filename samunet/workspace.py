@@ -14,6 +14,9 @@ DEFAULT_PLANS = "samunetPlans"
 DEFAULT_FOLDER = "samunet_workspace"
 ROOT_VARIABLE = "SAMUNET_WORKSPACE"
 WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
+QC_FILE = "qc.json"
+QC_FEATURES_FOLDER = "qc_features"
+QC_MODEL_FILE = "qc_model.json"
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 
 

@@ -24,6 +24,7 @@ from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor
+    from samunet.workspace import Workspace
 
 EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
@@ -51,8 +52,8 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _add_model(parser: CommandParser) -> None:
-    group = parser.add_argument_group("model")
+def add_model(group: argparse._ActionsContainer) -> None:
+    """Add -d, -c, -tr, --tag and -m: which trained model is meant."""
     group.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset by id or name")
     group.add_argument(
         "-c", dest="configuration", metavar="CONFIGURATION", help="configuration (default: auto)"
@@ -62,6 +63,11 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "-m", dest="model", type=Path, metavar="FOLDER", help="model folder, instead of -d and -c"
     )
+
+
+def _add_model(parser: CommandParser) -> None:
+    group = parser.add_argument_group("model")
+    add_model(group)
     group.add_argument(
         "-f",
         dest="folds",
@@ -115,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.inference.predictor import FileOptions
+    from samunet.pipeline.qc import assess
 
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise SamunetError(f"-part_id {arguments.part_id}: give 0 to {arguments.num_parts - 1} (-num_parts).")
@@ -138,12 +145,17 @@ def _run(arguments: argparse.Namespace) -> int:
             part=arguments.part_id,
         ),
     )
+    print(assess(arguments.output, predictor.model_folder, outcome.failed).text())
     print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
     return EXIT_MISTAKE if outcome.failed else 0
 
 
-def _load(arguments: argparse.Namespace) -> Predictor:
-    from samunet.inference.predictor import Predictor
+def find_model_folder(arguments: argparse.Namespace) -> tuple[Path, Workspace]:
+    """Folder of the model that the flags of `add_model` and -p mean, and the workspace.
+
+    Raises:
+        SamunetError: none or two are named, or it is not trained.
+    """
     from samunet.pipeline.models import ModelRequest, find_model
 
     workspace = open_workspace(arguments)
@@ -159,6 +171,13 @@ def _load(arguments: argparse.Namespace) -> Predictor:
             tag=arguments.tag,
         ),
     )
+    return folder, workspace
+
+
+def _load(arguments: argparse.Namespace) -> Predictor:
+    from samunet.inference.predictor import Predictor
+
+    folder, workspace = find_model_folder(arguments)
     return Predictor.load(
         folder,
         folds=None if arguments.folds is None else tuple(arguments.folds),

@@ -21,6 +21,7 @@ from samunet.data.cases import CHANNEL_SUFFIX, Case, find_cases
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry
 from samunet.data.readers import read_image, segmentation_ending
 from samunet.errors import SamunetError
+from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import export_case
 from samunet.inference.files import (
     CaseStages,
@@ -31,7 +32,8 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
-from samunet.inference.sliding_window import WindowSettings, predict_logits
+from samunet.inference.pass_statistics import PassStatistics
+from samunet.inference.sliding_window import PassObserver, WindowSettings, predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
@@ -196,10 +198,19 @@ class Predictor:
         data = self.plan.data_of(self.configuration)
         return preprocess_case(image, None, geometry, self.plan, data, where)
 
-    def predict_preprocessed(self, image: np.ndarray) -> torch.Tensor:
+    def predict_preprocessed(self, image: np.ndarray, observer: PassObserver | None = None) -> torch.Tensor:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X)."""
         precision = Precision.choose(self.device, "fp16")
-        window = WindowSettings(
+        with torch.inference_mode(), precision.autocast(self.device):
+            return predict_logits(self.networks, torch.from_numpy(image), self._window(), observer=observer)
+
+    def predict_observed(self, image: np.ndarray) -> tuple[torch.Tensor, PassStatistics]:
+        """The same logits, and what the single passes say about the case."""
+        passes = PassStatistics(self.plan.labels, self._window(), image.shape)
+        return self.predict_preprocessed(image, passes), passes
+
+    def _window(self) -> WindowSettings:
+        return WindowSettings(
             patch_size=self.configuration.patch_size,
             step_size=self.settings.step_size,
             mirror_axes=self.mirror_axes if self.settings.mirroring else (),
@@ -208,8 +219,6 @@ class Predictor:
             shared_encoder=self.shared_encoder,
             device=self.device,
         )
-        with torch.inference_mode(), precision.autocast(self.device):
-            return predict_logits(self.networks, torch.from_numpy(image), window)
 
     def _tiles_at_once(self) -> int:
         """Tiles in one pass: enough to fill a GPU; few on a CPU, where more only take memory."""
@@ -224,7 +233,8 @@ class Predictor:
 
         Args:
             source: folder of images named as in imagesTr, one image file, or cases.
-            output: folder for CASE.ext, and for plan.json, dataset.json and predict_args.json.
+            output: folder for CASE.ext, for plan.json, dataset.json and predict_args.json, and for
+                qc_features/CASE.json.
 
         Raises:
             SamunetError: no cases, missing channels (all are listed), or other arguments than before.
@@ -237,14 +247,19 @@ class Predictor:
         present = [
             case for case in chosen if options.skip_existing and self._target(output, case.name).exists()
         ]
-        self._leave_records(output, options)
+        features = FeatureWriter(self.plan, output, self._leave_records(output, options))
         start = time.perf_counter()
+
+        def export(case: Case, result: tuple[torch.Tensor, PassStatistics], ready: PreprocessedCase) -> None:
+            logits, passes = result
+            target = self._target(output, case.name)
+            written = export_case(logits, ready.record, self.plan, target, options.save_probabilities)
+            features.write(case.name, written, ready.record.geometry, passes.figures())
+
         stages = CaseStages(
-            prepare=self._prepare,
-            predict=lambda case: self.predict_preprocessed(case.image),
-            export=lambda case, logits, ready: export_case(
-                logits, ready.record, self.plan, self._target(output, case.name), options.save_probabilities
-            ),
+            prepare=lambda case: self._prepare(case, features),
+            predict=lambda ready: self.predict_observed(ready.image),
+            export=export,
         )
         done, failed = run_cases([case for case in chosen if case not in present], stages)
         return FilesOutcome(
@@ -261,15 +276,17 @@ class Predictor:
         path, ending, channels = Path(source), self.plan.file_ending, len(self.plan.channel_names)
         return (single_case(path, ending),) if path.is_file() else find_cases(path, ending, channels)
 
-    def _prepare(self, case: Case) -> PreprocessedCase:
+    def _prepare(self, case: Case, features: FeatureWriter) -> PreprocessedCase:
         image, geometry = read_image(case.images)
-        return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        ready = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        features.measure(case.name, image, ready.record)
+        return ready
 
     def _target(self, output: Path, name: str) -> Path:
         return output / f"{name}{segmentation_ending(self.plan.file_ending)}"
 
-    def _leave_records(self, output: Path, options: FileOptions) -> None:
-        """Write what was predicted with what beside the predictions."""
+    def _leave_records(self, output: Path, options: FileOptions) -> dict[str, Any]:
+        """Write what was predicted with what beside the predictions; returns predict_args.json's content."""
         output.mkdir(parents=True, exist_ok=True)
         arguments: dict[str, Any] = {
             "model": str(self.model_folder.resolve()),
@@ -283,6 +300,7 @@ class Predictor:
         self.plan.save(output / "plan.json")
         if (self.model_folder / "dataset.json").exists():
             write_json(output / "dataset.json", read_json(self.model_folder / "dataset.json"))
+        return arguments
 
     def _as_case(self, array: np.ndarray, spacing_mm: Sequence[float] | None) -> tuple[np.ndarray, Geometry]:
         channels = len(self.plan.channel_names)

@@ -21,6 +21,10 @@ from torch.nn.functional import pad
 
 Progress = Callable[[int, int], None]
 """Called with (tiles done, all tiles)."""
+PassObserver = Callable[[Tensor, Tensor, int, tuple[int, ...]], None]
+"""Called after each pass of a network, before anything is averaged, with the tiles (B, C, *patch) and their
+float32 logits (B, K, *patch), both as they lie in the image, the network's number and the flipped axes; the
+unflipped pass comes first. It must change neither."""
 CPU = torch.device("cpu")
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMA = 1 / 8
@@ -81,7 +85,11 @@ def gaussian_weights(patch: tuple[int, ...]) -> Tensor:
 
 
 def predict_logits(
-    networks: Sequence[Any], image: Tensor, settings: WindowSettings, progress: Progress | None = None
+    networks: Sequence[Any],
+    image: Tensor,
+    settings: WindowSettings,
+    progress: Progress | None = None,
+    observer: PassObserver | None = None,
 ) -> Tensor:
     """Mean logits of several networks over a whole image.
 
@@ -91,6 +99,7 @@ def predict_logits(
         image: float32 (C, Z, Y, X) on any device. Axes shorter than the patch are padded with zeros on both
             sides.
         progress: called after every pass of the networks.
+        observer: sees every single pass; the logits are the same with and without it.
 
     Returns:
         (K, Z, Y, X) on the store device; the mean over networks and flips, blended over tiles.
@@ -101,7 +110,7 @@ def predict_logits(
     patch = (1, *settings.patch_size) if flat else settings.patch_size
     padded, inner = _pad_to(image, patch)
     bands = _slice_bands if flat else _volume_bands
-    tiles = _Tiles(networks, settings, progress)
+    tiles = _Tiles(networks, settings, progress, observer)
     result: Tensor | None = None
     with torch.inference_mode():
         for first, band in bands(padded, tiles):
@@ -131,10 +140,17 @@ def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, .
 class _Tiles:
     """Runs tiles through the networks and counts them."""
 
-    def __init__(self, networks: Sequence[Any], settings: WindowSettings, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Any],
+        settings: WindowSettings,
+        progress: Progress | None,
+        observer: PassObserver | None,
+    ) -> None:
         self.networks = networks
         self.settings = settings
         self.progress = progress
+        self.observer = observer
         self.done = 0
         axes = settings.mirror_axes
         self.flips = [
@@ -149,8 +165,10 @@ class _Tiles:
         mean: Tensor | None = None
         passes = len(self.flips) * len(self.networks)
         for axes in self.flips:
-            for logits in self._logits(inputs.flip(axes) if axes else inputs):
+            for number, logits in enumerate(self._logits(inputs.flip(axes) if axes else inputs)):
                 turned = (logits.flip(axes) if axes else logits).float()
+                if self.observer is not None:
+                    self.observer(inputs, turned, number, axes)
                 if mean is None:
                     # A copy, because a network may return a tensor that it still needs.
                     mean = turned.clone() if passes > 1 else turned

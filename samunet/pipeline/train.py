@@ -12,6 +12,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
@@ -257,7 +258,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
         )
         return None
     weights = options.weights
-    return validate(
+    result = validate(
         ValidationRequest(
             model_folder=prepared.model_folder,
             fold=options.fold,
@@ -269,3 +270,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             checkpoint=options.checkpoint,
         )
     )
+    quality = calibrate_when_complete(prepared.model_folder, prepared.dataset.case_names)
+    if quality is not None:
+        logger.info("%s", quality.text())
+    return result
