@@ -68,7 +68,8 @@ class QualityModel:
 
     def predict(self, values: Mapping[str, float | None]) -> float:
         """Predicted Dice, 0 to 1."""
-        return _predict(self.intercept, self.columns, values)
+        by_name = {name: np.array([_number(value)]) for name, value in values.items()}
+        return float(_predict(self.intercept, self.columns, by_name, 1)[0])
 
     def lower_bound(self, values: Mapping[str, float | None]) -> float:
         """Bound that the Dice is expected to keep."""
@@ -94,25 +95,24 @@ def fit_quality(
         None when there are fewer than ten patients, or too few for that coverage.
     """
     assert 0 < coverage < 1
-    patients = sorted({row.patient for row in rows})
-    if len(patients) < FEWEST_PATIENTS:
+    if num_patients(rows) < FEWEST_PATIENTS:
         return None
-    guesses = _cross_fit(rows, patients, distances)
-    dice = np.array([row.dice for row in rows])
-    worst = {patient: -math.inf for patient in patients}
-    for row, excess in zip(rows, guesses - dice):
-        worst[row.patient] = max(worst[row.patient], float(excess))
-    margin = conformal_quantile(list(worst.values()), coverage)
+    table = _Table.of(rows)
+    guesses = _cross_fit(table, distances)
+    excess = guesses - table.dice
+    margin = conformal_quantile(
+        [float(excess[table.patients == patient].max()) for patient in np.unique(table.patients)], coverage
+    )
     if margin is None:
         return None
-    intercept, columns = _fit(rows, distances)
-    varied = guesses.std() > 0 and dice.std() > 0
+    intercept, columns = _fit(table, distances)
+    varied = guesses.std() > 1e-9 and table.dice.std() > 1e-9
     return QualityModel(
         intercept=intercept,
         columns=columns,
         margin=max(0.0, margin),
-        cross_fit_error=float(np.abs(guesses - dice).mean()),
-        cross_fit_correlation=float(np.corrcoef(guesses, dice)[0, 1]) if varied else None,
+        cross_fit_error=float(np.abs(excess).mean()),
+        cross_fit_correlation=float(np.corrcoef(guesses, table.dice)[0, 1]) if varied else None,
     )
 
 
@@ -126,55 +126,74 @@ def conformal_quantile(scores: Sequence[float], coverage: float) -> float | None
     return sorted(scores)[rank - 1] if rank <= len(scores) else None
 
 
-def _cross_fit(rows: Sequence[QualityRow], patients: Sequence[str], distances: Sequence[str]) -> np.ndarray:
+@dataclass(frozen=True)
+class _Table:
+    """Rows as arrays: values (n, features) with NaN where not defined, Dice and patients (n,)."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    dice: np.ndarray
+    patients: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[QualityRow]) -> _Table:
+        names = tuple(sorted({name for row in rows for name in row.values}))
+        values = [[_number(row.values.get(name)) for name in names] for row in rows]
+        return cls(
+            names,
+            np.array(values, float).reshape(len(rows), len(names)),
+            np.array([row.dice for row in rows]),
+            np.array([row.patient for row in rows]),
+        )
+
+    def where(self, chosen: np.ndarray) -> _Table:
+        return _Table(self.names, self.values[chosen], self.dice[chosen], self.patients[chosen])
+
+
+def _cross_fit(table: _Table, distances: Sequence[str]) -> np.ndarray:
     """Predicted Dice per row from a fit without that row's patient."""
-    guesses = np.empty(len(rows))
-    for patient in patients:
-        intercept, columns = _fit([row for row in rows if row.patient != patient], distances)
-        for index, row in enumerate(rows):
-            if row.patient == patient:
-                guesses[index] = _predict(intercept, columns, row.values)
+    guesses = np.empty(len(table.dice))
+    for patient in np.unique(table.patients):
+        own = table.patients == patient
+        intercept, columns = _fit(table.where(~own), distances)
+        by_name = dict(zip(table.names, table.values[own].T))
+        guesses[own] = _predict(intercept, columns, by_name, int(own.sum()))
     return guesses
 
 
-def _fit(rows: Sequence[QualityRow], distances: Sequence[str]) -> tuple[float, tuple[Column, ...]]:
+def _fit(table: _Table, distances: Sequence[str]) -> tuple[float, tuple[Column, ...]]:
     """Ridge in which every patient weighs alike; standardised columns, the intercept is not shrunk."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.patient] = counts.get(row.patient, 0) + 1
-    shares = np.array([1 / counts[row.patient] for row in rows])
-    columns = []
-    for name in sorted({name for row in rows for name in row.values}):
-        column = _column(name, [row.values.get(name) for row in rows], shares, name in distances)
+    _, member, counts = np.unique(table.patients, return_inverse=True, return_counts=True)
+    shares = 1 / counts[member]
+    columns, entered = [], []
+    for name, values in zip(table.names, table.values.T):
+        column = _column(name, values, shares, name in distances)
         if column is not None:
             columns.append(column)
-    table = np.array([[_standardised(c, row.values.get(c.name)) for c in columns] for row in rows])
-    table = table.reshape(len(rows), len(columns))
-    dice = np.array([row.dice for row in rows])
-    middle = float(np.average(dice, weights=shares))
-    offset = np.average(table, axis=0, weights=shares)  # not 0 where values are missing or weights uneven
-    weighted = (table - offset).T * shares
-    gram = weighted @ (table - offset) + PENALTY * np.eye(len(columns))
-    weights = np.linalg.solve(gram, weighted @ (dice - middle))
-    fitted = tuple(replace(c, weight=float(w)) for c, w in zip(columns, weights))
+            entered.append(_standardised(column, values))
+    matrix = np.array(entered).reshape(len(columns), len(shares))
+    middle = float(np.average(table.dice, weights=shares))
+    offset = matrix @ shares / shares.sum()  # not 0 where values are missing
+    centred = matrix - offset[:, None]
+    gram = (centred * shares) @ centred.T + PENALTY * np.eye(len(columns))
+    weights = np.linalg.solve(gram, (centred * shares) @ (table.dice - middle))
+    fitted = tuple(replace(column, weight=float(w)) for column, w in zip(columns, weights))
     return middle - float(offset @ weights), fitted
 
 
-def _column(
-    name: str, values: Sequence[float | None], shares: np.ndarray, is_distance: bool
-) -> Column | None:
+def _column(name: str, values: np.ndarray, shares: np.ndarray, is_distance: bool) -> Column | None:
     """The column without its weight; None where nothing is defined or nothing varies."""
-    known = np.array([value is not None for value in values])
+    known = ~np.isnan(values)
     if known.sum() < 2:
         return None
-    numbers = np.array([value for value in values if value is not None], float)
+    numbers, shares = values[known], shares[known]
     centre = spread = None
     if is_distance:
-        centre, spread = _moments(numbers, shares[known])
+        centre, spread = _moments(numbers, shares)
         if spread <= 0:
             return None
         numbers = np.abs(numbers - centre) / spread
-    mean, scale = _moments(numbers, shares[known])
+    mean, scale = _moments(numbers, shares)
     if scale <= 1e-9 * max(1.0, abs(mean)):
         return None
     low, high = float(numbers.min()), float(numbers.max())
@@ -188,14 +207,24 @@ def _moments(numbers: np.ndarray, shares: np.ndarray) -> tuple[float, float]:
     return mean, math.sqrt(float(np.average((numbers - mean) ** 2, weights=shares)))
 
 
-def _standardised(column: Column, value: float | None) -> float:
-    if value is None:
-        return 0.0
+def _standardised(column: Column, values: np.ndarray) -> np.ndarray:
+    """What enters the regression, 0 where a value is not defined (NaN)."""
     if column.centre is not None and column.spread is not None:
-        value = abs(value - column.centre) / column.spread
-    return (min(max(value, column.low), column.high) - column.mean) / column.scale
+        values = np.abs(values - column.centre) / column.spread
+    entered = (values.clip(column.low, column.high) - column.mean) / column.scale
+    return np.where(np.isnan(entered), 0.0, entered)
 
 
-def _predict(intercept: float, columns: Sequence[Column], values: Mapping[str, float | None]) -> float:
-    total = intercept + sum(c.weight * _standardised(c, values.get(c.name)) for c in columns)
-    return min(1.0, max(0.0, total))
+def _predict(
+    intercept: float, columns: Sequence[Column], by_name: Mapping[str, np.ndarray], number: int
+) -> np.ndarray:
+    """Predicted Dice (number,) from values (number,) of each feature."""
+    total = np.full(number, intercept)
+    for column in columns:
+        if column.name in by_name:
+            total += column.weight * _standardised(column, by_name[column.name])
+    return total.clip(0.0, 1.0)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

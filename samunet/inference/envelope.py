@@ -101,7 +101,7 @@ class Envelope:
             low, high = _range(case.spacing_mm[axis] for case in self.fingerprint.cases)
             own = facts.spacing_mm[axis]
             if not low / SPACING_SLACK <= own <= high * SPACING_SLACK:
-                reason = f"spacing {name} {own:.3g} mm; training had {_span(low, high)} mm"
+                reason = f"spacing {name} {own:.4g} mm; training had {_span(low, high)} mm"
                 yield Flag(topic="spacing", reason=reason)
 
     def _extent(self, facts: InputFacts) -> Iterator[Flag]:
@@ -109,7 +109,7 @@ class Envelope:
             low, high = _range(c.shape_after_crop[axis] * c.spacing_mm[axis] for c in self.fingerprint.cases)
             own = facts.shape_after_crop[axis] * facts.spacing_mm[axis]
             if not low / EXTENT_SLACK <= own <= high * EXTENT_SLACK:
-                reason = f"image {own:.3g} mm long along {name}; training had {_span(low, high)} mm"
+                reason = f"image {own:.4g} mm long along {name}; training had {_span(low, high)} mm"
                 yield Flag(topic="extent", reason=reason)
 
     def _orientation(self, facts: InputFacts) -> Iterator[Flag]:
@@ -146,7 +146,7 @@ class Envelope:
                 min(volumes) / VOLUME_SLACK <= found.volume_ml <= max(volumes) * VOLUME_SLACK
             ):
                 told = _span(min(volumes), max(volumes))
-                reason = f"{name} has {found.volume_ml:.3g} ml; training had {told} ml"
+                reason = f"{name} has {found.volume_ml:.4g} ml; training had {told} ml"
                 yield Flag(topic="volume", reason=reason)
 
 
@@ -195,5 +195,5 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _span(low: float, high: float) -> str:
-    one, other = f"{low:.3g}", f"{high:.3g}"
+    one, other = f"{low:.4g}", f"{high:.4g}"
     return one if one == other else f"{one} to {other}"

@@ -79,7 +79,8 @@ class QCReport:
         calibration: in plain words, what the bounds stand on, or why there are none.
         input_checked: False where the model folder has no fingerprint, so that nothing could be flagged.
         cases: for review, worst first: flagged ones, then by review_score.
-        left_out: case -> why it is not judged.
+        failed: case -> why it could not be predicted.
+        left_out: case -> why its prediction is not judged.
     """
 
     version: int = QC_VERSION
@@ -90,6 +91,7 @@ class QCReport:
     calibration: str
     input_checked: bool
     cases: tuple[CaseVerdict, ...]
+    failed: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -104,6 +106,9 @@ class QCReport:
             lines += [f"  {c.case}: {'; '.join(f.reason for f in c.flags)}" for c in flagged[:SHOWN]]
             if len(flagged) > SHOWN:
                 lines.append(f"  and {len(flagged) - SHOWN} more, see {QC_FILE}")
+        if self.left_out:
+            lines.append("Not judged:")
+            lines += [f"  {name}: {reason}" for name, reason in list(self.left_out.items())[:SHOWN]]
         return "\n".join(lines)
 
 
@@ -175,7 +180,8 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
             calibration=reason if model is None else model.describe(),
             input_checked=judge.envelope is not None,
             cases=tuple(sorted(verdicts, key=lambda c: (not c.flags, c.review_score, c.case))),
-            left_out={**_earlier_failures(folder, names, expected), **left_out, **(failed or {})},
+            failed={**_earlier_failures(folder, names, expected), **(failed or {})},
+            left_out=left_out,
         )
         write_json(folder / QC_FILE, report)
         # Another part may have ended meanwhile; whoever writes last has seen all.
@@ -237,7 +243,7 @@ def _earlier_failures(folder: Path, names: Mapping[str, bool], expected: str) ->
         return {}
     if earlier.arguments_hash != expected:
         return {}
-    return {name: reason for name, reason in earlier.left_out.items() if name not in names}
+    return {name: reason for name, reason in earlier.failed.items() if name not in names}
 
 
 def _score(verdict: ClassVerdict) -> float:
