@@ -5,8 +5,8 @@
         --words -d 101 -c 2d_cnn --workspace WORKSPACE
 
 Each OUT is a folder that samunet_predict wrote, with its qc.json; with --images it is predicted first (or
-continued), by `samunet_predict` with the --words. Several folders compare, for instance, all folds and a
-single one. The interval counts patients: with --groups (a groups.csv with the columns case and group) a patient
+continued), by `samunet_predict` with the --words. Several folders compare, for instance, all folds and one
+alone. The interval counts patients: with --groups (a groups.csv with the columns case and group) a patient
 is covered when all of its cases are, without it every case is a patient. Flagged cases stand apart: for them
 the bound promises nothing. Scores and figures are in WORK/qc_coverage.json; start again to go on.
 """
