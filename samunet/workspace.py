@@ -17,6 +17,9 @@ ROOT_VARIABLE = "SAMUNET_WORKSPACE"
 WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
 LONGEST_NAME = 100
 """Longest name of a folder that is put together from several names."""
+QC_FILE = "qc.json"
+QC_FEATURES_FOLDER = "qc_features"
+QC_MODEL_FILE = "qc_model.json"
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 
 

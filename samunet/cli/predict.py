@@ -63,8 +63,8 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _add_model(parser: CommandParser) -> None:
-    group = parser.add_argument_group("model")
+def add_model(group: argparse._ActionsContainer) -> None:
+    """Add -d, -c, -tr, --tag and -m: which trained model is meant."""
     group.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset by id or name")
     group.add_argument(
         "-c",
@@ -85,6 +85,11 @@ def _add_model(parser: CommandParser) -> None:
         metavar="FOLDER",
         help="model folder instead of -d and -c, or several",
     )
+
+
+def _add_model(parser: CommandParser) -> None:
+    group = parser.add_argument_group("model")
+    add_model(group)
     group.add_argument(
         "-f",
         dest="folds",
@@ -146,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.inference.files import FileOptions
+    from samunet.inference.predictor import Predictor
+    from samunet.pipeline.qc import assess
 
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise SamunetError(f"-part_id {arguments.part_id}: give 0 to {arguments.num_parts - 1} (-num_parts).")
@@ -170,6 +177,10 @@ def _run(arguments: argparse.Namespace) -> int:
             postprocessing=postprocessing,
         ),
     )
+    if isinstance(predictor, Predictor):
+        print(assess(arguments.output, predictor.model_folder, outcome.failed).text())
+    else:
+        print("No qc.json: quality control is calibrated for single models, not for ensembles of them.")
     print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
     return EXIT_MISTAKE if outcome.failed else 0
 

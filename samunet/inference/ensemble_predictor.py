@@ -26,7 +26,7 @@ from samunet.errors import SamunetError
 from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.export import finished, write_case
 from samunet.inference.files import FileOptions, FilesOutcome
-from samunet.inference.folder import FolderTask, predict_folder
+from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.predictor import Predictor, arguments_of, predict_with
@@ -136,16 +136,17 @@ class EnsemblePredictor:
         self, source: Path | str | Sequence[Case], output: Path | str, options: FileOptions | None = None
     ) -> FilesOutcome:
         """Segment the cases of a folder; see `Predictor.predict_files`."""
+        options = options or FileOptions()
         task = FolderTask(
             file_ending=self.plan.file_ending,
             num_channels=len(self.plan.channel_names),
-            arguments=arguments_of(self.members),
+            arguments=arguments_of(self.members, options),
             records=self.members[0].dataset_record(),
             prepare=self._prepare,
             predict=self.predict_prepared,
             export=_export,
         )
-        return predict_folder(task, source, output, options or FileOptions())
+        return predict_folder(task, source, output, options)
 
     def preprocess(self, image: np.ndarray, geometry: Geometry, where: str) -> PreparedCase:
         """Preprocess an image (C, Z, Y, X) once for each data configuration."""
@@ -202,10 +203,10 @@ def restore_mean(members: Sequence[MemberLogits], out: Writable | None = None) -
     return segmentation
 
 
-def _export(found: list[MemberLogits], case: PreparedCase, path: Path, options: FileOptions) -> None:
-    labels, geometry = found[0].plan.labels, found[0].record.geometry
+def _export(found: list[MemberLogits], case: PreparedCase, target: Target) -> None:
+    labels, geometry, options = found[0].plan.labels, found[0].record.geometry, target.options
     fill = finished(lambda out: restore_mean(found, out), geometry, options.postprocessing)
-    write_case(path, labels, geometry, options.save_probabilities, fill)
+    write_case(target.file, labels, geometry, options.save_probabilities, fill)
 
 
 def _predict_group(group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None) -> list[Logits]:

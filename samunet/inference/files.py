@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +146,26 @@ def _settle(written: tuple[Case, Future[Any]] | None, done: list[str], failed: d
     except Exception:
         logger.error("Case %s ended the run; the cause is below", case.name)
         raise
+
+
+def single_model_arguments(folder: Path) -> dict[str, Any]:
+    """How a folder was predicted by one model: predict_args.json with the model's own keys among the others.
+
+    Raises:
+        SamunetError: there is no such file, or several models were averaged.
+    """
+    file = folder / ARGUMENTS_FILE
+    return flat_arguments(read_json(file), str(file))
+
+
+def flat_arguments(arguments: Mapping[str, Any], where: str = ARGUMENTS_FILE) -> dict[str, Any]:
+    """The same of arguments that are not written yet."""
+    models = arguments.get("models", [])
+    if len(models) != 1:
+        raise SamunetError(
+            f"{where} is not of a prediction by one model; predict again with one, or validate again (--val)."
+        )
+    return {**{key: value for key, value in arguments.items() if key != "models"}, **models[0]}
 
 
 def _differences(before: Any, now: Any, key: str) -> list[str]:

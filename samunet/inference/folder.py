@@ -20,7 +20,16 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.logit_storage import LogitStorage
-from samunet.records import to_data, write_json
+from samunet.records import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where the result of a case goes; `file` is of the segmentation."""
+
+    case: str
+    file: Path
+    options: FileOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,7 @@ class FolderTask:
         records: file name -> content left beside the predictions.
         prepare: reads and preprocesses a case; in a thread.
         predict: what `prepare` gave, and room for logits -> result.
-        export: writes a result to a segmentation file as the options say; in a thread.
+        export: writes a result, given what `prepare` gave and where it goes; in a thread.
     """
 
     file_ending: str
@@ -42,7 +51,7 @@ class FolderTask:
     records: dict[str, Any]
     prepare: Callable[[Case], Any]
     predict: Callable[[Any, LogitStorage], Any]
-    export: Callable[[Any, Any, Path, FileOptions], Any]
+    export: Callable[[Any, Any, Target], Any]
 
 
 def predict_folder(
@@ -64,21 +73,19 @@ def predict_folder(
     chosen = select_part(_cases(task, source), options)
     ending = segmentation_ending(task.file_ending)
 
-    def target(case: Case) -> Path:
-        return output / f"{case.name}{ending}"
+    def target(case: Case) -> Target:
+        return Target(case=case.name, file=output / f"{case.name}{ending}", options=options)
 
-    present = [case for case in chosen if options.skip_existing and target(case).exists()]
+    present = [case for case in chosen if options.skip_existing and target(case).file.exists()]
     output.mkdir(parents=True, exist_ok=True)
-    rules = () if options.postprocessing is None else options.postprocessing.rules
-    arguments = {**task.arguments, "postprocessing": to_data(rules)}
-    check_arguments(output, arguments, continuing=options.skip_existing)
+    check_arguments(output, task.arguments, continuing=options.skip_existing)
     for name, content in task.records.items():
         write_json(output / name, content)
     start = time.perf_counter()
     stages = CaseStages(
         prepare=task.prepare,
         predict=lambda ready: task.predict(ready, LogitStorage(output)),
-        export=lambda case, result, ready: task.export(result, ready, target(case), options),
+        export=lambda case, result, ready: task.export(result, ready, target(case)),
     )
     done, failed = run_cases([case for case in chosen if case not in present], stages)
     return FilesOutcome(

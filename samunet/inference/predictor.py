@@ -19,16 +19,18 @@ from samunet.data.cases import Case
 from samunet.data.geometry import Geometry
 from samunet.data.readers import read_image
 from samunet.inference.arrays import Prediction, as_image, prediction_of
+from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import export_case
 from samunet.inference.files import FileOptions, FilesOutcome
-from samunet.inference.folder import FolderTask, predict_folder
+from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
+from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
-from samunet.inference.sliding_window import Storage, WindowSettings, predict_logits
+from samunet.inference.sliding_window import PassObserver, Storage, WindowSettings, predict_logits
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
-from samunet.records import read_json
+from samunet.records import read_json, to_data
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
@@ -181,14 +183,24 @@ class Predictor:
         data = self.plan.data_of(self.configuration)
         return preprocess_case(image, None, geometry, self.plan, data, where)
 
-    def predict_preprocessed(self, image: np.ndarray, storage: Storage | None = None) -> Any:
+    def predict_preprocessed(
+        self, image: np.ndarray, storage: Storage | None = None, observer: PassObserver | None = None
+    ) -> Any:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X).
 
         Args:
             image: float32.
             storage: gives room for the logits; None takes a tensor in memory.
+            observer: sees every single pass.
         """
-        return predict_with(self.networks, image, self.window, storage)
+        return predict_with(self.networks, image, self.window, storage, observer)
+
+    def predict_observed(
+        self, image: np.ndarray, storage: Storage | None = None
+    ) -> tuple[Any, PassStatistics]:
+        """The same logits, and what the single passes say about the case."""
+        passes = PassStatistics(self.plan.labels, self.window, image.shape)
+        return self.predict_preprocessed(image, storage, passes), passes
 
     @property
     def window(self) -> WindowSettings:
@@ -217,27 +229,38 @@ class Predictor:
 
         Args:
             source: folder of images named as in imagesTr, one image file, or cases.
-            output: folder for CASE.ext, and for plan.json, dataset.json and predict_args.json.
+            output: folder for CASE.ext, for plan.json, dataset.json and predict_args.json, and for
+                qc_features/CASE.json.
 
         Raises:
             SamunetError: no cases, missing channels (all are listed), or other arguments than before.
         """
+        options = options or FileOptions()
+        arguments = arguments_of([self], options)
+        features = FeatureWriter(self.plan, Path(output), arguments)
+
+        def export(result: tuple[Any, PassStatistics], ready: PreprocessedCase, target: Target) -> None:
+            logits, passes = result
+            kept, rules = target.options.save_probabilities, target.options.postprocessing
+            written = export_case(logits, ready.record, self.plan, target.file, kept, rules)
+            features.write(target.case, written, ready.record.geometry, passes.figures())
+
         task = FolderTask(
             file_ending=self.plan.file_ending,
             num_channels=len(self.plan.channel_names),
-            arguments=arguments_of([self]),
+            arguments=arguments,
             records={"plan.json": self.plan, **self.dataset_record()},
-            prepare=self._prepare,
-            predict=lambda ready, storage: self.predict_preprocessed(ready.image, storage),
-            export=lambda logits, ready, path, options: export_case(
-                logits, ready.record, self.plan, path, options.save_probabilities, options.postprocessing
-            ),
+            prepare=lambda case: self._prepare(case, features),
+            predict=lambda ready, storage: self.predict_observed(ready.image, storage),
+            export=export,
         )
-        return predict_folder(task, source, output, options or FileOptions())
+        return predict_folder(task, source, output, options)
 
-    def _prepare(self, case: Case) -> PreprocessedCase:
+    def _prepare(self, case: Case, features: FeatureWriter) -> PreprocessedCase:
         image, geometry = read_image(case.images)
-        return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        ready = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        features.measure(case.name, image, ready.record)
+        return ready
 
     def dataset_record(self) -> dict[str, Any]:
         """dataset.json of the model folder, by its name; empty where there is none."""
@@ -245,8 +268,9 @@ class Predictor:
         return {file.name: read_json(file)} if file.exists() else {}
 
 
-def arguments_of(predictors: Sequence[Predictor]) -> dict[str, Any]:
-    """Content of predict_args.json: which models, and how tiles were laid and averaged."""
+def arguments_of(predictors: Sequence[Predictor], options: FileOptions) -> dict[str, Any]:
+    """Content of predict_args.json: which models, how tiles were laid and averaged, which rules followed."""
+    rules = () if options.postprocessing is None else options.postprocessing.rules
     return {
         "models": [
             {
@@ -260,6 +284,7 @@ def arguments_of(predictors: Sequence[Predictor]) -> dict[str, Any]:
         ],
         "step_size": predictors[0].settings.step_size,
         "mirroring": predictors[0].settings.mirroring,
+        "postprocessing": to_data(rules),
     }
 
 
@@ -272,9 +297,13 @@ def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
 
 
 def predict_with(
-    networks: Sequence[nn.Module], image: np.ndarray, window: WindowSettings, storage: Storage | None = None
+    networks: Sequence[nn.Module],
+    image: np.ndarray,
+    window: WindowSettings,
+    storage: Storage | None = None,
+    observer: PassObserver | None = None,
 ) -> Any:
     """Logits of networks over a preprocessed image (C, Z, Y, X), in the device's number type."""
     precision = Precision.for_prediction(window.device, window.precision)
     with torch.inference_mode(), precision.autocast(window.device):
-        return predict_logits(networks, torch.from_numpy(image), window, storage=storage)
+        return predict_logits(networks, torch.from_numpy(image), window, storage=storage, observer=observer)

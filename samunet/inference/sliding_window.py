@@ -25,6 +25,10 @@ Progress = Callable[[int, int], None]
 """Called with (tiles done, all tiles)."""
 Storage = Callable[[tuple[int, ...]], Any]
 """Gives room for logits of a shape."""
+PassObserver = Callable[[Tensor, Tensor, int, tuple[int, ...]], None]
+"""Called after each pass of a network, before anything is averaged, with the tiles (B, C, *patch) and their
+float32 logits (B, K, *patch), both as they lie in the image, the network's number and the flipped axes; the
+unflipped pass comes first. It must change neither."""
 CPU = torch.device("cpu")
 GAUSSIAN_PEAK = 10.0
 GAUSSIAN_SIGMA = 1 / 8
@@ -95,6 +99,7 @@ def predict_logits(
     settings: WindowSettings,
     progress: Progress | None = None,
     storage: Storage | None = None,
+    observer: PassObserver | None = None,
 ) -> Any:
     """Mean logits of several networks over a whole image.
 
@@ -106,6 +111,7 @@ def predict_logits(
         progress: called after every pass of the networks.
         storage: gives room for the result, a tensor or what stands for one; None takes a tensor on the
             store device.
+        observer: sees every single pass; the logits are the same with and without it.
 
     Returns:
         (K, Z, Y, X) in that room; the mean over networks and flips, blended over tiles. With several groups
@@ -117,7 +123,7 @@ def predict_logits(
     patch = (1, *settings.patch_size) if flat else settings.patch_size
     padded, inner = _pad_to(image, patch)
     bands = _slice_bands if flat else _volume_bands
-    tiles = _Tiles(networks, settings, progress)
+    tiles = _Tiles(networks, settings, progress, observer)
     result: Any = None
     with torch.inference_mode():
         for first, band in bands(padded, tiles):
@@ -151,10 +157,17 @@ def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, .
 class _Tiles:
     """Runs tiles through the networks and counts them."""
 
-    def __init__(self, networks: Sequence[Any], settings: WindowSettings, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        networks: Sequence[Any],
+        settings: WindowSettings,
+        progress: Progress | None,
+        observer: PassObserver | None,
+    ) -> None:
         self.networks = networks
         self.settings = settings
         self.progress = progress
+        self.observer = observer
         self.done = 0
         axes = settings.mirror_axes
         self.flips = [
@@ -172,8 +185,11 @@ class _Tiles:
         inputs = torch.stack(batch).to(self.settings.device, non_blocking=True)
         sums: list[Tensor | None] = [None] * len(self.passes)
         for axes in self.flips:
-            for group, logits in zip(self.groups, self._logits(inputs.flip(axes) if axes else inputs)):
+            every = self._logits(inputs.flip(axes) if axes else inputs)
+            for number, (group, logits) in enumerate(zip(self.groups, every)):
                 turned = (logits.flip(axes) if axes else logits).float()
+                if self.observer is not None:
+                    self.observer(inputs, turned, number, axes)
                 so_far = sums[group]
                 if so_far is None:
                     # A copy, because a network may return a tensor that it still needs.

@@ -13,6 +13,7 @@ from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
@@ -268,7 +269,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
         )
         return None
     weights = options.weights
-    return validate(
+    result = validate(
         ValidationRequest(
             model_folder=prepared.model_folder,
             fold=options.fold,
@@ -280,3 +281,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             checkpoint=options.checkpoint,
         )
     )
+    quality = calibrate_when_complete(prepared.model_folder, prepared.dataset.case_names)
+    if quality is not None:
+        logger.info("%s", quality.text())
+    return result

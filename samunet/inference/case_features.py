@@ -1,0 +1,183 @@
+"""Features of a predicted case: what can be known of it without a reference. One small JSON file a case.
+
+They are written wherever a folder is predicted, so an out-of-fold case of the validation and a new case have
+the same features from the same code. What follows from them (flags, predicted Dice) is in `envelope` and in
+`samunet.pipeline.qc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.geometry import Geometry, bounding_box
+from samunet.data.labels import LabelSet
+from samunet.inference.files import flat_arguments
+from samunet.inference.pass_statistics import PassFigures
+from samunet.planning.fingerprint import ChannelStatistics
+from samunet.planning.plan import Plan
+from samunet.preprocessing.case import SpatialRecord
+from samunet.records import content_hash, write_json
+from samunet.workspace import QC_FEATURES_FOLDER
+
+FEATURES_VERSION = 1
+SAMPLED_VALUES = 1_000_000
+"""Intensities looked at per channel; an even draw of larger images is as good for percentiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFacts:
+    """The image as read; axes are the file's z, y, x.
+
+    Attributes:
+        shape_after_crop: voxels of the box around the nonzero voxels.
+        direction: SimpleITK's row-major 3 x 3 direction cosines (x, y, z).
+        channels: intensities in the box, stored units, as the fingerprint has them.
+    """
+
+    shape: tuple[int, int, int]
+    shape_after_crop: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+    is_2d: bool
+    channels: tuple[ChannelStatistics, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFeatures:
+    """One class or region; None where it is not defined.
+
+    Attributes:
+        volume_ml: in the segmentation as written; of a 2D image the area times 1 mm.
+        components: connected pieces, 26-neighbourhood (8 in a plane).
+        largest_share: voxels of the largest piece over all; None without voxels.
+        passes: what the single passes of the networks say.
+    """
+
+    volume_ml: float
+    components: int
+    largest_share: float | None
+    passes: PassFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFeatures:
+    """Content of qc_features/CASE.json.
+
+    Attributes:
+        arguments_hash: of the prediction's arguments (predict_args.json): cases of one prediction agree.
+        classes: class or region name -> features.
+    """
+
+    version: int = FEATURES_VERSION
+    case: str
+    arguments_hash: str
+    input: InputFacts
+    classes: dict[str, ClassFeatures]
+
+
+def features_file(folder: Path, case: str) -> Path:
+    """Where the features of a case lie beside its prediction."""
+    return folder / QC_FEATURES_FOLDER / f"{case}.json"
+
+
+def arguments_hash(arguments: Mapping[str, Any]) -> str:
+    """Identifies how a folder was predicted by one model (`single_model_arguments`), wherever that lies."""
+    return content_hash({key: value for key, value in arguments.items() if key != "model"})
+
+
+class FeatureWriter:
+    """Measures the cases of a folder while it is predicted; reading and writing threads may call it.
+
+    An image is measured when it is read and forgotten; its facts wait here until the case is written.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, arguments: Mapping[str, Any]) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.arguments_hash = arguments_hash(flat_arguments(arguments))
+        self._inputs: dict[str, InputFacts] = {}
+
+    def measure(self, case: str, image: np.ndarray, record: SpatialRecord) -> None:
+        """Measure the image (C, Z, Y, X) as read of a case that was preprocessed as `record` says."""
+        self._inputs[case] = input_facts(image, record, self.plan)
+
+    def write(
+        self, case: str, segmentation: np.ndarray, geometry: Geometry, passes: Mapping[str, PassFigures]
+    ) -> None:
+        """Write the features of a measured case whose segmentation (Z, Y, X) is there now."""
+        features = CaseFeatures(
+            case=case,
+            arguments_hash=self.arguments_hash,
+            input=self._inputs.pop(case),
+            classes=class_features(segmentation, geometry, self.plan.labels, passes),
+        )
+        write_json(features_file(self.folder, case), features)
+
+
+def input_facts(image: np.ndarray, record: SpatialRecord, plan: Plan) -> InputFacts:
+    """Facts about an image (C, Z, Y, X) as read and its crop."""
+    order, geometry = plan.transpose_forward, record.geometry
+    turned = image.transpose(0, *(axis + 1 for axis in order))
+    crop = turned[(slice(None), *record.crop_box.slices)]
+    z, y, x = (record.crop_box.shape[axis] for axis in plan.transpose_backward)
+    return InputFacts(
+        shape=geometry.shape,
+        shape_after_crop=(z, y, x),
+        spacing_mm=geometry.spacing_mm,
+        direction=geometry.direction,
+        is_2d=geometry.is_2d,
+        channels=tuple(_statistics(channel) for channel in crop),
+    )
+
+
+def _statistics(channel: np.ndarray) -> ChannelStatistics:
+    values = channel.ravel()
+    values = values[:: -(-values.size // SAMPLED_VALUES)]
+    low, high = np.percentile(values, (0.5, 99.5))
+    return ChannelStatistics(
+        mean=float(values.mean(dtype=np.float64)),
+        std=float(values.std(dtype=np.float64)),
+        percentile_00_5=float(low),
+        percentile_99_5=float(high),
+    )
+
+
+def class_features(
+    segmentation: np.ndarray, geometry: Geometry, labels: LabelSet, passes: Mapping[str, PassFigures]
+) -> dict[str, ClassFeatures]:
+    """Features of every foreground class or region of a segmentation (Z, Y, X) in dataset.json's values."""
+    voxel_ml = voxel_volume_ml(geometry.spacing_mm, geometry.is_2d)
+    result = {}
+    for name in labels.foreground:
+        values = labels.labels[name]
+        mask = segmentation == values[0] if len(values) == 1 else np.isin(segmentation, values)
+        sizes = component_sizes(mask)
+        voxels = int(sizes.sum())
+        result[name] = ClassFeatures(
+            volume_ml=voxels * voxel_ml,
+            components=len(sizes),
+            largest_share=float(sizes.max() / voxels) if voxels else None,
+            passes=passes[name],
+        )
+    return result
+
+
+def component_sizes(mask: np.ndarray) -> np.ndarray:
+    """Voxels of each connected piece of a (Z, Y, X) mask, 26-neighbourhood; empty without any."""
+    from scipy.ndimage import label as connected
+
+    if not mask.any():
+        return np.zeros(0, np.int64)
+    pieces, _ = connected(mask[bounding_box(mask).slices], np.ones((3, 3, 3), bool))
+    return np.bincount(pieces.ravel())[1:]
+
+
+def voxel_volume_ml(spacing_mm: tuple[float, float, float], is_2d: bool) -> float:
+    """Volume of a voxel; the nominal spacing across a plane counts as 1 mm."""
+    z, y, x = spacing_mm
+    return (1.0 if is_2d else z) * y * x / 1000

@@ -1,0 +1,138 @@
+"""The out-of-fold cases of a model folder: what the validations of its folds left, scores and features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
+from samunet.inference.envelope import Envelope
+from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
+from samunet.planning.case_measurement import hash_files
+from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.plan import Plan
+from samunet.records import read_json, read_record
+from samunet.workspace import QC_FEATURES_FOLDER, fold_folder
+
+SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
+"""Arguments (`single_model_arguments`) in which calibration and prediction must agree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfFoldCase:
+    """One validated case.
+
+    Attributes:
+        distance: of the image from the training cases.
+        dice / missed: class name -> Dice (NaN where it is in neither map), and whether a class of the
+            reference was not found.
+    """
+
+    name: str
+    group: str | None
+    features: CaseFeatures
+    distance: float | None
+    dice: dict[str, float]
+    missed: dict[str, bool]
+
+
+def validation_folder(model_folder: Path, fold: int | str) -> Path:
+    """Out-of-fold predictions of a fold."""
+    return fold_folder(model_folder, fold) / "validation"
+
+
+def validated_folds(model_folder: Path) -> tuple[int, ...]:
+    """Numbers of the folds whose whole-case validation is there."""
+    folders = [f for f in Path(model_folder).glob("fold_*") if (f / "validation" / "summary.json").is_file()]
+    names = [folder.name.removeprefix("fold_") for folder in folders]
+    return tuple(sorted(int(name) for name in names if name.isdecimal()))
+
+
+def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> Envelope | None:
+    """The envelope of a model's training cases; None where the folder has no fingerprint."""
+    file = model_folder / "fingerprint.json"
+    if not file.is_file():
+        return None
+    name = next(n for n in plan.configurations if plan.configuration_hash(n) == configuration_hash)
+    data = plan.data_of(plan.configuration(name))
+    return Envelope(read_record(Fingerprint, file), data.normalization)
+
+
+def read_fold(model_folder: Path, fold: int | str, labels: LabelSet) -> Iterator[OutOfFoldCase]:
+    """The validated cases of a fold with scores and features.
+
+    Raises:
+        SamunetError: not validated, or features are missing or belong to another prediction.
+    """
+    folder = validation_folder(model_folder, fold)
+    summary = read_json(folder / "summary.json")
+    arguments = single_model_arguments(folder)
+    envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
+    expected = arguments_hash(arguments)
+    for entry in summary["metric_per_case"]:
+        name, file = entry["case"], features_file(folder, entry["case"])
+        features = read_record(CaseFeatures, file) if file.is_file() else None
+        if features is None or features.arguments_hash != expected:
+            raise SamunetError(
+                f"The validation in {folder} has no features of {name} that belong to it ({file}): it was "
+                "made by an older samunet, or in part. Validate the fold again: samunet_train DATASET "
+                f"CONFIGURATION {fold} --val."
+            )
+        scores = {key: entry["metrics"][labels.summary_key(key)] for key in labels.foreground}
+        yield OutOfFoldCase(
+            name=name,
+            group=entry["group"],
+            features=features,
+            distance=None if envelope is None else envelope.distance(features),
+            dice={key: float(values["Dice"]) for key, values in scores.items()},
+            missed={key: values["n_ref"] > 0 == values["n_pred"] for key, values in scores.items()},
+        )
+
+
+def fold_hash(model_folder: Path, fold: int | str) -> str:
+    """Identifies the scores and features of a fold's validation."""
+    folder = validation_folder(model_folder, fold)
+    features = sorted((folder / QC_FEATURES_FOLDER).glob("*.json"))
+    return hash_files([folder / "summary.json", *features])
+
+
+def feature_values(features: ClassFeatures, distance: float | None) -> dict[str, float | None]:
+    """What enters the regression, by name."""
+    passes = features.passes
+    intensity = passes.intensity or ()
+    return {
+        "soft_dice": passes.soft_dice,
+        "entropy": passes.entropy,
+        "mirror_disagreement": passes.mirror_disagreement,
+        "log_volume": math.log(features.volume_ml) if features.volume_ml > 0 else None,
+        "log_components": math.log(features.components) if features.components else None,
+        "largest_share": features.largest_share,
+        "distance": distance,
+        **{f"intensity_{channel}": value for channel, value in enumerate(intensity)},
+    }
+
+
+def common_settings(model_folder: Path, folds: Sequence[int | str]) -> dict[str, Any]:
+    """How the out-of-fold cases were predicted.
+
+    Raises:
+        SamunetError: not all folds in the same way.
+    """
+    by_fold = {}
+    for fold in folds:
+        arguments = single_model_arguments(validation_folder(model_folder, fold))
+        by_fold[fold] = {key: arguments[key] for key in SETTINGS}
+    first = by_fold[folds[0]]
+    differing = [str(fold) for fold, settings in by_fold.items() if settings != first]
+    if differing:
+        raise SamunetError(
+            f"The folds of {model_folder} were validated in different ways: {', '.join(differing)} unlike "
+            f"{folds[0]} ({', '.join(SETTINGS)} in validation/{ARGUMENTS_FILE}). Train or validate them "
+            "alike, or choose folds with -f."
+        )
+    return first

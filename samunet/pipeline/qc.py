@@ -1,0 +1,251 @@
+"""qc.json beside predictions: flags and predicted Dice with its bound for every case, in an order for review.
+
+Assembled from the features that prediction left, one file a case. So a prediction that was continued, or made
+in parts, ends with one qc.json over everything that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from samunet.data.readers import segmentation_ending
+from samunet.errors import SamunetError
+from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
+from samunet.inference.envelope import Envelope, Flag
+from samunet.inference.files import single_model_arguments
+from samunet.pipeline.out_of_fold import (
+    SETTINGS,
+    feature_values,
+    fold_hash,
+    read_envelope,
+    validated_folds,
+)
+from samunet.pipeline.qc_model import QCModel
+from samunet.planning.plan import Plan
+from samunet.records import read_record, write_json
+from samunet.workspace import QC_FILE, QC_MODEL_FILE
+
+QC_VERSION = 1
+SHOWN = 20
+
+Status = Literal["calibrated", "not calibrated", "not found"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassVerdict:
+    """What is said of one class of a case.
+
+    Attributes:
+        predicted_dice / lower_bound: None unless calibrated.
+        remark: why there is no bound, or how often a class that was not found was missed.
+    """
+
+    status: Status
+    predicted_dice: float | None
+    lower_bound: float | None
+    remark: str | None
+    features: ClassFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseVerdict:
+    """What is said of one case.
+
+    Attributes:
+        flags: respects in which it is unlike the training cases; then the bound promises nothing.
+        review_score: mean over the found classes of the predicted Dice, or of the networks' own estimate
+            where that is not calibrated; 0 when no class was found.
+        distance: of the image's intensities from the training cases, root mean square z-score.
+    """
+
+    case: str
+    flags: tuple[Flag, ...]
+    review_score: float
+    distance: float | None
+    classes: dict[str, ClassVerdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCReport:
+    """Content of qc.json.
+
+    Attributes:
+        model: name of the model folder.
+        arguments_hash: of predict_args.json.
+        coverage: share of new patients for whom the lower bound shall hold; None where not calibrated.
+        calibration: in plain words, what the bounds stand on, or why there are none.
+        input_checked: False where the model folder has no fingerprint, so that nothing could be flagged.
+        cases: for review, worst first: flagged ones, then by review_score.
+        failed: case -> why it could not be predicted.
+        left_out: case -> why its prediction is not judged.
+    """
+
+    version: int = QC_VERSION
+    model: str
+    arguments_hash: str
+    folds: tuple[str, ...]
+    coverage: float | None
+    calibration: str
+    input_checked: bool
+    cases: tuple[CaseVerdict, ...]
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The outcome in plain words, a line for each flagged case."""
+        flagged = [case for case in self.cases if case.flags]
+        lines = [f"Quality control ({QC_FILE}, cases in the order of review): {self.calibration}"]
+        if not self.input_checked:
+            lines.append("The model folder has no fingerprint.json: the input was not checked.")
+        if flagged:
+            number = f"{len(flagged)} of {len(self.cases)} cases"
+            lines.append(f"Unlike the training cases, so look at them first: {number}.")
+            lines += [f"  {c.case}: {'; '.join(f.reason for f in c.flags)}" for c in flagged[:SHOWN]]
+            if len(flagged) > SHOWN:
+                lines.append(f"  and {len(flagged) - SHOWN} more, see {QC_FILE}")
+        if self.left_out:
+            lines.append("Not judged:")
+            lines += [f"  {name}: {reason}" for name, reason in list(self.left_out.items())[:SHOWN]]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What cases are judged by; `reason` says why there is no calibration."""
+
+    envelope: Envelope | None
+    model: QCModel | None
+    reason: str
+
+    def judge(self, features: CaseFeatures) -> CaseVerdict:
+        flags = () if self.envelope is None else self.envelope.flags(features)
+        distance = None if self.envelope is None else self.envelope.distance(features)
+        classes = {name: self._judge_class(name, found, distance) for name, found in features.classes.items()}
+        scores = [_score(verdict) for verdict in classes.values() if verdict.status != "not found"]
+        return CaseVerdict(
+            case=features.case,
+            flags=flags,
+            review_score=sum(scores) / len(scores) if scores else 0.0,
+            distance=distance,
+            classes=classes,
+        )
+
+    def _judge_class(self, name: str, found: ClassFeatures, distance: float | None) -> ClassVerdict:
+        quality = None if self.model is None else self.model.classes[name]
+        status: Status = "not calibrated"
+        remark, predicted, bound = self.reason if quality is None else quality.reason, None, None
+        if not found.volume_ml:
+            status, remark = "not found", None
+            if quality is not None and quality.not_found:
+                remark = (
+                    f"of {quality.not_found} out-of-fold cases in which it was not found, "
+                    f"{quality.missed} had it"
+                )
+        elif quality is not None and quality.model is not None:
+            values = feature_values(found, distance)
+            status, remark = "calibrated", None
+            predicted, bound = quality.model.predict(values), quality.model.lower_bound(values)
+        return ClassVerdict(
+            status=status, predicted_dice=predicted, lower_bound=bound, remark=remark, features=found
+        )
+
+
+def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = None) -> QCReport:
+    """Judge every predicted case of a folder and write its qc.json.
+
+    Args:
+        folder: predictions of `model_folder`, with predict_args.json and qc_features.
+        failed: cases that could not be predicted, with the reason.
+
+    Raises:
+        SamunetError: a file is unreadable.
+    """
+    folder, model_folder = Path(folder), Path(model_folder)
+    arguments = single_model_arguments(folder)
+    plan = Plan.load(folder / "plan.json")
+    model, reason = usable_model(model_folder, arguments)
+    judge = _Judge(read_envelope(model_folder, plan, arguments["configuration_hash"]), model, reason)
+    expected, ending = arguments_hash(arguments), segmentation_ending(plan.file_ending)
+    while True:
+        names = _names(folder, ending)
+        verdicts, left_out = _judge_all(folder, names, judge, expected)
+        report = QCReport(
+            model=model_folder.name,
+            arguments_hash=expected,
+            folds=tuple(map(str, arguments["folds"])),
+            coverage=model.coverage if model is not None and model.is_calibrated else None,
+            calibration=reason if model is None else model.describe(),
+            input_checked=judge.envelope is not None,
+            cases=tuple(sorted(verdicts, key=lambda c: (not c.flags, c.review_score, c.case))),
+            failed={**_earlier_failures(folder, names, expected), **(failed or {})},
+            left_out=left_out,
+        )
+        write_json(folder / QC_FILE, report)
+        # Another part may have ended meanwhile; whoever writes last has seen all.
+        if _names(folder, ending) == names:
+            return report
+
+
+def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCModel | None, str]:
+    """The calibration that holds for a prediction with these arguments, or None and why there is none."""
+    again = f"Calibrate: samunet_calibrate_qc -m {model_folder}."
+    file = model_folder / QC_MODEL_FILE
+    if not file.is_file():
+        return None, f"not calibrated: {model_folder.name} has no {QC_MODEL_FILE}. {again}"
+    model = read_record(QCModel, file)
+    differing = [key for key in SETTINGS if model.settings[key] != arguments[key]]
+    if differing:
+        told = "; ".join(f"{key} was {model.settings[key]}, is {arguments[key]}" for key in differing)
+        return None, f"not calibrated for these settings: {told}."
+    foreign = sorted(set(map(str, arguments["folds"])) - set(model.folds))
+    if foreign:
+        return None, f"not calibrated for fold {', '.join(foreign)}, of which no out-of-fold case was used."
+    present = set(map(str, validated_folds(model_folder)))  # none in a model that was moved without them
+    stale = [f for f, made in model.made_from.items() if f in present and fold_hash(model_folder, f) != made]
+    if stale:
+        return None, f"not calibrated: the validation of fold {', '.join(stale)} has changed since. {again}"
+    return model, ""
+
+
+def _names(folder: Path, ending: str) -> dict[str, bool]:
+    """Case -> whether its features are there, for every segmentation in the folder."""
+    files = sorted(f for f in folder.glob(f"*{ending}") if not f.name.startswith("."))
+    names = [file.name.removesuffix(ending) for file in files]
+    return {name: features_file(folder, name).is_file() for name in names}
+
+
+def _judge_all(
+    folder: Path, names: Mapping[str, bool], judge: _Judge, expected: str
+) -> tuple[list[CaseVerdict], dict[str, str]]:
+    verdicts, left_out = [], {}
+    for name, has_features in names.items():
+        features = read_record(CaseFeatures, features_file(folder, name)) if has_features else None
+        if features is None:
+            left_out[name] = "its features are missing; delete its segmentation and continue the prediction"
+        elif features.arguments_hash != expected:
+            left_out[name] = "it was predicted earlier, with other arguments"
+        else:
+            verdicts.append(judge.judge(features))
+    return verdicts, left_out
+
+
+def _earlier_failures(folder: Path, names: Mapping[str, bool], expected: str) -> dict[str, str]:
+    """What other parts of this prediction could not predict, and is still not there."""
+    file = folder / QC_FILE
+    if not file.is_file():
+        return {}
+    try:
+        earlier = read_record(QCReport, file)
+    except SamunetError:  # of another version: it is being replaced
+        return {}
+    if earlier.arguments_hash != expected:
+        return {}
+    return {name: reason for name, reason in earlier.failed.items() if name not in names}
+
+
+def _score(verdict: ClassVerdict) -> float:
+    own = verdict.features.passes.soft_dice or 0.0
+    return own if verdict.predicted_dice is None else verdict.predicted_dice

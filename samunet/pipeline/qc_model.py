@@ -1,0 +1,206 @@
+"""Calibration of the predicted Dice: from the out-of-fold cases of a model folder to its qc_model.json."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.evaluation.quality_model import (
+    COVERAGE,
+    FEWEST_PATIENTS,
+    QualityModel,
+    QualityRow,
+    fit_quality,
+    num_patients,
+)
+from samunet.pipeline.out_of_fold import (
+    OutOfFoldCase,
+    common_settings,
+    feature_values,
+    fold_hash,
+    read_fold,
+    validated_folds,
+    validation_folder,
+)
+from samunet.records import read_json, write_json
+from samunet.workspace import QC_MODEL_FILE
+
+logger = logging.getLogger(__name__)
+
+QC_MODEL_VERSION = 1
+DISTANCES = ("log_volume", "intensity")
+"""Features (beginnings of their names) whose distance from the middle of the out-of-fold cases counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassQuality:
+    """Calibration of one class or region.
+
+    Attributes:
+        cases / patients: out-of-fold cases in which the class was found, and their patients.
+        not_found: out-of-fold cases in which it was not found; `missed` of them had it in the reference.
+        model: None where it is not calibrated; `reason` says why.
+    """
+
+    cases: int
+    patients: int
+    not_found: int
+    missed: int
+    model: QualityModel | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCModel:
+    """Content of qc_model.json.
+
+    Attributes:
+        coverage: share of new patients for whom the bound shall hold.
+        patients_are: what counted as a patient: declared `groups`, or `cases`.
+        settings: how the out-of-fold cases were predicted; new cases must be predicted likewise.
+        made_from: fold -> hash of the scores and features that were read.
+    """
+
+    version: int = QC_MODEL_VERSION
+    coverage: float
+    patients_are: str
+    folds: tuple[str, ...]
+    num_cases: int
+    num_patients: int
+    settings: dict[str, Any]
+    made_from: dict[str, str]
+    classes: dict[str, ClassQuality]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any class has a bound."""
+        return any(quality.model is not None for quality in self.classes.values())
+
+    def describe(self) -> str:
+        """What the bounds stand on, or why there are none, in plain words."""
+        if self.num_patients < FEWEST_PATIENTS:
+            return (
+                f"not calibrated: {self.num_patients} patients ({self.patients_are}) have out-of-fold cases; "
+                f"{FEWEST_PATIENTS} or more are needed."
+            )
+        lacking = {name: quality.reason for name, quality in self.classes.items() if quality.model is None}
+        told = "".join(f" Not calibrated: {name}, {reason}." for name, reason in lacking.items())
+        if not self.is_calibrated:
+            return f"not calibrated.{told}"
+        return (
+            f"calibrated on {self.num_cases} out-of-fold cases of {self.num_patients} patients "
+            f"({self.patients_are}), folds {', '.join(self.folds)}; the lower bounds are to hold for "
+            f"{self.coverage:.0%} of patients like those.{told}"
+        )
+
+    def text(self) -> str:
+        """The calibration in plain words, with a line for each class that has a bound."""
+        lines = [f"Predicted Dice: {self.describe()}"]
+        for name, quality in self.classes.items():
+            model = quality.model
+            if model is not None:
+                related = model.cross_fit_correlation
+                told = "" if related is None else f", correlation with the true one {related:.2f}"
+                lines.append(
+                    f"  {name}: mean error {model.cross_fit_error:.3f}{told}, bound {model.margin:.3f} below"
+                )
+        return "\n".join(lines)
+
+
+def calibrate(
+    model_folder: Path,
+    folds: Sequence[int | str] | None = None,
+    *,
+    by_case: bool = False,
+    coverage: float = COVERAGE,
+) -> QCModel:
+    """Fit the model folder's quality models on its out-of-fold cases and write qc_model.json.
+
+    Args:
+        model_folder: results/DATASET/CONFIGURATION__PLANS.
+        folds: which to use; None takes every fold that was validated.
+        by_case: every case counts as a patient, for datasets whose groups are sites.
+        coverage: share of patients for whom the lower bound shall hold.
+
+    Raises:
+        SamunetError: no fold was validated, or folds were validated in different ways or without features.
+    """
+    model_folder = Path(model_folder)
+    chosen = validated_folds(model_folder) if folds is None else tuple(folds)
+    if not chosen:
+        raise SamunetError(
+            f"{model_folder} has no validated fold (fold_K/validation/summary.json). Train folds with "
+            "samunet_train first; fold `all` keeps no case out."
+        )
+    labels = LabelSet.from_dataset_json(
+        read_json(model_folder / "dataset.json"), str(model_folder / "dataset.json")
+    )
+    by_fold = {str(fold): tuple(read_fold(model_folder, fold, labels)) for fold in chosen}
+    cases = [case for members in by_fold.values() for case in members]
+    grouped = not by_case and any(case.group is not None for case in cases)
+    patients = [case.group if grouped and case.group else case.name for case in cases]
+    model = QCModel(
+        coverage=coverage,
+        patients_are="groups" if grouped else "cases",
+        folds=tuple(by_fold),
+        num_cases=len(cases),
+        num_patients=len(set(patients)),
+        settings=common_settings(model_folder, chosen),
+        made_from={fold: fold_hash(model_folder, fold) for fold in by_fold},
+        classes={name: _calibrate_class(name, cases, patients, coverage) for name in labels.foreground},
+    )
+    write_json(model_folder / QC_MODEL_FILE, model)
+    return model
+
+
+def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QCModel | None:
+    """Calibrate once the validations of the folds hold every case; None, and nothing done, before that.
+
+    A fault is logged, not raised: it must not end the training that was validated.
+    """
+    validated: set[str] = set()
+    for fold in validated_folds(model_folder):
+        summary = read_json(validation_folder(model_folder, fold) / "summary.json")
+        validated |= {entry["case"] for entry in summary["metric_per_case"]}
+    if not set(case_names) <= validated:
+        return None
+    try:
+        return calibrate(model_folder)
+    except SamunetError as fault:
+        logger.warning("The predicted Dice of new cases cannot be calibrated: %s", fault)
+        return None
+
+
+def _calibrate_class(
+    name: str, cases: Sequence[OutOfFoldCase], patients: Sequence[str], coverage: float
+) -> ClassQuality:
+    rows, not_found, missed = [], 0, 0
+    for case, patient in zip(cases, patients):
+        features, dice = case.features.classes[name], case.dice[name]
+        if not features.volume_ml:
+            not_found += 1
+            missed += case.missed[name]
+        elif dice == dice:  # NaN: every voxel that was found lies under the ignore label
+            values = feature_values(features, case.distance)
+            rows.append(QualityRow(case=case.name, patient=patient, dice=dice, values=values))
+    distances = sorted({key for row in rows for key in row.values if key.startswith(DISTANCES)})
+    model = fit_quality(rows, distances, coverage)
+    patients_with = num_patients(rows)
+    reason = None
+    if patients_with < FEWEST_PATIENTS:
+        reason = f"found in {patients_with} patients; {FEWEST_PATIENTS} or more are needed"
+    elif model is None:
+        reason = f"{patients_with} patients are too few for a bound at {coverage:.0%}"
+    return ClassQuality(
+        cases=len(rows),
+        patients=patients_with,
+        not_found=not_found,
+        missed=missed,
+        model=model,
+        reason=reason,
+    )

@@ -1,0 +1,276 @@
+"""From validated folds to qc_model.json, and from predicted cases to qc.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_quality import FINGERPRINT, PASSES, case
+from tiny_runs import CLASSES, make_configuration, make_plan
+
+from samunet.errors import SamunetError
+from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
+from samunet.pipeline.qc import QCReport, assess
+from samunet.pipeline.qc_model import QCModel, calibrate, calibrate_when_complete
+from samunet.records import read_json, read_record, write_json
+
+PLAN = make_plan(make_configuration("2d_unet"))
+CHANNELS = replace(FINGERPRINT, channel_names=("CT", "CT"))
+DICE = {"organ": "1", "lesion": "2"}
+"""Class -> key in summary.json."""
+
+
+def arguments(*folds: int | str, **changes: Any) -> dict[str, Any]:
+    usual = {
+        "model": "anywhere",
+        "configuration_hash": PLAN.configuration_hash("2d_unet"),
+        "folds": list(folds),
+        "checkpoint": "checkpoint_final.pth",
+        "step_size": 0.5,
+        "mirroring": True,
+        "settings": {},
+        "postprocessing": [],
+    }
+    return {**usual, **changes}
+
+
+def features(name: str, soft_dice: float, words: Mapping[str, Any], **changes: Any) -> CaseFeatures:
+    """A case of which the networks expect that Dice."""
+    usual = case(name, **changes)
+    usual = replace(usual, input=replace(usual.input, channels=usual.input.channels * 2))
+    passes = replace(PASSES, soft_dice=soft_dice, entropy=1 - soft_dice)
+    classes = {key: replace(found, passes=passes) for key, found in usual.classes.items()}
+    return replace(usual, classes=classes, arguments_hash=arguments_hash(words))
+
+
+def write_arguments(folder: Path, words: Mapping[str, Any]) -> None:
+    """predict_args.json of one model."""
+    own = ("model", "configuration_hash", "folds", "checkpoint", "settings")
+    shared = {key: value for key, value in words.items() if key not in own}
+    models = [{key: value for key, value in words.items() if key in own}]
+    write_json(folder / "predict_args.json", {"models": models, **shared})
+
+
+def write_prediction(folder: Path, cases: list[CaseFeatures], words: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_arguments(folder, words)
+    PLAN.save(folder / "plan.json")
+    for one in cases:
+        write_json(features_file(folder, one.case), one)
+        (folder / f"{one.case}.nii.gz").write_bytes(b"")
+    return folder
+
+
+def write_model(root: Path, patients: int = 20, cases: int = 1, folds: int = 2) -> Path:
+    """A model folder whose folds were validated; Dice follows what the networks expect, with noise."""
+    model, rng = root / "2d_unet__tinyPlans", np.random.default_rng(0)
+    PLAN.save(model / "plan.json")
+    write_json(model / "dataset.json", {"labels": {"background": 0, "organ": 1, "lesion": 2}})
+    write_json(model / "fingerprint.json", CHANNELS_TWICE)
+    for fold in range(folds):
+        words, members, entries = arguments(fold), [], []
+        for patient in range(fold, patients, folds):
+            for number in range(cases):
+                expected = float(rng.uniform(0.4, 0.95))
+                scores = {
+                    key: {"Dice": min(1.0, expected + rng.normal(0, 0.03)), "n_ref": 9, "n_pred": 9}
+                    for key in "12"
+                }
+                name = f"p{patient:02d}_{number}"
+                # Three patients have no lesion found; one of them has one.
+                lesion = 0.0 if patient < 3 else 2.0
+                if not lesion:
+                    scores["2"] = {
+                        "Dice": 0.0 if patient == 0 else float("nan"),
+                        "n_ref": 9 * (patient == 0),
+                        "n_pred": 0,
+                    }
+                members.append(features(name, expected, words, lesion_ml=lesion))
+                group = f"p{patient:02d}" if cases > 1 else None
+                entries.append({"case": name, "group": group, "metrics": scores})
+        folder = write_prediction(model / f"fold_{fold}" / "validation", members, words)
+        write_json(folder / "summary.json", {"metric_per_case": entries})
+    return model
+
+
+def two_channels() -> Any:
+    cases = tuple(replace(one, channels=one.channels * 2) for one in CHANNELS.cases)
+    return replace(CHANNELS, cases=cases)
+
+
+CHANNELS_TWICE = two_channels()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path)
+
+
+def test_calibration_counts_patients_and_what_was_not_found(model: Path) -> None:
+    made = calibrate(model)
+    assert read_record(QCModel, model / "qc_model.json") == made
+    assert (made.num_cases, made.num_patients, made.patients_are, made.folds) == (20, 20, "cases", ("0", "1"))
+    lesion = made.classes["lesion"]
+    assert (lesion.cases, lesion.not_found, lesion.missed) == (17, 3, 1)
+    organ = made.classes["organ"].model
+    assert organ is not None
+    assert 0 < organ.margin < 0.3
+    assert organ.cross_fit_correlation is not None
+    assert organ.cross_fit_correlation > 0.8
+
+
+def test_groups_are_patients_unless_every_case_is_one(tmp_path: Path) -> None:
+    model = write_model(tmp_path, patients=8, cases=3)
+    made = calibrate(model)
+    assert (made.num_cases, made.num_patients, made.patients_are) == (24, 8, "groups")
+    assert not made.is_calibrated
+    assert "not calibrated: 8 patients" in made.text()
+    assert calibrate(model, by_case=True).is_calibrated
+
+
+def test_automatic_calibration_waits_for_all_cases(model: Path) -> None:
+    names = [f"p{patient:02d}_0" for patient in range(20)]
+    assert calibrate_when_complete(model, [*names, "p99_0"]) is None
+    assert not (model / "qc_model.json").exists()
+    assert calibrate_when_complete(model, names) is not None
+
+
+def test_folds_must_have_been_validated_alike_and_with_features(model: Path) -> None:
+    folder = model / "fold_1" / "validation"
+    words = arguments(1, mirroring=False)
+    write_arguments(folder, words)
+    with pytest.raises(SamunetError, match="no features of p01_0"):
+        calibrate(model)
+    for file in (folder / "qc_features").glob("*.json"):
+        own = read_record(CaseFeatures, file)
+        write_json(file, replace(own, arguments_hash=arguments_hash(words)))
+    with pytest.raises(SamunetError, match="different ways: 1 unlike 0"):
+        calibrate(model)
+    assert calibrate(model, (1,)).folds == ("1",)
+    shutil.rmtree(folder / "qc_features")
+    with pytest.raises(SamunetError, match="--val"):
+        calibrate(model, (1,))
+    with pytest.raises(SamunetError, match="no validated fold"):
+        calibrate(model / "nothing")
+
+
+def predicted(folder: Path, words: Mapping[str, Any]) -> Path:
+    cases = [
+        features("good", 0.9, words),
+        features("poor", 0.5, words),
+        features("other_scanner", 0.92, words, spacing_mm=(5.0, 2.0, 1.0)),
+        features("nothing", 0.7, words, organ_ml=0.0, lesion_ml=0.0),
+    ]
+    return write_prediction(folder, cases, words)
+
+
+def test_cases_come_in_the_order_of_review(model: Path, tmp_path: Path) -> None:
+    calibrate(model)
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    report = assess(out, model)
+    assert read_record(QCReport, out / "qc.json") == report
+    assert [one.case for one in report.cases] == ["nothing", "other_scanner", "poor", "good"]
+    assert [one.review_score for one in report.cases[2:]] == sorted(
+        one.review_score for one in report.cases[2:]
+    )
+    for one in report.cases[1:]:
+        for verdict in one.classes.values():
+            assert verdict.status == "calibrated"
+            assert verdict.predicted_dice is not None
+            assert verdict.lower_bound is not None
+            assert 0 <= verdict.lower_bound <= verdict.predicted_dice
+    poor = report.cases[2].classes["organ"]
+    assert poor.predicted_dice == pytest.approx(0.5, abs=0.12)
+    lesion = report.cases[0].classes["lesion"]
+    assert (lesion.status, lesion.lower_bound) == ("not found", None)
+    assert lesion.remark == "of 3 out-of-fold cases in which it was not found, 1 had it"
+    told = report.text()
+    assert "other_scanner: spacing y 2 mm; training had 0.8 to 1 mm" in told
+    assert "calibrated on 20 out-of-fold cases" in told
+
+
+def test_qc_json_is_plain_json_and_strict(model: Path, tmp_path: Path) -> None:
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    assess(out, model)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    content = json.loads((out / "qc.json").read_text(), parse_constant=refuse)
+    content["cases"][0]["surprise"] = 1
+    write_json(out / "qc.json", content)
+    with pytest.raises(SamunetError, match="surprise"):
+        read_record(QCReport, out / "qc.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (arguments(0, 1, mirroring=False), "mirroring was True, is False"),
+        (arguments(0, 1, checkpoint="checkpoint_best.pth"), "checkpoint was"),
+        (arguments("all"), "not calibrated for fold all"),
+    ],
+)
+def test_no_bound_for_other_settings(model: Path, tmp_path: Path, words: dict[str, Any], reason: str) -> None:
+    calibrate(model)
+    report = assess(predicted(tmp_path / "out", words), model)
+    assert reason in report.calibration
+    verdict = report.cases[-1].classes["organ"]
+    assert (verdict.status, verdict.predicted_dice, verdict.lower_bound) == ("not calibrated", None, None)
+    assert report.cases[1].flags  # flags need no calibration
+    assert report.coverage is None
+
+
+def test_under_ten_patients_it_says_so(tmp_path: Path) -> None:
+    model = write_model(tmp_path, patients=9)
+    calibrate(model)
+    report = assess(predicted(tmp_path / "out", arguments(0, 1)), model)
+    assert report.calibration.startswith("not calibrated: 9 patients")
+    assert report.coverage is None
+    verdict = report.cases[-1].classes["organ"]
+    assert (verdict.status, verdict.lower_bound) == ("not calibrated", None)
+    assert verdict.remark == "found in 9 patients; 10 or more are needed"
+
+
+def test_a_validation_made_anew_ends_the_calibration(model: Path, tmp_path: Path) -> None:
+    calibrate(model)
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    summary = model / "fold_1/validation/summary.json"
+    content = read_json(summary)
+    content["metric_per_case"][0]["metrics"]["1"]["Dice"] = 0.123
+    write_json(summary, content)
+    assert "validation of fold 1 has changed" in assess(out, model).calibration
+    for fold in (0, 1):  # a model that was moved without its validations is taken as it is
+        shutil.rmtree(model / f"fold_{fold}")
+    assert assess(out, model).coverage == 0.9
+
+
+def test_parts_and_continued_predictions_end_in_one_file(model: Path, tmp_path: Path) -> None:
+    words, out = arguments(0, 1), tmp_path / "out"
+    write_prediction(out, [features("a", 0.9, words)], words)
+    assert assess(out, model, {"broken": "no space"}).failed == {"broken": "no space"}
+    write_prediction(out, [features("b", 0.6, words), features("old", 0.6, arguments(0))], words)
+    (out / "bare.nii.gz").write_bytes(b"")
+    write_json(features_file(out, "deleted"), features("deleted", 0.6, words))
+    report = assess(out, model)
+    assert [one.case for one in report.cases] == ["b", "a"]
+    assert list(report.failed) == ["broken"]  # of another part, still not there
+    assert sorted(report.left_out) == ["bare", "old"]
+    assert "other arguments" in report.text()
+    write_prediction(out, [features("broken", 0.6, words)], words)
+    assert assess(out, model).failed == {}
+
+
+def test_a_model_without_a_fingerprint_says_that_nothing_was_checked(model: Path, tmp_path: Path) -> None:
+    (model / "fingerprint.json").unlink()
+    report = assess(predicted(tmp_path / "out", arguments(0, 1)), model)
+    assert not report.input_checked
+    assert "no fingerprint" in report.text()
+    assert not any(one.flags for one in report.cases)
+    assert CLASSES.foreground.keys() == report.cases[0].classes.keys()
