@@ -153,11 +153,24 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
     file = folder / ARGUMENTS_FILE
     if continuing and file.exists():
         before = read_json(file)
-        changed = [key for key, value in arguments.items() if before.get(key) != value]
+        then, now = dict(_leaves(before)), dict(_leaves(arguments))
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
-            told = "; ".join(f"{key} was {before.get(key)}, is {arguments[key]}" for key in changed)
+            told = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
             raise SamunetError(
                 f"{folder} holds predictions made with other arguments ({told}). Give the same ones, "
                 "another output folder, or leave out --continue_prediction."
             )
     write_json(file, arguments)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(path of the key, value) of everything in JSON data that is no object and no list of objects."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{number}]")
+    else:
+        yield key, value
