@@ -43,13 +43,28 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        words = list(sys.argv[1:] if args is None else args)
+        words = self._with_values(sys.argv[1:] if args is None else args)
         known = {option for action in self._actions for option in action.option_strings}
         for word in words:
             flag = word.split("=", 1)[0]
             if flag.startswith("-") and flag not in known and not _is_number(word):
                 self.error(str(unknown_name("flag", flag, known)))
         return super().parse_args(words, namespace)
+
+    def _with_values(self, words: Sequence[str]) -> list[str]:
+        """Give flags with an optional value theirs, so that `--npz 101 2d 0` does not take 101 for it."""
+        optional = {
+            option: action
+            for action in self._actions
+            if action.nargs == "?" and action.choices
+            for option in action.option_strings
+        }
+        result = []
+        for word, following in zip(words, [*words[1:], ""]):
+            action = optional.get(word)
+            taken = action is not None and action.choices is not None and following in action.choices
+            result.append(word if action is None or taken else f"{word}={action.const}")
+        return result
 
     def error(self, message: str) -> NoReturn:
         stop = "" if message.endswith((".", "?")) else "."

@@ -168,17 +168,6 @@ def flat_arguments(arguments: Mapping[str, Any], where: str = ARGUMENTS_FILE) ->
     return {**{key: value for key, value in arguments.items() if key != "models"}, **models[0]}
 
 
-def _differences(before: Any, now: Any, key: str) -> list[str]:
-    """`settings was {}, is {'grid_side': 9}` for the innermost keys whose values differ."""
-    if before == now:
-        return []
-    if isinstance(before, dict) and isinstance(now, dict) and set(now) == set(before):
-        return [told for name in now for told in _differences(before[name], now[name], name)]
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return [told for pair in zip(before, now) for told in _differences(*pair, key)]
-    return [f"{key} was {before}, is {now}"]
-
-
 def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool) -> None:
     """Write down how a folder was predicted; continuing with other arguments is refused.
 
@@ -188,11 +177,24 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
     file = folder / ARGUMENTS_FILE
     if continuing and file.exists():
         before = read_json(file)
-        changed = _differences(before, arguments, "")
+        then, now = dict(_leaves(before)), dict(_leaves(arguments))
+        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
-            told = "; ".join(changed)
+            told = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
             raise SamunetError(
                 f"{folder} holds predictions made with other arguments ({told}). Give the same ones, "
                 "another output folder, or leave out --continue_prediction."
             )
     write_json(file, arguments)
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(path of the key, value) of everything in JSON data that is no object and no list of objects."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{number}]")
+    else:
+        yield key, value

@@ -22,6 +22,7 @@ from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.planning.plan import Plan
 from samunet.records import read_json, write_json
+from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import Workspace, fold_folder
 
@@ -200,6 +201,7 @@ def _check_complete(
             untrained.setdefault(elsewhere[name], []).append(name)
     faults += [
         f"fold {fold} is not trained, {_few(names)}: {train.replace('FOLD', str(fold))}"
+        + " --c" * (fold_folder(model_folder, fold) / LATEST).exists()
         for fold, names in sorted(untrained.items())
     ]
     if faults:

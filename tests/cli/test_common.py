@@ -33,6 +33,21 @@ def test_success_and_help_return_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "storage"),
+    [
+        (["1", "2d", "0", "--npz"], "fp16"),
+        (["--npz", "1", "2d", "0"], "fp16"),
+        (["--npz", "uint8", "1", "2d", "0"], "uint8"),
+        (["1", "2d", "0", "--npz=uint8"], "uint8"),
+        (["1", "2d", "0"], None),
+    ],
+)
+def test_a_flag_with_an_optional_value_may_stand_anywhere(words: list[str], storage: str | None) -> None:
+    arguments = train.build_parser().parse_args(words)
+    assert (arguments.storage, arguments.dataset) == (storage, "1")
+
+
+@pytest.mark.parametrize(
     "words", [["-devise", "cpu"], ["--d", "1"], ["-dev", "cpu"], ["--workspac", "x"], ["-x"]]
 )
 def test_unknown_flags_are_errors_that_name_the_closest(words: list[str], capsys) -> None:

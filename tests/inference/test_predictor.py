@@ -291,7 +291,7 @@ def test_settings_are_written_beside_the_predictions(tmp_path: Path) -> None:
     write_images(images, ("a",))
     load(model, mirroring=False, settings={"top_prompts": 2}).predict_files(images, out)
     assert json.loads((out / "predict_args.json").read_text())["models"][0]["settings"] == {"top_prompts": 2}
-    with pytest.raises(SamunetError, match="settings was"):
+    with pytest.raises(SamunetError, match=r"models\[0\]\.settings.top_prompts was 2, is None"):
         load(model, mirroring=False).predict_files(images, out, FileOptions(skip_existing=True))
 
 
