@@ -30,8 +30,9 @@ from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json
 from samunet.trainers.base import config_of
-from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
+from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.workspace import Workspace
 
 
@@ -104,6 +105,7 @@ class Predictor:
             SamunetError: no such folder, fold or checkpoint; folds of different configurations.
         """
         folder = Path(model_folder)
+        checkpoint = shared_checkpoint(folder, checkpoint)
         settings = PredictorSettings(
             device=choose_device(device),
             step_size=step_size,
@@ -113,7 +115,7 @@ class Predictor:
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
             file = checkpoint_file(folder, fold, checkpoint)
-            stored = load_checkpoint(file)
+            stored = load_trained(file)
             weights = weights_folder or Workspace.find().weights
             members[fold] = (stored, network_from_checkpoint(stored, weights))
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})

@@ -176,8 +176,8 @@ class DesamHead(SliceHead):
         if self.judged:
             iou = self.iou_prediction_head(queries[:, :, 0])[..., : self.settings.outputs]
         if self.settings.fusion:
-            embedding = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
-        logits = self.masks(context, embedding).unflatten(0, (len(neck), -1))
+            embedding = keys.transpose(2, 3).unflatten(3, (height, width))
+        logits = self.masks(context, embedding).unflatten(0, (neck.shape[0], -1))
         return logits.expand(-1, keys.shape[1], -1, -1, -1), iou
 
     def forward(self, features: Features) -> Tensor:

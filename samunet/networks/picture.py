@@ -128,7 +128,8 @@ class SamPicture(nn.Module):
     def forward(self, slices: Tensor) -> Tensor:
         with torch.autocast(slices.device.type, enabled=False):
             shown = self._to_unit_range(slices.float())
-            size = self.covered(slices.shape[-2:])
+            # Plain integers also where the network is traced for export: tiles have one size.
+            size = self.covered((int(slices.shape[-2]), int(slices.shape[-1])))
             if self.stem is None:
                 colours = torch.einsum("rc,bchw->brhw", self.matrix, shown)
             else:
@@ -158,7 +159,8 @@ class SamPicture(nn.Module):
 
     def to_slice(self, logits: Tensor, slice_size: tuple[int, ...]) -> Tensor:
         """Logits (B, K, h, w) of the whole square -> those of the slice (B, K, H, W), bilinearly, float32."""
-        stride = self.size / logits.shape[-1]
+        stride = self.size / int(logits.shape[-1])
+        slice_size = tuple(int(n) for n in slice_size)
         covered = self.covered(slice_size)
         rows, columns = (math.ceil(n / stride) for n in covered)
         factors = [n * stride / c * _ROUNDING for n, c in zip(slice_size, covered)]

@@ -1,0 +1,98 @@
+"""One trained network as an ONNX file: tiles of one size, any number of them at once.
+
+torch's TorchScript exporter is used: it needs no further package, takes seconds where the other takes
+minutes, and keeps the number of tiles free in every network of ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from samunet.errors import SamunetError
+
+OPSET = 18
+INPUT, OUTPUT = "image", "logits"
+LARGEST_BYTES = 1.9e9
+"""An ONNX file is one protobuf message of at most 2 GB."""
+_ANTIALIASED = "aten::_upsample_bilinear2d_aa"
+
+
+def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> None:
+    """Write a network on the CPU.
+
+    Args:
+        network: (B, C, *patch) -> (B, K, *patch).
+        tile_shape: (C, *patch); the file takes float32 (B, *tile_shape) for any B and gives float32 logits.
+        path: the file.
+
+    Raises:
+        SamunetError: the network is too large for one file, or this torch cannot export it.
+    """
+    size = 4 * sum(value.numel() for value in network.state_dict().values())
+    if size > LARGEST_BYTES:
+        raise SamunetError(
+            f"The network has {size / 1e9:.1f} GB of weights; an ONNX file holds 2 GB at most. Export a "
+            "model on a smaller encoder, or share the model as a .zip."
+        )
+    # Two tiles, so that nothing takes the number for a constant 1 that may be dropped.
+    tiles = torch.zeros(2, *tile_shape)
+    named = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    free = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+    older: dict[str, Any] = {}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        older["dynamo"] = False
+    try:
+        with torch.inference_mode(False), torch.no_grad(), _antialiasing(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes taken for constants, which they are here
+            torch.onnx.export(
+                network.cpu().eval(),
+                (tiles,),
+                str(path),
+                opset_version=OPSET,
+                dynamic_axes=free,
+                **named,
+                **older,
+            )
+    except (RuntimeError, TypeError) as fault:  # torch's own errors derive from RuntimeError
+        raise SamunetError(
+            f"torch {torch.__version__} cannot write this network as ONNX: {str(fault).splitlines()[0]}"
+        ) from fault
+
+
+@contextmanager
+def _antialiasing() -> Iterator[None]:
+    """Teach the exporter the anti-aliased resizing of pictures, as two products with constant matrices.
+
+    ONNX's own Resize has an option for it, but weights the rim otherwise.
+    """
+    torch.onnx.register_custom_op_symbolic(_ANTIALIASED, _resize_by_products, OPSET)
+    try:
+        yield
+    finally:
+        torch.onnx.unregister_custom_op_symbolic(_ANTIALIASED, OPSET)
+
+
+def _resize_by_products(graph: Any, image: Any, size: Any, align_corners: Any, *scales: Any) -> Any:
+    """(B, C, h, w) -> (B, C, H, W): rows (H, h) @ image @ columns (w, W)."""
+    from torch.onnx import symbolic_helper
+
+    old = image.type().sizes()
+    new = symbolic_helper._maybe_get_const(size, "is")
+    rows = graph.op("Constant", value_t=resize_matrix(old[2], int(new[0])))
+    columns = graph.op("Constant", value_t=resize_matrix(old[3], int(new[1])).T.contiguous())
+    return graph.op("MatMul", graph.op("MatMul", rows, image), columns)
+
+
+def resize_matrix(size: int, new_size: int) -> Tensor:
+    """(new_size, size): what bilinear resizing with anti-aliasing does along one axis."""
+    units = torch.eye(size)[None, None]
+    return interpolate(units, (new_size, size), mode="bilinear", align_corners=False, antialias=True)[0, 0]
