@@ -162,7 +162,7 @@ def _load(arguments: argparse.Namespace) -> Predictor | EnsemblePredictor:
     from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
 
-    workspace = open_workspace(arguments)
+    workspace = open_workspace(arguments, quiet=arguments.models is not None)
     folders = model_folders(arguments, workspace)
     settings = {
         "folds": None if arguments.folds is None else tuple(arguments.folds),

@@ -135,13 +135,17 @@ class SamPicture(nn.Module):
             else:
                 colours = self.stem(shown)
             shrinks = not self.stretched and max(slices.shape[-2:]) > self.size
-            picture = functional.interpolate(
-                colours, size, mode="bilinear", align_corners=False, antialias=shrinks
-            )
+            picture = self.resized(colours, size, shrinks)
             if self.stretched:
                 return picture
             picture = (255 * picture - self.mean) / self.std
             return functional.pad(picture, (0, self.size - size[1], 0, self.size - size[0]))
+
+    def resized(self, colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+        """Bilinear resizing; an export whose format lacks it sets another function in its place."""
+        return functional.interpolate(
+            colours, size, mode="bilinear", align_corners=False, antialias=antialias
+        )
 
     def _to_unit_range(self, slices: Tensor) -> Tensor:
         if self.stretched:

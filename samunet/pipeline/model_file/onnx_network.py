@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from samunet.errors import SamunetError
+from samunet.networks.picture import SamPicture
 
 OPSET = 18
 INPUT, OUTPUT = "image", "logits"
 LARGEST_BYTES = 1.9e9
 """An ONNX file is one protobuf message of at most 2 GB."""
-_ANTIALIASED = "aten::_upsample_bilinear2d_aa"
 
 
 def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> None:
@@ -51,10 +52,11 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
         older["dynamo"] = False
     try:
-        with torch.inference_mode(False), torch.no_grad(), _antialiasing(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes taken for constants, which they are here
+        # Warnings are of sizes taken for constants, which they are; a failed export prints its whole graph.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad(), _antialiasing(network):
+            warnings.simplefilter("ignore")
             torch.onnx.export(
-                network.cpu().eval(),
+                network.eval(),
                 (tiles,),
                 str(path),
                 opset_version=OPSET,
@@ -69,27 +71,27 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
 
 
 @contextmanager
-def _antialiasing() -> Iterator[None]:
-    """Teach the exporter the anti-aliased resizing of pictures, as two products with constant matrices.
+def _antialiasing(network: nn.Module) -> Iterator[None]:
+    """Resize pictures by products with constant matrices meanwhile.
 
-    ONNX's own Resize has an option for it, but weights the rim otherwise.
+    The exporter does not know anti-aliased resizing, and ONNX's own weights the rim otherwise.
     """
-    torch.onnx.register_custom_op_symbolic(_ANTIALIASED, _resize_by_products, OPSET)
+    pictures = [module for module in network.modules() if isinstance(module, SamPicture)]
+    for picture in pictures:
+        picture.__dict__["resized"] = _resized_by_products
     try:
         yield
     finally:
-        torch.onnx.unregister_custom_op_symbolic(_ANTIALIASED, OPSET)
+        for picture in pictures:
+            del picture.__dict__["resized"]
 
 
-def _resize_by_products(graph: Any, image: Any, size: Any, align_corners: Any, *scales: Any) -> Any:
-    """(B, C, h, w) -> (B, C, H, W): rows (H, h) @ image @ columns (w, W)."""
-    from torch.onnx import symbolic_helper
-
-    old = image.type().sizes()
-    new = symbolic_helper._maybe_get_const(size, "is")
-    rows = graph.op("Constant", value_t=resize_matrix(old[2], int(new[0])))
-    columns = graph.op("Constant", value_t=resize_matrix(old[3], int(new[1])).T.contiguous())
-    return graph.op("MatMul", graph.op("MatMul", rows, image), columns)
+def _resized_by_products(colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W): rows (H, h) @ colours @ columns (w, W)."""
+    if not antialias:
+        return interpolate(colours, size, mode="bilinear", align_corners=False)
+    height, width = (int(n) for n in colours.shape[-2:])
+    return resize_matrix(height, size[0]) @ colours @ resize_matrix(width, size[1]).T
 
 
 def resize_matrix(size: int, new_size: int) -> Tensor:
