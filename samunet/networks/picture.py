@@ -141,11 +141,17 @@ class SamPicture(nn.Module):
             picture = (255 * picture - self.mean) / self.std
             return functional.pad(picture, (0, self.size - size[1], 0, self.size - size[0]))
 
+    # The two are methods so that an export may set others in their place: formats resize in their own ways.
+
     def resized(self, colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
-        """Bilinear resizing; an export whose format lacks it sets another function in its place."""
+        """Bilinear resizing to a size."""
         return functional.interpolate(
             colours, size, mode="bilinear", align_corners=False, antialias=antialias
         )
+
+    def scaled(self, logits: Tensor, factors: list[float]) -> Tensor:
+        """Bilinear resizing by a factor for each axis."""
+        return functional.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
 
     def _to_unit_range(self, slices: Tensor) -> Tensor:
         if self.stretched:
@@ -168,7 +174,5 @@ class SamPicture(nn.Module):
         covered = self.covered(slice_size)
         rows, columns = (math.ceil(n / stride) for n in covered)
         factors = [n * stride / c * _ROUNDING for n, c in zip(slice_size, covered)]
-        resized = functional.interpolate(
-            logits[..., :rows, :columns].float(), scale_factor=factors, mode="bilinear", align_corners=False
-        )
+        resized = self.scaled(logits[..., :rows, :columns].float(), factors)
         return resized[..., : slice_size[0], : slice_size[1]]

@@ -187,6 +187,8 @@ def _rules(request: OnnxRequest, configuration: str) -> Postprocessing | None:
     file = request.model_folder / POSTPROCESSING_FILE
     if file.is_file():
         return Postprocessing.load(file)
+    if request.selection is None:
+        return None
     _, plans, *tag = request.model_folder.resolve().name.split("__")
     return selected(request.selection, configuration, plans, tag[0] if tag else None).postprocessing
 

@@ -53,7 +53,7 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
         older["dynamo"] = False
     try:
         # Warnings are of sizes taken for constants, which they are; a failed export prints its whole graph.
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad(), _antialiasing(network):
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad(), _resizing(network):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network.eval(),
@@ -71,30 +71,44 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
 
 
 @contextmanager
-def _antialiasing(network: nn.Module) -> Iterator[None]:
-    """Resize pictures by products with constant matrices meanwhile.
+def _resizing(network: nn.Module) -> Iterator[None]:
+    """Resize pictures and logits by products with constant matrices meanwhile.
 
-    The exporter does not know anti-aliased resizing, and ONNX's own weights the rim otherwise.
+    The exporter does not know anti-aliased resizing and rounds factors to float32, which may cost a row; ONNX
+    itself weights the rim otherwise.
     """
     pictures = [module for module in network.modules() if isinstance(module, SamPicture)]
     for picture in pictures:
-        picture.__dict__["resized"] = _resized_by_products
+        picture.__dict__ |= {"resized": _resized, "scaled": _scaled}
     try:
         yield
     finally:
         for picture in pictures:
-            del picture.__dict__["resized"]
+            del picture.__dict__["resized"], picture.__dict__["scaled"]
 
 
-def _resized_by_products(colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+def _resized(colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W): rows (H, h) @ colours @ columns (w, W)."""
-    if not antialias:
-        return interpolate(colours, size, mode="bilinear", align_corners=False)
-    height, width = (int(n) for n in colours.shape[-2:])
-    return resize_matrix(height, size[0]) @ colours @ resize_matrix(width, size[1]).T
+    rows, columns = (
+        resize_matrix(int(old), size=new, antialias=antialias) for old, new in zip(colours.shape[-2:], size)
+    )
+    return rows @ colours @ columns.T
 
 
-def resize_matrix(size: int, new_size: int) -> Tensor:
-    """(new_size, size): what bilinear resizing with anti-aliasing does along one axis."""
-    units = torch.eye(size)[None, None]
-    return interpolate(units, (new_size, size), mode="bilinear", align_corners=False, antialias=True)[0, 0]
+def _scaled(logits: Tensor, factors: list[float]) -> Tensor:
+    rows, columns = (resize_matrix(int(old), factor=f) for old, f in zip(logits.shape[-2:], factors))
+    return rows @ logits @ columns.T
+
+
+def resize_matrix(
+    old: int, *, size: int | None = None, factor: float | None = None, antialias: bool = False
+) -> Tensor:
+    """(new, old): what torch's bilinear resizing does along one axis, to a size or by a factor."""
+    return interpolate(
+        torch.eye(old)[None, None],
+        size=None if size is None else (size, old),
+        scale_factor=None if factor is None else (factor, 1.0),
+        mode="bilinear",
+        align_corners=False,
+        antialias=antialias,
+    )[0, 0]

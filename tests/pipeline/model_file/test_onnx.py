@@ -150,8 +150,15 @@ def test_resizing_by_matrices_is_resizing() -> None:
     expected = torch.nn.functional.interpolate(
         image, (64, 58), mode="bilinear", align_corners=False, antialias=True
     )
-    found = resize_matrix(80, 64) @ image @ resize_matrix(72, 58).T
-    torch.testing.assert_close(found, expected)
+    rows, columns = resize_matrix(80, size=64, antialias=True), resize_matrix(72, size=58, antialias=True)
+    torch.testing.assert_close(rows @ image @ columns.T, expected)
+    factors = [52 / 41 * (1 + 1e-9), 42 / 33]
+    expected = torch.nn.functional.interpolate(
+        image[..., :41, :33], scale_factor=factors, mode="bilinear", align_corners=False
+    )
+    rows, columns = resize_matrix(41, factor=factors[0]), resize_matrix(33, factor=factors[1])
+    assert len(rows) == 52  # a row less, were the factor rounded to float32
+    torch.testing.assert_close(rows @ image[..., :41, :33] @ columns.T, expected)
 
 
 def test_a_picture_shrinks_alike_in_onnx(tmp_path: Path) -> None:
