@@ -87,9 +87,7 @@ class Workspace:
             folders[part] = _absolute(value or Path(DEFAULT_FOLDER) / part)
             source = f"variable {variable}" if value else f"default, {variable} is not set"
             words.append(f"{part} {value or f'./{DEFAULT_FOLDER}/{part}'} ({source})")
-        cache = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "samunet" / "weights"
-        weights = _absolute(env.get(WEIGHTS_VARIABLE) or cache)
-        return cls(**folders, weights=weights, origin=", ".join(words))
+        return cls(**folders, weights=user_weights(env), origin=", ".join(words))
 
     def list_datasets(self) -> list[str]:
         """Names of all datasets in raw, preprocessed and results."""
@@ -214,6 +212,13 @@ def short_dataset_name(dataset: str) -> str:
     """What a user types for a dataset: `101` for `Dataset101_Heart`."""
     match = DATASET_NAME.fullmatch(dataset)
     return dataset if match is None else str(int(match[1]))
+
+
+def user_weights(environment: Mapping[str, str] | None = None) -> Path:
+    """Weights that all workspaces of a user share: SAMUNET_WEIGHTS, else ~/.cache/samunet/weights."""
+    env = os.environ if environment is None else environment
+    cache = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "samunet" / "weights"
+    return _absolute(env.get(WEIGHTS_VARIABLE) or cache)
 
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:

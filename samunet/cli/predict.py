@@ -192,7 +192,7 @@ def _load(
     from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
 
-    workspace = open_workspace(arguments)
+    workspace = open_workspace(arguments, quiet=arguments.models is not None)
     settings = {
         "device": arguments.device,
         "step_size": arguments.step_size,

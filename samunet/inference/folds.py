@@ -6,13 +6,14 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import Checkpoint
+from samunet.trainers.portable import WEIGHTS_FILE, is_shared_model
 from samunet.workspace import fold_folder
 
 Fold = int | str
 
 
 def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> tuple[Fold, ...]:
-    """Folds of a model folder that have the checkpoint, `all` last.
+    """Folds of a model folder that have the checkpoint, `all` last; all folds of a shared model.
 
     Raises:
         SamunetError: no such folder, or no fold has it; says what is there.
@@ -21,7 +22,8 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
         raise SamunetError(
             f"There is no model folder {model_folder}. Train first, or correct -c, -p or --tag."
         )
-    names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / checkpoint).is_file()]
+    stored = _stored_name(model_folder, checkpoint)
+    names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / stored).is_file()]
     if not names:
         others = sorted(
             str(f.relative_to(model_folder)) for f in model_folder.glob("fold_*/checkpoint_*.pth")
@@ -33,16 +35,20 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
 
 
 def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
-    """File of a fold's checkpoint.
+    """File of a fold's checkpoint, or of its weights in a shared model.
 
     Raises:
         SamunetError: the fold is not trained; says which are.
     """
-    file = fold_folder(model_folder, fold) / checkpoint
+    file = fold_folder(model_folder, fold) / _stored_name(model_folder, checkpoint)
     if not file.is_file():
         trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
         raise SamunetError(f"Fold {fold} is not trained: there is no {file}. Trained folds: {trained}.")
     return file
+
+
+def _stored_name(model_folder: Path, checkpoint: str) -> str:
+    return WEIGHTS_FILE if is_shared_model(model_folder) else checkpoint
 
 
 def check_alike(model_folder: Path, stored: dict[Fold, Checkpoint]) -> None:

@@ -32,8 +32,9 @@ from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json, to_data
 from samunet.trainers.base import config_of
-from samunet.trainers.checkpoint import Checkpoint, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
+from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
 from samunet.workspace import Workspace
 
@@ -113,6 +114,7 @@ class Predictor:
                 that training has fixed.
         """
         folder = Path(model_folder)
+        checkpoint = shared_checkpoint(folder, checkpoint)
         chosen = PredictorSettings(
             device=choose_device(device),
             step_size=step_size,
@@ -123,7 +125,7 @@ class Predictor:
         weights = weights_folder or Workspace.find().weights
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
-            stored = load_checkpoint(checkpoint_file(folder, fold, checkpoint))
+            stored = load_trained(checkpoint_file(folder, fold, checkpoint))
             network = network_from_checkpoint(_changed(stored, chosen.changed), weights)
             if members:
                 # At once, so that a large frozen encoder is not held once a fold.

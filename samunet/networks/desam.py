@@ -173,8 +173,8 @@ class DesamHead(SliceHead):
         height, width = features.levels[-1].shape[-2:]
         embedding: Tensor | None = None
         if self.settings.fusion:
-            embedding = keys.flatten(0, 1).transpose(1, 2).unflatten(2, (height, width))
-        logits = self.masks(context, embedding).unflatten(0, (len(keys), -1))
+            embedding = keys.transpose(2, 3).unflatten(3, (height, width))
+        logits = self.masks(context, embedding).unflatten(0, (keys.shape[0], -1))
         return logits.expand(-1, keys.shape[1], -1, -1, -1), iou
 
     def _relevant(self, features: Features, tokens: Tensor) -> tuple[Tensor | None, Tensor]:

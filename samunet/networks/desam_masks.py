@@ -92,18 +92,17 @@ class DecoupledMasks(nn.Module):
         return self.deep(deep), self.middle(middle), self.shallow(shallow)
 
     def forward(self, context: tuple[Tensor, Tensor, Tensor], embedding: Tensor | None) -> Tensor:
-        """Logits (B * P, K, 4h, 4w).
+        """Logits (B * P, K, 4h, 4w), prompts running fastest.
 
         Args:
             context: of B slices.
-            embedding: (B * P, width, h, w) of P prompts a slice, prompts running fastest; None without
-                fusion.
+            embedding: (B, P, width, h, w) of P prompts a slice; None without fusion.
         """
-        prompts = 1 if embedding is None else len(embedding) // len(context[0])
+        prompts = 1 if embedding is None else int(embedding.shape[1])
         bottom, middle, shallow = (_repeat(x, prompts) for x in context)
         if self.fuse is not None:
             assert embedding is not None
-            bottom = self.fuse(torch.cat([embedding, bottom], dim=1))
+            bottom = self.fuse(torch.cat([embedding.flatten(0, 1), bottom], dim=1))
         x = self.join_half(torch.cat([self.up_half(bottom), middle], dim=1))
         x = self.join_quarter(torch.cat([self.up_quarter(x), shallow], dim=1))
         return self.classify(x)

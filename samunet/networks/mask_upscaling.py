@@ -56,8 +56,8 @@ def _as_cells(image: Tensor, grid: tuple[int, int], steps: int) -> Tensor:
     """A map (B, E, h * 2^steps, w * 2^steps) in the order of `_fourfold`: (B, 1, h * w, 4[, 4], E)."""
     height, width = grid
     halves = (2,) * steps
-    split = image.view(len(image), -1, height, *halves, width, *halves)
+    split = image.view(image.shape[0], -1, height, *halves, width, *halves)
     rows, columns = range(3, 3 + steps), range(4 + steps, 4 + 2 * steps)
     pairs = [axis for pair in zip(rows, columns) for axis in pair]
     ordered = split.permute(0, 2, 3 + steps, *pairs, 1)
-    return ordered.reshape(len(image), 1, height * width, *(4,) * steps, image.shape[1])
+    return ordered.reshape(image.shape[0], 1, height * width, *(4,) * steps, image.shape[1])

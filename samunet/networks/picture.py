@@ -128,19 +128,30 @@ class SamPicture(nn.Module):
     def forward(self, slices: Tensor) -> Tensor:
         with torch.autocast(slices.device.type, enabled=False):
             shown = self._to_unit_range(slices.float())
-            size = self.covered(slices.shape[-2:])
+            # Plain integers also where the network is traced for export: tiles have one size.
+            size = self.covered((int(slices.shape[-2]), int(slices.shape[-1])))
             if self.stem is None:
                 colours = torch.einsum("rc,bchw->brhw", self.matrix, shown)
             else:
                 colours = self.stem(shown)
             shrinks = not self.stretched and max(slices.shape[-2:]) > self.size
-            picture = functional.interpolate(
-                colours, size, mode="bilinear", align_corners=False, antialias=shrinks
-            )
+            picture = self.resized(colours, size, shrinks)
             if self.stretched:
                 return picture
             picture = (255 * picture - self.mean) / self.std
             return functional.pad(picture, (0, self.size - size[1], 0, self.size - size[0]))
+
+    # The two are methods so that an export may set others in their place: formats resize in their own ways.
+
+    def resized(self, colours: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+        """Bilinear resizing to a size."""
+        return functional.interpolate(
+            colours, size, mode="bilinear", align_corners=False, antialias=antialias
+        )
+
+    def scaled(self, logits: Tensor, factors: list[float]) -> Tensor:
+        """Bilinear resizing by a factor for each axis."""
+        return functional.interpolate(logits, scale_factor=factors, mode="bilinear", align_corners=False)
 
     def _to_unit_range(self, slices: Tensor) -> Tensor:
         if self.stretched:
@@ -158,11 +169,10 @@ class SamPicture(nn.Module):
 
     def to_slice(self, logits: Tensor, slice_size: tuple[int, ...]) -> Tensor:
         """Logits (B, K, h, w) of the whole square -> those of the slice (B, K, H, W), bilinearly, float32."""
-        stride = self.size / logits.shape[-1]
+        stride = self.size / int(logits.shape[-1])
+        slice_size = tuple(int(n) for n in slice_size)
         covered = self.covered(slice_size)
         rows, columns = (math.ceil(n / stride) for n in covered)
         factors = [n * stride / c * _ROUNDING for n, c in zip(slice_size, covered)]
-        resized = functional.interpolate(
-            logits[..., :rows, :columns].float(), scale_factor=factors, mode="bilinear", align_corners=False
-        )
+        resized = self.scaled(logits[..., :rows, :columns].float(), factors)
         return resized[..., : slice_size[0], : slice_size[1]]

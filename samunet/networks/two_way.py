@@ -24,7 +24,7 @@ def two_way(transformer: nn.Module, image: Tensor, position: Tensor, tokens: Ten
     Returns:
         tokens (B, C, T, E) and image (B, C, N, E) after the last layer.
     """
-    start = tokens if tokens.ndim == 4 else tokens.expand(len(image), *tokens.shape)
+    start = tokens if tokens.ndim == 4 else tokens.expand(image.shape[0], *tokens.shape)
     queries, keys = start, image[:, None]
     for layer in transformer.layers:
         queries, keys = _layer(layer, queries, keys, start, position)

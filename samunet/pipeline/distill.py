@@ -17,9 +17,10 @@ from samunet.planning.plan import Plan
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, Target
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers.batches import SoftSource
-from samunet.trainers.checkpoint import FINAL, load_checkpoint
+from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import read_run
+from samunet.trainers.portable import load_trained
 from samunet.workspace import Workspace, split_tag
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def _trained_teacher(
         weights_folder=workspace.weights,
     )
     for file in teacher.files:
-        stored = load_checkpoint(file)
+        stored = load_trained(file)
         check_same_data((stored.plan, stored.configuration), (prepared.plan, prepared.name), model.name)
     _check_unseen(teacher, prepared, options.fold)
     return teacher

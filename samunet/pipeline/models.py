@@ -12,6 +12,7 @@ from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.records import read_record
+from samunet.trainers.portable import MODEL_FILE
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
@@ -132,10 +133,10 @@ def find_models(
 
 
 def _trained(workspace: Workspace, dataset: str) -> list[str]:
-    """Names of model folders with at least one checkpoint."""
-    return sorted(
-        {f.parents[1].name for f in (workspace.results / dataset).glob("*__*/fold_*/checkpoint_*.pth")}
-    )
+    """Names of model folders with at least one checkpoint, and of installed ones."""
+    root = workspace.results / dataset
+    trained = {f.parents[1].name for f in root.glob("*__*/fold_*/checkpoint_*.pth")}
+    return sorted(trained | {f.parent.name for f in root.glob(f"*__*/{MODEL_FILE}")})
 
 
 def _automatic(workspace: Workspace, request: ModelRequest, suitable: list[str], trained: list[str]) -> str:

@@ -24,6 +24,7 @@ from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
+from samunet.trainers.portable import is_shared_model
 from samunet.trainers.run import RunRequest
 from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, split_tag
 
@@ -148,6 +149,11 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     if tag and not options.tag:
         logger.info("Because of --splits the run is kept apart; predict with it by --tag %s.", tag)
     model_folder = workspace.model_folder(plan.dataset, name, plan.name, tag)
+    if is_shared_model(model_folder):
+        raise SamunetError(
+            f"{model_folder} holds a model that was installed, not trained here; nothing is trained into it. "
+            "Give this training a --tag, or remove that folder."
+        )
     found = read_run(fold_folder(model_folder, options.fold))
     plan = replan(workspace, plan, name, _planning_overrides(options, found))
     data_name = plan.configuration(name).data

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.weight_files import SHIPPED, weights_sha256
+from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weight_files import SHIPPED, weights_sha256, weights_with_hash
 from samunet.planning.plan import Plan
 from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
+from samunet.workspace import user_weights
 
 FORMAT = 1
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError, OSError)
@@ -35,12 +37,14 @@ class BaseWeights:
         file: name of the file.
         sha256: of the file, all 64 digits.
         prefix: of the state-dict keys that are left out, except those of trained parameters.
+        stored: they are in the state all the same: a shared model that brings its base along.
     """
 
     variant: str
     file: str
     sha256: str
     prefix: str
+    stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +84,11 @@ def network_state(network: nn.Module, base_weights: BaseWeights | None) -> dict[
     state = network.state_dict()
     if base_weights is None:
         return dict(state)
-    left_out = _base_keys(network, base_weights)
+    left_out = base_keys(network, base_weights)
     return {name: value for name, value in state.items() if name not in left_out}
 
 
-def _base_keys(network: nn.Module, base_weights: BaseWeights) -> set[str]:
+def base_keys(network: nn.Module, base_weights: BaseWeights) -> set[str]:
     """State-dict keys that the base weights give: all with their prefix but those that are trained."""
     trained = {name for name, _ in network.trained_parameters()}  # type: ignore[operator]
     return {key for key in network.state_dict() if key.startswith(base_weights.prefix)} - trained
@@ -150,6 +154,8 @@ def network_from_checkpoint(checkpoint: Checkpoint | Path, weights_folder: Path 
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     base = checkpoint.base_weights
+    if base is not None and base.stored:
+        base = None
     weights = None if base is None else find_base_weights(base, weights_folder)
     configuration = checkpoint.plan.configuration(checkpoint.configuration)
     network = import_trainer(checkpoint.trainer).build_network(
@@ -169,7 +175,7 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], base: Ba
         missing, unexpected = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
         raise SamunetError(f"The checkpoint does not fit its network: {error}") from error
-    given = set() if base is None else _base_keys(network, base)
+    given = set() if base is None else base_keys(network, base)
     missing = [key for key in missing if key not in given]
     if missing or unexpected:
         raise SamunetError(
@@ -181,23 +187,43 @@ def load_network_state(network: nn.Module, state: Mapping[str, Tensor], base: Ba
 def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
     """The file of the base weights, its content checked.
 
+    Looked for by name, then by content, in the folder, in the package and in the user's own folder
+    (`workspace.user_weights`).
+
+    Args:
+        base: what was left out.
+        folder: where weights lie, or the file itself.
+
     Raises:
-        SamunetError: it is not in the folder, or another file lies there.
+        SamunetError: it is in none of them, or another file has its name.
     """
-    places = (*(() if folder is None else (Path(folder),)), SHIPPED)
-    paths = [place / base.file for place in places if (place / base.file).exists()]
-    if not paths:
-        raise SamunetError(
-            f"This checkpoint was trained on the frozen encoder of {base.file}, which is not in it and not "
-            f"in {folder}. Run `samunet_download_weights {base.variant}`, or put the file there."
+    given = () if folder is None else (Path(folder),)
+    places = tuple(dict.fromkeys((*given, SHIPPED, user_weights())))
+    named = [place if place.is_file() else place / base.file for place in places]
+    found = {path: weights_sha256(path) for path in named if path.is_file()}
+    alike = next((path for path, sha256 in found.items() if sha256 == base.sha256), None)
+    for place in places:
+        alike = alike or weights_with_hash(place, base.sha256)
+    if alike is not None:
+        return alike
+    raise SamunetError(_missing_base(base, folder, found))
+
+
+def _missing_base(base: BaseWeights, folder: Path | None, found: Mapping[Path, str]) -> str:
+    """What is missing, and how to come by it."""
+    official = get_variant(base.variant).official
+    is_official = official is not None and official.sha256 == base.sha256
+    fetch = f"Run `samunet_download_weights {base.variant}`" if is_official else "Ask who trained it for it"
+    if found:
+        path, sha256 = next(iter(found.items()))
+        return (
+            f"{path} is not the file that this checkpoint was trained on (SHA-256 {sha256[:12]}..., "
+            f"expected {base.sha256}). {fetch}."
         )
-    found = {path: weights_sha256(path) for path in paths}
-    for path, sha256 in found.items():
-        if sha256 == base.sha256:
-            return path
-    raise SamunetError(
-        f"{paths[0]} is not the file that this checkpoint was trained on (SHA-256 {found[paths[0]][:12]}..., "
-        f"expected {base.sha256[:12]}...). Fetch it again with `samunet_download_weights {base.variant}`."
+    return (
+        f"This checkpoint was trained on the frozen encoder of {base.file} (SHA-256 {base.sha256}), which is "
+        f"not in it and not in {folder or 'a weights folder'} or {user_weights()}. {fetch}; put it into one "
+        "of these folders, or name its folder with -w."
     )
 
 

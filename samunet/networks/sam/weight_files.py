@@ -94,6 +94,11 @@ def _weights_in(folder: Path | None) -> list[Path]:
     )
 
 
+def weights_with_hash(folder: Path | None, sha256: str) -> Path | None:
+    """The weights of that content in a folder, whatever their name; every file there is read."""
+    return next((path for path in _weights_in(folder) if weights_sha256(path) == sha256), None)
+
+
 def _pair_names(variant: str) -> tuple[str, str]:
     stem = f"samunet_{variant}"
     return stem + ENCODER_ENDING, stem + DECODER_ENDING

@@ -153,8 +153,9 @@ def test_a_checkpoint_finds_its_shipped_encoder_again(
     assert find_base_weights(base, None) == shipped
     with pytest.raises(SamunetError, match="is not the file"):
         find_base_weights(replace(base, sha256="0" * 64), None)
+    assert find_base_weights(replace(base, file="renamed.pth"), None) == shipped  # by its content
     with pytest.raises(SamunetError, match="not in it and not"):
-        find_base_weights(replace(base, file="none.pth"), None)
+        find_base_weights(replace(base, file="none.pth", sha256="0" * 64), None)
 
 
 def test_a_name_means_weights_of_the_folder(tmp_path: Path, state: dict[str, Tensor]) -> None:

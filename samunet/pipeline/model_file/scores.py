@@ -1,0 +1,163 @@
+"""scores.json of a shared model: its validation as means with intervals, cases without names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from samunet.data.labels import LabelSet
+from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
+from samunet.evaluation.summary_file import Summary, read_summary
+from samunet.inference.files import ARGUMENTS_FILE
+from samunet.records import read_json
+from samunet.workspace import fold_folder
+
+SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "VolumeError_percent")
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Mean over the cases in which a score is defined; a 95 % interval for Dice with two patients or more."""
+
+    cases: int
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedScores:
+    """Content of scores.json.
+
+    Attributes:
+        folds: whose validation cases were scored, each by the fold that had not seen them.
+        cases: in all; `units` patients of them were drawn in the bootstrap, counted by `unit`.
+        tolerance_mm: of the surface Dice.
+        dice: mean over the classes of the means over the cases.
+        classes: class or region -> metric -> mean.
+        per_case: case -> class -> metric -> score; None unless it was asked for.
+        left_out: in words, folds without scores.
+    """
+
+    folds: tuple[int | str, ...]
+    cases: int
+    units: int
+    unit: Literal["case", "group"]
+    tolerance_mm: float
+    dice: Mean
+    classes: dict[str, dict[str, Mean]]
+    per_case: dict[str, dict[str, dict[str, float | None]]] | None
+    left_out: tuple[str, ...]
+
+
+def shared_scores(
+    model_folder: Path,
+    folds: Sequence[int | str],
+    labels: LabelSet,
+    checkpoint: str,
+    *,
+    include_cases: bool = False,
+) -> tuple[SharedScores | None, tuple[str, ...]]:
+    """Scores of a model's folds on the cases that they kept out of training.
+
+    Args:
+        model_folder: results/DATASET/CONFIGURATION__PLANS.
+        folds: that are shared.
+        labels: of the plan.
+        checkpoint: that is shared; scores of another one are left out.
+        include_cases: keep the scores of every case under its name.
+
+    Returns:
+        The scores, None where no fold has any; and in words, which folds have none.
+    """
+    summaries: dict[int | str, Summary] = {}
+    groups: dict[str, str | None] = {}
+    left_out: list[str] = []
+    for fold in folds:
+        file = fold_folder(model_folder, fold) / "validation" / SUMMARY_FILE
+        reason = _why_not(fold, file, checkpoint)
+        if reason is not None:
+            left_out.append(f"fold {fold}: {reason}")
+            continue
+        summaries[fold] = read_summary(file, labels)
+        groups |= {str(entry["case"]): entry.get("group") for entry in read_json(file)["metric_per_case"]}
+    if not summaries:
+        return None, tuple(left_out)
+    cases = {name: scores for summary in summaries.values() for name, scores in summary.cases.items()}
+    if len(cases) < sum(len(summary.cases) for summary in summaries.values()):
+        raise SamunetError(
+            f"Folds of {model_folder} validated the same cases, so they were trained with different splits. "
+            "Name the folds that belong together with -f."
+        )
+    units, unit = _units(list(cases), groups)
+    return SharedScores(
+        folds=tuple(summaries),
+        cases=len(cases),
+        units=int(units.max()) + 1,
+        unit=unit,
+        tolerance_mm=next(iter(summaries.values())).tolerance_mm,
+        dice=_with_interval(list(cases.values()), tuple(labels.foreground), units),
+        classes={name: _of_class(name, list(cases.values()), units) for name in labels.foreground},
+        per_case=_plain(cases) if include_cases else None,
+        left_out=tuple(left_out),
+    ), tuple(left_out)
+
+
+def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:
+    """Why a fold's scores are not shared, or None."""
+    if fold == "all":
+        return "it was trained on all cases, so none is left to validate on"
+    if not summary.is_file():
+        return "it was not validated"
+    arguments = summary.with_name(ARGUMENTS_FILE)
+    models = read_json(arguments)["models"] if arguments.is_file() else [{"checkpoint": checkpoint}]
+    used = models[0]["checkpoint"]
+    return None if used == checkpoint else f"it was validated with {used}"
+
+
+def _units(names: list[str], groups: dict[str, Any]) -> tuple[np.ndarray, Literal["case", "group"]]:
+    """Number of the patient of each case; groups count where every case has one."""
+    own = [groups.get(name) for name in names]
+    if any(group is None for group in own):
+        return np.arange(len(names)), "case"
+    known = sorted({str(group) for group in own})
+    return np.array([known.index(str(group)) for group in own]), "group"
+
+
+def _of_class(name: str, cases: list, units: np.ndarray) -> dict[str, Mean]:
+    found = {metric: _mean([case[name][metric] for case in cases]) for metric in SHOWN_METRICS}
+    return {**found, "Dice": _with_interval(cases, (name,), units)}
+
+
+def _mean(values: list[float]) -> Mean:
+    defined = [value for value in values if not math.isnan(value)]
+    return Mean(cases=len(defined), value=math.fsum(defined) / len(defined) if defined else None)
+
+
+def _with_interval(cases: list, names: tuple[str, ...], units: np.ndarray) -> Mean:
+    """Mean Dice over classes; cases count in which any of them is defined."""
+    values = np.array([[case[name]["Dice"] for name in names] for case in cases])
+    present = np.array([[case[name]["n_ref"] > 0 for name in names] for case in cases])
+    count = int((~np.isnan(values)).any(axis=1).sum())
+    if not present.any():
+        return Mean(cases=count, value=None)
+    drawn = Bootstrap.draw(ScoreTable(values=values[None], present=present, units=units)).mean(0)
+    low, high = (None if math.isnan(bound) else bound for bound in (drawn.low, drawn.high))
+    return Mean(cases=count, value=drawn.value, low=low, high=high)
+
+
+def _plain(cases: dict) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        case: {
+            name: {metric: None if math.isnan(scores[metric]) else scores[metric] for metric in SHOWN_METRICS}
+            for name, scores in classes.items()
+        }
+        for case, classes in cases.items()
+    }

@@ -1,0 +1,123 @@
+"""The envelope of a fingerprint: ranges over the training cases, without anything of a single case.
+
+It is what a model may carry to others: enough to see whether a new image is like those of the training.
+Left out are names, content hashes, groups (patients, sites) and the figures of single cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint
+from samunet.planning.plan import IntensityProperties
+
+STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Smallest, median and largest value over the cases, and their mean and standard deviation."""
+
+    min: float
+    median: float
+    max: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSpread:
+    """A class or region: cases that have it, and its volume in them in ml (1000 mm² for planes)."""
+
+    cases: int
+    volume: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FingerprintEnvelope:
+    """Ranges of a fingerprint; axes are the file's z, y, x.
+
+    Attributes:
+        cases: number of training cases.
+        is_2d: the images are planes.
+        spacing_mm: voxel size per axis; `shape` voxels, `extent_mm` their product, after the crop to the
+            nonzero box.
+        channels: channel -> statistic of `STATISTICS` -> its spread over the cases, stored units.
+        intensity: per channel, pooled over the foreground of all cases.
+        classes: of the foreground.
+        laterality_pairs: (left, right) label names.
+    """
+
+    dataset: str
+    file_ending: str
+    cases: int
+    is_2d: bool
+    natural_image: bool
+    spacing_mm: tuple[Spread, Spread, Spread]
+    shape: tuple[Spread, Spread, Spread]
+    extent_mm: tuple[Spread, Spread, Spread]
+    channels: dict[str, dict[str, Spread]]
+    intensity: tuple[IntensityProperties, ...]
+    classes: dict[str, ClassSpread]
+    laterality_pairs: tuple[tuple[str, str], ...]
+
+
+def envelope_of(fingerprint: Fingerprint) -> FingerprintEnvelope:
+    """The ranges of a fingerprint's cases."""
+    cases = fingerprint.cases
+    channels = {
+        name: {
+            statistic: _spread(getattr(_channel(case, index), statistic) for case in cases)
+            for statistic in STATISTICS
+        }
+        for index, name in enumerate(fingerprint.channel_names)
+    }
+    return FingerprintEnvelope(
+        dataset=fingerprint.dataset,
+        file_ending=fingerprint.file_ending,
+        cases=len(cases),
+        is_2d=all(case.is_2d for case in cases),
+        natural_image=fingerprint.natural_image,
+        spacing_mm=_by_axis([case.spacing_mm for case in cases]),
+        shape=_by_axis([case.shape_after_crop for case in cases]),
+        extent_mm=_by_axis(
+            [[n * mm for n, mm in zip(case.shape_after_crop, case.spacing_mm)] for case in cases]
+        ),
+        channels=channels,
+        intensity=fingerprint.intensity,
+        classes={name: _class_spread(name, cases) for name in fingerprint.labels.foreground},
+        laterality_pairs=fingerprint.laterality_pairs,
+    )
+
+
+def _channel(case: CaseFingerprint, index: int) -> ChannelStatistics:
+    return case.channels[index]
+
+
+def _by_axis(rows: list) -> tuple[Spread, Spread, Spread]:
+    z, y, x = (_spread(row[axis] for row in rows) for axis in range(3))
+    return z, y, x
+
+
+def _class_spread(name: str, cases: tuple[CaseFingerprint, ...]) -> ClassSpread:
+    volumes = [_volume(case, name) for case in cases if case.class_voxels[name]]
+    return ClassSpread(cases=len(volumes), volume=_spread(volumes) if volumes else None)
+
+
+def _volume(case: CaseFingerprint, name: str) -> float:
+    spacing = case.spacing_mm[1:] if case.is_2d else case.spacing_mm
+    return case.class_voxels[name] * float(np.prod(spacing)) / 1000
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    known = np.array(list(values), float)
+    return Spread(
+        min=float(known.min()),
+        median=float(np.median(known)),
+        max=float(known.max()),
+        mean=float(known.mean()),
+        std=float(known.std(ddof=1)) if len(known) > 1 else 0.0,
+    )
