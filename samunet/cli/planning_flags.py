@@ -66,6 +66,13 @@ def add_planning_flags(parser: CommandParser) -> None:
         metavar="H",
         help="longest training of one fold that a recommended method may take (default 24)",
     )
+    parser.add_argument(
+        "--goal",
+        choices=("accuracy", "speed", "generalize"),
+        default="accuracy",
+        help="what is recommended: the best segmentation expected (default), the quickest training, or the "
+        "best expected on data from sites that training has not seen",
+    )
     add_overrides(parser)
     add_device(parser, "to plan for")
 
@@ -87,4 +94,5 @@ def plan_options(arguments: argparse.Namespace, workspace: Workspace) -> PlanOpt
         encoder=arguments.encoder,
         weights=chosen_weights(arguments, workspace),
         settings=parse_settings(arguments.settings),
+        goal=arguments.goal,
     )

@@ -57,6 +57,7 @@ class PlanOptions:
         encoder: SAM variant for all SAM methods.
         weights: folder with official files, or one file; None takes the workspace's folder.
         settings: method settings.
+        goal: what the recommendation looks for: accuracy, speed or generalize.
     """
 
     plans: str = DEFAULT_PLANS
@@ -67,6 +68,7 @@ class PlanOptions:
     encoder: str | None = None
     weights: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    goal: str = "accuracy"
 
 
 def extract(
@@ -158,6 +160,7 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         budget=budget,
         unet_memory_gb=options.gpu_memory_gb or 8.0,
         weights=weights_in_reach(workspace, options.weights, options.encoder),
+        goal=options.goal,
         overrides=overrides,
     )
 

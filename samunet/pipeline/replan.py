@@ -62,6 +62,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
         encoder=encoder or plan.overrides.get("encoder"),
         weights=options.weights,
         settings={**plan.overrides.get("settings", {}), **structural},
+        goal=plan.goal,
     )
     request = planning_request(workspace, wanted, plan.budget)
     if name not in list_methods():  # a dotted name: a method of somebody else's

@@ -55,6 +55,8 @@ def data_lines(plan: Plan) -> list[str]:
     if plan.transpose_forward != (0, 1, 2):
         order = ", ".join("zyx"[axis] for axis in plan.transpose_forward)
         lines.append(f"Axes are reordered to {order} of the file, so that the coarsest comes first.")
+    if plan.goal != "accuracy":
+        lines.append(f"Goal: {plan.goal}")
     for key, value in plan.overrides.items():
         lines.append(f"You set {key}: {value}")
     return lines

@@ -24,11 +24,13 @@ from samunet.planning.rules import (
     target_spacing,
     transpose_axes,
 )
-from samunet.planning.standing import NEVER
+from samunet.planning.standing import NEVER, other_sites
 from samunet.planning.windows import display_windows, mirroring
 
-GOALS = ("accuracy", "speed")
+GOALS = ("accuracy", "speed", "generalize")
 OVERRIDES = ("spacing", "encoder", "settings")
+GENERALIST = "2d_desam"
+"""The method made for sites never seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class PlanningRequest:
         budget: for the SAM rows, and what every row is judged by.
         unet_memory_gb: GPU memory that U-Net patches are planned for; nnU-Net's 8 GB unless the user said.
         weights: SAM variant -> `official`, `shipped` or `file`, for every variant at hand.
-        goal: `accuracy` recommends what is expected to segment best, `speed` the quickest to train.
+        goal: `accuracy` recommends what is expected to segment best, `speed` the quickest to train,
+            `generalize` what is expected to do so on data from other sites.
         overrides: the user's `spacing` (z, y, x of the file, mm), `encoder`, `settings`; kept in the plan.
         extra_methods: dotted names of methods outside the package, planned too.
     """
@@ -89,7 +92,9 @@ def make_plan(fingerprint: Fingerprint, request: PlanningRequest) -> Plan:
         data=context.data,
         configurations={c.method: c.configuration for c in candidates if c.configuration is not None},
         recommended=recommended,
-        verdicts=tuple(_verdict(candidate, recommended, candidates) for candidate in candidates),
+        verdicts=tuple(
+            _verdict(candidate, recommended, candidates, other_sites(context)) for candidate in candidates
+        ),
         overrides=dict(request.overrides),
     )
 
@@ -214,7 +219,8 @@ def _hours(candidate: Candidate) -> float:
     return candidate.configuration.forecast.train_hours
 
 
-def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate]) -> Verdict:
+def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate], elsewhere: str) -> Verdict:
+    """The planner's words on a method; `elsewhere` says why data from other sites are to be expected."""
     if candidate.configuration is None:
         return Verdict(method=candidate.method, status="unsuitable", reasons=candidate.reasons)
     if not candidate.fits:
@@ -222,7 +228,32 @@ def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate]) ->
     if candidate.method != recommended:
         return Verdict(method=candidate.method, status="fits", reasons=candidate.reasons)
     reasons = (*_overtaken(candidate, rivals), *candidate.reasons)
+    if elsewhere:
+        reasons = _for_other_sites(candidate, rivals, reasons, elsewhere)
     return Verdict(method=candidate.method, status="recommended", reasons=reasons)
+
+
+def _for_other_sites(
+    chosen: Candidate, rivals: list[Candidate], reasons: tuple[str, ...], elsewhere: str
+) -> tuple[str, ...]:
+    """What data from other sites mean for the choice: what it would be without them, or what it lacks."""
+    if chosen.method == GENERALIST:
+        others = [c for c in rivals if c.fits and c.method != GENERALIST and c.score > NEVER]
+        if not others:
+            return reasons
+        best = max(others, key=lambda c: c.score).method
+        return (*reasons, f"For images of the same sites alone {best} would be recommended.")
+    generalist = next((c for c in rivals if c.method == GENERALIST and c.configuration is not None), None)
+    if generalist is None or generalist.configuration is None:
+        return reasons
+    if generalist.configuration.encoder_weights != "none":
+        return reasons
+    lack = (
+        f"{elsewhere}. {GENERALIST} is made for that, but its study rests on SAM's pretrained weights, and "
+        "none are at hand: nothing says that it would lead without them. What any method can do: train "
+        "with --set augmentation=generalize."
+    )
+    return (lack, *reasons)
 
 
 def _overtaken(chosen: Candidate, rivals: list[Candidate]) -> list[str]:

@@ -65,6 +65,8 @@ class HeadSpec:
         work: kind of arithmetic of the head, a key of `Budget.gflops`.
         cost: (what it stands on, settings) -> cost of the head.
         cached_blocks: encoder blocks whose outputs it needs besides the neck's.
+        elsewhere: for a head made for data from sites never seen, the sentence that backs it; it counts with
+            pretrained weights only.
     """
 
     method: str
@@ -74,6 +76,7 @@ class HeadSpec:
     work: str
     cost: Callable[[HeadInput, Any], PartCost]
     cached_blocks: int = 0
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from samunet.planning.sam_options import (
 )
 from samunet.planning.standing import (
     FROM_SCRATCH,
+    GENERALIZING,
     LOST_DETAIL_PENALTY,
     NEVER,
     PRETRAINED_FEW,
@@ -27,6 +28,7 @@ from samunet.planning.standing import (
     counted_cases,
     few_cases,
     length_reason,
+    other_sites,
     short_schedule_penalty,
 )
 
@@ -80,6 +82,8 @@ def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> f
         return NEVER
     if option.weights == "none":
         standing = FROM_SCRATCH
+    elif spec.elsewhere and other_sites(context):
+        standing = GENERALIZING
     else:
         standing = PRETRAINED_FEW if few_cases(context) else PRETRAINED_MANY
     lost_detail = max(0.0, 1 - option.input_size / max(slice_size(context.data["2d"])))
@@ -97,6 +101,8 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "mean Dice with 5 labelled volumes, 37.8 when it is tuned as a whole, and a U-Net at 51.8. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
+    if spec.elsewhere and other_sites(context):
+        return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."
     if few_cases(context) and spec.prior < 0:
         return f"With {counted} a pretrained encoder needs a stronger head than this: {spec.evidence}."
     if few_cases(context):

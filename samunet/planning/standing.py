@@ -21,6 +21,10 @@ FITTING_DIMENSION = 1.0
 PRETRAINED_FEW = 14.0
 PRETRAINED_MANY = 7.0
 FROM_SCRATCH = 3.0
+GENERALIZING = 18.0
+"""A method made for sites never seen, where these are to be expected and its weights are at hand."""
+LEAST_CASES_A_GROUP = 5
+"""Groups of fewer cases on average are patients rather than sites."""
 NEVER = float("-inf")
 """Score of what must not be recommended although it runs."""
 PRIOR_WEIGHT = 0.2
@@ -31,6 +35,22 @@ LOST_DETAIL_PENALTY = 2.0
 def few_cases(context: PlanningContext) -> bool:
     """Whether the labels are so few that a pretrained encoder is expected to lead."""
     return context.num_cases <= (FEW_VOLUMES if has_volumes(context) else FEW_IMAGES)
+
+
+def other_sites(context: PlanningContext) -> str:
+    """Why images of sites never seen are to be expected, as the start of a sentence; empty when they are not.
+
+    `speed` was asked for in place of the best segmentation, whatever the groups.
+    """
+    if context.goal == "generalize":
+        return "You asked for a model for data from other sites (--goal generalize)"
+    if context.goal != "accuracy" or context.groups < 2:
+        return ""
+    if context.num_cases < LEAST_CASES_A_GROUP * context.groups:
+        return ""
+    return (
+        f"The cases are of {context.groups} declared groups, so that images to come may well be of others too"
+    )
 
 
 def has_volumes(context: PlanningContext) -> bool:

@@ -159,6 +159,40 @@ def test_speed_takes_the_quickest():
         planned(goal="beauty")
 
 
+def reasons_of(plan, method):
+    return next(" ".join(v.reasons) for v in plan.verdicts if v.method == method)
+
+
+def grouped(count):
+    """ACDC with its 80 cases in so many groups."""
+    groups = {case.name: f"group {i % count}" for i, case in enumerate(ACDC.cases)}
+    return dataclasses.replace(ACDC, groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "goal"), [(ACDC, "generalize"), (grouped(2), "accuracy"), (grouped(16), "accuracy")]
+)
+def test_other_sites_take_desam_with_pretrained_weights_only(fingerprint, goal):
+    plan = planned(fingerprint, weights="official", goal=goal)
+    told = reasons_of(plan, "2d_desam")
+    assert plan.recommended == "2d_desam"
+    assert ("--goal generalize" if goal == "generalize" else "declared groups") in told
+    assert "DeSAM's study trains on one site" in told
+    usual = planned(weights="official").recommended
+    assert f"For images of the same sites alone {usual} would be recommended." in told
+    scratch = planned(fingerprint, weights="none", goal=goal)
+    assert scratch.recommended == planned(weights="none").recommended
+    assert "its study rests on SAM's pretrained weights" in reasons_of(scratch, scratch.recommended)
+
+
+def test_patients_are_no_sites_and_speed_is_not_overruled():
+    assert planned(grouped(40), weights="official") == dataclasses.replace(
+        planned(weights="official"), fingerprint_hash=grouped(40).data_hash
+    )
+    quick = planned(grouped(2), weights="official", goal="speed")
+    assert quick.recommended == planned(weights="official", goal="speed").recommended
+
+
 def test_low_resolution_stage_is_mentioned():
     large = tuple(
         dataclasses.replace(case, shape_after_crop=(500, 512, 512), spacing_mm=(0.7, 0.7, 0.7))

@@ -62,6 +62,8 @@ def row(context: PlanningContext) -> Candidate:
         work="conv2d",
         cost=head_cost,
         cached_blocks=DEPTHS,
+        elsewhere="DeSAM's study trains on one site of prostate MR and tests on five others (79.0 mean Dice "
+        "against nnU-Net's 48.8, on foreground slices by its own protocol)",
     )
     return sam_row(context, spec)
 
