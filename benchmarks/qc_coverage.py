@@ -7,8 +7,9 @@
 Each OUT is a folder that samunet_predict wrote, with its qc.json; with --images it is predicted first (or
 continued), by `samunet_predict` with the --words. Several folders compare, for instance, all folds and one
 alone. The interval counts patients: with --groups (a groups.csv with the columns case and group) a patient
-is covered when all of its cases are, without it every case is a patient. Flagged cases stand apart: for them
-the bound promises nothing. Scores and figures are in WORK/qc_coverage.json; start again to go on.
+is covered when all of its cases are, without it every case is a patient. Cases whose input is flagged are
+shown once more by themselves: for them the bound promises nothing. Scores and figures are in
+WORK/qc_coverage.json; start again to go on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from samunet.evaluation.folder import evaluate_folder
 from samunet.pipeline.qc import CaseVerdict, QCReport
 from samunet.records import read_json, read_record
 
+RESULT_TOPICS = ("class", "volume")
+"""Flags of the segmentation; leaving these cases out would flatter the bound."""
 Dice = dict[str, dict[str, float]]
 """Case -> class -> Dice, without undefined ones."""
 
@@ -93,30 +96,29 @@ def _of_classes(
 
 
 def measure(folder: Path, dice: Dice, patients: Mapping[str, str]) -> dict[str, Any]:
-    """The figures of one folder of predictions, unflagged and flagged cases apart."""
+    """The figures of one folder of predictions, of all cases and of those whose input is flagged."""
     report = read_record(QCReport, folder / "qc.json")
-    plain = [case for case in report.cases if not case.flags]
-    flagged = [case for case in report.cases if case.flags]
+    flagged = [case for case in report.cases if any(f.topic not in RESULT_TOPICS for f in case.flags)]
     return {
         "model": report.model,
         "folds": report.folds,
         "coverage_aimed_at": report.coverage,
         "calibration": report.calibration,
-        "inside": coverage(plain, dice, patients),
-        "flagged": coverage(flagged, dice, patients),
+        "all": coverage(report.cases, dice, patients),
+        "input flagged": coverage(flagged, dice, patients),
     }
 
 
 def show(name: str, figures: dict[str, Any]) -> None:
     print(f"{name}: {figures['model']}, folds {', '.join(figures['folds'])}; {figures['calibration']}")
-    for part in ("inside", "flagged"):
+    for part in ("all", "input flagged"):
         for scope, found in figures[part].items():
             if not found["patients"]:
                 continue
             low, high = found["interval_95"]
             related = "-" if found["spearman"] is None else f"{found['spearman']:.2f}"
             print(
-                f"  {part:8} {scope:22} {found['covered']:3d} of {found['patients']:3d} covered: "
+                f"  {part:13} {scope:22} {found['covered']:3d} of {found['patients']:3d} covered: "
                 f"{found['share']:.3f} [{low:.3f}, {high:.3f}]  bound {found['mean_width']:.3f} below  "
                 f"mean error {found['mean_error']:.3f}  Spearman {related}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from samunet.planning.case_measurement import hash_files
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record
+from samunet.trainers.identity import read_run
 from samunet.workspace import QC_FEATURES_FOLDER, fold_folder
 
 SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
@@ -28,6 +29,8 @@ class OutOfFoldCase:
     """One validated case.
 
     Attributes:
+        group: declared patient (or site); None where none are declared.
+        seen: the fold's training had other cases of the group, so it is not out of fold as a patient.
         distance: of the image from the training cases.
         dice / missed: class name -> Dice (NaN where it is in neither map), and whether a class of the
             reference was not found.
@@ -35,6 +38,7 @@ class OutOfFoldCase:
 
     name: str
     group: str | None
+    seen: bool
     features: CaseFeatures
     distance: float | None
     dice: dict[str, float]
@@ -63,8 +67,10 @@ def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> En
     return Envelope(read_record(Fingerprint, file), data.normalization)
 
 
-def read_fold(model_folder: Path, fold: int | str, labels: LabelSet) -> Iterator[OutOfFoldCase]:
-    """The validated cases of a fold with scores and features.
+def read_fold(
+    model_folder: Path, fold: int | str, labels: LabelSet, groups: Mapping[str, str]
+) -> Iterator[OutOfFoldCase]:
+    """The validated cases of a fold with scores and features; `groups` are those of all cases.
 
     Raises:
         SamunetError: not validated, or features are missing or belong to another prediction.
@@ -74,6 +80,8 @@ def read_fold(model_folder: Path, fold: int | str, labels: LabelSet) -> Iterator
     arguments = single_model_arguments(folder)
     envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
+    run = read_run(folder.parent)
+    trained = set() if run is None else {groups[name] for name in run.train if name in groups}
     for entry in summary["metric_per_case"]:
         name, file = entry["case"], features_file(folder, entry["case"])
         features = read_record(CaseFeatures, file) if file.is_file() else None
@@ -86,12 +94,24 @@ def read_fold(model_folder: Path, fold: int | str, labels: LabelSet) -> Iterator
         scores = {key: entry["metrics"][labels.summary_key(key)] for key in labels.foreground}
         yield OutOfFoldCase(
             name=name,
-            group=entry["group"],
+            group=groups.get(name),
+            seen=groups.get(name) in trained,
             features=features,
             distance=None if envelope is None else envelope.distance(features),
             dice={key: float(values["Dice"]) for key, values in scores.items()},
             missed={key: values["n_ref"] > 0 == values["n_pred"] for key, values in scores.items()},
         )
+
+
+def read_groups(model_folder: Path, folds: Sequence[int | str]) -> dict[str, str]:
+    """Case -> declared group, of the fingerprint's cases and of the validated ones."""
+    file = model_folder / "fingerprint.json"
+    groups = dict(read_record(Fingerprint, file).groups) if file.is_file() else {}
+    for fold in folds:
+        summary = read_json(validation_folder(model_folder, fold) / "summary.json")
+        named = {entry["case"]: entry["group"] for entry in summary["metric_per_case"]}
+        groups |= {case: group for case, group in named.items() if group is not None}
+    return groups
 
 
 def fold_hash(model_folder: Path, fold: int | str) -> str:

@@ -24,6 +24,7 @@ from samunet.pipeline.out_of_fold import (
     feature_values,
     fold_hash,
     read_fold,
+    read_groups,
     validated_folds,
     validation_folder,
 )
@@ -62,6 +63,8 @@ class QCModel:
     Attributes:
         coverage: share of new patients for whom the bound shall hold.
         patients_are: what counted as a patient: declared `groups`, or `cases`.
+        num_cases / num_patients: that it stands on; `num_seen` cases were left out, because the training of
+            their fold had other cases of the same patient.
         settings: how the out-of-fold cases were predicted; new cases must be predicted likewise.
         made_from: fold -> hash of the scores and features that were read.
     """
@@ -72,6 +75,7 @@ class QCModel:
     folds: tuple[str, ...]
     num_cases: int
     num_patients: int
+    num_seen: int
     settings: dict[str, Any]
     made_from: dict[str, str]
     classes: dict[str, ClassQuality]
@@ -83,19 +87,26 @@ class QCModel:
 
     def describe(self) -> str:
         """What the bounds stand on, or why there are none, in plain words."""
+        seen = ""
+        if self.num_seen:
+            seen = (
+                f" {self.num_seen} cases do not count, because training had seen other cases of their group: "
+                "train with --splits group_kfold or, where groups are no patients, calibrate with "
+                "samunet_calibrate_qc --by case."
+            )
         if self.num_patients < FEWEST_PATIENTS:
             return (
                 f"not calibrated: {self.num_patients} patients ({self.patients_are}) have out-of-fold cases; "
-                f"{FEWEST_PATIENTS} or more are needed."
+                f"{FEWEST_PATIENTS} or more are needed.{seen}"
             )
         lacking = {name: quality.reason for name, quality in self.classes.items() if quality.model is None}
         told = "".join(f" Not calibrated: {name}, {reason}." for name, reason in lacking.items())
         if not self.is_calibrated:
-            return f"not calibrated.{told}"
+            return f"not calibrated.{told}{seen}"
         return (
             f"calibrated on {self.num_cases} out-of-fold cases of {self.num_patients} patients "
             f"({self.patients_are}), folds {', '.join(self.folds)}; the lower bounds are to hold for "
-            f"{self.coverage:.0%} of patients like those.{told}"
+            f"{self.coverage:.0%} of patients like those.{told}{seen}"
         )
 
     def text(self) -> str:
@@ -140,18 +151,19 @@ def calibrate(
     labels = LabelSet.from_dataset_json(
         read_json(model_folder / "dataset.json"), str(model_folder / "dataset.json")
     )
-    by_fold = {str(fold): tuple(read_fold(model_folder, fold, labels)) for fold in chosen}
-    cases = [case for members in by_fold.values() for case in members]
-    grouped = not by_case and any(case.group is not None for case in cases)
-    patients = [case.group if grouped and case.group else case.name for case in cases]
+    groups = {} if by_case else read_groups(model_folder, chosen)
+    validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, groups)]
+    cases = [case for case in validated if not case.seen]
+    patients = [case.group or case.name for case in cases]
     model = QCModel(
         coverage=coverage,
-        patients_are="groups" if grouped else "cases",
-        folds=tuple(by_fold),
+        patients_are="groups" if groups else "cases",
+        folds=tuple(map(str, chosen)),
         num_cases=len(cases),
+        num_seen=len(validated) - len(cases),
         num_patients=len(set(patients)),
         settings=common_settings(model_folder, chosen),
-        made_from={fold: fold_hash(model_folder, fold) for fold in by_fold},
+        made_from={str(fold): fold_hash(model_folder, fold) for fold in chosen},
         classes={name: _calibrate_class(name, cases, patients, coverage) for name in labels.foreground},
     )
     write_json(model_folder / QC_MODEL_FILE, model)
@@ -163,14 +175,12 @@ def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QC
 
     A fault is logged, not raised: it must not end the training that was validated.
     """
-    validated: set[str] = set()
-    for fold in validated_folds(model_folder):
-        summary = read_json(validation_folder(model_folder, fold) / "summary.json")
-        validated |= {entry["case"] for entry in summary["metric_per_case"]}
-    if not set(case_names) <= validated:
-        return None
     try:
-        return calibrate(model_folder)
+        validated: set[str] = set()
+        for fold in validated_folds(model_folder):
+            summary = read_json(validation_folder(model_folder, fold) / "summary.json")
+            validated |= {entry["case"] for entry in summary["metric_per_case"]}
+        return calibrate(model_folder) if set(case_names) <= validated else None
     except SamunetError as fault:
         logger.warning("The predicted Dice of new cases cannot be calibrated: %s", fault)
         return None

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,21 @@ def test_groups_are_patients_unless_every_case_is_one(tmp_path: Path) -> None:
     assert not made.is_calibrated
     assert "not calibrated: 8 patients" in made.text()
     assert calibrate(model, by_case=True).is_calibrated
+
+
+def test_a_patient_that_training_has_seen_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain folds may train on one case of a patient and validate another: that is no new patient."""
+    model = write_model(tmp_path, patients=12, cases=2)
+    trained = {"fold_0": ("p01_0",), "fold_1": ("p03_0",)}  # odd patients are validated by fold 1
+    monkeypatch.setattr(
+        "samunet.pipeline.out_of_fold.read_run", lambda folder: SimpleNamespace(train=trained[folder.name])
+    )
+    made = calibrate(model)
+    assert (made.num_cases, made.num_patients, made.num_seen) == (22, 11, 2)  # both cases of p03
+    assert "2 cases do not count" in made.text()
+    assert calibrate(model, by_case=True).num_seen == 0
 
 
 def test_automatic_calibration_waits_for_all_cases(model: Path) -> None:
