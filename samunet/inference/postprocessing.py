@@ -52,7 +52,7 @@ class Rule:
         if self.kind == "largest_component":
             return f"keep the largest component {of}"
         if self.kind == "minimum_size":
-            return f"remove components {of} smaller than {self.minimum_mm3:g} mm³"
+            return f"remove components {of} smaller than {self.minimum_mm3:g} mm3"
         return f"fill holes {of}"
 
 

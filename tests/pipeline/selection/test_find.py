@@ -75,7 +75,10 @@ def test_undecided(tmp_path: Path) -> None:
     found = find(made)
     assert list(words(found).values()) == ["undecided"]
     assert found.prior.word == "undecided"
-    assert "undecided" in describe(found)
+    other = found.comparisons[0].second
+    assert f"Use {found.recommended[0].name} (the highest mean; undecided against {other}):" in describe(
+        found
+    )
 
 
 def test_an_encoder_from_scratch_says_nothing_of_the_prior(tmp_path: Path) -> None:
