@@ -163,6 +163,19 @@ def test_an_ensemble_whose_gain_is_shown_is_recommended(tmp_path: Path) -> None:
     assert "1 of 1 with an interval above zero" in describe(found)
 
 
+def test_members_of_different_tags_are_named_by_folder(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    folders = [
+        made.add(name, missing(0.3), seed=seed, probabilities=True)
+        for seed, name in enumerate(("2d_unet", "2d_unet__wide"))
+    ]
+    found = find(made, ensembles=True)
+    assert len(found.recommended) == 2
+    assert found.commands[1].endswith(f"-m {folders[0]} {folders[1]} -f 0 1 2 3 4")
+    alone = find(made, configurations=("2d_unet__wide",))
+    assert alone.commands[1].endswith("-d 950 -c 2d_unet --tag wide -f 0 1 2 3 4")
+
+
 def test_an_ensemble_without_a_gain_is_not_recommended(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path, num_cases=8)
     for name in ("2d_unet", "3d_unet", "2d_cnn"):
