@@ -37,15 +37,14 @@ def excludes_zero(values: np.ndarray) -> bool:
 def left_out(values: np.ndarray, ours: list[int], others: list[int], draws: int, seed: int) -> np.ndarray:
     """Best against best, chosen on the drawn cases, judged on the others."""
     rng, cases = np.random.default_rng(seed), values.shape[1]
-    found = []
-    for _ in range(draws):
-        drawn = rng.integers(0, cases, cases)
-        unseen = np.setdiff1d(np.arange(cases), drawn)
-        if unseen.size:
-            inside, outside = values[:, drawn].mean(1), values[:, unseen].mean(1)
-            first, second = (max(group, key=lambda i: inside[i]) for group in (ours, others))
-            found.append(outside[first] - outside[second])
-    return np.array(found)
+    times = np.zeros((draws, cases))
+    np.add.at(times, (np.arange(draws)[:, None], rng.integers(0, cases, (draws, cases))), 1)
+    times = times[(times == 0).any(1)]
+    unseen = times == 0
+    inside, outside = times @ values.T, unseen @ values.T / unseen.sum(1, keepdims=True)
+    rows = np.arange(len(times))
+    first, second = (np.array(group)[inside[:, group].argmax(1)] for group in (ours, others))
+    return np.asarray(outside[rows, first] - outside[rows, second])
 
 
 def trial(values: np.ndarray, ours: list[int], others: list[int], draws: int, seed: int) -> dict[str, bool]:

@@ -52,7 +52,7 @@ class Rule:
         if self.kind == "largest_component":
             return f"keep the largest component {of}"
         if self.kind == "minimum_size":
-            return f"remove components {of} smaller than {self.minimum_mm3:g} mm³"
+            return f"remove components {of} smaller than {self.minimum_mm3:g} mm3"
         return f"fill holes {of}"
 
 
@@ -130,17 +130,18 @@ def apply_rules(indices: np.ndarray, rules: Sequence[Rule], labels: LabelSet, vo
         if not mask.any():
             continue
         inside = indices[box.slices]
+        components, sizes = number_components(mask)
         if rule.kind == "fill_holes":
             assert rule.target is not None
-            inside[holes(mask, inside)] = fill_index(labels, rule.target)
+            inside[holes(components, inside)] = fill_index(labels, rule.target)
             continue
-        components, sizes = number_components(mask)
         if rule.kind == "largest_component":
             keep = sizes == sizes[1:].max()
         else:
             assert rule.minimum_mm3 is not None
             keep = sizes * voxel >= rule.minimum_mm3
-        inside[mask & ~keep[components]] = 0
+        mask[mask] = ~keep[components[mask]]
+        inside[mask] = 0
 
 
 def masked_box(indices: np.ndarray, part: Sequence[int]) -> tuple[Box, np.ndarray]:
@@ -153,20 +154,29 @@ def masked_box(indices: np.ndarray, part: Sequence[int]) -> tuple[Box, np.ndarra
 
 
 def number_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Components (Z, Y, X) from 1, background 0, and the voxels of each number (of 0 as well)."""
+    """Components (Z, Y, X) of a mask that is not empty, from 1; and the voxels of each, entry 0 unused."""
     from scipy.ndimage import generate_binary_structure, label
 
     components, _ = label(mask, generate_binary_structure(mask.ndim, mask.ndim))
-    return components, np.bincount(components.ravel())
+    return components, np.bincount(components[mask])
 
 
-def holes(mask: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Background voxels that the mask encloses; those of other classes are no holes."""
-    from scipy.ndimage import binary_fill_holes
+def holes(components: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Background voxels (bool) that a component encloses; those of other classes are no holes.
 
-    # An axis of length one is no direction in which a hole could be open.
-    filled = binary_fill_holes(mask.squeeze()).reshape(mask.shape)
-    return np.asarray(filled & (indices == 0))
+    A hole has one component around it (background touches by faces, components by corners too), so each is
+    filled within its own box: stray voxels far away cost nothing.
+    """
+    from scipy.ndimage import binary_fill_holes, find_objects
+
+    found = np.zeros(components.shape, bool)
+    for number, box in enumerate(find_objects(components), start=1):
+        inside = components[box] == number
+        # An axis of length one is no direction in which a hole could be open.
+        flat = inside.reshape([n for n, whole in zip(inside.shape, components.shape) if whole > 1])
+        if flat.ndim and min(flat.shape) > 2:
+            found[box] |= binary_fill_holes(flat).reshape(inside.shape) & (indices[box] == 0)
+    return found
 
 
 def fill_index(labels: LabelSet, target: str) -> int:

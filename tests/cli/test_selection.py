@@ -58,7 +58,7 @@ def test_apply_postprocessing(made: MadeUp, capsys: pytest.CaptureFixture[str]) 
     words = ["-i", str(source), "-o", str(made.root / "out"), "-np", "1"]
     assert apply_postprocessing.main([*words, "-pp_file", str(made.root / "rules.json")]) == 0
     told = capsys.readouterr().out
-    assert "Rules: remove components of organ smaller than 1e+06 mm³." in told
+    assert "Rules: remove components of organ smaller than 1e+06 mm3." in told
     assert "2 of 2 cases changed" in told
     assert apply_postprocessing.main([*words, "-pp_file", str(made.root / "none.json")]) == 2
     assert "There is no file" in capsys.readouterr().err

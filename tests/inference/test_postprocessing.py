@@ -4,13 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_fill_holes
 from tiny_runs import CLASSES, REGIONS
 
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
-from samunet.inference.postprocessing import Postprocessing, Rule, postprocess_folder
+from samunet.inference.postprocessing import (
+    Postprocessing,
+    Rule,
+    holes,
+    number_components,
+    postprocess_folder,
+)
 from samunet.records import read_json, write_json
 
 SPACING = (3.0, 1.0, 2.0)
@@ -83,6 +90,16 @@ def test_in_a_single_slice_holes_are_enclosed_in_the_plane() -> None:
     array[0, 3, 3] = 0
     assert run(array, Rule(kind="fill_holes", target="organ"), is_2d=True)[0, 3, 3] == 1
     assert run(array, Rule(kind="fill_holes", target="organ"))[0, 3, 3] == 1
+
+
+def test_holes_found_one_component_at_a_time_are_those_of_the_whole_mask() -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        shape = tuple(rng.integers(3, 10, 3)) if seed % 3 else (1, 15, 15)
+        mask = rng.random(shape) < rng.uniform(0.4, 0.9)
+        expected = binary_fill_holes(mask.squeeze()).reshape(shape) & ~mask
+        components, _ = number_components(mask)
+        assert np.array_equal(holes(components, mask.astype(np.uint8)), expected), seed
 
 
 def test_a_pixel_of_a_picture_is_one_mm3() -> None:

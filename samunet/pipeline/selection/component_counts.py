@@ -89,13 +89,14 @@ def _changes(
     if not mask.any():
         return changes
     sized = [rule for rule in rules if rule.kind == "minimum_size"]
-    bins = _bins(mask, [rule.minimum_mm3 or 0 for rule in sized], voxel)
-    voxels = _histogram(bins[mask], sought[mask], found[mask], 2 * len(sized) + 2, size)
+    components, sizes = number_components(mask)
+    bins = _bins(sizes, [rule.minimum_mm3 or 0 for rule in sized], voxel)[components[mask]]
+    voxels = _histogram(bins, sought[mask], found[mask], 2 * len(sized) + 2, size)
     small, large = voxels[0::2], voxels[1::2]  # of each bin: the largest component's voxels apart
     for rule in rules:
         if rule.kind == "fill_holes":
             assert target is not None
-            gained = np.bincount(sought[holes(mask, found)], minlength=size)
+            gained = np.bincount(sought[holes(components, found)], minlength=size)
             changes[rule][:, 0] -= gained
             changes[rule][:, fill_index(labels, target)] += gained
             continue
@@ -109,15 +110,10 @@ def _changes(
     return changes
 
 
-def _bins(mask: np.ndarray, minimums_mm3: Sequence[float], voxel: float) -> np.ndarray:
-    """Twice the number of minimum sizes that a voxel's component reaches, and one more in the largest.
-
-    The minimum sizes ascend.
-    """
-    components, sizes = number_components(mask)
+def _bins(sizes: np.ndarray, minimums_mm3: Sequence[float], voxel: float) -> np.ndarray:
+    """Per component twice the number of minimum sizes (ascending) that it reaches, 1 more if largest."""
     reached = np.searchsorted(np.asarray(minimums_mm3, float), sizes * voxel, side="right")
-    bin_of = 2 * reached + (sizes == sizes[1:].max())
-    return np.asarray(bin_of[components])
+    return np.asarray(2 * reached + (sizes == sizes[1:].max()))
 
 
 def _histogram(

@@ -141,11 +141,15 @@ def _commands(
     start += [] if plans == DEFAULT_PLANS else ["-p", plans]
     commands = [" ".join([*start, "-c", "best"])]
     tags, checkpoints = {member.tag for member in members}, {member.checkpoint for member in members}
-    if len(tags) > 1 or len(checkpoints) > 1:
-        return tuple(commands)  # no other command names members of different tags
-    words = [*start, "-c", *(member.configuration for member in members)]
+    if len(checkpoints) > 1:
+        return tuple(commands)  # no other command names members of different checkpoints
+    if len(tags) == 1:
+        words = [*start, "-c", *(member.configuration for member in members)]
+        words += ["--tag", str(members[0].tag)] if tags != {None} else []
+    else:
+        folders = [workspace.model_folder(dataset, m.configuration, m.plans, m.tag) for m in members]
+        words = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-m", *map(str, folders)]
     words += ["-f", *map(str, members[0].folds)]
-    words += ["--tag", str(members[0].tag)] if tags != {None} else []
     words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
     commands.append(" ".join(words))
     if has_rules:

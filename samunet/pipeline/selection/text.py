@@ -8,6 +8,7 @@ from samunet.evaluation.bootstrap import FEWEST_UNITS
 from samunet.pipeline.selection.record import Comparison, Estimate, PostprocessingStep, Selection
 
 SHOWN_ENSEMBLES = 5
+SHOWN_CLASSES = 6
 WORDS = {
     "sam": "SAM's weights",
     "encoder without prior": "no SAM weights",
@@ -57,6 +58,7 @@ def _table(selection: Selection) -> Iterator[str]:
     singles = [c for c in selection.candidates if c.kind != "ensemble"]
     width = max(len(c.name) for c in singles)
     names = list(singles[0].classes)
+    names = names if len(names) <= SHOWN_CLASSES else []
     yield f"{'model':{width}}  {selection.metric:>7}  {'95 % interval':16}  {'':14}  " + "  ".join(
         f"{name[:12]:>7}" for name in names
     )
@@ -72,7 +74,7 @@ def _table(selection: Selection) -> Iterator[str]:
 def _comparisons(selection: Selection) -> Iterator[str]:
     singles = [c for c in selection.candidates if c.kind != "ensemble"]
     best = max(singles, key=lambda c: c.mean.value).name
-    shown = [c for c in selection.comparisons if best == c.first]
+    shown = [c for c in selection.comparisons if best in (c.first, c.second)]
     if not shown:
         yield "One model: there is nothing to compare it with."
         return
@@ -104,7 +106,7 @@ def _ensembles(selection: Selection) -> Iterator[str]:
     yield (
         f"Ensembles, gain over the best single model: {shown} of {len(ordered)} with an interval above zero."
         if shown
-        else "Ensembles are not recommended: no gain over the best single model has an interval above zero."
+        else "Ensembles are not recommended: no gain over the best single model is shown."
     )
     for e in ordered[:SHOWN_ENSEMBLES]:
         word = "" if e.is_shown else ", worse" if e.gain.is_below_zero else ", undecided"
@@ -133,7 +135,9 @@ def _step(step: PostprocessingStep) -> str:
 
 def _use(selection: Selection) -> Iterator[str]:
     names = " + ".join(member.name for member in selection.recommended)
-    yield f"Use {names}:"
+    open_pairs = [c for c in selection.comparisons if c.word == "undecided" and names in (c.first, c.second)]
+    others = ", ".join(c.second if c.first == names else c.first for c in open_pairs)
+    yield f"Use {names}{f' (the highest mean; undecided against {others})' if others else ''}:"
     yield f"  {selection.commands[0]}"
     if len(selection.commands) > 1:
         yield "which is the same as"

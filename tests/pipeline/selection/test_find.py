@@ -75,7 +75,10 @@ def test_undecided(tmp_path: Path) -> None:
     found = find(made)
     assert list(words(found).values()) == ["undecided"]
     assert found.prior.word == "undecided"
-    assert "undecided" in describe(found)
+    other = found.comparisons[0].second
+    assert f"Use {found.recommended[0].name} (the highest mean; undecided against {other}):" in describe(
+        found
+    )
 
 
 def test_an_encoder_from_scratch_says_nothing_of_the_prior(tmp_path: Path) -> None:
@@ -158,6 +161,19 @@ def test_an_ensemble_whose_gain_is_shown_is_recommended(tmp_path: Path) -> None:
     assert [member.name for member in found.recommended] == ["2d_cnn", "2d_unet"]
     assert found.commands[1].endswith("-d 950 -c 2d_cnn 2d_unet -f 0 1 2 3 4")
     assert "1 of 1 with an interval above zero" in describe(found)
+
+
+def test_members_of_different_tags_are_named_by_folder(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    folders = [
+        made.add(name, missing(0.3), seed=seed, probabilities=True)
+        for seed, name in enumerate(("2d_unet", "2d_unet__wide"))
+    ]
+    found = find(made, ensembles=True)
+    assert len(found.recommended) == 2
+    assert found.commands[1].endswith(f"-m {folders[0]} {folders[1]} -f 0 1 2 3 4")
+    alone = find(made, configurations=("2d_unet__wide",))
+    assert alone.commands[1].endswith("-d 950 -c 2d_unet --tag wide -f 0 1 2 3 4")
 
 
 def test_an_ensemble_without_a_gain_is_not_recommended(tmp_path: Path) -> None:
