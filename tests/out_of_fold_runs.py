@@ -141,7 +141,7 @@ class MadeUp:
         files = sorted(validation.glob("*.nii.gz"))
         pairs = [(self.raw / "labelsTr" / file.name, file) for file in files]
         evaluate_cases(pairs, self.labels, groups=self.groups).save(validation / "summary.json")
-        write_json(validation / "predict_args.json", {"checkpoint": "checkpoint_final.pth"})
+        write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_final.pth"}]})
 
     def _predict(self, file: Path, predict: Predict, seed: int, probabilities: bool) -> None:
         truth, geometry = read_label(self.raw / "labelsTr" / file.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import Workspace, fold_folder, short_dataset_name
 
 
 def test_the_flag_wins_over_the_variables(tmp_path: Path) -> None:
@@ -93,3 +93,20 @@ def test_a_tag_that_breaks_the_folder_name_is_refused(tmp_path: Path, tag: str) 
 def test_a_missing_raw_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match="Dataset901"):
         Workspace.find(tmp_path).raw_folder("Dataset901_Tiny3D")
+
+
+def test_names_of_a_selection(tmp_path: Path) -> None:
+    workspace = Workspace.find(tmp_path)
+    assert workspace.selection_file("Dataset101_A").name == "selection.json"
+    assert workspace.selection_file("Dataset101_A", "mine").name == "selection__mine.json"
+    assert workspace.postprocessing_file("Dataset101_A", "mine").name == "postprocessing__mine.json"
+    pair = workspace.fold_ensemble_folder("Dataset101_A", "mine", ["2d_cnn", "3d_unet__tag"])
+    assert pair.relative_to(tmp_path).as_posix().endswith("Dataset101_A/ensembles/mine/2d_cnn+3d_unet__tag")
+    many = [workspace.fold_ensemble_folder("D", "mine", [f"model_{i}_{k}" for i in range(20)]) for k in "ab"]
+    assert all(len(folder.name) < 30 for folder in many)
+    assert many[0] != many[1]
+
+
+@pytest.mark.parametrize(("full", "short"), [("Dataset007_Liver", "7"), ("Liver", "Liver")])
+def test_what_a_user_types_for_a_dataset(full: str, short: str) -> None:
+    assert short_dataset_name(full) == short

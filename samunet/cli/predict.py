@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from samunet.cli.common import (
     EXIT_MISTAKE,
@@ -25,13 +25,17 @@ from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
     from samunet.inference.ensemble_predictor import EnsemblePredictor
+    from samunet.inference.postprocessing import Postprocessing
     from samunet.inference.predictor import Predictor
     from samunet.workspace import Workspace
 
+FINAL = "checkpoint_final.pth"
+BEST = "best"
 EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
   samunet_predict -i IMAGES -o OUT -d 101 -c 3d_fullres -f 0
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn 3d_unet  # both, with all their folds
+  samunet_predict -i IMAGES -o OUT -d 101 -c best            # what samunet_find_best_configuration chose
   samunet_predict -i IMAGES -o OUT -m MODEL_FOLDER --disable_tta"""
 
 
@@ -66,7 +70,8 @@ def _add_model(parser: CommandParser) -> None:
         nargs="+",
         default=[],
         metavar="CONFIGURATION",
-        help="configuration (default: auto); of several the probabilities are averaged",
+        help="configuration (default: auto); of several the probabilities are averaged; best is what "
+        "samunet_find_best_configuration recommends, with its postprocessing",
     )
     group.add_argument("-tr", dest="method", metavar="METHOD", help="method, where training had -tr")
     group.add_argument("--tag", metavar="NAME", help="tag, where training had --tag")
@@ -89,7 +94,6 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "-chk",
         dest="checkpoint",
-        default="checkpoint_final.pth",
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )
@@ -138,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SamunetError(
             f"-step_size {arguments.step_size:g}: give a share of the tile above 0, at most 1."
         )
-    predictor = _load(arguments)
+    predictor, postprocessing = _load(arguments)
     print(predictor.describe())
     if predictor.device.type == "cpu" and predictor.num_mirrorings > 1:
         print(
@@ -152,29 +156,66 @@ def _run(arguments: argparse.Namespace) -> int:
             skip_existing=arguments.continue_prediction,
             num_parts=arguments.num_parts,
             part=arguments.part_id,
+            postprocessing=postprocessing,
         ),
     )
     print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
     return EXIT_MISTAKE if outcome.failed else 0
 
 
-def _load(arguments: argparse.Namespace) -> Predictor | EnsemblePredictor:
+def _load(
+    arguments: argparse.Namespace,
+) -> tuple[Predictor | EnsemblePredictor, Postprocessing | None]:
+    """The models that are meant, and the rules that follow them; only `-c best` has some."""
     from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
 
     workspace = open_workspace(arguments, quiet=arguments.models is not None)
-    folders = model_folders(arguments, workspace)
     settings = {
-        "folds": None if arguments.folds is None else tuple(arguments.folds),
-        "checkpoint": arguments.checkpoint,
         "device": arguments.device,
         "step_size": arguments.step_size,
         "mirroring": not arguments.disable_tta,
         "weights_folder": arguments.weights or workspace.weights,
     }
+    if BEST in arguments.configurations:
+        return _load_best(arguments, workspace, settings)
+    folders = model_folders(arguments, workspace)
+    settings |= {
+        "folds": None if arguments.folds is None else tuple(arguments.folds),
+        "checkpoint": arguments.checkpoint or FINAL,
+    }
     if len(folders) == 1:
-        return Predictor.load(folders[0], **settings)
-    return EnsemblePredictor.load(folders, **settings)
+        return Predictor.load(folders[0], **settings), None
+    return EnsemblePredictor.load(folders, **settings), None
+
+
+def _load_best(
+    arguments: argparse.Namespace, workspace: Workspace, settings: dict[str, Any]
+) -> tuple[Predictor | EnsemblePredictor, Postprocessing | None]:
+    """What samunet_find_best_configuration recommends, rules included."""
+    from samunet.pipeline.selection import load_selection
+    from samunet.pipeline.selection.recommended import load_recommended
+
+    given = {
+        "other names after -c": len(arguments.configurations) > 1,
+        "-m": arguments.models,
+        "-f": arguments.folds,
+        "-chk": arguments.checkpoint,
+        "-tr": arguments.method,
+        "--tag": arguments.tag,
+    }
+    foreign = [flag for flag, value in given.items() if value]
+    if foreign:
+        raise SamunetError(
+            f"-c best says which models, folds and checkpoints; leave out {', '.join(foreign)}."
+        )
+    if arguments.dataset is None:
+        raise SamunetError("-c best is the best model of a dataset: name it with -d DATASET.")
+    selection = load_selection(workspace, workspace.dataset_name(arguments.dataset), arguments.plans)
+    postprocessing = selection.postprocessing
+    if postprocessing.rules:
+        print(f"Postprocessing: {postprocessing.text()}.")
+    return load_recommended(workspace, selection, **settings), postprocessing
 
 
 def model_folders(arguments: argparse.Namespace, workspace: Workspace) -> tuple[Path, ...]:

@@ -19,6 +19,8 @@ RESAMPLES = 10_000
 SEED = 12345
 FEWEST_UNITS = 6
 """Below six pairs no paired test without assumptions reaches 5 %: all five signs agree with p = 2/2^5."""
+ROUNDING = 1e-12
+"""Means that differ by less are equal: what is left is the order of summation."""
 _CHUNK = 500
 
 
@@ -155,9 +157,10 @@ class Bootstrap:
             return [Interval(float(d), math.nan, math.nan) for d in found]
         errors = self.replicates[:, first] - self.replicates[:, second] - found
         spread = errors.std(axis=0)
-        # Two candidates that agree in every case differ by rounding only; they have no say in the maximum.
-        varied = spread > 1e-12
+        # Two candidates that agree in every case have no say in the maximum, nor a difference.
+        varied = spread > ROUNDING
         spread = np.where(varied, spread, 0.0)
+        found = np.where(np.abs(found) > ROUNDING, found, 0.0)
         largest = (np.abs(errors[:, varied]) / spread[varied]).max(axis=1) if varied.any() else np.zeros(1)
         reach = float(np.quantile(largest, CONFIDENCE)) * self._widening * spread
         return [Interval(float(d), float(d - r), float(d + r)) for d, r in zip(found, reach)]

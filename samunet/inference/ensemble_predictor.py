@@ -24,13 +24,12 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image
 from samunet.errors import SamunetError
 from samunet.inference.arrays import Prediction, as_image, prediction_of
-from samunet.inference.export import write_case
+from samunet.inference.export import finished, write_case
 from samunet.inference.files import FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, predict_folder
 from samunet.inference.folds import Fold
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.predictor import Predictor, arguments_of, predict_with
-from samunet.inference.probabilities import Storage
 from samunet.inference.sharing import one_pass
 from samunet.inference.sliding_window import Storage as Room
 from samunet.planning.plan import Plan
@@ -203,9 +202,10 @@ def restore_mean(members: Sequence[MemberLogits], out: Writable | None = None) -
     return segmentation
 
 
-def _export(found: list[MemberLogits], case: PreparedCase, path: Path, kept: Storage | bool) -> None:
-    first = found[0]
-    write_case(path, first.plan.labels, first.record.geometry, kept, lambda out: restore_mean(found, out))
+def _export(found: list[MemberLogits], case: PreparedCase, path: Path, options: FileOptions) -> None:
+    labels, geometry = found[0].plan.labels, found[0].record.geometry
+    fill = finished(lambda out: restore_mean(found, out), geometry, options.postprocessing)
+    write_case(path, labels, geometry, options.save_probabilities, fill)
 
 
 def _predict_group(group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None) -> list[Logits]:

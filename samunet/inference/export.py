@@ -10,6 +10,7 @@ import numpy as np
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.readers import write_segmentation
+from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.probabilities import (
     ProbabilitiesRecord,
     Storage,
@@ -27,6 +28,9 @@ from samunet.preprocessing.restore import (
     restore_segmentation,
 )
 
+Fill = Callable[[Writable | None], np.ndarray]
+"""Is given room for the probabilities, or None, and returns the segmentation (Z, Y, X)."""
+
 __all__ = ["ProbabilitiesRecord", "export_case", "open_probabilities", "probability_files"]
 
 
@@ -36,12 +40,14 @@ def export_case(
     plan: Plan,
     path: Path,
     save_probabilities: Storage | bool = False,
+    postprocessing: Postprocessing | None = None,
 ) -> np.ndarray:
     """Restore logits (K, Z, Y, X) to the image's grid and write the segmentation, probabilities before it.
 
     Args:
         path: of the segmentation file; probabilities lie beside it.
         save_probabilities: how to store them; True is fp16.
+        postprocessing: rules that the segmentation goes through; the probabilities stay as they are.
 
     Returns:
         The segmentation (Z, Y, X) as written.
@@ -55,7 +61,20 @@ def export_case(
             return restore_segmentation(logits, record, plan)
         return restore_probabilities(logits, record, plan, out)
 
-    return write_case(path, plan.labels, record.geometry, save_probabilities, fill)
+    return write_case(
+        path,
+        plan.labels,
+        record.geometry,
+        save_probabilities,
+        finished(fill, record.geometry, postprocessing),
+    )
+
+
+def finished(fill: Fill, geometry: Geometry, postprocessing: Postprocessing | None) -> Fill:
+    """`fill` with the rules applied to the segmentation that it returns."""
+    if postprocessing is None:
+        return fill
+    return lambda out: postprocessing.apply(fill(out), geometry, "the prediction")
 
 
 def write_case(
@@ -63,7 +82,7 @@ def write_case(
     labels: LabelSet,
     geometry: Geometry,
     save_probabilities: Storage | bool,
-    fill: Callable[[Writable | None], np.ndarray],
+    fill: Fill,
 ) -> np.ndarray:
     """Write a segmentation, and before it its probabilities where they are to be kept.
 
@@ -72,7 +91,7 @@ def write_case(
         labels: of the dataset.
         geometry: of the file.
         save_probabilities: how to store them; True is fp16.
-        fill: is given room for the probabilities, or None, and returns the segmentation (Z, Y, X).
+        fill: gives the segmentation.
 
     Returns:
         The segmentation.

@@ -12,6 +12,7 @@ from typing import Any
 
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
+from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.probabilities import Storage
 from samunet.records import read_json, write_json
 
@@ -28,12 +29,15 @@ class FileOptions:
         save_probabilities: how to store the class probabilities beside the segmentation; True is fp16.
         skip_existing: leave cases alone whose segmentation is there (--continue_prediction).
         num_parts / part: predict every num_parts-th case, starting with number `part`.
+        postprocessing: rules applied to each segmentation before it is written; probabilities stay as they
+            are.
     """
 
     save_probabilities: Storage | bool = False
     skip_existing: bool = False
     num_parts: int = 1
     part: int = 0
+    postprocessing: Postprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.logit_storage import LogitStorage
-from samunet.inference.probabilities import Storage
-from samunet.records import write_json
+from samunet.records import to_data, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class FolderTask:
         records: file name -> content left beside the predictions.
         prepare: reads and preprocesses a case; in a thread.
         predict: what `prepare` gave, and room for logits -> result.
-        export: writes a result to a segmentation file, keeping probabilities as asked; in a thread.
+        export: writes a result to a segmentation file as the options say; in a thread.
     """
 
     file_ending: str
@@ -43,7 +42,7 @@ class FolderTask:
     records: dict[str, Any]
     prepare: Callable[[Case], Any]
     predict: Callable[[Any, LogitStorage], Any]
-    export: Callable[[Any, Any, Path, Storage | bool], Any]
+    export: Callable[[Any, Any, Path, FileOptions], Any]
 
 
 def predict_folder(
@@ -70,16 +69,16 @@ def predict_folder(
 
     present = [case for case in chosen if options.skip_existing and target(case).exists()]
     output.mkdir(parents=True, exist_ok=True)
-    check_arguments(output, task.arguments, continuing=options.skip_existing)
+    rules = () if options.postprocessing is None else options.postprocessing.rules
+    arguments = {**task.arguments, "postprocessing": to_data(rules)}
+    check_arguments(output, arguments, continuing=options.skip_existing)
     for name, content in task.records.items():
         write_json(output / name, content)
     start = time.perf_counter()
     stages = CaseStages(
         prepare=task.prepare,
         predict=lambda ready: task.predict(ready, LogitStorage(output)),
-        export=lambda case, result, ready: task.export(
-            result, ready, target(case), options.save_probabilities
-        ),
+        export=lambda case, result, ready: task.export(result, ready, target(case), options),
     )
     done, failed = run_cases([case for case in chosen if case not in present], stages)
     return FilesOutcome(

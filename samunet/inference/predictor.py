@@ -217,7 +217,9 @@ class Predictor:
             records={"plan.json": self.plan, **self.dataset_record()},
             prepare=self._prepare,
             predict=lambda ready, storage: self.predict_preprocessed(ready.image, storage),
-            export=lambda logits, ready, path, kept: export_case(logits, ready.record, self.plan, path, kept),
+            export=lambda logits, ready, path, options: export_case(
+                logits, ready.record, self.plan, path, options.save_probabilities, options.postprocessing
+            ),
         )
         return predict_folder(task, source, output, options or FileOptions())
 

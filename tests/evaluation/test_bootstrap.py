@@ -109,6 +109,9 @@ def test_equal_candidates_and_a_single_patient() -> None:
     scores[1] = scores[0]
     same = Bootstrap.draw(table(scores), resamples=100).differences([(0, 1)])[0]
     assert (same.value, same.low, same.high) == (0, 0, 0)
+    rounded = np.array([scores[0], scores[0] + 1e-15])  # the order of summation gives as much
+    (found,) = Bootstrap.draw(table(rounded), resamples=100).differences([(1, 0)])
+    assert (found.low, found.high) == (0, 0)
     alone = Bootstrap.draw(table(scores, [0] * 8), resamples=100)
     assert math.isnan(alone.mean(0).low)
     assert math.isnan(alone.differences([(0, 1)])[0].high)

@@ -152,8 +152,7 @@ def _scored_fold(
             _unscored(folder, number, faults)
             return None
         summary = read_summary(validation / SUMMARY, raw.labels)
-        arguments = validation / ARGUMENTS_FILE
-        checkpoint = read_json(arguments).get("checkpoint", FINAL) if arguments.is_file() else FINAL
+        checkpoint = _checkpoint(validation)
     except SamunetError as fault:
         faults.of_model.append(str(fault).rstrip("."))
         return None
@@ -162,6 +161,19 @@ def _scored_fold(
         faults.unscored.append(number)
         return None
     return ScoredFold(run=run, summary=summary, checkpoint=checkpoint)
+
+
+def _checkpoint(validation: Path) -> str:
+    """File name of the checkpoint that predicted the validation cases."""
+    file = validation / ARGUMENTS_FILE
+    if not file.is_file():
+        return FINAL
+    try:
+        return str(read_json(file)["models"][0]["checkpoint"])
+    except (KeyError, IndexError, TypeError) as fault:
+        raise SamunetError(
+            f"{file} does not say which checkpoint predicted; validate again with --val"
+        ) from fault
 
 
 def _unscored(folder: Path, number: int, faults: _Faults) -> None:

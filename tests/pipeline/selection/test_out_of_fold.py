@@ -103,7 +103,7 @@ def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
 
 def test_another_checkpoint_in_one_fold(made: MadeUp) -> None:
     validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation"
-    write_json(validation / "predict_args.json", {"checkpoint": "checkpoint_best.pth"})
+    write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_best.pth"}]})
     with pytest.raises(SamunetError, match=r"fold 2 validated with another checkpoint .*2d_unet 2 --val"):
         gather(made)
 

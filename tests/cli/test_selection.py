@@ -1,0 +1,64 @@
+"""The two commands of the selection, as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from out_of_fold_runs import DATASET, MadeUp, missing
+
+from samunet.cli import apply_postprocessing, find_best_configuration
+from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.selection import load_selection
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeUp:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.1), seed=1)
+    made.add("2d_cnn", missing(0.5), seed=2, folds=[0, 1, 2, 4])
+    return made
+
+
+def test_find_best_configuration(made: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["950", "--workspace", str(made.root), "-np", "1"]
+    assert find_best_configuration.main([*words, "-f", "0", "1", "2", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "Below 6 cases" in told
+    assert "selection.json" in told
+    assert find_best_configuration.main(words) == 0
+    told = capsys.readouterr().out
+    assert "Left out: 2d_cnn: fold 3 not trained: samunet_train 950 2d_cnn 3." in told
+    assert load_selection(made.workspace, DATASET).folds == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-c", "2d_cnn"], "fold 3 not trained: samunet_train 950 2d_cnn 3."),
+        (["-c", "3d_adapter"], "Unknown trained model of Dataset950_Made '3d_adapter'"),
+        (["-f", "all"], "'all' is not a fold that holds out cases"),
+        (["--metric", "HD95"], "invalid choice: 'HD95'"),
+    ],
+)
+def test_refusals(made: MadeUp, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_best_configuration.main(["950", "--workspace", str(made.root), *more]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_apply_postprocessing(made: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    source = made.workspace.model_folder(DATASET, "2d_unet") / "fold_0" / "validation"
+    (source / "dataset.json").write_bytes((made.raw / "dataset.json").read_bytes())
+    rules = Postprocessing(
+        labels=made.labels, rules=(Rule(kind="minimum_size", target="organ", minimum_mm3=1e6),)
+    )
+    rules.save(made.root / "rules.json")
+    words = ["-i", str(source), "-o", str(made.root / "out"), "-np", "1"]
+    assert apply_postprocessing.main([*words, "-pp_file", str(made.root / "rules.json")]) == 0
+    told = capsys.readouterr().out
+    assert "Rules: remove components of organ smaller than 1e+06 mm³." in told
+    assert "2 of 2 cases changed" in told
+    assert apply_postprocessing.main([*words, "-pp_file", str(made.root / "none.json")]) == 2
+    assert "There is no file" in capsys.readouterr().err

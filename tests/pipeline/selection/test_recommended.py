@@ -1,0 +1,109 @@
+"""`samunet_predict -c best`: the recommended members, averaged, then postprocessed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_volume
+from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_runs import CHANNELS, SHAPE
+
+from samunet.cli.predict import main
+from samunet.data.readers import read_label
+from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.selection import load_selection
+from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.planning.methods import get_method
+from samunet.planning.plan import Plan
+from samunet.records import read_json, write_json
+from samunet.trainers import get_trainer
+from samunet.trainers.checkpoint import Checkpoint, save_checkpoint
+
+FOLDS = (0, 1)
+
+
+def add_network(folder: Path, method: str, fold: int) -> None:
+    """An untrained network as the checkpoint of a fold."""
+    plan = Plan.load(folder / "plan.json")
+    torch.manual_seed(fold)
+    checkpoint = Checkpoint(
+        method=method,
+        trainer=get_method(method).trainer,
+        configuration=method,
+        plan=plan,
+        fold=fold,
+        epoch=1,
+        network=dict(get_trainer(method).build_network(plan, plan.configuration(method)).state_dict()),
+        base_weights=None,
+        seed=0,
+        mirror_axes=(),
+        overrides={},
+        training={},
+    )
+    save_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth", checkpoint)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
+    """Two models whose ensemble is recommended on the folds 0 and 1, with one rule."""
+    made = MadeUp(root=tmp_path_factory.mktemp("best") / "workspace", num_cases=20)
+    for seed, method in enumerate(("2d_unet", "3d_unet")):
+        folder = made.add(method, missing(0.3), folds=FOLDS, seed=seed, probabilities=True)
+        for fold in FOLDS:
+            add_network(folder, method, fold)
+    wanted = ModelsWanted(dataset=DATASET, folds=FOLDS)
+    selection = find_best(made.workspace, SelectionOptions(wanted=wanted, postprocessing=False))
+    assert [member.name for member in selection.recommended] == ["2d_unet", "3d_unet"]
+    rule = Rule(kind="largest_component", target="organ")
+    rules = Postprocessing(labels=made.labels, rules=(rule,))
+    write_json(made.workspace.selection_file(DATASET), replace(selection, postprocessing=rules))
+    images = made.root / "images"
+    for channel in range(CHANNELS):
+        image = np.random.default_rng(channel).normal(0, 1, SHAPE).astype(np.float32)
+        write_volume(images / f"new_{channel:04d}.nii.gz", image, (3.0, 1.0, 1.0))
+    return made
+
+
+def test_best_is_the_ensemble_with_its_rules(made: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-i", str(made.root / "images"), "-d", "950", "-device", "cpu", "--workspace", str(made.root)]
+    assert main([*words, "-o", str(made.root / "best"), "-c", "best"]) == 0
+    assert "Postprocessing: keep the largest component of organ." in capsys.readouterr().out
+    assert main([*words, "-o", str(made.root / "plain"), "-c", "2d_unet", "3d_unet"]) == 0
+    plain, geometry = read_label(made.root / "plain" / "new.nii.gz")
+    best, _ = read_label(made.root / "best" / "new.nii.gz")
+    rules = load_selection(made.workspace, DATASET).postprocessing
+    assert np.array_equal(best, rules.apply(plain, geometry))
+    assert not np.array_equal(best, plain)
+    told = read_json(made.root / "best" / "predict_args.json")
+    assert [model["folds"] for model in told["models"]] == [[0, 1], [0, 1]]
+    assert told["postprocessing"][0]["kind"] == "largest_component"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-d", "950", "-c", "best", "2d_unet"], "leave out other names after -c"),
+        (["-d", "950", "-c", "best", "-f", "0", "--tag", "a"], "leave out -f, --tag"),
+        (["-d", "950", "-c", "best", "-p", "others"], "Run samunet_find_best_configuration 950 -p others"),
+        (["-c", "best"], "name it with -d DATASET"),
+    ],
+)
+def test_what_best_does_not_go_with(
+    made: MadeUp, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-i", str(made.root / "images"), "-o", str(made.root / "out"), "--workspace", str(made.root)]
+    assert main([*words, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_rules_do_not_continue_a_folder(made: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-i", str(made.root / "images"), "-o", str(made.root / "again"), "-device", "cpu"]
+    words += ["-d", "950", "--workspace", str(made.root)]
+    assert main([*words, "-c", "2d_unet", "3d_unet"]) == 0
+    assert main([*words, "-c", "best", "--continue_prediction"]) == 2
+    assert "postprocessing was []" in capsys.readouterr().err
