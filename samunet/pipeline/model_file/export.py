@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,7 +127,7 @@ def export_model(request: ExportRequest) -> ExportOutcome:
     folder = request.model_folder
     _check(request)
     folds = request.folds or find_folds(folder, request.checkpoint)
-    stored = {fold: load_checkpoint(checkpoint_file(folder, fold, request.checkpoint)) for fold in folds}
+    stored = {fold: _load(checkpoint_file(folder, fold, request.checkpoint)) for fold in folds}
     check_alike(folder, stored)
     first = next(iter(stored.values()))
     method_of_samunet(first.method, str(folder))
@@ -155,7 +156,7 @@ def export_model(request: ExportRequest) -> ExportOutcome:
     with atomic_path(request.output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         writer = ModelWriter(archive)
         writer.add_json(PLAN_FILE, first.plan)
-        writer.add_json(DATASET_FILE, shared_dataset_json(read_json(folder / DATASET_FILE)))
+        writer.add_json(DATASET_FILE, shared_dataset_json(_dataset_json(folder), first.plan))
         writer.add(CARD_FILE, write_card(facts).encode())
         found = {
             ENVELOPE_FILE: envelope,
@@ -172,6 +173,17 @@ def export_model(request: ExportRequest) -> ExportOutcome:
         record = replace(record, files=writer.files)
         writer.add_json(MODEL_FILE, record)
     return ExportOutcome(file=request.output, record=record, remarks=tuple(remarks))
+
+
+def _load(file: Path) -> Checkpoint:
+    """A checkpoint without the optimizer's states, which are twice as large as the network."""
+    return replace(load_checkpoint(file), training={})
+
+
+def _dataset_json(folder: Path) -> dict[str, Any]:
+    """Of the model folder; empty where the raw data were not there when it was trained."""
+    file = folder / DATASET_FILE
+    return read_json(file) if file.is_file() else {}
 
 
 def _check(request: ExportRequest) -> None:
@@ -271,7 +283,7 @@ def _envelope(folder: Path) -> FingerprintEnvelope | None:
 
 
 def _description(folder: Path) -> str:
-    content = read_json(folder / DATASET_FILE)
+    content = _dataset_json(folder)
     licence = content.get("licence") or content.get("license")
     told = [str(content.get("description") or "")]
     told += [f"Licence of the data as its dataset.json states it: {licence}."] if licence else []
