@@ -138,12 +138,21 @@ def _training(facts: CardFacts) -> Iterator[str]:
 
 def _weights(facts: CardFacts) -> Iterator[str]:
     if not facts.record.weights:
-        yield "None: everything was trained from scratch."
+        yield _without_weights(facts)
     for origin in facts.record.weights:
         yield (
             f"- `{origin.file}` ({origin.variant}, {origin.kind}): {origin.place}. Licence: "
             f"{origin.licence}. SHA-256 `{origin.sha256}`"
         )
+
+
+def _without_weights(facts: CardFacts) -> str:
+    configuration = facts.plan.configuration(facts.record.configuration)
+    if configuration.encoder and configuration.encoder_weights == "random":
+        return "None: the encoder is random and was not trained."
+    if configuration.encoder and not facts.record.training:
+        return "Not known (no run.json)."
+    return "None: everything was trained from scratch."
 
 
 def _scores(facts: CardFacts) -> Iterator[str]:

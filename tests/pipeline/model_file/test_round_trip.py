@@ -16,6 +16,7 @@ from samunet.cli import predict
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.inference.predictor import Predictor
+from samunet.pipeline.info import collect
 from samunet.pipeline.model_file import lineage
 from samunet.pipeline.model_file.export import ExportOutcome, ExportRequest, export_model
 from samunet.pipeline.model_file.install import InstallOutcome, InstallRequest, install_model
@@ -85,6 +86,7 @@ def test_the_workspace_finds_it_by_name(tmp_path: Path) -> None:
     workspace = Workspace.find(tmp_path / "workspace")
     request = ModelRequest(dataset=workspace.dataset_name(900), plans="tinyPlans")
     assert find_model(workspace, request) == outcome.folder
+    assert collect(workspace)["datasets"][DATASET]["trained_folds"] == {"2d_unet__tinyPlans": ["0", "1"]}
     assert torch.equal(logits(outcome.folder), logits(trained))
 
 
