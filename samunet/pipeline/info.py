@@ -99,7 +99,9 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
     )
     models = {
         folder.name: sorted(
-            f.parent.name.removeprefix("fold_") for f in folder.glob("fold_*/checkpoint_final.pth")
+            f.parent.name.removeprefix("fold_")
+            for ending in ("checkpoint_final.pth", "weights.safetensors")  # trained here, installed
+            for f in folder.glob(f"fold_*/{ending}")
         )
         for folder in sorted((workspace.results / name).glob("*__*"))
     }

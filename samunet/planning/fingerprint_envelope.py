@@ -6,15 +6,13 @@ Left out are names, content hashes, groups (patients, sites) and the figures of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint
 from samunet.planning.plan import IntensityProperties
-
-STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +24,17 @@ class Spread:
     max: float
     mean: float
     std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelSpread:
+    """Statistics of a channel of each case (over the crop, stored units), spread over the cases."""
+
+    name: str
+    mean: Spread
+    std: Spread
+    percentile_00_5: Spread
+    percentile_99_5: Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,7 @@ class FingerprintEnvelope:
         is_2d: the images are planes.
         spacing_mm: voxel size per axis; `shape` voxels, `extent_mm` their product, after the crop to the
             nonzero box.
-        channels: channel -> statistic of `STATISTICS` -> its spread over the cases, stored units.
+        channels: in the order of the images.
         intensity: per channel, pooled over the foreground of all cases.
         classes: of the foreground.
         laterality_pairs: (left, right) label names.
@@ -59,7 +68,7 @@ class FingerprintEnvelope:
     spacing_mm: tuple[Spread, Spread, Spread]
     shape: tuple[Spread, Spread, Spread]
     extent_mm: tuple[Spread, Spread, Spread]
-    channels: dict[str, dict[str, Spread]]
+    channels: tuple[ChannelSpread, ...]
     intensity: tuple[IntensityProperties, ...]
     classes: dict[str, ClassSpread]
     laterality_pairs: tuple[tuple[str, str], ...]
@@ -68,13 +77,6 @@ class FingerprintEnvelope:
 def envelope_of(fingerprint: Fingerprint) -> FingerprintEnvelope:
     """The ranges of a fingerprint's cases."""
     cases = fingerprint.cases
-    channels = {
-        name: {
-            statistic: _spread(getattr(_channel(case, index), statistic) for case in cases)
-            for statistic in STATISTICS
-        }
-        for index, name in enumerate(fingerprint.channel_names)
-    }
     return FingerprintEnvelope(
         dataset=fingerprint.dataset,
         file_ending=fingerprint.file_ending,
@@ -86,15 +88,24 @@ def envelope_of(fingerprint: Fingerprint) -> FingerprintEnvelope:
         extent_mm=_by_axis(
             [[n * mm for n, mm in zip(case.shape_after_crop, case.spacing_mm)] for case in cases]
         ),
-        channels=channels,
+        channels=tuple(
+            _channel_spread(name, [case.channels[index] for case in cases])
+            for index, name in enumerate(fingerprint.channel_names)
+        ),
         intensity=fingerprint.intensity,
         classes={name: _class_spread(name, cases) for name in fingerprint.labels.foreground},
         laterality_pairs=fingerprint.laterality_pairs,
     )
 
 
-def _channel(case: CaseFingerprint, index: int) -> ChannelStatistics:
-    return case.channels[index]
+def _channel_spread(name: str, found: Sequence[ChannelStatistics]) -> ChannelSpread:
+    return ChannelSpread(
+        name=name,
+        mean=_spread(one.mean for one in found),
+        std=_spread(one.std for one in found),
+        percentile_00_5=_spread(one.percentile_00_5 for one in found),
+        percentile_99_5=_spread(one.percentile_99_5 for one in found),
+    )
 
 
 def _by_axis(rows: list) -> tuple[Spread, Spread, Spread]:

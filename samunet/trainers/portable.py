@@ -197,6 +197,9 @@ def load_shared_fold(fold_folder: Path) -> Checkpoint:
     configuration = plan.configuration(fold.configuration)
     if not configuration.method == fold.method == record.method:
         raise SamunetError(f"{file}: plan, fold and model name different methods. Install the model again.")
+    base = fold.base_weights
+    if base is not None and Path(base.file).name != base.file:
+        raise SamunetError(f"{file}: base_weights.file {base.file!r} is not the name of a file.")
     shared = {}
     if SHARED_FILE in record.files:
         shared = read_tensors(_checked(model_folder, record, SHARED_FILE))
@@ -208,7 +211,7 @@ def load_shared_fold(fold_folder: Path) -> Checkpoint:
         fold=fold.fold,
         epoch=fold.epoch,
         network={**shared, **read_tensors(_checked(model_folder, record, f"{name}/{WEIGHTS_FILE}"))},
-        base_weights=fold.base_weights,
+        base_weights=base,
         seed=fold.seed,
         mirror_axes=fold.mirror_axes,
         overrides=fold.overrides,

@@ -100,10 +100,10 @@ def _data(facts: CardFacts) -> Iterator[str]:
     ]
     for title, spreads in rows:
         yield f"| {title} | {_join(spreads, 'min')} | {_join(spreads, 'median')} | {_join(spreads, 'max')} |"
-    for name, statistics in envelope.channels.items():
-        low, high = statistics["percentile_00_5"], statistics["percentile_99_5"]
+    for channel in envelope.channels:
+        low, high = channel.percentile_00_5, channel.percentile_99_5
         yield (
-            f"| {name}: 0.5th and 99.5th percentile | {low.min:.4g}, {high.min:.4g} | "
+            f"| {channel.name}: 0.5th and 99.5th percentile | {low.min:.4g}, {high.min:.4g} | "
             f"{low.median:.4g}, {high.median:.4g} | {low.max:.4g}, {high.max:.4g} |"
         )
     for name, found in envelope.classes.items():
@@ -138,12 +138,21 @@ def _training(facts: CardFacts) -> Iterator[str]:
 
 def _weights(facts: CardFacts) -> Iterator[str]:
     if not facts.record.weights:
-        yield "None: everything was trained from scratch."
+        yield _without_weights(facts)
     for origin in facts.record.weights:
         yield (
             f"- `{origin.file}` ({origin.variant}, {origin.kind}): {origin.place}. Licence: "
             f"{origin.licence}. SHA-256 `{origin.sha256}`"
         )
+
+
+def _without_weights(facts: CardFacts) -> str:
+    configuration = facts.plan.configuration(facts.record.configuration)
+    if configuration.encoder and configuration.encoder_weights == "random":
+        return "None: the encoder is random and was not trained."
+    if configuration.encoder and not facts.record.training:
+        return "Not known (no run.json)."
+    return "None: everything was trained from scratch."
 
 
 def _scores(facts: CardFacts) -> Iterator[str]:
@@ -187,8 +196,8 @@ def _figure(mean: Mean, digits: int) -> str:
 
 def _left_out(facts: CardFacts) -> Iterator[str]:
     yield (
-        "- Names of cases, patients and sites, hashes of images, figures of single cases, who was in which "
-        "fold: they could lead back to patients."
+        "- Names of cases, patients and sites, hashes of images, figures of single cases (but the ends of "
+        "ranges), who was in which fold: they could lead back to patients."
     )
     yield "- Optimizer, random states, histories: only continuing a training needs them."
     if facts.scores is not None and facts.scores.per_case is not None:

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +34,10 @@ from samunet.pipeline.model_file.lineage import (
     training_of,
 )
 from samunet.pipeline.model_file.scores import shared_scores
-from samunet.pipeline.model_file.selected import SelectionFiles, selected
+from samunet.pipeline.model_file.selected import Selected, SelectionFiles, selected
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope, envelope_of
+from samunet.planning.plan import Plan
 from samunet.records import atomic_path, read_json, read_record
 from samunet.trainers.checkpoint import Checkpoint, base_keys, load_checkpoint, network_from_checkpoint
 from samunet.trainers.identity import read_run
@@ -126,52 +128,79 @@ def export_model(request: ExportRequest) -> ExportOutcome:
     folder = request.model_folder
     _check(request)
     folds = request.folds or find_folds(folder, request.checkpoint)
-    stored = {fold: load_checkpoint(checkpoint_file(folder, fold, request.checkpoint)) for fold in folds}
+    stored = {fold: _load(checkpoint_file(folder, fold, request.checkpoint)) for fold in folds}
     check_alike(folder, stored)
     first = next(iter(stored.values()))
     method_of_samunet(first.method, str(folder))
-    record, remarks = _record(request, stored), []
-    scores, unscored = shared_scores(
-        folder, folds, first.plan.labels, request.checkpoint, include_cases=request.include_cases
-    )
-    envelope = _envelope(folder)
+    record = _record(request, stored)
     chosen = selected(request.selection, record.configuration, record.plans, record.tag)
-    rules = chosen.postprocessing
-    if envelope is None:
-        remarks.append("There is no fingerprint in the model folder: the card cannot say what was seen.")
-    if scores is None:
-        remarks.append(f"The file has no scores: {'; '.join(unscored)}.")
-    if request.licence == NOT_STATED:
-        remarks.append("The card says that the model's licence is not stated; state it with --licence.")
-    facts = CardFacts(
+    facts = _facts(request, record, first.plan, chosen)
+    with atomic_path(request.output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        writer = ModelWriter(archive)
+        _add_records(writer, request, facts, chosen)
+        _add_folds(writer, stored, request)
+        record = replace(record, files=writer.files)
+        writer.add_json(MODEL_FILE, record)
+    return ExportOutcome(file=request.output, record=record, remarks=_remarks(request, facts))
+
+
+def _facts(request: ExportRequest, record: ModelRecord, plan: Plan, chosen: Selected) -> CardFacts:
+    """What is said of the model besides its weights."""
+    folder, rules = request.model_folder, chosen.postprocessing
+    scores, unscored = shared_scores(
+        folder, record.folds, plan.labels, request.checkpoint, include_cases=request.include_cases
+    )
+    return CardFacts(
         record=record,
-        plan=first.plan,
+        plan=plan,
         description=_description(folder),
-        envelope=envelope,
+        envelope=_envelope(folder),
         scores=scores,
         unscored=unscored,
         postprocessing=None if rules is None else rules.text(),
     )
-    with atomic_path(request.output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        writer = ModelWriter(archive)
-        writer.add_json(PLAN_FILE, first.plan)
-        writer.add_json(DATASET_FILE, shared_dataset_json(read_json(folder / DATASET_FILE)))
-        writer.add(CARD_FILE, write_card(facts).encode())
-        found = {
-            ENVELOPE_FILE: envelope,
-            SCORES_FILE: scores,
-            SELECTION_FILE: chosen.selection,
-            POSTPROCESSING_FILE: rules,
-        }
-        for name, content in found.items():
-            if content is not None:
-                writer.add_json(name, content)
-        if (request.model_folder / QC_MODEL_FILE).is_file():
-            writer.add(QC_MODEL_FILE, (request.model_folder / QC_MODEL_FILE).read_bytes())
-        _add_folds(writer, stored, request)
-        record = replace(record, files=writer.files)
-        writer.add_json(MODEL_FILE, record)
-    return ExportOutcome(file=request.output, record=record, remarks=tuple(remarks))
+
+
+def _add_records(writer: ModelWriter, request: ExportRequest, facts: CardFacts, chosen: Selected) -> None:
+    """All files of text but those of the folds and model.json."""
+    folder = request.model_folder
+    writer.add_json(PLAN_FILE, facts.plan)
+    writer.add_json(DATASET_FILE, shared_dataset_json(_dataset_json(folder), facts.plan))
+    writer.add(CARD_FILE, write_card(facts).encode())
+    found = {
+        ENVELOPE_FILE: facts.envelope,
+        SCORES_FILE: facts.scores,
+        SELECTION_FILE: chosen.selection,
+        POSTPROCESSING_FILE: chosen.postprocessing,
+    }
+    for name, content in found.items():
+        if content is not None:
+            writer.add_json(name, content)
+    if (folder / QC_MODEL_FILE).is_file():
+        writer.add(QC_MODEL_FILE, (folder / QC_MODEL_FILE).read_bytes())
+
+
+def _remarks(request: ExportRequest, facts: CardFacts) -> tuple[str, ...]:
+    """What the file lacks."""
+    remarks = []
+    if facts.envelope is None:
+        remarks.append("There is no fingerprint in the model folder: the card cannot say what was seen.")
+    if facts.scores is None:
+        remarks.append(f"The file has no scores: {'; '.join(facts.unscored)}.")
+    if request.licence == NOT_STATED:
+        remarks.append("The card says that the model's licence is not stated; state it with --licence.")
+    return tuple(remarks)
+
+
+def _load(file: Path) -> Checkpoint:
+    """A checkpoint without the optimizer's states, which are twice as large as the network."""
+    return replace(load_checkpoint(file), training={})
+
+
+def _dataset_json(folder: Path) -> dict[str, Any]:
+    """Of the model folder; empty where the raw data were not there when it was trained."""
+    file = folder / DATASET_FILE
+    return read_json(file) if file.is_file() else {}
 
 
 def _check(request: ExportRequest) -> None:
@@ -271,7 +300,7 @@ def _envelope(folder: Path) -> FingerprintEnvelope | None:
 
 
 def _description(folder: Path) -> str:
-    content = read_json(folder / DATASET_FILE)
+    content = _dataset_json(folder)
     licence = content.get("licence") or content.get("license")
     told = [str(content.get("description") or "")]
     told += [f"Licence of the data as its dataset.json states it: {licence}."] if licence else []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +14,11 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.model_file.archive import open_model, unpack
-from samunet.pipeline.model_file.contents import POSTPROCESSING_FILE, is_tensors
+from samunet.pipeline.model_file.contents import POSTPROCESSING_FILE
 from samunet.records import RecordError
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
 from samunet.trainers.portable import (
+    MODEL_FILE,
     ModelRecord,
     is_shared_model,
     load_shared_fold,
@@ -29,6 +28,7 @@ from samunet.workspace import DATASET_NAME, Workspace, fold_folder, user_weights
 
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 """Characters that some file system refuses in a name, or that lead elsewhere."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST_NAME = 200
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -105,6 +105,12 @@ def _check_names(record: ModelRecord, file: Path) -> None:
             f"{file} is refused: dataset {name!r}, plan {record.plans!r} and tag {record.tag!r} would become "
             "folders, and are no plain names."
         )
+    shown = [record.licence, record.checkpoint, record.created]
+    shown += [text for w in record.weights for text in (w.file, w.sha256, w.licence, w.variant)]
+    if any(CONTROL.search(text) for text in shown):
+        raise SamunetError(
+            f"{file} is refused: {MODEL_FILE} holds control characters, which no screen should see."
+        )
     method_of_samunet(record.method, str(file))
     if record.configuration != record.method and not PLAIN_NAME.fullmatch(record.configuration):
         raise SamunetError(f"{file} is refused: the configuration {record.configuration!r} is no plain name.")
@@ -154,8 +160,6 @@ def _check_content(fresh: Path, record: ModelRecord, file: Path) -> list[BaseWei
     """Read everything once as prediction will; returns the base weights that must be found elsewhere."""
     bases: dict[str, BaseWeights] = {}
     try:
-        for name in filter(is_tensors, record.files):
-            _check_header(fresh / name)
         for fold in record.folds:
             stored = load_shared_fold(fold_folder(fresh, fold))
             if stored.fold != fold or stored.configuration != record.configuration:
@@ -172,20 +176,6 @@ def _check_content(fresh: Path, record: ModelRecord, file: Path) -> list[BaseWei
         told = str(fault).replace(f"{fresh}{os.sep}", "").replace(" Install the model again.", "")
         raise SamunetError(f"{file} is refused: {told} Nothing was installed.") from fault
     return list(bases.values())
-
-
-def _check_header(path: Path) -> None:
-    """The file begins as safetensors do: the length of a header, and the header in JSON."""
-    with path.open("rb") as source:
-        start = source.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-        size = path.stat().st_size
-        try:
-            sound = 0 < length <= size - 8 and isinstance(json.loads(source.read(length)), dict)
-        except (ValueError, RecursionError):
-            sound = False
-    if not sound:
-        raise SamunetError(f"{path.parent.name}/{path.name} is no safetensors file, whatever its name says.")
 
 
 def _move(fresh: Path, target: Path, aside: Path) -> None:

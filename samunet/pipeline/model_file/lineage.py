@@ -9,6 +9,7 @@ from typing import Any
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256, weights_with_hash
 from samunet.networks.sam.weights_card import read_card
+from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.identity import PLACES, RunRecord, WeightsUsed
 from samunet.trainers.portable import Fold, FoldTraining, WeightsKind, WeightsOrigin, WeightsPlace
@@ -139,6 +140,19 @@ def shared_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def shared_dataset_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """dataset.json without lists of files and what else names patients."""
-    return {key: content[key] for key in DATASET_KEYS if key in content}
+def shared_dataset_json(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """dataset.json without lists of files and what else names patients; what is missing is the plan's."""
+    labels = plan.labels
+    known: dict[str, Any] = {
+        "channel_names": {str(index): name for index, name in enumerate(plan.channel_names)},
+        "labels": {
+            n: list(v) if len(v) > 1 or n in labels.listed else v[0] for n, v in labels.labels.items()
+        },
+        "numTraining": plan.num_training,
+        "file_ending": plan.file_ending,
+    }
+    if labels.ignore is not None:
+        known["labels"]["ignore"] = labels.ignore
+    if labels.region_order is not None:
+        known["regions_class_order"] = list(labels.region_order)
+    return {**known, **{key: content[key] for key in DATASET_KEYS if key in content}}

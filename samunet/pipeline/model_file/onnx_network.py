@@ -46,7 +46,6 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
         )
     # Two tiles, so that nothing takes the number for a constant 1 that may be dropped.
     tiles = torch.zeros(2, *tile_shape)
-    named = {"input_names": [INPUT], "output_names": [OUTPUT]}
     free = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
     older: dict[str, Any] = {}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
@@ -61,12 +60,14 @@ def write_onnx(network: nn.Module, tile_shape: tuple[int, ...], path: Path) -> N
                 str(path),
                 opset_version=OPSET,
                 dynamic_axes=free,
-                **named,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
                 **older,
             )
     except (RuntimeError, TypeError) as fault:  # torch's own errors derive from RuntimeError
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise SamunetError(
-            f"torch {torch.__version__} cannot write this network as ONNX: {str(fault).splitlines()[0]}"
+            f"torch {torch.__version__} cannot write this network as ONNX: {reason}"
         ) from fault
 
 

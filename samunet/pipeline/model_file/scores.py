@@ -77,9 +77,42 @@ def shared_scores(
     Returns:
         The scores, None where no fold has any; and in words, which folds have none.
     """
+    read = _read(model_folder, folds, labels, checkpoint)
+    if not read.summaries:
+        return None, read.left_out
+    cases = {name: scores for summary in read.summaries.values() for name, scores in summary.cases.items()}
+    if len(cases) < sum(len(summary.cases) for summary in read.summaries.values()):
+        raise SamunetError(
+            f"Folds of {model_folder} validated the same cases, so they were trained with different splits. "
+            "Name the folds that belong together with -f."
+        )
+    units, unit = _units(list(cases), read.groups)
+    return SharedScores(
+        folds=tuple(read.summaries),
+        cases=len(cases),
+        units=int(units.max()) + 1,
+        unit=unit,
+        tolerance_mm=next(iter(read.summaries.values())).tolerance_mm,
+        dice=_with_interval(list(cases.values()), tuple(labels.foreground), units),
+        classes={name: _of_class(name, list(cases.values()), units) for name in labels.foreground},
+        per_case=_plain(cases) if include_cases else None,
+        left_out=read.left_out,
+    ), read.left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """Summaries of the folds that have one of this checkpoint; patient or site of each case."""
+
+    summaries: dict[int | str, Summary]
+    groups: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
+def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, checkpoint: str) -> _Read:
     summaries: dict[int | str, Summary] = {}
-    groups: dict[str, str | None] = {}
-    left_out: list[str] = []
+    groups: dict[str, Any] = {}
+    left_out = []
     for fold in folds:
         file = fold_folder(model_folder, fold) / "validation" / SUMMARY_FILE
         reason = _why_not(fold, file, checkpoint)
@@ -88,26 +121,7 @@ def shared_scores(
             continue
         summaries[fold] = read_summary(file, labels)
         groups |= {str(entry["case"]): entry.get("group") for entry in read_json(file)["metric_per_case"]}
-    if not summaries:
-        return None, tuple(left_out)
-    cases = {name: scores for summary in summaries.values() for name, scores in summary.cases.items()}
-    if len(cases) < sum(len(summary.cases) for summary in summaries.values()):
-        raise SamunetError(
-            f"Folds of {model_folder} validated the same cases, so they were trained with different splits. "
-            "Name the folds that belong together with -f."
-        )
-    units, unit = _units(list(cases), groups)
-    return SharedScores(
-        folds=tuple(summaries),
-        cases=len(cases),
-        units=int(units.max()) + 1,
-        unit=unit,
-        tolerance_mm=next(iter(summaries.values())).tolerance_mm,
-        dice=_with_interval(list(cases.values()), tuple(labels.foreground), units),
-        classes={name: _of_class(name, list(cases.values()), units) for name in labels.foreground},
-        per_case=_plain(cases) if include_cases else None,
-        left_out=tuple(left_out),
-    ), tuple(left_out)
+    return _Read(summaries=summaries, groups=groups, left_out=tuple(left_out))
 
 
 def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:

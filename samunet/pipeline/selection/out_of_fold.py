@@ -18,6 +18,7 @@ from samunet.pipeline.selection.model_folder import SUMMARY, ModelFolder, Traine
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
+from samunet.trainers.portable import is_shared_model
 from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
     found = {}
     for folder in sorted((workspace.results / wanted.dataset).glob("*__*")):
         configuration, plans, *tags = folder.name.split("__")
-        if plans == wanted.plans and len(tags) <= 1 and any(folder.glob("fold_[0-9]*")):
+        is_trained_here = any(folder.glob("fold_[0-9]*")) and not is_shared_model(folder)
+        if plans == wanted.plans and len(tags) <= 1 and is_trained_here:
             trained = TrainedAs(
                 dataset=wanted.dataset,
                 configuration=configuration,

@@ -19,6 +19,7 @@ from samunet.pipeline.model_file.export import ExportRequest, export_model
 from samunet.pipeline.model_file.install import InstallRequest, install_model
 from samunet.workspace import Workspace
 
+ELSEWHERE = {"variant": "vit_b", "file": "../sam.pth", "sha256": "0" * 64, "prefix": "encoder."}
 WEIGHTS = "fold_0/weights.safetensors"
 
 
@@ -76,8 +77,8 @@ class Bomb:
         (add("fold_0/"), "no files of a shared model"),
         (add("fold_x/weights.safetensors"), "no files of a shared model"),
         (add("PLAN.json"), "no files of a shared model"),
-        (add(WEIGHTS, pickle.dumps(Bomb())), "no safetensors file"),
-        (add(WEIGHTS, b""), "no safetensors file"),
+        (add(WEIGHTS, pickle.dumps(Bomb())), "cannot be read as safetensors"),
+        (add(WEIGHTS, b""), "cannot be read as safetensors"),
         (lambda files: files.pop("plan.json"), "lacks plan.json"),
         (lambda files: files.pop("model.json"), "lacks model.json"),
         (lambda files: files.pop(WEIGHTS), "do not go with its files"),
@@ -86,6 +87,10 @@ class Bomb:
         (edit("plan.json", lambda plan: plan.update(dataset="Dataset001_X")), "its plan is of Dataset001_X"),
         (edit("fold_0/fold.json", lambda fold: fold.update(extra=1)), "unknown keys ['extra']"),
         (edit("fold_0/fold.json", lambda fold: fold.update(fold=3)), "says that it is fold 3"),
+        (
+            edit("fold_0/fold.json", lambda fold: fold.update(base_weights=ELSEWHERE)),
+            "not the name of a file",
+        ),
         (edit("fold_0/fold.json", lambda fold: fold.update(method="2d_cnn")), "different methods"),
     ],
 )
@@ -105,6 +110,7 @@ def test_a_changed_zip(good: Path, tmp_path: Path, change: Change, words: str) -
         (lambda model: model.update(dataset="../../evil"), "no plain names"),
         (lambda model: model.update(plans="a/b"), "no plain names"),
         (lambda model: model.update(tag=".."), "no plain names"),
+        (lambda model: model.update(licence="free\x1b[2J"), "control characters"),
         (lambda model: model.update(folds=[]), "do not go with its files"),
         (lambda model: model["files"].update({"x": {"sha256": "0", "bytes": 0}}), "listed but not there"),
         (lambda model: model["files"].pop("plan.json"), "there but not listed"),

@@ -13,8 +13,10 @@ from shared_models import DATASET, PATIENT, segmentations, write_images, write_m
 from tiny_runs import REGIONS, write_weights
 
 from samunet.cli import predict
+from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.inference.predictor import Predictor
+from samunet.pipeline.info import collect
 from samunet.pipeline.model_file import lineage
 from samunet.pipeline.model_file.export import ExportOutcome, ExportRequest, export_model
 from samunet.pipeline.model_file.install import InstallOutcome, InstallRequest, install_model
@@ -84,6 +86,7 @@ def test_the_workspace_finds_it_by_name(tmp_path: Path) -> None:
     workspace = Workspace.find(tmp_path / "workspace")
     request = ModelRequest(dataset=workspace.dataset_name(900), plans="tinyPlans")
     assert find_model(workspace, request) == outcome.folder
+    assert collect(workspace)["datasets"][DATASET]["trained_folds"] == {"2d_unet__tinyPlans": ["0", "1"]}
     assert torch.equal(logits(outcome.folder), logits(trained))
 
 
@@ -181,6 +184,15 @@ def test_nobodys_name_leaves_the_house(tmp_path: Path) -> None:
     assert "organ, lesion" in card
     assert "not stated" in card
     assert "There are no scores: fold 0: it was not validated" in card
+
+
+def test_labels_come_from_the_plan_where_dataset_json_is_missing(tmp_path: Path) -> None:
+    trained = write_model(tmp_path / "results", labels=REGIONS)
+    (trained / "dataset.json").unlink()
+    installed = install(export(trained).file, tmp_path / "model", tmp_path).folder
+    content = json.loads((installed / "dataset.json").read_text())
+    assert LabelSet.from_dataset_json(content, "dataset.json") == REGIONS
+    assert content["file_ending"] == ".nii.gz"
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

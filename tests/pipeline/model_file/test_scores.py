@@ -1,0 +1,100 @@
+"""Scores, selection and rules that a shared model takes along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_runs import CLASSES
+
+from samunet.errors import SamunetError
+from samunet.evaluation.folder import evaluate_cases
+from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.model_file.scores import shared_scores
+from samunet.pipeline.model_file.selected import SelectionFiles, selected
+from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.records import read_json, write_json
+
+FINAL = "checkpoint_final.pth"
+
+
+def test_means_over_all_folds(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    model = made.add("2d_unet", missing(0.3), seed=1)
+    scores, unscored = shared_scores(model, (0, 1, 2, 3, 4), CLASSES, FINAL)
+    assert scores is not None
+    assert unscored == ()
+    pairs = [
+        (made.raw / "labelsTr" / file.name, file)
+        for fold in range(5)
+        for file in (model / f"fold_{fold}/validation").glob("*.nii.gz")
+    ]
+    expected = evaluate_cases(pairs, CLASSES)
+    assert (scores.cases, scores.units, scores.unit) == (20, 20, "case")
+    for name in CLASSES.foreground:
+        dice = scores.classes[name]["Dice"]
+        assert dice.value == pytest.approx(expected.mean[name]["Dice"])
+        assert dice.low < dice.value < dice.high  # type: ignore[operator]
+        assert scores.classes[name]["HD95"].value == pytest.approx(expected.mean[name]["HD95"])
+    assert scores.dice.value == pytest.approx(expected.foreground_mean["Dice"])
+    assert "case_" not in json.dumps(scores, default=vars)
+
+
+def test_cases_on_request_and_patients_drawn_together(tmp_path: Path) -> None:
+    groups = {f"case_{number:02d}": f"patient {number // 2}" for number in range(20)}
+    made = MadeUp(root=tmp_path, groups=groups)
+    model = made.add("2d_unet", missing(0.3), seed=1, folds=(0, 1))
+    scores, unscored = shared_scores(model, (0, 1, 2, "all"), CLASSES, FINAL, include_cases=True)
+    assert scores is not None
+    assert scores.per_case is not None
+    assert len(scores.per_case) == scores.cases == 8
+    assert scores.unit == "group"
+    assert scores.units <= 8
+    assert unscored == (
+        "fold 2: it was not validated",
+        "fold all: it was trained on all cases, so none is left to validate on",
+    )
+
+
+def test_scores_of_another_checkpoint_and_of_other_splits(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    model = made.add("2d_unet", missing(0.3), folds=(0, 1))
+    scores, (reason,) = shared_scores(model, (0,), CLASSES, "checkpoint_best.pth")
+    assert scores is None
+    assert "validated with checkpoint_final.pth" in reason
+    summary = model / "fold_0/validation/summary.json"
+    write_json(model / "fold_1/validation/summary.json", read_json(summary))
+    with pytest.raises(SamunetError, match="different splits"):
+        shared_scores(model, (0, 1), CLASSES, FINAL)
+
+
+def test_rules_go_with_the_model_that_they_were_learned_for(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.1), seed=1)
+    made.add("2d_cnn", missing(0.5), seed=2)
+    wanted = ModelsWanted(dataset=DATASET)
+    find_best(made.workspace, SelectionOptions(wanted=wanted, ensembles=False, postprocessing=False))
+    files = SelectionFiles(
+        selection=made.workspace.selection_file(DATASET),
+        postprocessing=made.workspace.postprocessing_file(DATASET),
+    )
+    rule = Rule(kind="largest_component", target="organ")
+    Postprocessing(labels=CLASSES, rules=(rule,)).save(files.postprocessing)
+    best = selected(files, "2d_unet", "samunetPlans", None)
+    assert best.postprocessing is not None
+    assert best.postprocessing.rules == (rule,)
+    assert best.selection is not None
+    assert best.selection.made_from == {}
+    other = selected(files, "2d_cnn", "samunetPlans", None)
+    assert other.selection is not None
+    assert other.postprocessing is None
+    for absent in (
+        selected(files, "2d_unet", "samunetPlans", "tag"),
+        selected(files, "2d_unet", "otherPlans", None),
+        selected(None, "2d_unet", "samunetPlans", None),
+    ):
+        assert absent.selection is None
+        assert absent.postprocessing is None
