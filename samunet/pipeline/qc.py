@@ -195,7 +195,10 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     file = model_folder / QC_MODEL_FILE
     if not file.is_file():
         return None, f"not calibrated: {model_folder.name} has no {QC_MODEL_FILE}. {again}"
-    model = read_record(QCModel, file)
+    try:
+        model = read_record(QCModel, file)
+    except SamunetError as fault:  # the predictions are there: they are told without a bound
+        return None, f"not calibrated: {fault} {again}"
     differing = [key for key in SETTINGS if model.settings[key] != arguments[key]]
     if differing:
         told = "; ".join(f"{key} was {model.settings[key]}, is {arguments[key]}" for key in differing)

@@ -89,6 +89,9 @@ def test_a_3d_network(tmp_path: Path, volume: np.ndarray) -> None:
     predictor = load(tmp_path / "model")
     assert predictor.num_mirrorings == 8
     assert predictor.predict(volume, spacing_mm=SPACING).segmentation.shape == volume.shape[1:]
+    logits, passes = predictor.predict_observed(volume)
+    assert torch.equal(logits, predictor.predict_preprocessed(volume))
+    assert passes.figures().keys() == CLASSES.foreground.keys()
 
 
 def test_slices_with_context(tmp_path: Path, volume: np.ndarray) -> None:
@@ -171,6 +174,7 @@ def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected)
     assert json.loads((tmp_path / "out/predict_args.json").read_text())["models"][0]["folds"] == [0, 1]
     assert (tmp_path / "out/plan.json").exists()
+    assert {file.name for file in (tmp_path / "out/qc_features").iterdir()} == {"a.json", "b.json", "c.json"}
 
 
 def test_parts_and_existing_cases(model: Path, tmp_path: Path) -> None:

@@ -243,6 +243,14 @@ def test_no_bound_for_other_settings(model: Path, tmp_path: Path, words: dict[st
     assert report.coverage is None
 
 
+def test_an_unreadable_calibration_is_told_and_ends_nothing(model: Path, tmp_path: Path) -> None:
+    write_json(model / "qc_model.json", {"version": 0})
+    report = assess(predicted(tmp_path / "out", arguments(0, 1)), model)
+    assert "missing keys" in report.calibration
+    assert "samunet_calibrate_qc -m" in report.calibration
+    assert report.coverage is None
+
+
 def test_under_ten_patients_it_says_so(tmp_path: Path) -> None:
     model = write_model(tmp_path, patients=9)
     calibrate(model)
