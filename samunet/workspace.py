@@ -167,6 +167,10 @@ class Workspace:
         """Scores of trainings on single groups: matrix.csv, matrix.json, matrix_METRIC.png."""
         return self.results / dataset / "group_matrix"
 
+    def shift_suite_folder(self, dataset: str, tag: str | None = None) -> Path:
+        """Scores on changed images: shifts.csv, shifts.json, curves_METRIC.png, METHOD/SHIFT_SEVERITY/."""
+        return self.results / dataset / (f"shift_suite-{_plain(tag, 'tag')}" if tag else "shift_suite")
+
     def pretraining_folder(self, name: str) -> Path:
         """Folder of a pretraining's checkpoints, history and slices; the result goes to `weights`."""
         return self.results / "pretraining" / _plain(name, "name of the result")

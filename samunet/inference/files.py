@@ -15,10 +15,14 @@ from samunet.errors import SamunetError
 from samunet.records import read_json, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from samunet.data.geometry import Geometry
     from samunet.preprocessing.case import PreprocessedCase
 
 logger = logging.getLogger(__name__)
 
+ChangeImage = Callable[[str, "np.ndarray", "Geometry"], "np.ndarray"]
 ARGUMENTS_FILE = "predict_args.json"
 
 
@@ -30,12 +34,15 @@ class FileOptions:
         save_probabilities: write the class probabilities beside the segmentation.
         skip_existing: leave cases alone whose segmentation is there (--continue_prediction).
         num_parts / part: predict every num_parts-th case, starting with number `part`.
+        change: what becomes of an image before anything else, for tests of robustness: (case, image
+            (C, Z, Y, X), geometry) -> image of the same shape. The caller keeps account of it.
     """
 
     save_probabilities: bool = False
     skip_existing: bool = False
     num_parts: int = 1
     part: int = 0
+    change: ChangeImage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

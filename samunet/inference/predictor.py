@@ -24,6 +24,7 @@ from samunet.errors import SamunetError
 from samunet.inference.export import export_case
 from samunet.inference.files import (
     CaseStages,
+    ChangeImage,
     FileOptions,
     FilesOutcome,
     check_arguments,
@@ -249,7 +250,7 @@ class Predictor:
         self._leave_records(output, options)
         start = time.perf_counter()
         stages = CaseStages(
-            prepare=self._prepare,
+            prepare=lambda case: self._prepare(case, options.change),
             predict=lambda case: self.predict_preprocessed(case.image),
             export=lambda case, logits, ready: export_case(
                 logits, ready.record, self.plan, self._target(output, case.name), options.save_probabilities
@@ -270,8 +271,10 @@ class Predictor:
         path, ending, channels = Path(source), self.plan.file_ending, len(self.plan.channel_names)
         return (single_case(path, ending),) if path.is_file() else find_cases(path, ending, channels)
 
-    def _prepare(self, case: Case) -> PreprocessedCase:
+    def _prepare(self, case: Case, change: ChangeImage | None) -> PreprocessedCase:
         image, geometry = read_image(case.images)
+        if change is not None:
+            image = change(case.name, image, geometry)
         return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
 
     def _target(self, output: Path, name: str) -> Path:
