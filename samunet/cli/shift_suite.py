@@ -22,6 +22,7 @@ KINDS = ("bias_field", "gamma", "noise", "blur", "resolution", "ghosting")
 EXAMPLES = """\
   samunet_shift_suite -d 108 -c 2d_desam 2d_unet
   samunet_shift_suite -d 108 -c 2d_desam 2d_unet --tag single_source-RUNMC --disable_tta
+  samunet_shift_suite -d 108 -c 2d_unet -f all -i IMAGES -l LABELS        # held-out cases
   samunet_shift_suite -d 108 -c 2d_unet --shifts noise blur --severities 1 3 5 --limit 5"""
 
 
@@ -48,6 +49,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "-f", dest="fold", type=fold, metavar="FOLD", help="fold (default: the first trained one)"
     )
+    _add_cases(parser)
     _add_conditions(parser)
     parser.add_argument("--disable_tta", action="store_true", help="do not mirror: several times faster")
     parser.add_argument(
@@ -58,6 +60,20 @@ def build_parser() -> CommandParser:
     add_workers(parser)
     add_common(parser)
     return parser
+
+
+def _add_cases(parser: CommandParser) -> None:
+    parser.add_argument(
+        "-i",
+        dest="images",
+        type=Path,
+        metavar="FOLDER",
+        help="images of held-out cases, named as in imagesTr (default: the fold's validation cases)",
+    )
+    parser.add_argument("-l", dest="labels", type=Path, metavar="FOLDER", help="labels of the cases of -i")
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", help="at most N cases, spread over the list"
+    )
 
 
 def _add_conditions(parser: CommandParser) -> None:
@@ -73,9 +89,6 @@ def _add_conditions(parser: CommandParser) -> None:
         help="1 (slight) to 5 (severe) (default: all)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of fields and noise (default 0)")
-    parser.add_argument(
-        "--limit", type=positive_int, metavar="N", help="at most N validation cases, spread over the list"
-    )
     parser.add_argument(
         "--metric",
         choices=("Dice", "IoU", "SurfaceDice", "HD95", "ASSD"),
@@ -93,7 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.data.dataset import RawDataset
     from samunet.pipeline import shift_suite_files as files
     from samunet.pipeline.shift_suite import SuiteRequest, run_suite
 
@@ -109,6 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
         kinds=tuple(dict.fromkeys(arguments.shifts)),
         severities=tuple(sorted(set(arguments.severities))),
         seed=arguments.seed,
+        images=arguments.images,
+        labels=arguments.labels,
         limit=arguments.limit,
         output=output,
         device=arguments.device,
@@ -118,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
         workers=arguments.np or 1,
     )
     result = run_suite(workspace, request)
-    case = RawDataset.load(workspace.raw_folder(dataset), strict=False).case(result.cases[0])
+    case = result.cases[0]
     curves, images = f"curves_{arguments.metric}.png", f"images_{case.name}.png"
     files.save_csv(result, output / "shifts.csv")
     files.save_json(result, output / "shifts.json")

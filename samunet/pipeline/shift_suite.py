@@ -6,14 +6,14 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samunet.data.cases import Case
+from samunet.data.cases import Case, find_cases
 from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
@@ -45,10 +45,11 @@ class SuiteRequest:
 
     Attributes:
         dataset: full name; configurations: methods; plans / tag: of their trainings.
-        fold: whose validation cases are changed, and whose model predicts them; None takes the first
-            trained one.
+        fold: whose model predicts, and whose validation cases are changed; None takes the first trained
+            one.
         kinds / severities: of shifts.SHIFTS.
         seed: of everything that is drawn.
+        images / labels: folders of held-out cases; None takes the validation cases of the fold.
         limit: most cases, spread over the list; None takes all.
         output: folder of predictions and results.
         device / weights_folder / mirroring: of the predictions.
@@ -63,6 +64,8 @@ class SuiteRequest:
     kinds: tuple[str, ...] = tuple(SHIFTS)
     severities: tuple[int, ...] = SEVERITIES
     seed: int = 0
+    images: Path | None = None
+    labels: Path | None = None
     limit: int | None = None
     output: Path
     device: str = "auto"
@@ -88,7 +91,7 @@ class SuiteResult:
     dataset: str
     fold: Fold
     seed: int
-    cases: tuple[str, ...]
+    cases: tuple[Case, ...]
     outcomes: dict[str, tuple[Outcome, ...]]
 
     def value(self, method: str, kind: str, severity: int, metric: str) -> float:
@@ -114,6 +117,7 @@ class _Model:
     folder: Path
     fold: Fold
     sha256: str
+    train: tuple[str, ...]
     val: tuple[str, ...]
 
 
@@ -133,18 +137,21 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
 
     Raises:
         SamunetError: an unknown shift, a method that is not trained, methods with different validation
-            cases, or results of another model or seed in the output folder.
+            cases, cases that were trained on, or results of another model or seed in the output folder.
     """
     for kind in request.kinds:
         for severity in request.severities:
             check_condition(kind, severity)
     dataset = RawDataset.load(workspace.raw_folder(request.dataset), strict=False)
     models = [_model(workspace, request, name) for name in request.configurations]
-    names = _common_cases(models)
-    step = 1 if request.limit is None else max(1, -(-len(names) // request.limit))
+    if request.images is None:
+        cases = tuple(dataset.case(name) for name in _common_cases(models))
+    else:
+        cases = _held_out_cases(request, dataset, models)
+    step = 1 if request.limit is None else max(1, -(-len(cases) // request.limit))
     bench = _Bench(
         request=request,
-        cases=tuple(dataset.case(name) for name in names[::step]),
+        cases=cases[::step],
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         groups=dataset.groups,
@@ -161,7 +168,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         dataset=request.dataset,
         fold=models[0].fold,
         seed=request.seed,
-        cases=tuple(case.name for case in bench.cases),
+        cases=bench.cases,
         outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
     )
 
@@ -175,17 +182,19 @@ def _model(workspace: Workspace, request: SuiteRequest, configuration: str) -> _
     )
     fold = find_folds(folder)[0] if request.fold is None else request.fold
     record = read_run(fold_folder(folder, fold))
-    val = () if record is None else tuple(sorted(set(record.val) - set(record.train)))
-    if not val:
+    train = () if record is None else record.train
+    val = () if record is None else tuple(sorted(set(record.val) - set(train)))
+    if not val and request.images is None:
         raise SamunetError(
             f"Fold {fold} of {folder.name} keeps no case out of training, so there is nothing to test it on. "
-            "Train a numbered fold, or name one with -f."
+            "Name a numbered fold with -f, or give held-out cases with -i and -l."
         )
     return _Model(
         name=folder.name.split("__")[0],
         folder=folder,
         fold=fold,
         sha256=file_sha256(checkpoint_file(folder, fold, FINAL)),
+        train=train,
         val=val,
     )
 
@@ -201,6 +210,30 @@ def _common_cases(models: Sequence[_Model]) -> tuple[str, ...]:
                 "-f, or test them one by one."
             )
     return first.val
+
+
+def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence[_Model]) -> tuple[Case, ...]:
+    """The cases of -i with their labels of -l; none of them may have been trained on."""
+    assert request.images is not None
+    if request.labels is None:
+        raise SamunetError(f"-i {request.images}: give the folder of their labels with -l.")
+    found = find_cases(request.images, dataset.file_ending, len(dataset.channel_names))
+    ending = segmentation_ending(dataset.file_ending)
+    cases = [replace(case, label=request.labels / f"{case.name}{ending}") for case in found]
+    lacking = [case.name for case in cases if case.label is None or not case.label.is_file()]
+    if lacking:
+        raise SamunetError(
+            f"{request.labels} lacks the labels of {len(lacking)} case(s): {', '.join(lacking)}."
+        )
+    for model in models:
+        seen = sorted({case.name for case in cases} & set(model.train))
+        if seen:
+            raise SamunetError(
+                f"-i {request.images}: {len(seen)} case(s) have the names of training cases of "
+                f"{model.folder.name}, fold {model.fold}: {', '.join(seen[:5])}. Take them out, or rename "
+                "them if they are others."
+            )
+    return tuple(cases)
 
 
 def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:

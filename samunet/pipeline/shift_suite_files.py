@@ -89,7 +89,7 @@ def save_json(result: SuiteResult, file: Path) -> None:
         "dataset": result.dataset,
         "fold": result.fold,
         "seed": result.seed,
-        "cases": result.cases,
+        "cases": [case.name for case in result.cases],
         "strengths": {kind: {"values": s.strengths, "meaning": s.meaning} for kind, s in SHIFTS.items()},
         "methods": methods,
     }

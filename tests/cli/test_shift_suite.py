@@ -57,7 +57,14 @@ def test_the_suite(
     told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "--limit", "1", "--seed", "3")
     assert "(seed)" in told
     assert "--overwrite" in told
-    assert run(workspace, "--limit", "1", "--seed", "3", "--overwrite") == 0
+
+    for part in ("imagesTr", "labelsTr"):
+        (workspace / part).mkdir()
+        for file in (workspace / "raw" / NAME / part).glob(f"{content['cases'][0]}*"):
+            shutil.copy(file, workspace / part / file.name.replace("tiny", "other"))
+    words = ["-i", str(workspace / "imagesTr"), "-l", str(workspace / "labelsTr"), "--seed", "3"]
+    assert run(workspace, *words, "--overwrite") == 0
+    assert json.loads((output / "shifts.json").read_text())["cases"][0].startswith("other")
 
 
 def test_what_cannot_be_tested(workspace: Path, refused) -> None:
@@ -69,6 +76,10 @@ def test_what_cannot_be_tested(workspace: Path, refused) -> None:
     (model / "fold_all/run.json").write_text(json.dumps(record))
     told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-f", "all")
     assert "keeps no case out" in told
+    folders = [str(workspace / "raw" / NAME / name) for name in ("imagesTr", "labelsTr")]
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0], "-l", folders[1])
+    assert "names of training cases" in told
+    assert "give the folder" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0])
 
 
 def test_the_command_knows_all_kinds() -> None:
