@@ -191,6 +191,10 @@ class Workspace:
             name = f"{len(members)}_models_{digits}"
         return self.results / dataset / "ensembles" / _plain(plans, "plans name") / name
 
+    def shift_suite_folder(self, dataset: str, tag: str | None = None) -> Path:
+        """Scores on changed images: shifts.csv, shifts.json, curves_METRIC.png, METHOD/SHIFT_SEVERITY/."""
+        return self.results / dataset / (f"shift_suite-{_plain(tag, 'tag')}" if tag else "shift_suite")
+
     def pretraining_folder(self, name: str) -> Path:
         """Folder of a pretraining's checkpoints, history and slices; the result goes to `weights`."""
         return self.results / "pretraining" / _plain(name, "name of the result")

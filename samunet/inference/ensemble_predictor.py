@@ -25,7 +25,7 @@ from samunet.data.readers import read_image
 from samunet.errors import SamunetError
 from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.export import finished, write_case
-from samunet.inference.files import FileOptions, FilesOutcome
+from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
@@ -142,7 +142,7 @@ class EnsemblePredictor:
             num_channels=len(self.plan.channel_names),
             arguments=arguments_of(self.members, options),
             records=self.members[0].dataset_record(),
-            prepare=self._prepare,
+            prepare=lambda case: self._prepare(case, options.change),
             predict=self.predict_prepared,
             export=_export,
         )
@@ -166,8 +166,10 @@ class EnsemblePredictor:
                 found.append(MemberLogits(logits=logits, record=ready.record, plan=member.plan))
         return found
 
-    def _prepare(self, case: Case) -> PreparedCase:
+    def _prepare(self, case: Case, change: ChangeImage | None) -> PreparedCase:
         image, geometry = read_image(case.images)
+        if change is not None:
+            image = change(case.name, image, geometry)
         return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
 
 

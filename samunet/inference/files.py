@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from samunet.data.cases import Case
+from samunet.data.geometry import Geometry
 from samunet.errors import SamunetError
 from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.probabilities import Storage
@@ -18,6 +21,7 @@ from samunet.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+ChangeImage = Callable[[str, np.ndarray, Geometry], np.ndarray]
 ARGUMENTS_FILE = "predict_args.json"
 
 
@@ -31,6 +35,8 @@ class FileOptions:
         num_parts / part: predict every num_parts-th case, starting with number `part`.
         postprocessing: rules applied to each segmentation before it is written; probabilities stay as they
             are.
+        change: what becomes of an image before anything else, for tests of robustness: (case, image
+            (C, Z, Y, X), geometry) -> image of the same shape. The caller keeps account of it.
     """
 
     save_probabilities: Storage | bool = False
@@ -38,6 +44,7 @@ class FileOptions:
     num_parts: int = 1
     part: int = 0
     postprocessing: Postprocessing | None = None
+    change: ChangeImage | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

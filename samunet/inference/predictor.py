@@ -21,7 +21,7 @@ from samunet.data.readers import read_image
 from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import export_case
-from samunet.inference.files import FileOptions, FilesOutcome
+from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
 from samunet.inference.pass_statistics import PassStatistics
@@ -252,14 +252,16 @@ class Predictor:
             num_channels=len(self.plan.channel_names),
             arguments=arguments,
             records={"plan.json": self.plan, **self.dataset_record()},
-            prepare=lambda case: self._prepare(case, features),
+            prepare=lambda case: self._prepare(case, features, options.change),
             predict=lambda ready, storage: self.predict_observed(ready.image, storage),
             export=export,
         )
         return predict_folder(task, source, output, options)
 
-    def _prepare(self, case: Case, features: FeatureWriter) -> PreprocessedCase:
+    def _prepare(self, case: Case, features: FeatureWriter, change: ChangeImage | None) -> PreprocessedCase:
         image, geometry = read_image(case.images)
+        if change is not None:
+            image = change(case.name, image, geometry)
         ready = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
         features.measure(case.name, image, ready.record)
         return ready

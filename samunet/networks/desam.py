@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from samunet.errors import SamunetError
 from samunet.networks.desam_masks import DecoupledMasks
 from samunet.networks.features import Features
 from samunet.networks.picture import SliceSettings
@@ -49,6 +50,7 @@ class DesamSettings:
         min_iou: prompts of a lower predicted IoU are left out; a class without any is absent from the slice.
             0 keeps all.
         chunk: prompts judged or decoded at once.
+        context_blocks: 0-based encoder blocks of the context, shallow to deep; None takes `depth_blocks`.
         iou_head / fusion: the paper's ablation; without both no prompt takes part.
     """
 
@@ -61,6 +63,7 @@ class DesamSettings:
     top_prompts: int = 1
     min_iou: float = 0.0
     chunk: int = 9
+    context_blocks: tuple[int, ...] | None = None
     iou_head: bool = True
     fusion: bool = True
 
@@ -77,6 +80,27 @@ def depth_blocks(depth: int) -> tuple[int, ...]:
     Encoders of a few blocks give the same depth twice.
     """
     return tuple(math.ceil(depth * (index + 1) / (DEPTHS + 1)) - 1 for index in range(DEPTHS))
+
+
+def chosen_blocks(variant: SamVariant, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks asked for, else the paper's.
+
+    Raises:
+        SamunetError: the encoder has no such blocks, or they are not three in ascending order.
+    """
+    if asked is None:
+        return depth_blocks(variant.depth)
+    rule = f"{DEPTHS} of the blocks 0 to {variant.depth - 1} of {variant.name}, ascending"
+    usual = list(depth_blocks(variant.depth))
+    foreign = [block for block in asked if not 0 <= block < variant.depth]
+    if foreign:
+        raise SamunetError(
+            f"--set context_blocks={list(asked)}: {variant.name} has no block {foreign[0]}. Give {rule}, or "
+            f"leave it out for {usual}."
+        )
+    if len(asked) != DEPTHS or list(asked) != sorted(set(asked)):
+        raise SamunetError(f"--set context_blocks={list(asked)}: give {rule}, or leave it out for {usual}.")
+    return tuple(asked)
 
 
 class FrozenPrompts(nn.Module):
@@ -115,7 +139,7 @@ class DesamHead(SliceHead):
         super().__init__()
         self.settings = settings
         variant, width = settings.variant, settings.variant.prompt_dim
-        chosen = depth_blocks(variant.depth)
+        chosen = chosen_blocks(variant, settings.context_blocks)
         self.blocks = tuple(sorted(set(chosen)))
         self._order = [self.blocks.index(block) for block in chosen]
         self.masks = DecoupledMasks(variant.width, width, settings.outputs, fused=settings.fusion)

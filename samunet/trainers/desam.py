@@ -97,6 +97,7 @@ class DesamTrainer(SamHeadTrainer):
             grid_side=config.grid_side,
             top_prompts=config.top_prompts,
             min_iou=config.min_iou,
+            context_blocks=config.context_blocks,
             iou_head=config.iou_head,
             fusion=config.fusion,
         )

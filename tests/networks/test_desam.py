@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samunet.networks.desam import DesamHead, DesamSettings, FrozenPrompts, depth_blocks
+from samunet.errors import SamunetError
+from samunet.networks.desam import DesamHead, DesamSettings, FrozenPrompts, chosen_blocks, depth_blocks
 from samunet.networks.features import Features
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import get_variant
@@ -72,6 +73,26 @@ def test_depths_are_sams_global_blocks_but_the_last():
         variant = get_variant(name)
         assert depth_blocks(variant.depth) == variant.global_blocks[:-1]
     assert depth_blocks(7) == (1, 3, 5)
+
+
+def test_listed_blocks_must_be_the_encoders():
+    assert DesamHead(
+        DesamSettings(
+            variant=get_variant("vit_tiny"),
+            outputs=1,
+            background=True,
+            input_size=224,
+            context_blocks=(0, 2, 6),
+        )
+    ).blocks == (0, 2, 6)
+    for blocks, words in (
+        ((2, 5, 12), "vit_b has no block 12"),
+        ((5, 2, 8), "ascending"),
+        ((2, 5), "leave it out for .2, 5, 8."),
+        ((2, 2, 5), "ascending"),
+    ):
+        with pytest.raises(SamunetError, match=words):
+            chosen_blocks(get_variant("vit_b"), blocks)
 
 
 def test_prompts_are_sams():

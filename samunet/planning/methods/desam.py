@@ -29,6 +29,8 @@ class DesamConfig(SamHeadConfig):
     """Masks that each class averages, weighted by predicted IoU; 1 takes the best."""
     min_iou: float = 0.0
     """Least predicted IoU of a prompt; a class without one is absent from the slice (the code: 0.5)."""
+    context_blocks: tuple[int, ...] | None = None
+    """Three 0-based encoder blocks that give the context; None takes the global ones but the last."""
     iou_weight: float = 10.0
     """Weight of the squared error of the predicted IoU beside Dice and cross entropy."""
     iou_head: bool = True

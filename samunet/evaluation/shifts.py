@@ -1,0 +1,205 @@
+"""Images as another scanner might have made them: six kinds of change in five severities. Pure functions.
+
+Intensities are measured against each channel's own range: `low` and `high` are its percentiles 0.5 and 99.5
+before the change, R = high - low. The geometry never changes. What is drawn at random (the field, the noise,
+the sign of gamma) follows from (seed, case, kind), so the severities of a case differ in strength alone, and
+severity 0 is the image itself. documentation/generalization.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samunet.errors import SamunetError, unknown_name
+
+ANISOTROPY = 2.0
+"""An axis with more than this times the finest spacing keeps its resolution: slices are thick already."""
+FWHM = 2.355
+"""Width at half of the height of a Gaussian over its standard deviation."""
+DEGREE = 3
+"""Of the polynomial of a bias field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and how strongly: spacing z, y, x in mm; strength, the severity's figure; generator of draws."""
+
+    spacing_mm: Sequence[float]
+    strength: float
+    rng: np.random.Generator
+
+
+Change = Callable[[np.ndarray, Place], np.ndarray]
+"""(image (C, Z, Y, X) float32, place) -> the same shape."""
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One kind of change.
+
+    Attributes:
+        change: the function.
+        strengths: of the severities 1 to 5.
+        meaning: of a strength, with its unit.
+    """
+
+    change: Change
+    strengths: tuple[float, ...]
+    meaning: str
+
+
+def _range(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles 0.5 and 99.5 of each channel, (C, 1, 1, 1)."""
+    low, high = np.percentile(image, (0.5, 99.5), axis=(1, 2, 3))
+    return low[:, None, None, None], high[:, None, None, None]
+
+
+def bias_field(image: np.ndarray, place: Place) -> np.ndarray:
+    """low + (I - low) exp(s f); f a polynomial of degree 3, mean 0, scaled to max |f| = 1."""
+    low, _ = _range(image)
+    return low + (image - low) * np.exp(place.strength * smooth_field(image.shape[1:], place.rng))
+
+
+def smooth_field(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """A random polynomial over (Z, Y, X), each axis running from -1 to 1; mean 0, largest size 1."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape), indexing="ij")
+    field = np.zeros(tuple(shape))
+    for a in range(DEGREE + 1):
+        for b in range(DEGREE + 1 - a):
+            for c in range(DEGREE + 1 - a - b):
+                field += rng.normal() * axes[0] ** a * axes[1] ** b * axes[2] ** c
+    field -= field.mean()
+    return field / max(float(np.abs(field).max()), 1e-12)
+
+
+def gamma(image: np.ndarray, place: Place) -> np.ndarray:
+    """low + R u^g with u = (I - low) / R and g = exp(s) or exp(-s); values outside 0..1 of u stay."""
+    low, high = _range(image)
+    span = np.maximum(high - low, 1e-12)
+    share = (image - low) / span
+    exponent = math.exp(place.strength if place.rng.random() < 0.5 else -place.strength)
+    inside = (share > 0) & (share < 1)
+    return np.where(inside, low + span * np.clip(share, 0, 1) ** exponent, image)
+
+
+def noise(image: np.ndarray, place: Place) -> np.ndarray:
+    """I + s R n, n normal and independent in every voxel."""
+    low, high = _range(image)
+    return image + place.strength * (high - low) * place.rng.standard_normal(image.shape)
+
+
+def blur(image: np.ndarray, place: Place) -> np.ndarray:
+    """Gaussian of standard deviation s times the finest spacing, in mm alike along all axes."""
+    from scipy.ndimage import gaussian_filter
+
+    sigma_mm = place.strength * min(place.spacing_mm)
+    sigmas = [sigma_mm / spacing if n > 1 else 0 for spacing, n in zip(place.spacing_mm, image.shape[1:])]
+    return np.asarray(gaussian_filter(image, [0, *sigmas], mode="nearest"))
+
+
+def resolution(image: np.ndarray, place: Place) -> np.ndarray:
+    """Sampled with voxels s times as long and interpolated linearly back; axes of thick slices keep theirs.
+
+    The longer voxel averages: a Gaussian of standard deviation sqrt(s^2 - 1) / 2.355 voxels, whose width at
+    half of its height makes up what a voxel of one lacks to s.
+    """
+    from scipy.ndimage import gaussian_filter1d, zoom
+
+    if place.strength <= 1:
+        return image
+    finest, result = min(place.spacing_mm), image
+    for axis, (spacing, length) in enumerate(zip(place.spacing_mm, image.shape[1:]), start=1):
+        coarse = max(1, round(length / place.strength))
+        if spacing > ANISOTROPY * finest or coarse == length:
+            continue
+        sigma = math.sqrt(place.strength**2 - 1) / FWHM
+        averaged = gaussian_filter1d(result, sigma, axis=axis, mode="nearest")
+        factors = [coarse / length if i == axis else 1.0 for i in range(4)]
+        reduced = zoom(averaged, factors, order=1, mode="nearest", grid_mode=True)
+        result = zoom(reduced, [1 / f for f in factors], order=1, mode="nearest", grid_mode=True)
+    return np.asarray(result)
+
+
+def ghosting(image: np.ndarray, place: Place) -> np.ndarray:
+    """low + (1 - s/2) (I - low) + s/2 (I - low) half the field of view along y.
+
+    It is what multiplying every second line of k-space along y by 1 - s gives.
+    """
+    low, _ = _range(image)
+    above = image - low
+    ghost = np.roll(above, image.shape[2] // 2, axis=2)
+    return low + (1 - place.strength / 2) * above + place.strength / 2 * ghost
+
+
+SHIFTS: dict[str, Shift] = {
+    "bias_field": Shift(bias_field, (0.15, 0.3, 0.45, 0.6, 0.75), "largest log of the factor"),
+    "gamma": Shift(gamma, (0.15, 0.3, 0.45, 0.6, 0.75), "size of the exponent's log"),
+    "noise": Shift(noise, (0.02, 0.04, 0.07, 0.1, 0.15), "standard deviation over R"),
+    "blur": Shift(blur, (0.5, 0.75, 1.0, 1.5, 2.0), "standard deviation over the finest spacing"),
+    "resolution": Shift(resolution, (1.25, 1.5, 2.0, 2.5, 3.0), "length of a voxel over the present one"),
+    "ghosting": Shift(ghosting, (0.1, 0.2, 0.3, 0.4, 0.5), "amplitude lost by every second line"),
+}
+SEVERITIES = tuple(range(1, 6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A kind in a severity; `clean` with severity 0 is the image as it is."""
+
+    kind: str
+    severity: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.severity}"
+
+    @property
+    def strength(self) -> float:
+        """The severity's figure; 0 for the image as it is."""
+        return SHIFTS[self.kind].strengths[self.severity - 1] if self.severity else 0.0
+
+
+def check_condition(kind: str, severity: int) -> None:
+    """Refuse what does not exist.
+
+    Raises:
+        SamunetError: an unknown kind or severity.
+    """
+    if kind not in SHIFTS:
+        raise unknown_name("shift", kind, SHIFTS)
+    if severity not in SEVERITIES:
+        raise SamunetError(f"Severity {severity} does not exist: there are 1 to {SEVERITIES[-1]}.")
+
+
+def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition: Condition) -> np.ndarray:
+    """The image as the condition has it.
+
+    Args:
+        image: (C, Z, Y, X), as in the file; is not changed.
+        spacing_mm: z, y, x.
+        case: name, which the draws follow from.
+        condition: kind, severity, seed.
+
+    Returns:
+        float32, the same shape. Voxels that are exactly 0 in all channels of an image without negative
+        values stay 0: such a background was masked out, and would be after any scan.
+    """
+    if condition.severity == 0:
+        return image.astype(np.float32)
+    check_condition(condition.kind, condition.severity)
+    words = (condition.seed, zlib.crc32(case.encode()), list(SHIFTS).index(condition.kind))
+    place = Place(
+        spacing_mm=spacing_mm,
+        strength=condition.strength,
+        rng=np.random.default_rng(np.random.SeedSequence(words)),
+    )
+    changed = SHIFTS[condition.kind].change(image.astype(np.float32), place).astype(np.float32)
+    if image.min() >= 0:
+        changed[:, (image == 0).all(0)] = 0
+    return changed

@@ -1,0 +1,314 @@
+"""Trained models on images that are changed step by step: predicted, scored, put side by side."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.cases import Case, find_cases
+from samunet.data.dataset import RawDataset
+from samunet.data.geometry import Geometry
+from samunet.data.labels import LabelSet
+from samunet.data.readers import segmentation_ending
+from samunet.errors import SamunetError
+from samunet.evaluation.folder import evaluate_cases
+from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condition, shifted
+from samunet.inference.files import FileOptions
+from samunet.inference.folds import checkpoint_file, find_folds
+from samunet.inference.predictor import Predictor
+from samunet.networks.sam.weight_files import file_sha256
+from samunet.pipeline.models import ModelRequest, find_model
+from samunet.records import read_json, write_json
+from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.identity import read_run
+from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
+
+logger = logging.getLogger(__name__)
+
+CLEAN = "clean"
+CONDITION_FILE = "condition.json"
+SUMMARY_FILE = "summary.json"
+Fold = int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRequest:
+    """What is tested on what.
+
+    Attributes:
+        dataset: full name; configurations: methods; plans / tag: of their trainings.
+        fold: whose model predicts, and whose validation cases are changed; None takes the first trained
+            one.
+        kinds / severities: of shifts.SHIFTS.
+        seed: of everything that is drawn.
+        images / labels: folders of held-out cases; None takes the validation cases of the fold.
+        limit: most cases, spread over the list; None takes all.
+        output: folder of predictions and results.
+        device / weights_folder / mirroring: of the predictions.
+        overwrite: replace conditions that were predicted with something else.
+    """
+
+    dataset: str
+    configurations: tuple[str, ...]
+    plans: str = DEFAULT_PLANS
+    tag: str | None = None
+    fold: Fold | None = None
+    kinds: tuple[str, ...] = tuple(SHIFTS)
+    severities: tuple[int, ...] = SEVERITIES
+    seed: int = 0
+    images: Path | None = None
+    labels: Path | None = None
+    limit: int | None = None
+    output: Path
+    device: str = "auto"
+    weights_folder: Path | None = None
+    mirroring: bool = True
+    overwrite: bool = False
+    workers: int | None = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Scores of one method under one condition: metric -> mean over classes, and Dice of each case."""
+
+    condition: Condition
+    foreground_mean: dict[str, float]
+    case_dice: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteResult:
+    """Outcomes by method, the clean images first."""
+
+    dataset: str
+    fold: Fold
+    seed: int
+    cases: tuple[Case, ...]
+    outcomes: dict[str, tuple[Outcome, ...]]
+
+    def value(self, method: str, kind: str, severity: int, metric: str) -> float:
+        """NaN where the condition was not asked for; severity 0 is the clean images'."""
+        for outcome in self.outcomes[method]:
+            condition = outcome.condition
+            if condition.severity == severity and (severity == 0 or condition.kind == kind):
+                return outcome.foreground_mean[metric]
+        return math.nan
+
+    def mean_shifted(self, method: str, metric: str) -> float:
+        """Mean over all conditions but the clean images."""
+        values = [o.foreground_mean[metric] for o in self.outcomes[method] if o.condition.severity]
+        defined = [value for value in values if not math.isnan(value)]
+        return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A trained fold of one method."""
+
+    name: str
+    folder: Path
+    fold: Fold
+    sha256: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What all predictions of a suite share."""
+
+    request: SuiteRequest
+    cases: tuple[Case, ...]
+    labels: LabelSet
+    ending: str
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
+    """Predict and score every method under every condition; what is there already is kept.
+
+    Raises:
+        SamunetError: an unknown shift, a method that is not trained, methods with different validation
+            cases, cases that were trained on, or results of another model or seed in the output folder.
+    """
+    for kind in request.kinds:
+        for severity in request.severities:
+            check_condition(kind, severity)
+    dataset = RawDataset.load(workspace.raw_folder(request.dataset), strict=False)
+    models = [_model(workspace, request, name) for name in request.configurations]
+    if request.images is None:
+        cases = tuple(dataset.case(name) for name in _common_cases(models))
+    else:
+        cases = _held_out_cases(request, dataset, models)
+    step = 1 if request.limit is None else max(1, -(-len(cases) // request.limit))
+    bench = _Bench(
+        request=request,
+        cases=cases[::step],
+        labels=dataset.labels,
+        ending=segmentation_ending(dataset.file_ending),
+        groups=dataset.groups,
+    )
+    conditions = [
+        Condition(kind=CLEAN, severity=0, seed=request.seed),
+        *(
+            Condition(kind=kind, severity=severity, seed=request.seed)
+            for kind in request.kinds
+            for severity in request.severities
+        ),
+    ]
+    return SuiteResult(
+        dataset=request.dataset,
+        fold=models[0].fold,
+        seed=request.seed,
+        cases=bench.cases,
+        outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
+    )
+
+
+def _model(workspace: Workspace, request: SuiteRequest, configuration: str) -> _Model:
+    folder = find_model(
+        workspace,
+        ModelRequest(
+            dataset=request.dataset, configuration=configuration, plans=request.plans, tag=request.tag
+        ),
+    )
+    fold = find_folds(folder)[0] if request.fold is None else request.fold
+    record = read_run(fold_folder(folder, fold))
+    train = () if record is None else record.train
+    val = () if record is None else tuple(sorted(set(record.val) - set(train)))
+    if not val and request.images is None:
+        raise SamunetError(
+            f"Fold {fold} of {folder.name} keeps no case out of training, so there is nothing to test it on. "
+            "Name a numbered fold with -f, or give held-out cases with -i and -l."
+        )
+    return _Model(
+        name=folder.name.split("__")[0],
+        folder=folder,
+        fold=fold,
+        sha256=file_sha256(checkpoint_file(folder, fold, FINAL)),
+        train=train,
+        val=val,
+    )
+
+
+def _common_cases(models: Sequence[_Model]) -> tuple[str, ...]:
+    """The validation cases, which must be the same for all: otherwise curves could not be compared."""
+    first = models[0]
+    for model in models[1:]:
+        if model.val != first.val:
+            raise SamunetError(
+                f"{model.name} (fold {model.fold}) and {first.name} (fold {first.fold}) keep different cases "
+                "out of training, so their curves could not be compared. Name a fold of the same split with "
+                "-f, or test them one by one."
+            )
+    return first.val
+
+
+def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence[_Model]) -> tuple[Case, ...]:
+    """The cases of -i with their labels of -l; none of them may have been trained on."""
+    assert request.images is not None
+    if request.labels is None:
+        raise SamunetError(f"-i {request.images}: give the folder of their labels with -l.")
+    found = find_cases(request.images, dataset.file_ending, len(dataset.channel_names))
+    ending = segmentation_ending(dataset.file_ending)
+    cases = [replace(case, label=request.labels / f"{case.name}{ending}") for case in found]
+    lacking = [case.name for case in cases if case.label is None or not case.label.is_file()]
+    if lacking:
+        raise SamunetError(
+            f"{request.labels} lacks the labels of {len(lacking)} case(s): {', '.join(lacking)}."
+        )
+    for model in models:
+        seen = sorted({case.name for case in cases} & set(model.train))
+        if seen:
+            raise SamunetError(
+                f"-i {request.images}: {len(seen)} case(s) have the names of training cases of "
+                f"{model.folder.name}, fold {model.fold}: {', '.join(seen[:5])}. Take them out, or rename "
+                "them if they are others."
+            )
+    return tuple(cases)
+
+
+def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:
+    predictor: Predictor | None = None
+    for number, condition in enumerate(conditions, start=1):
+        folder = bench.request.output / model.name / condition.name
+        if not _is_done(bench, model, condition, folder):
+            if predictor is None:
+                predictor = Predictor.load(
+                    model.folder,
+                    folds=(model.fold,),
+                    device=bench.request.device,
+                    mirroring=bench.request.mirroring,
+                    weights_folder=bench.request.weights_folder,
+                )
+            logger.info("%s, %s (%d of %d)", model.name, condition.name, number, len(conditions))
+            _predict_and_score(bench, predictor, condition, folder)
+        yield _read(condition, folder)
+
+
+def _is_done(bench: _Bench, model: _Model, condition: Condition, folder: Path) -> bool:
+    """Whether the folder holds the scores; an unfinished one is prepared to go on.
+
+    Raises:
+        SamunetError: it was made with something else.
+    """
+    made = {
+        "checkpoint_sha256": model.sha256,
+        "condition": {"kind": condition.kind, "severity": condition.severity, "strength": condition.strength},
+        "seed": bench.request.seed,
+        "mirroring": bench.request.mirroring,
+        "cases": [case.name for case in bench.cases],
+    }
+    file = folder / CONDITION_FILE
+    if file.exists() and read_json(file) != made:
+        if not bench.request.overwrite:
+            differing = [key for key, value in made.items() if read_json(file).get(key) != value]
+            raise SamunetError(
+                f"{folder} was made with something else ({', '.join(differing)}). Give another folder with "
+                "-o, or replace it with --overwrite."
+            )
+        shutil.rmtree(folder)
+    if not file.exists():
+        write_json(file, made)
+    return (folder / SUMMARY_FILE).exists()
+
+
+def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition, folder: Path) -> None:
+    options = FileOptions(skip_existing=True, change=partial(_changed, condition))
+    outcome = predictor.predict_files(bench.cases, folder, options)
+    if outcome.failed:
+        raise SamunetError(outcome.text())
+    pairs = []
+    for case in bench.cases:
+        assert case.label is not None
+        pairs.append((case.label, folder / f"{case.name}{bench.ending}"))
+    evaluation = evaluate_cases(
+        pairs, bench.labels, groups=bench.groups or None, workers=bench.request.workers
+    )
+    evaluation.save(folder / SUMMARY_FILE)
+
+
+def _changed(condition: Condition, case: str, image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    return shifted(image, geometry.spacing_mm, case, condition)
+
+
+def _read(condition: Condition, folder: Path) -> Outcome:
+    content: dict[str, Any] = read_json(folder / SUMMARY_FILE)
+    dice = {
+        entry["case"]: _mean([metrics["Dice"] for metrics in entry["metrics"].values()])
+        for entry in content["metric_per_case"]
+    }
+    return Outcome(condition=condition, foreground_mean=content["foreground_mean"], case_dice=dice)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan

@@ -1,0 +1,173 @@
+"""A shift suite's results: table, CSV, JSON, degradation curves, and a picture of what the images became."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samunet.data.cases import Case
+from samunet.data.readers import read_image, read_label
+from samunet.evaluation.shifts import SHIFTS, Condition, shifted
+from samunet.pipeline.overlays import OverlayCase, shown_slice
+from samunet.pipeline.shift_suite import SuiteResult
+from samunet.records import atomic_path, write_json, write_text
+
+METRICS = ("Dice", "IoU", "SurfaceDice", "HD95", "ASSD")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, which all eyes tell apart; markers differ as well."""
+MARKERS = "osD^vPX*"
+
+
+def asked(result: SuiteResult) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Kinds and severities of a result, in order."""
+    conditions = [o.condition for o in next(iter(result.outcomes.values())) if o.condition.severity]
+    return tuple(dict.fromkeys(c.kind for c in conditions)), tuple(sorted({c.severity for c in conditions}))
+
+
+def describe(result: SuiteResult, metric: str) -> str:
+    """A table: methods in rows, the clean images, the mean of all changed ones, each kind at its worst."""
+    kinds, severities = asked(result)
+    width = max(12, *(len(kind) + 2 for kind in kinds))
+    heads = ("clean", "all shifts", *(f"{kind} {severities[-1]}" for kind in kinds))
+    lines = [
+        f"{metric} on {len(result.cases)} case(s) of {result.dataset}, fold {result.fold}",
+        f"{'method':14}" + "".join(f"{head:>{width}}" for head in heads),
+    ]
+    for method in result.outcomes:
+        values = [
+            result.value(method, "", 0, metric),
+            result.mean_shifted(method, metric),
+            *(result.value(method, kind, severities[-1], metric) for kind in kinds),
+        ]
+        lines.append(f"{method:14}" + "".join(f"{_shown(value):>{width}}" for value in values))
+    return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def save_csv(result: SuiteResult, file: Path) -> None:
+    """A row a method and condition."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "shift", "severity", "strength", *METRICS, "Dice_minus_clean"])
+    for method, outcomes in result.outcomes.items():
+        clean = result.value(method, "", 0, "Dice")
+        for outcome in outcomes:
+            condition, mean = outcome.condition, outcome.foreground_mean
+            cells = [mean[metric] for metric in METRICS] + [mean["Dice"] - clean]
+            shown = ["" if math.isnan(value) else repr(value) for value in cells]
+            writer.writerow([method, condition.kind, condition.severity, condition.strength, *shown])
+    write_text(file, text.getvalue())
+
+
+def save_json(result: SuiteResult, file: Path) -> None:
+    """Everything, with the Dice of each case."""
+    methods: dict[str, Any] = {}
+    for method, outcomes in result.outcomes.items():
+        methods[method] = {
+            "mean_over_shifts": {m: _number(result.mean_shifted(method, m)) for m in METRICS},
+            "conditions": [
+                {
+                    "shift": outcome.condition.kind,
+                    "severity": outcome.condition.severity,
+                    "strength": outcome.condition.strength,
+                    "foreground_mean": {m: _number(outcome.foreground_mean[m]) for m in METRICS},
+                    "case_dice": {name: _number(value) for name, value in outcome.case_dice.items()},
+                }
+                for outcome in outcomes
+            ],
+        }
+    content = {
+        "dataset": result.dataset,
+        "fold": result.fold,
+        "seed": result.seed,
+        "cases": [case.name for case in result.cases],
+        "strengths": {kind: {"values": s.strengths, "meaning": s.meaning} for kind, s in SHIFTS.items()},
+        "methods": methods,
+    }
+    write_json(file, content)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
+    """A panel a kind: the metric over the severity, a line a method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds, severities = asked(result)
+    columns = min(3, len(kinds))
+    rows = math.ceil(len(kinds) / columns)
+    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes, kind in zip(panels, kinds):
+        for number, method in enumerate(result.outcomes):
+            values = [result.value(method, kind, severity, metric) for severity in (0, *severities)]
+            axes.plot(
+                (0, *severities),
+                values,
+                marker=MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
+                markersize=5,
+                label=method,
+            )
+        strengths = [f"{SHIFTS[kind].strengths[severity - 1]:g}" for severity in severities]
+        axes.set_xticks((0, *severities), ["clean", *strengths], fontsize=8)
+        axes.set_xlabel(SHIFTS[kind].meaning, fontsize=8)
+        axes.set_title(kind.replace("_", " "), fontsize=10)
+        axes.grid(alpha=0.3)
+        if metric in ("Dice", "IoU", "SurfaceDice"):
+            axes.set_ylim(0, 1)
+    for axes in panels[len(kinds) :]:
+        axes.set_axis_off()
+    for axes in panels[::columns]:
+        axes.set_ylabel(metric)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=9)
+    title = f"{result.dataset}, fold {result.fold}, {len(result.cases)} case(s): {metric} on changed images"
+    figure.suptitle(title, fontsize=10)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def draw_images(case: Case, kinds: Sequence[str], severities: Sequence[int], seed: int, file: Path) -> None:
+    """One slice of a case as every condition has it: a row a kind, severities from left to right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    assert case.label is not None
+    image, geometry = read_image(case.images)
+    reference, _ = read_label(case.label)
+    spacing = geometry.spacing_mm
+    shown = OverlayCase(
+        name=case.name, image=image, reference=reference, prediction=reference, spacing_mm=spacing
+    )
+    position = shown_slice(shown)
+    low, high = np.percentile(image[0, position], (0.5, 99.5))
+    levels = (0, *severities)
+    figure = Figure(figsize=(1.5 * len(levels), 1.55 * len(kinds) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, kind in zip(figure.subplots(len(kinds), len(levels), squeeze=False), kinds):
+        for axes, severity in zip(row, levels):
+            condition = Condition(kind=kind, severity=severity, seed=seed)
+            changed = shifted(image, spacing, case.name, condition)[0, position]
+            axes.imshow(changed, cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])
+            axes.set_xticks([])
+            axes.set_yticks([])
+            told = f"{SHIFTS[kind].strengths[severity - 1]:g}" if severity else "clean"
+            axes.set_title(told, fontsize=7)
+        row[0].set_ylabel(kind.replace("_", " "), fontsize=8)
+    figure.suptitle(f"{case.name}, slice {position + 1}, one grey scale for all", fontsize=9)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

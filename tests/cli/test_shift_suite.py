@@ -1,0 +1,86 @@
+"""Changed images through trained models: scores, files, going on, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from samunet.cli import shift_suite
+from samunet.evaluation.shifts import SHIFTS
+from samunet.inference.predictor import Predictor
+
+NAME = "Dataset901_Tiny3D"
+QUICK = ["-d", "901", "--shifts", "noise", "--severities", "1", "5", "--disable_tta", "-device", "cpu"]
+
+
+def run(root: Path, *words: str) -> int:
+    return shift_suite.main([*QUICK, "-c", "2d", *words, "--workspace", str(root)])
+
+
+def test_the_suite(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    assert run(workspace, "--limit", "1") == 0
+    assert "2d_unet" in capsys.readouterr().out
+    output = workspace / "results" / NAME / "shift_suite"
+    rows = list(csv.DictReader((output / "shifts.csv").read_text().splitlines()))
+    assert [(row["shift"], row["strength"]) for row in rows] == [
+        ("clean", "0.0"),
+        ("noise", "0.02"),
+        ("noise", "0.15"),
+    ]
+    content = json.loads((output / "shifts.json").read_text())
+    clean, *changed = content["methods"]["2d_unet"]["conditions"]
+    assert list(clean["case_dice"]) == content["cases"]
+    mean = sum(c["foreground_mean"]["Dice"] for c in changed) / 2
+    assert content["methods"]["2d_unet"]["mean_over_shifts"]["Dice"] == pytest.approx(mean)
+    for name in ("curves_Dice.png", f"images_{content['cases'][0]}.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 150
+
+    # What is finished is not predicted again; what is not is.
+    shutil.rmtree(output / "2d_unet/noise_5")
+    loads = []
+    original = Predictor.load.__func__
+    monkeypatch.setattr(
+        Predictor, "load", classmethod(lambda cls, *a, **k: loads.append(1) or original(cls, *a, **k))
+    )
+    assert run(workspace, "--limit", "1") == 0
+    assert run(workspace, "--limit", "1") == 0
+    assert len(loads) == 1
+
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "--limit", "1", "--seed", "3")
+    assert "(seed)" in told
+    assert "--overwrite" in told
+
+    for part in ("imagesTr", "labelsTr"):
+        (workspace / part).mkdir()
+        for file in (workspace / "raw" / NAME / part).glob(f"{content['cases'][0]}*"):
+            shutil.copy(file, workspace / part / file.name.replace("tiny", "other"))
+    words = ["-i", str(workspace / "imagesTr"), "-l", str(workspace / "labelsTr"), "--seed", "3"]
+    assert run(workspace, *words, "--overwrite") == 0
+    assert json.loads((output / "shifts.json").read_text())["cases"][0].startswith("other")
+
+
+def test_what_cannot_be_tested(workspace: Path, refused) -> None:
+    assert "Train it" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d_cnn")
+    model = workspace / "results" / NAME / "2d_unet__samunetPlans"
+    shutil.copytree(model / "fold_0", model / "fold_all")
+    record = json.loads((model / "fold_all/run.json").read_text())
+    record["train"] = record["val"] = [*record["train"], *record["val"]]
+    (model / "fold_all/run.json").write_text(json.dumps(record))
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-f", "all")
+    assert "keeps no case out" in told
+    folders = [str(workspace / "raw" / NAME / name) for name in ("imagesTr", "labelsTr")]
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0], "-l", folders[1])
+    assert "names of training cases" in told
+    assert "give the folder" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0])
+
+
+def test_the_command_knows_all_kinds() -> None:
+    assert tuple(SHIFTS) == shift_suite.KINDS

@@ -1,0 +1,111 @@
+"""Synthetic shifts: severity 0 is the identity, more severe is further away, shape and masks stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samunet.errors import SamunetError
+from samunet.evaluation.shifts import (
+    SEVERITIES,
+    SHIFTS,
+    Condition,
+    Place,
+    check_condition,
+    ghosting,
+    shifted,
+    smooth_field,
+)
+
+SPACING = (5.0, 1.0, 1.0)
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    """Two channels with structure at several scales and a masked-out rim."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:40, :36]
+    base = 100 + 60 * np.sin(rows / 5) * np.cos(columns / 4) + 10 * rng.normal(size=(2, 6, 40, 36))
+    base[:, :, :3] = 0
+    return np.clip(base, 0, None).astype(np.float32)
+
+
+def distance(kind: str, severity: int) -> float:
+    image, condition = picture(), Condition(kind=kind, severity=severity)
+    changed = shifted(image, SPACING, "a", condition)
+    return float(np.sqrt(np.mean((changed - image) ** 2)))
+
+
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_severities_are_ordered_and_start_at_the_image(kind: str) -> None:
+    assert distance(kind, 0) == 0
+    distances = [distance(kind, severity) for severity in SEVERITIES]
+    assert distances[0] > 0
+    assert distances == sorted(distances)
+    assert distances[-1] > 1.3 * distances[0]
+
+
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_shape_type_and_masked_background_stay(kind: str) -> None:
+    image = picture()
+    before = image.copy()
+    changed = shifted(image, SPACING, "a", Condition(kind=kind, severity=4))
+    assert changed.shape == image.shape
+    assert changed.dtype == np.float32
+    assert np.isfinite(changed).all()
+    assert not changed[:, :, :3].any()
+    assert np.array_equal(image, before)
+    slice_alone = shifted(image[:, :1], (999.0, 1.0, 1.0), "a", Condition(kind=kind, severity=4))
+    assert slice_alone.shape == (2, 1, 40, 36)
+
+
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_draws_follow_from_seed_and_case(kind: str) -> None:
+    image, condition = picture(), Condition(kind=kind, severity=3, seed=5)
+    first = shifted(image, SPACING, "a", condition)
+    assert np.array_equal(first, shifted(image, SPACING, "a", condition))
+    if kind in ("bias_field", "noise"):
+        assert not np.array_equal(first, shifted(image, SPACING, "b", condition))
+        assert not np.array_equal(
+            first, shifted(image, SPACING, "a", Condition(kind=kind, severity=3, seed=6))
+        )
+
+
+def test_scaling_the_image_scales_the_change() -> None:
+    """Severities are relative to the range, so units do not matter."""
+    image = picture()
+    for kind in SHIFTS:
+        condition = Condition(kind=kind, severity=2)
+        once, thousand = (shifted(factor * image, SPACING, "a", condition) for factor in (1, 1000))
+        np.testing.assert_allclose(thousand, 1000 * once, rtol=1e-3, atol=1)
+
+
+def test_thick_slices_keep_their_resolution() -> None:
+    """A change along z alone is neither averaged nor interpolated where slices are five times as thick."""
+    image = np.repeat(np.arange(1, 9, dtype=np.float32), 30 * 30).reshape(1, 8, 30, 30)
+    condition = Condition(kind="resolution", severity=5)
+    np.testing.assert_allclose(shifted(image, SPACING, "a", condition), image, rtol=1e-5)
+    assert np.abs(shifted(image, (1, 1, 1), "a", condition) - image).max() > 0.3
+
+
+def test_ghosts_are_a_modulation_of_k_space() -> None:
+    image = picture()[:1, :, 3:37].astype(np.float64)
+    image -= np.percentile(image, 0.5)
+    strength = 0.4
+    lines = np.fft.fft(image, axis=2)
+    lines[:, :, 1::2] *= 1 - strength
+    place = Place(spacing_mm=SPACING, strength=strength, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(ghosting(image, place), np.fft.ifft(lines, axis=2).real, atol=1e-3)
+
+
+def test_a_field_is_smooth_and_scaled() -> None:
+    field = smooth_field((5, 40, 50), np.random.default_rng(1))
+    assert np.abs(field).max() == pytest.approx(1)
+    assert field.mean() == pytest.approx(0, abs=1e-9)
+    assert np.abs(np.diff(field, axis=2)).max() < 0.3
+
+
+def test_unknown_conditions_are_named() -> None:
+    with pytest.raises(SamunetError, match="Did you mean ghosting"):
+        check_condition("ghostng", 1)
+    with pytest.raises(SamunetError, match="1 to 5"):
+        check_condition("blur", 6)
