@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,18 @@ class Bench:
         command = [self.bin / script, *arguments, "--workspace", self.workspace()]
         self.results.measure(step, command, self.work / "logs" / f"{step.replace(' ', '_')}.txt")
 
-    def prepare(self, dataset: str, limit: int | None = None) -> None:
-        """Raw dataset without the held-out cases, and folders with those; `limit` cuts both."""
+    def prepare(self, dataset: str, limit: int | None = None, training: Sequence[str] | None = None) -> None:
+        """Raw dataset of the cases that are not held out, or of `training`, and folders with those that are.
+
+        `limit` cuts both.
+        """
         source = self.data / dataset
         ending = json.loads((source / "dataset.json").read_text())["file_ending"]
         names = sorted(file.name.removesuffix(ending) for file in (source / "labelsTr").glob(f"*{ending}"))
         held_out = held_out_cases(dataset)
-        training = [name for name in names if name not in set(held_out)]
+        if training is None:
+            training = [name for name in names if name not in set(held_out)]
+        assert not set(training) & set(held_out)
         make_training_dataset(source, self.workspace() / "raw" / dataset, training[:limit])
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
         make_test_folders(source, images, labels, held_out[:limit])

@@ -85,7 +85,13 @@ def _add_training(parser: CommandParser) -> None:
     group.add_argument(
         "--tasks",
         metavar="TASKS",
-        help="prompt, mae, emix, shed with weights: prompt=1,mae=0.5 (default); without a number 1",
+        help="prompt, mae, emix, shed, teacher with weights: prompt=1,mae=0.5 (default); without a number 1",
+    )
+    group.add_argument(
+        "-teacher",
+        metavar="FILE",
+        help="a SAM whose embeddings are learnt: a weights file, or vit_b for the one in the weights folder; "
+        "adds teacher=1 to the default tasks",
     )
     group.add_argument("-encoder", metavar="NAME", help="SAM encoder (default vit_tiny)")
     group.add_argument("--steps", type=positive_int, metavar="N", help="training steps (default 2000)")
@@ -175,6 +181,7 @@ def _options(arguments: argparse.Namespace) -> PretrainOptions:
         datasets=tuple(arguments.datasets),
         images=tuple(arguments.images),
         exclude=arguments.exclude,
+        teacher=arguments.teacher,
         synthetic_share=arguments.synthetic_share,
         time_budget_minutes=arguments.time_budget,
         device=arguments.device,
@@ -196,6 +203,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.tasks is not None:
         flags["tasks"], flags["weights"] = parse_tasks(arguments.tasks)
+    elif arguments.teacher is not None and not {"tasks", "weights"} & settings.keys():
+        flags["tasks"], flags["weights"] = ["prompt", "mae", "teacher"], [1.0, 0.5, 1.0]
     for name, value in flags.items():
         if value is None:
             continue

@@ -19,6 +19,9 @@ from samunet.networks.two_way import two_way
 
 PADDING, NEGATIVE, POSITIVE, FIRST_CORNER, LAST_CORNER = -1, 0, 1, 2, 3
 """Labels of prompt tokens. SAM writes a single point as the point and one padding, a box as two corners."""
+ONE, THREE, ALL = slice(0, 1), slice(1, 4), slice(0, 4)
+"""Mask tokens: the one for prompts that are clear (SAM's `multimask_output=False`), the three for one that
+may mean several objects, and all of them."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,16 @@ class PromptableSam(nn.Module):
         """Pictures (B, 3, S, S), normalised -> embedding (B, E, g, g)."""
         return self.image_encoder(picture)
 
-    def forward(self, embedding: Tensor, prompts: Prompts, *, ambiguous: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, embedding: Tensor, prompts: Prompts, wanted: slice) -> tuple[Tensor, Tensor]:
         """Masks of the prompted objects.
 
         Args:
             embedding: (B, E, g, g).
             prompts: of B x K objects.
-            ambiguous: three masks for one unclear prompt (SAM's tokens 1 to 3), else one (token 0).
+            wanted: ONE, THREE or ALL mask tokens.
 
         Returns:
-            logits (B, K, M, 4g, 4g) and predicted IoU (B, K, M); M is 3 or 1.
+            logits (B, K, M, 4g, 4g) and predicted IoU (B, K, M); M is 1, 3 or 4.
         """
         batch, objects = prompts.labels.shape[:2]
         decoder, grid = self.mask_decoder, (embedding.shape[-2], embedding.shape[-1])
@@ -81,7 +84,6 @@ class PromptableSam(nn.Module):
             tokens = tokens.flatten(0, 1)[:, None]
         tokens, image = two_way(decoder.transformer, image, position, tokens)
         tokens, image = (x.reshape(batch, objects, *x.shape[2:]) for x in (tokens, image))
-        wanted = slice(1, decoder.num_mask_tokens) if ambiguous else slice(0, 1)
         iou = decoder.iou_prediction_head(tokens[:, :, 0])[..., wanted]
         return self._masks(tokens[:, :, 1:], image, wanted, grid), iou
 

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
+from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weight_files import find_weights, named_weights
 from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_result import check_target, write_half, write_result
 from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
@@ -19,6 +23,7 @@ from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.devices import choose_device, worker_count
 from samunet.trainers.pretrain_run import PretrainRun
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
+from samunet.trainers.pretrain_teacher import Teacher, load_teacher
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.reporter import Reporter, make_reporter
 from samunet.workspace import Workspace
@@ -38,6 +43,7 @@ class PretrainOptions:
         synthetic: generated pictures are a source.
         datasets / images: raw datasets by id or name, and folders of plain images.
         exclude: a JSON of cases that must not be seen.
+        teacher: a SAM weights file, or an encoder whose file lies in the weights folder (task `teacher`).
         synthetic_share: chance of a generated picture, where there are other sources too.
         time_budget_minutes: shorten the run to this time.
         device / workers: None chooses.
@@ -51,6 +57,7 @@ class PretrainOptions:
     datasets: tuple[str, ...] = ()
     images: tuple[Path, ...] = ()
     exclude: Path | None = None
+    teacher: str | None = None
     synthetic_share: float = 0.5
     time_budget_minutes: float | None = None
     device: str | None = None
@@ -106,6 +113,7 @@ def pretrain(
     if options.overwrite and folder.exists():
         shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of this run
     device = choose_device(options.device)
+    teacher = _teacher(workspace, options, device)
     sources = find_sources(workspace, options)
     reporter = make_reporter() if reporter is None else reporter
     try:
@@ -117,6 +125,7 @@ def pretrain(
             device=device,
             reporter=reporter,
             workers=_workers(options),
+            teacher=teacher,
         )
         if options.resume:
             run.resume(folder / LATEST)
@@ -139,6 +148,32 @@ def _workers(options: PretrainOptions) -> int:
     if options.workers is not None:
         return options.workers
     return worker_count(device) if device.type == "cuda" else min(1, worker_count(device))
+
+
+def _teacher(workspace: Workspace, options: PretrainOptions, device: torch.device) -> Teacher | None:
+    """The teacher's frozen encoder, where the task is asked for.
+
+    Raises:
+        SamunetError: teacher and task do not go together, or there is no such file.
+    """
+    asked, given = "teacher" in options.settings.tasks, options.teacher
+    if asked and given is None:
+        raise SamunetError("The task teacher needs -teacher FILE, or the name of an encoder such as vit_b.")
+    if given is None:
+        return None
+    if not asked:
+        raise SamunetError(f"-teacher {given} is not used: add teacher=1 to --tasks, or leave it out.")
+    if given in VARIANTS:
+        path = find_weights(workspace.weights, given)
+        if path is None:
+            raise SamunetError(
+                f"-teacher {given}: {workspace.weights} holds no weights of {given}. Put its file there "
+                "(samunet_download_weights fetches official ones), or name a file."
+            )
+    else:
+        path = named_weights(workspace.weights, Path(given))
+    logger.info("Teacher: %s.", path)
+    return load_teacher(path, options.settings.teacher_size or None, device)
 
 
 def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:

@@ -77,4 +77,5 @@ def card(run: PretrainRun, weights: Path) -> WeightsCard:
         validation={} if last is None else {"loss": last.val, "pixel_dice": last.patch_dice},
         hardware=hardware(run.device),
         versions=versions(),
+        teacher=None if run.teacher is None else run.teacher.card,
     )

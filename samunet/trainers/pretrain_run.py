@@ -21,6 +21,7 @@ from samunet.trainers.budget import FEW_STEPS, measure
 from samunet.trainers.checkpoint import BaseWeights
 from samunet.trainers.devices import Precision
 from samunet.trainers.loop import Outcome, fit
+from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import SCORES, PretrainModule, PretrainNetwork, PretrainSettings, phase_of
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
@@ -57,6 +58,7 @@ class PretrainRun:
     Attributes:
         settings: what is pretrained.
         data: plain description of the sources; part of the run's identity.
+        teacher: whose embeddings are learnt, for the task of that name.
     """
 
     settings: PretrainSettings
@@ -66,6 +68,7 @@ class PretrainRun:
     device: torch.device
     reporter: Reporter
     workers: int = 0
+    teacher: Teacher | None = None
     precision: Precision = field(init=False)
     module: PretrainModule = field(init=False)
     phases: tuple[Phase, ...] = field(init=False)
@@ -73,9 +76,13 @@ class PretrainRun:
 
     def __post_init__(self) -> None:
         self.precision = Precision.choose(self.device, "bf16")
+        if self.settings.precision == "bf16" and self.device.type == "cpu":
+            self.precision = Precision(name="bf16")
         self.phases = (phase_of(self.settings),)
         with fixed_random(self.settings.seed):
-            self.module = PretrainModule(PretrainNetwork(self.settings), self.settings)
+            channels = 0 if self.teacher is None else self.teacher.channels
+            network = PretrainNetwork(self.settings, channels)
+            self.module = PretrainModule(network, self.settings, self.teacher)
 
     @property
     def batch_size(self) -> int:
@@ -92,7 +99,8 @@ class PretrainRun:
     @property
     def identity(self) -> str:
         """Hash of what decides the numbers."""
-        return content_hash({"settings": to_data(self.settings), "data": self.data})
+        teacher = None if self.teacher is None else to_data(self.teacher.card)
+        return content_hash({"settings": to_data(self.settings), "data": self.data, "teacher": teacher})
 
     @property
     def steps(self) -> int:

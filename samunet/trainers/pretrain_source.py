@@ -93,11 +93,11 @@ class PretrainSource:
         }
 
     def _objects(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks (K, S, S), first points (K, 2, 2) and their labels (K, 2); rows without object stay empty."""
+        """Masks (K, S, S), first points (K, 2, 2) and their labels (K, 2); empty without any object."""
         count = self.settings.objects
         present, pixels = np.unique(scene.labels, return_counts=True)
-        present = present[scene.usable[present] & (pixels >= MIN_PART)]
-        chosen = rng.permutation(present)[:count]
+        usable = scene.usable[present] & (pixels >= MIN_PART)
+        chosen = drawn(present[usable], np.sqrt(pixels[usable]), count, rng)
         masks = np.zeros((count, *scene.labels.shape), bool)
         points, kinds = np.zeros((count, 2, 2), np.float32), np.full((count, 2), -1, np.int64)
         for row, part in enumerate(chosen.tolist()):
@@ -105,6 +105,19 @@ class PretrainSource:
             masks[row] = scene.mask(part, whole=whole)
             points[row], kinds[row] = first_prompt(masks[row], rng)
         return masks, points, kinds
+
+
+def drawn(parts: np.ndarray, sides: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Up to `count` parts, the larger the likelier; again from the start where there are fewer.
+
+    Small parts are by far the most numerous ones, and of those under a patch there is little to learn. A part
+    that comes again gets another prompt, so that no row of the decoder's batch is wasted.
+    """
+    if not len(parts):
+        return parts
+    chance = sides / sides.sum()
+    rounds = [rng.choice(parts, len(parts), replace=False, p=chance) for _ in range(-(-count // len(parts)))]
+    return np.concatenate(rounds)[:count]
 
 
 def cropped(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from samunet.errors import SamunetError, unknown_name
 from samunet.networks.masked import MaskedPixels, hidden_patches
-from samunet.networks.promptable import PromptableSam, Prompts, normalised
+from samunet.networks.promptable import PromptableSam, normalised
+from samunet.networks.promptable_start import start_from_nothing
 from samunet.networks.sam.variants import SamVariant, get_variant
+from samunet.networks.teacher import EmbeddingMatch
 from samunet.networks.token_tasks import MixedExamples, ShuffledTokens
 from samunet.trainers.base import Phase, TrainingModule, decayed_apart
-from samunet.trainers.prompting import best_of, error_clicks, mask_losses, true_iou
+from samunet.trainers.pretrain_teacher import Teacher
+from samunet.trainers.prompt_rounds import PromptSettings, prompt_losses
 
-TASKS = ("prompt", "mae", "emix", "shed")
+TASKS = ("prompt", "mae", "emix", "shed", "teacher")
+OF_EMBEDDING = ("prompt", "teacher")
+"""Tasks that look at the embedding of the picture as it is; they share the encoder's pass."""
+COUNTS = ("tp", "fp", "fn")
 SCORES = ("first prompt", "after clicks")
 """What the `patch_dice` of a pretraining's history is of: the pixels of all prompted objects pooled."""
 
@@ -36,8 +40,12 @@ class PretrainSettings:
         loss_stride: losses and clicks look at every so many pixels along rows and columns.
         focal_weight / focal_alpha: of the focal loss against Dice, and of the object's pixels in it.
         masked_share: of the patches, hidden in `mae`.
+        self_share: part of each batch's pictures that `mae`, `emix` and `shed` see.
+        teacher_size: side in pixels of the teacher's input; 0 takes the one its tables are made for.
         learning_rate / weight_decay / warmup_steps / clip: AdamW, linear warm-up, then polynomial to zero.
         epoch_steps / val_batches: steps between two lines of the history, and batches it is validated on.
+        precision: `bf16` computes products in half precision on CPUs too, which helps those with instructions
+            for it; `auto` does so on CUDA only.
         seed: of weights, pictures and every draw.
     """
 
@@ -46,18 +54,21 @@ class PretrainSettings:
     weights: tuple[float, ...] = (1.0, 0.5)
     steps: int = 2000
     batch_size: int = 8
-    objects: int = 4
+    objects: int = 8
     clicks: int = 2
     loss_stride: int = 2
-    focal_weight: float = 20.0
-    focal_alpha: float = 0.25
+    focal_weight: float = 1.0
+    focal_alpha: float = 0.5
     masked_share: float = 0.75
+    self_share: float = 0.5
+    teacher_size: int = 0
     learning_rate: float = 8e-4
     weight_decay: float = 0.05
     warmup_steps: int = 250
     clip: float = 1.0
     epoch_steps: int = 100
     val_batches: int = 4
+    precision: Literal["auto", "bf16"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,9 +87,12 @@ class PretrainSettings:
             raise SamunetError(f"{', '.join(low or ['clicks'])}: must be at least {1 if low else 0}.")
         if not 0 < self.masked_share < 1:
             raise SamunetError(f"masked_share {self.masked_share} must lie between 0 and 1.")
-        if "emix" in self.tasks and self.batch_size < 2:
+        if not 0 < self.self_share <= 1:
+            raise SamunetError(f"self_share {self.self_share} must be above 0 and at most 1.")
+        if "emix" in self.tasks and self.self_pictures < 2:
             raise SamunetError(
-                "emix mixes pictures of a batch: --batch must be at least 2 (8 or more is good)."
+                "emix mixes pictures of a batch: --batch times self_share must be at least 2 (8 or more is "
+                "good)."
             )
         get_variant(self.encoder)
 
@@ -86,18 +100,40 @@ class PretrainSettings:
     def variant(self) -> SamVariant:
         return get_variant(self.encoder)
 
+    @property
+    def self_pictures(self) -> int:
+        """Pictures of a batch that the tasks without labels see."""
+        return max(1, round(self.self_share * self.batch_size))
+
+    @property
+    def prompting(self) -> PromptSettings:
+        """Of the promptable objective."""
+        return PromptSettings(
+            clicks=self.clicks,
+            loss_stride=self.loss_stride,
+            focal_weight=self.focal_weight,
+            focal_alpha=self.focal_alpha,
+        )
+
 
 class PretrainNetwork(nn.Module):
-    """A SAM (`sam`: its state dict is the result) and what the objectives need besides it (`heads`)."""
+    """A SAM (`sam`: its state dict is the result) and what the objectives need besides it (`heads`).
 
-    def __init__(self, settings: PretrainSettings) -> None:
+    Args:
+        settings: variant and tasks.
+        teacher_channels: of the teacher's embedding, where there is one.
+    """
+
+    def __init__(self, settings: PretrainSettings, teacher_channels: int = 0) -> None:
         super().__init__()
         variant = settings.variant
         self.sam = PromptableSam(variant)
+        start_from_nothing(self.sam)
         makers: dict[str, Any] = {
             "mae": lambda: MaskedPixels(variant.width, variant.prompt_dim),
             "emix": MixedExamples,
             "shed": lambda: ShuffledTokens(variant.prompt_dim),
+            "teacher": lambda: EmbeddingMatch(variant.prompt_dim, teacher_channels),
         }
         self.heads = nn.ModuleDict({task: makers[task]() for task in settings.tasks if task in makers})
 
@@ -111,74 +147,37 @@ class PretrainModule(TrainingModule):
     give the same losses.
     """
 
-    def __init__(self, network: PretrainNetwork, settings: PretrainSettings) -> None:
+    def __init__(
+        self, network: PretrainNetwork, settings: PretrainSettings, teacher: Teacher | None = None
+    ) -> None:
         super().__init__(network)
         self.settings = settings
+        self.teacher = teacher
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        sam, heads = self.network.sam, self.network.heads
+        sam, heads, settings = self.network.sam, self.network.heads, self.settings
         picture = normalised(batch["image"])
+        few = {name: batch[name][: settings.self_pictures] for name in ("order", "mixing")}
+        few["picture"] = picture[: settings.self_pictures]
         parts: dict[str, Tensor] = {}
-        for task in self.settings.tasks:
+        embedding = sam.embed(picture) if any(task in OF_EMBEDDING for task in settings.tasks) else None
+        for task in settings.tasks:
             if task == "prompt":
-                parts.update(self._prompt(sam.embed(picture), batch))
+                parts.update(prompt_losses(sam, embedding, batch, settings.prompting))
+            elif task == "teacher":
+                assert self.teacher is not None
+                parts[task] = heads[task](embedding, self.teacher.embed(picture))
             elif task == "mae":
-                hidden = hidden_patches(batch["order"], self.settings.masked_share)
-                losses = heads[task](sam.image_encoder, picture, hidden)
+                hidden = hidden_patches(few["order"], settings.masked_share)
+                losses = heads[task](sam.image_encoder, few["picture"], hidden)
                 parts[task] = losses.sum() / hidden.sum()
-            elif task == "emix":
-                parts[task] = heads[task](sam.image_encoder, picture, batch["mixing"])
             else:
-                parts[task] = heads[task](sam.image_encoder, picture, batch["order"])
-        total = sum(weight * parts[task] for task, weight in zip(self.settings.tasks, self.settings.weights))
+                draws = few["mixing" if task == "emix" else "order"]
+                parts[task] = heads[task](sam.image_encoder, few["picture"], draws)
+        total = sum(weight * parts[task] for task, weight in zip(settings.tasks, settings.weights))
+        if self.training:
+            parts = {name: value for name, value in parts.items() if name not in COUNTS}
         return {"loss": total, **parts}
-
-    def _prompt(self, embedding: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mean loss over the rounds; in evaluation mode pixel counts of the first and the last answer."""
-        stride, objects = self.settings.loss_stride, batch["objects"]
-        target = objects[..., ::stride, ::stride]
-        asked = objects.flatten(2).any(-1)
-        number = asked.sum().clamp_min(1)
-        prompts, losses, answers = Prompts(batch["points_xy"], batch["labels"]), [], []
-        errors = []
-        for turn in range(self.settings.clicks + 1):
-            # One prompt may mean several objects: three answers, and only the best of them learns.
-            low, iou = self.network.sam(embedding, prompts, ambiguous=turn == 0)
-            logits = _enlarged(low, objects.shape[-1])[..., ::stride, ::stride]
-            each = mask_losses(logits, target, self.settings.focal_weight, self.settings.focal_alpha)
-            quality = true_iou(logits.detach() > 0, target)
-            error = (iou.float() - quality).square().mean(-1)
-            losses.append(((each.amin(-1) + error) * asked).sum() / number)
-            errors.append((error * asked).sum() / number)
-            # As a user would: go on with the answer that the network itself thinks best.
-            answer = best_of(logits.detach() > 0, iou.detach())
-            answers.append(answer)
-            if turn < self.settings.clicks:
-                points, labels = error_clicks(answer, target, batch["clicks"][..., turn], stride)
-                labels = torch.where(asked, labels, -1)
-                prompts = Prompts(
-                    torch.cat([prompts.points_xy, points[:, :, None]], 2),
-                    torch.cat([prompts.labels, labels[:, :, None]], 2),
-                    best_of(low.detach().float(), iou.detach()),
-                )
-        parts = {"prompt": torch.stack(losses).mean(), "iou_error": torch.stack(errors).mean()}
-        return parts if self.training else {**parts, **_counts(answers[0], answers[-1], target, asked)}
-
-
-def _enlarged(logits: Tensor, size: int) -> Tensor:
-    """(B, K, M, h, w) -> (B, K, M, S, S), bilinearly, float32."""
-    resized = functional.interpolate(
-        logits.float().flatten(0, 1), (size, size), mode="bilinear", align_corners=False
-    )
-    return resized.view(*logits.shape[:3], size, size)
-
-
-def _counts(first: Tensor, last: Tensor, target: Tensor, asked: Tensor) -> dict[str, Tensor]:
-    """Pixel counts (2,) of two answers (B, K, h, w) over the objects that were asked for."""
-    answers = torch.stack([first, last])
-    valid = asked[..., None, None]
-    pairs = {"tp": answers & target, "fp": answers & ~target, "fn": ~answers & target}
-    return {name: (pixels & valid).flatten(1).sum(1).float() for name, pixels in pairs.items()}
 
 
 def phase_of(settings: PretrainSettings) -> Phase:

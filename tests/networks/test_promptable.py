@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from samunet.networks.masked import MaskedPixels, hidden_patches, patch_targets
-from samunet.networks.promptable import PADDING, PromptableSam, Prompts, normalised
+from samunet.networks.promptable import ONE, PADDING, THREE, PromptableSam, Prompts, normalised
+from samunet.networks.promptable_start import sine_positions, start_from_nothing
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weights import expected_shapes
 
@@ -49,7 +50,7 @@ def test_points_and_boxes_in_one_batch_equal_the_package(
     points = torch.stack([torch.stack([point, point]), box.view(2, 2)])
     labels = torch.tensor([[1, PADDING], [2, 3]])
     prompts = Prompts(points.expand(2, -1, -1, -1), labels.expand(2, -1, -1))
-    logits, iou = sam(embedding, prompts, ambiguous=ambiguous)
+    logits, iou = sam(embedding, prompts, THREE if ambiguous else ONE)
     for index in range(2):
         by_point = of_the_package(
             sam, embedding[index], ambiguous, points=point[None], labels=torch.tensor([1])
@@ -69,7 +70,7 @@ def test_clicks_with_an_earlier_mask_equal_the_package(sam: PromptableSam, embed
         torch.tensor([1, 0, PADDING]).expand(2, 1, -1),
         mask.expand(2, 1, -1, -1),
     )
-    logits, iou = sam(embedding, prompts, ambiguous=False)
+    logits, iou = sam(embedding, prompts, ONE)
     masks, quality = of_the_package(
         sam, embedding[1], False, points=points, labels=torch.tensor([1, 0]), mask=mask
     )
@@ -80,6 +81,40 @@ def test_clicks_with_an_earlier_mask_equal_the_package(sam: PromptableSam, embed
 def test_its_state_dict_is_a_sam_file(sam: PromptableSam) -> None:
     shapes = {key: tuple(value.shape) for key, value in sam.state_dict().items()}
     assert shapes == expected_shapes("vit_micro")
+
+
+def attended(sam: PromptableSam, point_xy: tuple[float, float]) -> Tensor:
+    """Where the first cross-attention of the decoder looks for a point: (grid, grid), summing to 1."""
+    grid, dim = MICRO.native_grid, MICRO.prompt_dim
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    place = torch.tensor([[point_xy]])
+    code = sam.prompt_encoder.pe_layer.forward_with_coords(place, (64, 64))
+    query = attention.q_proj(2 * code).view(attention.num_heads, 1, -1)
+    key = attention.k_proj(sam.prompt_encoder.pe_layer((grid, grid)).flatten(1).T)
+    key = key.view(grid * grid, attention.num_heads, -1).transpose(0, 1)
+    logits = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    assert dim == code.shape[-1]
+    return logits.softmax(-1).mean(0).view(grid, grid)
+
+
+@torch.no_grad()
+def test_a_prompt_looks_at_its_own_place_from_the_start() -> None:
+    torch.manual_seed(0)
+    started = PromptableSam(MICRO)
+    found = {}
+    for name in ("default", "started"):
+        places = [(8.0 + 16 * column, 8.0 + 16 * row) for row in range(4) for column in range(4)]
+        looks = torch.stack([attended(started, place).flatten() for place in places])
+        found[name] = looks.diagonal().mean().item()
+        start_from_nothing(started)
+    assert found["default"] < 0.1  # of 16 places
+    assert found["started"] > 0.4
+
+
+def test_positions_by_sines_tell_all_places_apart() -> None:
+    table = sine_positions(14, 258).flatten(0, 2)
+    assert table.shape == (196, 258)
+    assert torch.cdist(table, table).add(100 * torch.eye(196)).min() > 0.5
 
 
 def test_pixels_are_normalised_as_sam_does_it() -> None:

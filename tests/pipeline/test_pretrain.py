@@ -13,9 +13,10 @@ from samunet.cli.pretrain import main, parse_tasks
 from samunet.errors import SamunetError
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import find_weights
-from samunet.networks.sam.weights import read_weights
+from samunet.networks.sam.weight_files import find_weights, weights_sha256
+from samunet.networks.sam.weights import build_parts, expected_shapes, read_weights
 from samunet.networks.sam.weights_card import read_card
+from samunet.networks.sam.weights_writer import whole_state, write_weights
 from samunet.trainers.pretrain_run import load_checkpoint
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
@@ -87,6 +88,28 @@ def test_only_names_with_the_encoder_are_found_without_being_named(tmp_path: Pat
     assert find_weights(tmp_path / "weights", "vit_micro") == tmp_path / "weights" / "samunet_vit_micro.pth"
 
 
+def test_a_teacher_is_learnt_from_and_named_in_the_card(tmp_path: Path) -> None:
+    teacher = tmp_path / "weights" / "sam_of_somebody.pth"
+    torch.manual_seed(1)
+    write_weights(whole_state(build_parts(get_variant("vit_micro")), "vit_micro"), teacher)
+    words = ["--synthetic", *QUICK, "-teacher", teacher.stem, "-o", "student"]
+    assert command(tmp_path, *words) == 0
+    card = read_card(tmp_path / "weights" / "student.pth")
+    assert card is not None
+    assert card.objectives == {"prompt": 1.0, "mae": 0.5, "teacher": 1.0}
+    assert card.teacher is not None
+    assert (card.teacher.name, card.teacher.sha256) == (teacher.name, weights_sha256(teacher))
+    assert set(torch.load(tmp_path / "weights" / "student.pth", weights_only=True)) == set(
+        expected_shapes("vit_micro")
+    )
+    run = tmp_path / "results" / "pretraining" / "student"
+    names = load_checkpoint(run / "checkpoint_final.pth").network
+    assert not [name for name in names if name.startswith("teacher")]
+    # Another teacher under the same name is another pretraining.
+    write_weights(whole_state(build_parts(get_variant("vit_micro")), "vit_micro"), teacher)
+    assert command(tmp_path, *words, "--c") == 2
+
+
 def test_samples_are_shown(tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert command(tmp_path, "--synthetic", "-encoder", "vit_micro", "--show", "9", str(sheet)) == 0
@@ -107,6 +130,10 @@ def test_samples_are_shown(tmp_path: Path) -> None:
         (["--synthetic", "--show", "no", "x.png"], "--show"),
         (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
         (["--synthetic", "-o", "a/b"], "name of the result"),
+        (["--synthetic", "--tasks", "teacher"], "-teacher FILE"),
+        (["--synthetic", "--tasks", "mae", "-teacher", "vit_b"], "add teacher=1"),
+        (["--synthetic", "-teacher", "vit_b"], "no weights of vit_b"),
+        (["--synthetic", "-teacher", "absent.pth"], "absent.pth"),
         (["--images", "absent"], "no folder absent"),
         (["-d", "999"], "999"),
         (["-d", "901", "--exclude", "absent.json"], "absent.json"),

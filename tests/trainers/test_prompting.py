@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
+from samunet.trainers.prompt_rounds import enlarged
 from samunet.trainers.prompting import best_of, error_clicks, first_prompt, mask_losses, true_iou
 
 
@@ -83,3 +85,12 @@ def test_the_answer_with_the_highest_predicted_iou_is_taken() -> None:
     values = torch.arange(12.0).view(1, 2, 3, 2, 1)
     chosen = best_of(values, torch.tensor([[[0.1, 0.9, 0.2], [0.5, 0.1, 0.3]]]))
     assert chosen.flatten().tolist() == [2.0, 3.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_logits_are_enlarged_as_the_package_does_it(stride: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 2, 14, 14)
+    whole = functional.interpolate(logits.flatten(0, 1), (56, 56), mode="bilinear", align_corners=False)
+    expected = whole.view(2, 3, 2, 56, 56)[..., ::stride, ::stride]
+    assert torch.allclose(enlarged(logits, 56, stride), expected, atol=1e-5)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 _MOBILE_SAM_KEY = "image_encoder.patch_embed.seq.0.c.weight"
+_MOST_COMMON = "vit_b"
+"""What a file of an unknown variant is compared with."""
 _SHOWN = 3
 
 
@@ -102,6 +104,18 @@ def read_weights(path: Path, variant: str) -> SamWeights:
         part, _, name = key.partition(".")
         parts[part][name] = tensor
     return SamWeights(variant=chosen, path=path, sha256=sha256, **parts)
+
+
+def read_any_weights(path: Path) -> SamWeights:
+    """Read a SAM weights file of whichever variant its keys and shapes are.
+
+    Raises:
+        SamunetError: as `read_weights`, or no variant fits.
+    """
+    state = _read_state(Path(path), get_variant(_MOST_COMMON))
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    fitting = [name for name in VARIANTS if shapes == expected_shapes(name)]
+    return read_weights(path, fitting[0] if fitting else _MOST_COMMON)
 
 
 def _read_state(path: Path, variant: SamVariant) -> dict[str, Tensor]:

@@ -31,6 +31,23 @@ class CardSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CardTeacher:
+    """A SAM whose embeddings were learnt.
+
+    Attributes:
+        name: of its file.
+        variant / sha256 / input_size: what it is, and the side in pixels of what it was shown.
+        licence: of its weights; `unknown` where nobody said.
+    """
+
+    name: str
+    variant: str
+    sha256: str
+    input_size: int
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsCard:
     """What a weights file is and what it was made from.
 
@@ -45,6 +62,7 @@ class WeightsCard:
         validation: last losses and scores of the training.
         hardware: it ran on.
         versions: of samunet, torch and other packages by name.
+        teacher: whose embeddings were distilled, or None.
     """
 
     variant: str
@@ -60,6 +78,7 @@ class WeightsCard:
     validation: dict[str, Any]
     hardware: dict[str, Any]
     versions: dict[str, str]
+    teacher: CardTeacher | None = None
 
 
 def card_file(weights: Path) -> Path:

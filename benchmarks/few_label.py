@@ -1,0 +1,257 @@
+"""Few labels: do pretrained weights help? Frozen, random, trained too, and U-Nets, in equal time.
+
+    python benchmarks/few_label.py --data FOLDER --work FOLDER --weights FILE --peer-bin VENV/bin
+    python benchmarks/few_label.py --data FOLDER --work FOLDER --report
+
+Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Dataset001 and of Dataset008. Test
+cases are those of held_out.json. Each seed draws its own labelled volumes (never two of one patient), the
+same for all systems; every training has `--minutes`. Finished steps stand in WORK/few_label.json; start again
+to go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measured_commands import ResultsFile, hardware
+from real_runs import Bench, Training
+from subsets import dice_scores, held_out_cases
+
+from samunet.networks.sam.weight_files import (
+    ENCODER_ENDING,
+    decoder_file,
+    shipped_weights,
+    weights_sha256,
+)
+
+ENCODER = "vit_tiny"
+PEER = "nnunetv2"
+SMALL_BATCH = 2
+"""Slices a step of the U-Nets: planned are dozens, which on a CPU leaves some ten steps in ten minutes."""
+FROZEN, RANDOM, TUNED = (), ("--set", "encoder_weights=random"), ("--set", "encoder=full")
+SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{
+        f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
+        for method in ("2d_cnn", "2d_autosam")
+        for kind, words in (("shipped", FROZEN), ("random", RANDOM), ("tuned", TUNED))
+    },
+    "2d_unet": ("2d_unet", ("--set", f"batch_size={SMALL_BATCH}")),
+    PEER: (PEER, ()),
+}
+"""Name -> (method, words of samunet_train)."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A dataset with a number of labelled cases, and who is compared on it."""
+
+    dataset: str
+    labelled: int
+    systems: tuple[str, ...]
+
+    def name(self, seed: int) -> str:
+        return f"{self.dataset} n{self.labelled} seed{seed}"
+
+
+SECONDARY = ("2d_cnn_shipped", "2d_cnn_random", "2d_unet")
+STUDIES = {
+    "primary": [Study("Dataset002_ACDC", number, tuple(SYSTEMS)) for number in (1, 5)],
+    "secondary": [Study(name, 5, SECONDARY) for name in ("Dataset001_Hippocampus", "Dataset008_Prostate")],
+}
+
+
+def labelled_cases(source: Path, dataset: str, number: int, seed: int) -> list[str]:
+    """Cases to train on: drawn from those that are not held out, no two of one patient."""
+    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    names = {file.name.removesuffix(ending) for file in (source / "labelsTr").glob(f"*{ending}")}
+    pool = sorted(names - set(held_out_cases(dataset)))
+    drawn = np.random.default_rng(seed).permutation(len(pool))
+    chosen: dict[str, str] = {}
+    for index in drawn:
+        chosen.setdefault(pool[index].split("_frame")[0], pool[index])
+    return list(chosen.values())[:number]
+
+
+def place_weights(weights: Path, folder: Path) -> None:
+    """Copy weights (with a pair's decoder) to the name under which the encoder's are looked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = decoder_file(weights)
+    if decoder is None:
+        shutil.copyfile(weights, folder / f"samunet_{ENCODER}{weights.suffix}")
+        return
+    encoder = folder / f"samunet_{ENCODER}{ENCODER_ENDING}"
+    shutil.copyfile(weights, encoder)
+    other = decoder_file(encoder)
+    assert other is not None
+    shutil.copyfile(decoder, other)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all studies share."""
+
+    arguments: argparse.Namespace
+    work: Path
+    weights: Path
+    results: ResultsFile
+
+    def run(self, study: Study, seed: int) -> None:
+        """All systems on one draw of labelled cases."""
+        arguments, name = self.arguments, study.name(seed)
+        folder = self.work / name.replace(" ", "_")
+        bench = Bench(arguments.data, folder, arguments.bin, arguments.device, self.results)
+        cases = labelled_cases(arguments.data / study.dataset, study.dataset, study.labelled, seed)
+        bench.prepare(study.dataset, training=cases)
+        place_weights(self.weights, bench.workspace() / "weights")
+        if f"{name} cases" not in self.results.steps:
+            self.results.save(f"{name} cases", cases)
+        systems = [system for system in study.systems if system in arguments.systems]
+        methods = list(dict.fromkeys(SYSTEMS[system][0] for system in systems if system != PEER))
+        planning = ["-d", bench.number(study.dataset), "-encoder", ENCODER, "-device", arguments.device, "-c"]
+        if methods:
+            bench.measure(f"{name} plan", "samunet_plan_and_preprocess", *planning, *sorted(methods))
+        for system in systems:
+            if system == PEER:
+                self._peer(bench, study, seed)
+                continue
+            method, words = SYSTEMS[system]
+            budget = ("--time_budget", f"{arguments.minutes:g}", "--seed", str(seed))
+            training = Training(
+                f"{name} {system}", study.dataset, method, tag=system, words=(*budget, *words)
+            )
+            bench.train_and_score(training)
+
+    def _peer(self, bench: Bench, study: Study, seed: int) -> None:
+        """nnunetv2's 2d: own plan, recipe and prediction; TimedTrainer sets length, seed and batch."""
+        name, bin_folder = f"{study.name(seed)} {PEER}", self.arguments.peer_bin
+        if bin_folder is None:
+            print(f"left out {name}: no --peer-bin", flush=True)
+            return
+        number, log = bench.number(study.dataset), bench.work / "logs"
+        environment = self._peer_environment(bench, seed)
+        chosen = [number, "2d", "all", "-tr", "TimedTrainer", "-device", self.arguments.device]
+        output, images = bench.work / "predictions" / PEER, bench.test(study.dataset, "images")
+        which = ["-d", number, "-c", "2d", "-f", "all", "-tr", "TimedTrainer", "-npp", "1", "-nps", "1"]
+        commands: dict[str, list[str | Path]] = {
+            "plan": ["nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "-np", "1", "-npfp", "1"],
+            "train": ["nnUNetv2_train", *chosen],
+            "predict": [
+                *("nnUNetv2_predict", "-i", images, "-o", output),
+                *(*which, "-device", self.arguments.device),
+            ],
+        }
+        for step, (script, *words) in commands.items():
+            command = [bin_folder / script, *words]
+            self.results.measure(f"{name} {step}", command, log / f"{PEER}_{step}.txt", environment)
+        if f"{name} scores" not in self.results.steps:
+            labels = bench.test(study.dataset, "labels")
+            description = self.arguments.data / study.dataset / "dataset.json"
+            self.results.save(f"{name} scores", dice_scores(labels, output, description))
+
+    def _peer_environment(self, bench: Bench, seed: int) -> dict[str, str]:
+        return {
+            "nnUNet_raw": str(bench.workspace() / "raw"),
+            "nnUNet_preprocessed": str(bench.work / "peer" / "preprocessed"),
+            "nnUNet_results": str(bench.work / "peer" / "results"),
+            "nnUNet_extTrainer": str(Path(__file__).with_name("nnunet_peer").resolve()),
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "2",
+            "PEER_MINUTES": f"{self.arguments.minutes:g}",
+            "PEER_SEED": str(seed),
+            "PEER_BATCH": str(SMALL_BATCH),
+            # On a busy machine its threads must wait asleep, not spinning.
+            "OMP_WAIT_POLICY": "passive",
+            "GOMP_SPINCOUNT": "0",
+        }
+
+
+def report(steps: dict[str, Any]) -> None:
+    """Mean Dice over seeds of each system, and its distance from the frozen shipped encoder's best head."""
+    for study in [study for studies in STUDIES.values() for study in studies]:
+        rows = {}
+        for system in study.systems:
+            found = {
+                seed: steps[f"{study.name(seed)} {system} scores"]["dice"]
+                for seed in range(100)
+                if f"{study.name(seed)} {system} scores" in steps
+            }
+            if found:
+                rows[system] = found
+        if not rows:
+            continue
+        print(f"\n{study.dataset}, {study.labelled} labelled")
+        for system, found in sorted(rows.items(), key=lambda row: -float(np.mean(list(row[1].values())))):
+            values = list(found.values())
+            spread = f"+- {np.std(values, ddof=1):.3f}" if len(values) > 1 else "        "
+            shown = " ".join(f"{value:.3f}" for value in values)
+            print(f"  {system:20} {np.mean(values):.3f} {spread}  ({shown})")
+        for method in ("2d_cnn", "2d_autosam"):
+            for other in (f"{method}_random", f"{method}_tuned", "2d_unet", PEER):
+                _difference(rows, f"{method}_shipped", other)
+
+
+def _difference(rows: dict[str, dict[int, float]], ours: str, other: str) -> None:
+    """Mean of the differences over the seeds that both have."""
+    seeds = sorted(set(rows.get(ours, {})) & set(rows.get(other, {})))
+    if seeds:
+        points = 100 * float(np.mean([rows[ours][seed] - rows[other][seed] for seed in seeds]))
+        print(f"    {ours} - {other}: {points:+.1f} points ({len(seeds)} seeds)")
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Few labels: pretrained weights against none, in equal time."
+    )
+    parser.add_argument("--data", type=Path, help="folder with the DatasetXXX_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
+    parser.add_argument("--weights", type=Path, help="of vit_tiny; default: those shipped with samunet")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time budget of each training")
+    parser.add_argument("--studies", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--labelled", nargs="+", type=int, help="only studies with these numbers of cases")
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
+    parser.add_argument("--peer-bin", type=Path, help="folder of nnUNetv2_train (an environment of its own)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--report", action="store_true", help="only print what there is")
+    parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse(words)
+    work: Path = arguments.work.resolve()
+    file = work / "few_label.json"
+    if arguments.report:
+        raise SystemExit(report(json.loads(file.read_text())["steps"]))
+    weights = arguments.weights or shipped_weights(ENCODER)
+    if weights is None or arguments.data is None:
+        raise SystemExit(f"Give --data, and --weights FILE: this samunet ships no weights of {ENCODER}.")
+    setup = {"minutes": arguments.minutes, "weights_sha256": weights_sha256(weights)}
+    load = os.getloadavg() if hasattr(os, "getloadavg") else None
+    results = ResultsFile(file, {"hardware": hardware(), "load_at_start": load, **setup})
+    present = {key: results.content["header"].get(key) for key in setup}
+    if present != setup:
+        raise SystemExit(f"{file} was made with {present}, not {setup}. Take another --work.")
+    comparison = Comparison(arguments, work / "few_label", weights, results)
+    # Seed by seed, so that an interrupted comparison has all systems on the same draws.
+    for seed in arguments.seeds:
+        for study in [study for kind in arguments.studies for study in STUDIES[kind]]:
+            if arguments.labelled is None or study.labelled in arguments.labelled:
+                comparison.run(study, seed)
+    report(results.steps)
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, arguments.keep / f"{hardware()['date']}_few_label.json")
+
+
+if __name__ == "__main__":
+    main()

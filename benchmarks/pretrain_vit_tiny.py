@@ -1,0 +1,119 @@
+"""The run that makes the weights of vit_tiny which ship: same sources, same seed, same settings.
+
+    python benchmarks/pretrain_vit_tiny.py --data FOLDER --work FOLDER --minutes 600 --keep FOLDER
+
+Generated pictures, Dataset004 (MIT) and Dataset005 (CC0) without the cases of held_out.json; no other set is
+seen, so that what it shows there is transfer. Stop it with Ctrl-C and call it again to go on: the schedule is
+fixed by the first call's `--minutes`, which count training only. WORK/workspace/weights/samunet_vit_tiny_fp16
+then holds the two files that go into samunet/networks/sam/shipped; card, history and curve go to `--keep`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from real_runs import Bench
+from subsets import held_out_cases, make_training_dataset
+
+DATASETS = ("Dataset004_HaN_CT", "Dataset005_Nuclei")
+"""Whose licences (MIT, CC0) let weights be given away."""
+NAME = "samunet_vit_tiny"
+MOST_BYTES = 25_000_000
+ENDLESS = 10_000_000
+"""Steps; the time budget shortens them to what fits."""
+SETTINGS = ("--tasks", "prompt=1,mae=0.25", "--synthetic_share", "0.6", "--batch", "8", "--seed", "0")
+
+
+def prepare(data: Path, workspace: Path) -> Path:
+    """Raw datasets as they are, and the list of cases that the command must leave out."""
+    for dataset in DATASETS:
+        source = data / dataset
+        ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+        names = sorted(f.name.removesuffix(ending) for f in (source / "labelsTr").glob(f"*{ending}"))
+        make_training_dataset(source, workspace / "raw" / dataset, names)
+    return Path(__file__).with_name("held_out.json").resolve()
+
+
+def check_sources(run: Path) -> None:
+    """No held-out case was cut into slices."""
+    for dataset in DATASETS:
+        index = json.loads((run / "slices" / dataset / "index.json").read_text())
+        seen = {case["name"] for case in index["cases"]}
+        assert seen, dataset
+        assert not seen & set(held_out_cases(dataset)), dataset
+
+
+def keep_record(run: Path, weights: Path, folder: Path) -> None:
+    """Card, history and curve of the run, and what it printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = weights.parent / f"{NAME}_fp16" / f"{NAME}_card.json"
+    for file in (card, run / "history.jsonl", run / "progress.png", run / "log.txt"):
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def call(command: Sequence[str], log: Path) -> int:
+    """Run a command; what it prints goes to the screen and to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        assert process.stdout is not None
+        while True:
+            try:
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    file.write(line)
+                    file.flush()
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # the command got it too and writes its checkpoint
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make the weights of vit_tiny that ship.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="its `workspace` is made here")
+    parser.add_argument("--minutes", type=float, required=True, help="training time, fixed by the first call")
+    parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_pretrain")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--keep", type=Path, help="folder for card, history and curve")
+    parser.add_argument(
+        "--words", nargs=argparse.REMAINDER, default=[], help="further words of samunet_pretrain, last"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse(words)
+    workspace = arguments.work.resolve() / "workspace"
+    run = workspace / "results" / "pretraining" / NAME
+    weights = workspace / "weights" / f"{NAME}.pth"
+    excluded = prepare(arguments.data, workspace)
+    command = [
+        *(arguments.bin / "samunet_pretrain", "--synthetic", "-d", "4", "5", "--exclude", excluded),
+        *("-encoder", "vit_tiny", *SETTINGS, "--steps", ENDLESS, "--time_budget", f"{arguments.minutes:g}"),
+        *("-o", NAME, "--fp16", "-device", arguments.device, "--workspace", workspace, *arguments.words),
+    ]
+    begun = (run / "checkpoint_latest.pth").exists()
+    code = call([str(word) for word in (*command, *(["--c"] if begun else []))], run / "log.txt")
+    if (run / "history.jsonl").exists() and arguments.keep:
+        keep_record(run, weights, arguments.keep)
+    if code or not weights.exists():
+        return code
+    check_sources(run)
+    pair = sorted((weights.parent / f"{NAME}_fp16").glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in pair)
+    print(f"{len(pair)} files, {size / 1e6:.1f} MB together: {pair[0].parent}")
+    return 0 if size <= MOST_BYTES else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The benchmarks' own choices: who is trained on, and who must never be."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def few_label(monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("psutil")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("few_label")
+
+
+@pytest.fixture
+def acdc(tmp_path: Path) -> Path:
+    """Empty label files of 100 patients with two frames each."""
+    folder = tmp_path / "Dataset002_ACDC"
+    (folder / "labelsTr").mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    for patient in range(1, 101):
+        for frame in (1, 12):
+            (folder / "labelsTr" / f"patient{patient:03d}_frame{frame:02d}.nii.gz").touch()
+    return folder
+
+
+def test_labelled_cases_are_of_different_patients_and_none_is_held_out(few_label: Any, acdc: Path) -> None:
+    held_out = set(json.loads((BENCHMARKS / "held_out.json").read_text())["datasets"][acdc.name]["held_out"])
+    for seed in range(20):
+        cases = few_label.labelled_cases(acdc, acdc.name, 5, seed)
+        assert len({case.split("_")[0] for case in cases}) == 5
+        assert not held_out & set(cases)
+        # With one volume it is the first of the five: more labels, not other ones.
+        assert few_label.labelled_cases(acdc, acdc.name, 1, seed) == cases[:1]
+    draws = {tuple(few_label.labelled_cases(acdc, acdc.name, 5, seed)) for seed in range(3)}
+    assert len(draws) == 3
+
+
+def test_a_pair_is_placed_under_the_name_that_is_looked_for(few_label: Any, tmp_path: Path) -> None:
+    for part in ("encoder", "decoder"):
+        (tmp_path / f"trial_{part}.safetensors").write_text(part)
+    few_label.place_weights(tmp_path / "trial_encoder.safetensors", tmp_path / "weights")
+    found = sorted(file.name for file in (tmp_path / "weights").iterdir())
+    assert found == ["samunet_vit_tiny_decoder.safetensors", "samunet_vit_tiny_encoder.safetensors"]
+    (tmp_path / "whole.pth").write_text("x")
+    few_label.place_weights(tmp_path / "whole.pth", tmp_path / "other")
+    assert (tmp_path / "other" / "samunet_vit_tiny.pth").is_file()
+
+
+def test_every_system_is_reported_against_the_shipped_weights(
+    few_label: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = few_label.STUDIES["primary"][0].name(0)
+    steps = {f"{name} 2d_cnn_shipped scores": {"dice": 0.5}, f"{name} 2d_cnn_random scores": {"dice": 0.375}}
+    few_label.report(steps)
+    assert "2d_cnn_shipped - 2d_cnn_random: +12.5 points (1 seeds)" in capsys.readouterr().out
+
+
+def test_the_long_run_notices_a_held_out_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("pretrain_vit_tiny")
+    for dataset in script.DATASETS:
+        index = tmp_path / "slices" / dataset / "index.json"
+        index.parent.mkdir(parents=True)
+        index.write_text(json.dumps({"cases": [{"name": "of_nobody"}]}))
+    script.check_sources(tmp_path)
+    held_out = script.held_out_cases(script.DATASETS[1])[0]
+    index.write_text(json.dumps({"cases": [{"name": held_out}]}))
+    with pytest.raises(AssertionError):
+        script.check_sources(tmp_path)
+
+
+def test_what_a_command_prints_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("pretrain_vit_tiny")
+    code = script.call([sys.executable, "-c", "print('step 1'); raise SystemExit(3)"], tmp_path / "log.txt")
+    assert code == 3
+    assert (tmp_path / "log.txt").read_text() == "step 1\n"
+    assert capsys.readouterr().out == "step 1\n"
