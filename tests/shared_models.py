@@ -105,8 +105,8 @@ def make_fingerprint(plan: Plan) -> Fingerprint:
             relative_size=1.0,
             channels=(channel(100.0 + number), channel(50.0)),
             channels_in_mask=(channel(100.0), channel(50.0)),
-            class_voxels={"organ": 500, "lesion": 10 * number},
-            class_components={"organ": 1, "lesion": number},
+            class_voxels=dict(zip(plan.labels.foreground, (500, 10 * number))),
+            class_components=dict(zip(plan.labels.foreground, (1, number))),
         )
         for number in range(3)
     )
@@ -116,7 +116,7 @@ def make_fingerprint(plan: Plan) -> Fingerprint:
         stamp="0" * 16,
         file_ending=plan.file_ending,
         channel_names=plan.channel_names,
-        labels=CLASSES,
+        labels=plan.labels,
         cases=cases,
         intensity=plan.intensity,
         laterality_pairs=(),

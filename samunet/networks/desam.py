@@ -246,7 +246,8 @@ class DesamHead(SliceHead):
         if self.settings.min_iou > 0:
             weights = weights * (best >= self.settings.min_iou)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
-        return torch.zeros_like(iou, dtype=weights.dtype).scatter(1, chosen, weights)
+        # Zeros made of the values: zeros_like becomes a constant of the traced batch in an ONNX file.
+        return iou.to(weights.dtype).clamp(0, 0).scatter(1, chosen, weights)
 
     def _weighted_masks(
         self, context: tuple[Tensor, Tensor, Tensor], features: Features, tokens: Tensor, weights: Tensor
@@ -256,16 +257,20 @@ class DesamHead(SliceHead):
         outputs, number = weights.shape[2], min(self.settings.top_prompts, len(tokens))
         total: Tensor | None = None
         if number * outputs >= len(tokens):  # all of them are fewer
-            places = torch.arange(len(tokens), device=tokens.device).expand(len(weights), -1)
+            places = torch.arange(len(tokens), device=tokens.device).expand(weights.shape[0], -1)
             shares = weights
         else:  # the best prompts of every class, next to each other
             places = weights.topk(number, dim=1).indices.flatten(1)
-            own = torch.eye(outputs, device=weights.device, dtype=torch.bool).repeat(number, 1)
+            # No torch.eye: ONNX runtimes have none for truth values.
+            classes = torch.arange(outputs, device=weights.device)
+            own = (classes == classes[:, None]).repeat(number, 1)
             shares = weights.gather(1, places[..., None].expand(-1, -1, outputs)) * own
-        for index, share in zip(places.split(self.settings.chunk, 1), shares.split(self.settings.chunk, 1)):
-            logits, _ = self.prompted(context, features, tokens[index])
-            part = (logits * share[..., None, None].to(logits.dtype)).sum(1)
-            total = part if total is None else total + part
+        for first in range(0, int(places.shape[1]), self.settings.chunk):
+            part = slice(first, first + self.settings.chunk)
+            share = shares[:, part]
+            logits, _ = self.prompted(context, features, tokens[places[:, part]])
+            summed = (logits * share[..., None, None].to(logits.dtype)).sum(1)
+            total = summed if total is None else total + summed
         assert total is not None
         return total
 
