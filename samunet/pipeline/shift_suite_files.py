@@ -33,7 +33,7 @@ def asked(result: SuiteResult) -> tuple[tuple[str, ...], tuple[int, ...]]:
 def describe(result: SuiteResult, metric: str) -> str:
     """A table: methods in rows, the clean images, the mean of all changed ones, each kind at its worst."""
     kinds, severities = asked(result)
-    width = max(12, *(len(kind) + 2 for kind in kinds))
+    width = max(12, *(len(kind) + 4 for kind in kinds))
     heads = ("clean", "all shifts", *(f"{kind} {severities[-1]}" for kind in kinds))
     lines = [
         f"{metric} on {len(result.cases)} case(s) of {result.dataset}, fold {result.fold}",
