@@ -27,7 +27,10 @@ NAME = "samunet_vit_tiny"
 MOST_BYTES = 25_000_000
 ENDLESS = 10_000_000
 """Steps; the time budget shortens them to what fits."""
-SETTINGS = ("--tasks", "prompt=1,mae=0.25", "--synthetic_share", "0.6", "--batch", "8", "--seed", "0")
+SETTINGS = (
+    *("--tasks", "prompt=1,mae=0.25", "--synthetic_share", "0.6", "--batch", "8", "--seed", "0"),
+    *("--set", "clicks=1", "--set", "precision=bf16"),
+)
 
 
 def prepare(data: Path, workspace: Path) -> Path:
@@ -49,13 +52,15 @@ def check_sources(run: Path) -> None:
         assert not seen & set(held_out_cases(dataset)), dataset
 
 
-def keep_record(run: Path, weights: Path, folder: Path) -> None:
-    """Card, history and curve of the run, and what it printed."""
+def keep_record(workspace: Path, run: Path, folder: Path) -> None:
+    """Card, history and curve of the run, and what it printed, without the paths of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    card = weights.parent / f"{NAME}_fp16" / f"{NAME}_card.json"
-    for file in (card, run / "history.jsonl", run / "progress.png", run / "log.txt"):
+    card = workspace / "weights" / f"{NAME}_fp16" / f"{NAME}_card.json"
+    for file in (card, run / "history.jsonl", run / "progress.png"):
         if file.exists():
             shutil.copyfile(file, folder / file.name)
+    printed = (run / "log.txt").read_text(encoding="utf-8")
+    (folder / "log.txt").write_text(printed.replace(str(workspace), "WORKSPACE"), encoding="utf-8")
 
 
 def call(command: Sequence[str], log: Path) -> int:
@@ -105,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
     begun = (run / "checkpoint_latest.pth").exists()
     code = call([str(word) for word in (*command, *(["--c"] if begun else []))], run / "log.txt")
     if (run / "history.jsonl").exists() and arguments.keep:
-        keep_record(run, weights, arguments.keep)
+        keep_record(workspace, run, arguments.keep)
     if code or not weights.exists():
         return code
     check_sources(run)

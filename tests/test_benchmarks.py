@@ -89,3 +89,6 @@ def test_what_a_command_prints_is_kept(
     assert code == 3
     assert (tmp_path / "log.txt").read_text() == "step 1\n"
     assert capsys.readouterr().out == "step 1\n"
+    (tmp_path / "log.txt").write_text(f"Workspace: {tmp_path}\n")
+    script.keep_record(tmp_path, tmp_path, tmp_path / "kept")
+    assert (tmp_path / "kept" / "log.txt").read_text() == "Workspace: WORKSPACE\n"

@@ -20,13 +20,13 @@ def upscaled_masks(
     Args:
         upscaling: `output_upscaling` of the package's MaskDecoder.
         image: (B, C, h * w, E), one copy of the embedding per class.
-        weights: (B, C, E / 8), the classifier of each class.
+        weights: (B, C, E / 8), the classifier of each class, or (B, C, M, E / 8), several of each.
         grid: (h, w).
         details: nothing, or maps that are added at four times and at twice the resolution:
             (B, E / 8, 4h, 4w) and (B, E / 4, 2h, 2w).
 
     Returns:
-        (B, C, 4h, 4w)
+        (B, C, 4h, 4w), or (B, C, M, 4h, 4w).
     """
     first, norm, activation, second, last = upscaling
     batch, classes = image.shape[:2]
@@ -39,10 +39,10 @@ def upscaled_masks(
     if details:
         quadrupled = quadrupled + _as_cells(fine, grid, 2)
     quadrupled = last(quadrupled).view(batch * classes, -1, weights.shape[-1])
-    logits = quadrupled @ weights.reshape(batch * classes, -1, 1)
-    # (h, w, then row and column of either step) -> rows together, columns together
-    cells = logits.view(batch, classes, *grid, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-    return cells.reshape(batch, classes, 4 * grid[0], 4 * grid[1])
+    logits = quadrupled @ weights.reshape(batch * classes, -1, weights.shape[-1]).transpose(1, 2)
+    # (h, w, then row and column of either step, masks) -> masks, rows together, columns together
+    cells = logits.view(batch, classes, *grid, 2, 2, 2, 2, -1).permute(0, 1, 8, 2, 4, 6, 3, 5, 7)
+    return cells.reshape(*weights.shape[:-1], 4 * grid[0], 4 * grid[1])
 
 
 def _fourfold(layer: nn.ConvTranspose2d, cells: Tensor) -> Tensor:

@@ -90,10 +90,9 @@ class PromptableSam(nn.Module):
     def _masks(self, tokens: Tensor, image: Tensor, wanted: slice, grid: tuple[int, int]) -> Tensor:
         chosen = range(self.mask_decoder.num_mask_tokens)[wanted]
         weights = [self.mask_decoder.output_hypernetworks_mlps[i](tokens[:, :, i]) for i in chosen]
+        # One upscaled image of an object serves all its masks; the products with it are cheap.
         upscaling = self.mask_decoder.output_upscaling
-        # The upscaled image is the same for the masks of an object; the products with it are cheap.
-        masks = [upscaled_masks(upscaling, image, weight, grid, []) for weight in weights]
-        return torch.stack(masks, dim=2)
+        return upscaled_masks(upscaling, image, torch.stack(weights, dim=2), grid, [])
 
     def _tokens(self, prompts: Prompts) -> Tensor:
         """Embeddings (B, K, T, E) of the prompt tokens, as the package's prompt encoder makes them."""

@@ -31,6 +31,15 @@ def test_it_equals_the_packages_layers() -> None:
     )
 
 
+def test_several_masks_of_an_object_equal_one_at_a_time() -> None:
+    layers, image, weights = upscaling(), draw(2, 3, 15, 32), draw(2, 3, 4, 4)
+    found = upscaled_masks(layers, image, weights, GRID, [])
+    assert found.shape == (2, 3, 4, 12, 20)
+    for mask in range(4):
+        alone = upscaled_masks(layers, image, weights[:, :, mask], GRID, [])
+        torch.testing.assert_close(found[:, :, mask], alone, atol=1e-5, rtol=1e-4)
+
+
 def test_details_are_added_where_they_belong() -> None:
     layers, image, weights = upscaling(), draw(2, 1, 15, 32), draw(2, 1, 4)
     fine, coarse = draw(2, 4, 12, 20), draw(2, 8, 6, 10)
