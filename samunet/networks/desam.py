@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.networks.desam_masks import DecoupledMasks
-from samunet.networks.features import Features
+from samunet.networks.features import Features, zeros_of
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import SamVariant, get_variant
@@ -206,7 +206,7 @@ class DesamHead(SliceHead):
         assert self.prompts is not None
         neck = features.levels[-1]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        queries = torch.cat([own.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
+        queries = torch.cat([zeros_of(tokens[..., :1, :]) + own, tokens], dim=-2)
         image = (neck + self.prompts.no_mask_embed.weight[:, :, None, None]).flatten(2).transpose(1, 2)
         position = self.prompts.pe_layer(neck.shape[-2:]).flatten(1).T.to(image.dtype)
         queries, keys = two_way(self.transformer, image, position, queries)
@@ -246,8 +246,7 @@ class DesamHead(SliceHead):
         if self.settings.min_iou > 0:
             weights = weights * (best >= self.settings.min_iou)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
-        # Zeros made of the values: zeros_like becomes a constant of the traced batch in an ONNX file.
-        return iou.to(weights.dtype).clamp(0, 0).scatter(1, chosen, weights)
+        return zeros_of(iou.to(weights.dtype)).scatter(1, chosen, weights)
 
     def _weighted_masks(
         self, context: tuple[Tensor, Tensor, Tensor], features: Features, tokens: Tensor, weights: Tensor
@@ -278,7 +277,7 @@ class DesamHead(SliceHead):
         """A channel of zeros in front of (B, K, ...) logits, where there is a background class."""
         if not self.settings.background:
             return logits
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return torch.cat([zeros_of(logits[:, :1]), logits], dim=1)
 
     def grid_xy(self, device: torch.device) -> Tensor:
         """Points (grid_side ** 2, 2) in the middle of equal cells of the square, input pixels."""

@@ -20,3 +20,8 @@ class Features:
     levels: tuple[Tensor, ...]
     output_size: tuple[int, ...]
     image: Tensor | None = None
+
+
+def zeros_of(values: Tensor) -> Tensor:
+    """Zeros of that shape and type; unlike `zeros_like` no constant of the traced batch in an ONNX file."""
+    return values.detach().clamp(0, 0)
