@@ -198,14 +198,15 @@ def test_optimizers_and_groups() -> None:
 
 
 def test_signals_outside_the_main_thread_are_left_alone() -> None:
-    seen = []
+    seen, before = [], signal.getsignal(signal.SIGINT)  # a background shell ignores it
 
     def work() -> None:
         with stop_signals() as flag:
             seen.append(flag.name)
+            seen.append(signal.getsignal(signal.SIGINT) is before)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [None]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert seen == [None, True]
+    assert signal.getsignal(signal.SIGINT) is before
