@@ -75,9 +75,7 @@ class PretrainRun:
     resume_from: PretrainCheckpoint | None = None
 
     def __post_init__(self) -> None:
-        self.precision = Precision.choose(self.device, "bf16")
-        if self.settings.precision == "bf16" and self.device.type == "cpu":
-            self.precision = Precision(name="bf16")
+        self.precision = Precision.choose(self.device, "bf16", self.settings.precision)
         self.phases = (phase_of(self.settings),)
         with fixed_random(self.settings.seed):
             channels = 0 if self.teacher is None else self.teacher.channels

@@ -44,8 +44,8 @@ class PretrainSettings:
         teacher_size: side in pixels of the teacher's input; 0 takes the one its tables are made for.
         learning_rate / weight_decay / warmup_steps / clip: AdamW, linear warm-up, then polynomial to zero.
         epoch_steps / val_batches: steps between two lines of the history, and batches it is validated on.
-        precision: `bf16` computes products in half precision on CPUs too, which helps those with instructions
-            for it; `auto` does so on CUDA only.
+        precision: as the setting of that name in training (`Precision.choose`): `auto` is bf16 on CUDA and
+            fp32 elsewhere.
         seed: of weights, pictures and every draw.
     """
 
@@ -68,7 +68,7 @@ class PretrainSettings:
     clip: float = 1.0
     epoch_steps: int = 100
     val_batches: int = 4
-    precision: Literal["auto", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
