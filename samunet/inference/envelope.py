@@ -1,21 +1,28 @@
 """The envelope of the training cases: in which respects a new case lies outside, in plain words.
 
-The ranges come from the fingerprint beside the model and need no calibration. A flag says that the model has
+The ranges come from the fingerprint beside the model, or from its envelope in a model that was installed, and
+need no calibration. A flag says that the model has
 not seen the like, not that the segmentation is wrong.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from samunet.inference.case_features import CaseFeatures, InputFacts, voxel_volume_ml
-from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint
+from samunet.inference.case_features import CaseFeatures, InputFacts
+from samunet.planning.fingerprint import ChannelStatistics, Fingerprint
+from samunet.planning.fingerprint_envelope import (
+    ChannelSpread,
+    FingerprintEnvelope,
+    Spread,
+    envelope_of,
+    orientation,
+)
 from samunet.planning.plan import Normalization
 
 SPACING_SLACK = 1.1
@@ -47,12 +54,29 @@ class Flag:
 
 
 class Envelope:
-    """Ranges of the training cases of a model."""
+    """Ranges of the training cases of a model.
 
-    def __init__(self, fingerprint: Fingerprint, normalization: Sequence[Normalization]) -> None:
-        """The normalisation per channel decides how intensities compare; see `PER_CASE_SCALE`."""
-        self.fingerprint = fingerprint
+    Args:
+        ranges: of the fingerprint.
+        normalization: per channel; it decides how intensities compare, see `PER_CASE_SCALE`.
+        cases: intensities of each training case by name, where they are known; see `distance`.
+    """
+
+    def __init__(
+        self,
+        ranges: FingerprintEnvelope,
+        normalization: Sequence[Normalization],
+        cases: Mapping[str, Sequence[ChannelStatistics]] | None = None,
+    ) -> None:
+        self.ranges = ranges
         self.normalization = tuple(normalization)
+        self.cases = dict(cases or {})
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, normalization: Sequence[Normalization]) -> Envelope:
+        """The envelope of a fingerprint, which knows its single cases."""
+        cases = {case.name: case.channels for case in fingerprint.cases}
+        return cls(envelope_of(fingerprint), normalization, cases)
 
     def flags(self, features: CaseFeatures) -> tuple[Flag, ...]:
         """Everything in which a case lies outside; empty when nothing does."""
@@ -70,26 +94,30 @@ class Envelope:
         A training case itself (by name) is compared with the others, so that a case of the validation is no
         nearer than a new one. None below three others.
         """
-        others = self._table[[case.name != features.case for case in self.fingerprint.cases]]
-        if len(others) < FEWEST_CASES:
+        if features.case in self.cases:
+            others = np.array([self._row(c) for name, c in self.cases.items() if name != features.case])
+            if len(others) < FEWEST_CASES:
+                return None
+            mean, spread = others.mean(axis=0), others.std(axis=0, ddof=1)
+        elif self.ranges.cases < FEWEST_CASES:
             return None
-        off = np.abs(self._row(features.input.channels) - others.mean(axis=0))
-        spread = others.std(axis=0, ddof=1)
-        scores = np.where(spread > 0, off / np.where(spread > 0, spread, 1), FARTHEST * (off > 0))
+        else:
+            pairs = zip(self.ranges.channels, self.normalization)
+            known = [found for channel, kind in pairs for found in _spreads(channel, kind).values()]
+            mean, spread = (np.array([getattr(s, key) for s in known]) for key in ("mean", "std"))
+        off = np.abs(self._row(features.input.channels) - mean)
+        rounding = 1e-9 * np.maximum(np.abs(mean), 1)  # a figure that is the same in all cases has no spread
+        varied = spread > rounding
+        scores = np.where(varied, off / np.where(varied, spread, 1), FARTHEST * (off > rounding))
         return float(np.sqrt(np.mean(np.square(scores.clip(max=FARTHEST)))))
-
-    @cached_property
-    def _table(self) -> np.ndarray:
-        """Intensity measures of the training cases, one case a row."""
-        return np.array([self._row(case.channels) for case in self.fingerprint.cases])
 
     def _row(self, channels: Sequence[ChannelStatistics]) -> np.ndarray:
         pairs = zip(channels, self.normalization)
         return np.array([value for channel, kind in pairs for value in _measures(channel, kind).values()])
 
     def _dimension(self, facts: InputFacts) -> Iterator[Flag]:
-        kinds = {case.is_2d for case in self.fingerprint.cases}
-        if facts.is_2d not in kinds:
+        alike = self.ranges.planes if facts.is_2d else self.ranges.cases - self.ranges.planes
+        if not alike:
             words = ("a plane", "volumes") if facts.is_2d else ("a volume", "planes")
             yield Flag(topic="dimension", reason=f"the image is {words[0]}; training had {words[1]}")
 
@@ -98,7 +126,7 @@ class Envelope:
 
     def _spacing(self, facts: InputFacts) -> Iterator[Flag]:
         for axis, name in self._axes(facts):
-            low, high = _range(case.spacing_mm[axis] for case in self.fingerprint.cases)
+            low, high = self.ranges.spacing_mm[axis].min, self.ranges.spacing_mm[axis].max
             own = facts.spacing_mm[axis]
             if not low / SPACING_SLACK <= own <= high * SPACING_SLACK:
                 reason = f"spacing {name} {own:.4g} mm; training had {_span(low, high)} mm"
@@ -106,7 +134,7 @@ class Envelope:
 
     def _extent(self, facts: InputFacts) -> Iterator[Flag]:
         for axis, name in self._axes(facts):
-            low, high = _range(c.shape_after_crop[axis] * c.spacing_mm[axis] for c in self.fingerprint.cases)
+            low, high = self.ranges.extent_mm[axis].min, self.ranges.extent_mm[axis].max
             own = facts.shape_after_crop[axis] * facts.spacing_mm[axis]
             if not low / EXTENT_SLACK <= own <= high * EXTENT_SLACK:
                 reason = f"image {own:.4g} mm long along {name}; training had {_span(low, high)} mm"
@@ -115,52 +143,34 @@ class Envelope:
     def _orientation(self, facts: InputFacts) -> Iterator[Flag]:
         if facts.is_2d:
             return
-        known = sorted({orientation(case.direction) for case in self.fingerprint.cases})
         own = orientation(facts.direction)
-        if own not in known:
-            reason = f"axes run to {own} (x, y, z); training had {', '.join(known)}"
+        if own not in self.ranges.orientations:
+            reason = f"axes run to {own} (x, y, z); training had {', '.join(self.ranges.orientations)}"
             yield Flag(topic="orientation", reason=reason)
 
     def _intensity(self, facts: InputFacts) -> Iterator[Flag]:
-        cases = self.fingerprint.cases
-        for channel, kind in enumerate(self.normalization):
-            name, own = self.fingerprint.channel_names[channel], facts.channels[channel]
+        for own, trained, kind in zip(facts.channels, self.ranges.channels, self.normalization):
             if own.std == 0:
-                yield Flag(topic="intensity", reason=f"{name}: all intensities are the same")
-            elif len(cases) >= FEWEST_CASES:
-                trained = [_measures(case.channels[channel], kind) for case in cases]
-                yield from _outside(name, _measures(own, kind), trained)
+                yield Flag(topic="intensity", reason=f"{trained.name}: all intensities are the same")
+            elif self.ranges.cases >= FEWEST_CASES:
+                yield from _outside(trained.name, _measures(own, kind), _spreads(trained, kind))
 
     def _classes(self, features: CaseFeatures) -> Iterator[Flag]:
-        cases = self.fingerprint.cases
-        if len(cases) < FEWEST_CASES:
+        if self.ranges.cases < FEWEST_CASES:
             return
         for name, found in features.classes.items():
-            volumes = [v for case in cases if (v := class_volume_ml(case, name)) > 0]
-            share = len(volumes) / len(cases)
+            trained = self.ranges.classes[name]
+            share, volume = trained.cases / self.ranges.cases, trained.volume
             if not found.volume_ml:
                 if share >= ALWAYS_THERE:
                     reason = f"no {name} was found; {share:.0%} of the training cases have it"
                     yield Flag(topic="class", reason=reason)
-            elif volumes and not (
-                min(volumes) / VOLUME_SLACK <= found.volume_ml <= max(volumes) * VOLUME_SLACK
+            elif volume is not None and not (
+                volume.min / VOLUME_SLACK <= found.volume_ml <= volume.max * VOLUME_SLACK
             ):
-                told = _span(min(volumes), max(volumes))
+                told = _span(volume.min, volume.max)
                 reason = f"{name} has {found.volume_ml:.4g} ml; training had {told} ml"
                 yield Flag(topic="volume", reason=reason)
-
-
-def class_volume_ml(case: CaseFingerprint, name: str) -> float:
-    """Volume of a class or region in a training case."""
-    return case.class_voxels[name] * voxel_volume_ml(case.spacing_mm, case.is_2d)
-
-
-def orientation(direction: Sequence[float]) -> str:
-    """Where the image's x, y and z axes run to in the patient: `LPS` for an identity in SimpleITK's frame."""
-    matrix = np.asarray(direction).reshape(3, 3)
-    letters = ("RL", "AP", "IS")
-    nearest = [int(np.argmax(np.abs(column))) for column in matrix.T]
-    return "".join(letters[row][int(matrix[row, axis] > 0)] for axis, row in enumerate(nearest))
 
 
 def _measures(channel: ChannelStatistics, kind: Normalization) -> dict[str, float]:
@@ -178,20 +188,29 @@ def _measures(channel: ChannelStatistics, kind: Normalization) -> dict[str, floa
     }
 
 
-def _outside(name: str, own: dict[str, float], trained: Sequence[dict[str, float]]) -> Iterator[Flag]:
+def _spreads(channel: ChannelSpread, kind: Normalization) -> dict[str, Spread]:
+    """The same measures over the training cases."""
+    if kind not in PER_CASE_SCALE:
+        return {
+            "mean": channel.mean,
+            "0.5th percentile": channel.percentile_00_5,
+            "99.5th percentile": channel.percentile_99_5,
+        }
+    return {
+        "0.5th percentile in SD from the mean": channel.low_in_std,
+        "99.5th percentile in SD from the mean": channel.high_in_std,
+    }
+
+
+def _outside(name: str, own: Mapping[str, float], trained: Mapping[str, Spread]) -> Iterator[Flag]:
     for measure, value in own.items():
-        low, high = _range(case[measure] for case in trained)
+        low, high = trained[measure].min, trained[measure].max
         slack = INTENSITY_SLACK * (high - low)
         # A figure that is the same in all training cases (air of -1024) may differ by rounding.
         slack = max(slack, 1e-3 * max(abs(low), abs(high), 1e-6))
         if not (math.isfinite(value) and low - slack <= value <= high + slack):
             reason = f"{name}: {measure} {value:.4g}; training had {_span(low, high)}"
             yield Flag(topic="intensity", reason=reason)
-
-
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    known = list(values)
-    return min(known), max(known)
 
 
 def _span(low: float, high: float) -> str:

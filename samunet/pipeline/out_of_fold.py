@@ -13,8 +13,10 @@ from samunet.errors import SamunetError
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
+from samunet.pipeline.model_file.contents import ENVELOPE_FILE
 from samunet.planning.case_measurement import hash_files
 from samunet.planning.fingerprint import Fingerprint
+from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record
 from samunet.trainers.identity import read_run
@@ -58,13 +60,15 @@ def validated_folds(model_folder: Path) -> tuple[int, ...]:
 
 
 def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> Envelope | None:
-    """The envelope of a model's training cases; None where the folder has no fingerprint."""
-    file = model_folder / "fingerprint.json"
-    if not file.is_file():
+    """The envelope of a model's training cases; None where the folder has neither fingerprint nor ranges."""
+    file, ranges = model_folder / "fingerprint.json", model_folder / ENVELOPE_FILE
+    if not (file.is_file() or ranges.is_file()):
         return None
     name = next(n for n in plan.configurations if plan.configuration_hash(n) == configuration_hash)
     data = plan.data_of(plan.configuration(name))
-    return Envelope(read_record(Fingerprint, file), data.normalization)
+    if file.is_file():
+        return Envelope.of(read_record(Fingerprint, file), data.normalization)
+    return Envelope(read_record(FingerprintEnvelope, ranges), data.normalization)
 
 
 def read_fold(

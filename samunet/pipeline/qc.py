@@ -99,7 +99,7 @@ class QCReport:
         flagged = [case for case in self.cases if case.flags]
         lines = [f"Quality control ({QC_FILE}, cases in the order of review): {self.calibration}"]
         if not self.input_checked:
-            lines.append("The model folder has no fingerprint.json: the input was not checked.")
+            lines.append("The model folder has no fingerprint: the input was not checked.")
         if flagged:
             number = f"{len(flagged)} of {len(self.cases)} cases"
             lines.append(f"Unlike the training cases, so look at them first: {number}.")

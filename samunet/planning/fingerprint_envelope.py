@@ -28,13 +28,20 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSpread:
-    """Statistics of a channel of each case (over the crop, stored units), spread over the cases."""
+    """Statistics of a channel of each case (over the crop, stored units), spread over the cases.
+
+    Attributes:
+        low_in_std / high_in_std: the percentiles in standard deviations from the case's own mean: what is
+            left to compare where each case is normalised by itself.
+    """
 
     name: str
     mean: Spread
     std: Spread
     percentile_00_5: Spread
     percentile_99_5: Spread
+    low_in_std: Spread
+    high_in_std: Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,8 @@ class FingerprintEnvelope:
 
     Attributes:
         cases: number of training cases.
-        is_2d: the images are planes.
+        planes: how many of the cases are planes; the others are volumes.
+        orientations: where the axes of the volumes run to (`orientation`), each that occurs once.
         spacing_mm: voxel size per axis; `shape` voxels, `extent_mm` their product, after the crop to the
             nonzero box.
         channels: in the order of the images.
@@ -63,7 +71,8 @@ class FingerprintEnvelope:
     dataset: str
     file_ending: str
     cases: int
-    is_2d: bool
+    planes: int
+    orientations: tuple[str, ...]
     natural_image: bool
     spacing_mm: tuple[Spread, Spread, Spread]
     shape: tuple[Spread, Spread, Spread]
@@ -73,6 +82,11 @@ class FingerprintEnvelope:
     classes: dict[str, ClassSpread]
     laterality_pairs: tuple[tuple[str, str], ...]
 
+    @property
+    def is_2d(self) -> bool:
+        """Whether all images are planes."""
+        return self.planes == self.cases
+
 
 def envelope_of(fingerprint: Fingerprint) -> FingerprintEnvelope:
     """The ranges of a fingerprint's cases."""
@@ -81,7 +95,8 @@ def envelope_of(fingerprint: Fingerprint) -> FingerprintEnvelope:
         dataset=fingerprint.dataset,
         file_ending=fingerprint.file_ending,
         cases=len(cases),
-        is_2d=all(case.is_2d for case in cases),
+        planes=sum(case.is_2d for case in cases),
+        orientations=tuple(sorted({orientation(case.direction) for case in cases if not case.is_2d})),
         natural_image=fingerprint.natural_image,
         spacing_mm=_by_axis([case.spacing_mm for case in cases]),
         shape=_by_axis([case.shape_after_crop for case in cases]),
@@ -105,7 +120,17 @@ def _channel_spread(name: str, found: Sequence[ChannelStatistics]) -> ChannelSpr
         std=_spread(one.std for one in found),
         percentile_00_5=_spread(one.percentile_00_5 for one in found),
         percentile_99_5=_spread(one.percentile_99_5 for one in found),
+        low_in_std=_spread((one.percentile_00_5 - one.mean) / (one.std or 1.0) for one in found),
+        high_in_std=_spread((one.percentile_99_5 - one.mean) / (one.std or 1.0) for one in found),
     )
+
+
+def orientation(direction: Sequence[float]) -> str:
+    """Where the image's x, y and z axes run to in the patient: `LPS` for an identity in SimpleITK's frame."""
+    matrix = np.asarray(direction).reshape(3, 3)
+    letters = ("RL", "AP", "IS")
+    nearest = [int(np.argmax(np.abs(column))) for column in matrix.T]
+    return "".join(letters[row][int(matrix[row, axis] > 0)] for axis, row in enumerate(nearest))
 
 
 def _by_axis(rows: list) -> tuple[Spread, Spread, Spread]:

@@ -21,16 +21,17 @@ from samunet.inference.case_features import (
     features_file,
     input_facts,
 )
-from samunet.inference.envelope import Envelope, orientation
+from samunet.inference.envelope import Envelope
 from samunet.inference.pass_statistics import PassFigures
 from samunet.planning.case_measurement import CaseArrays, measure_arrays
+from samunet.planning.fingerprint_envelope import envelope_of, orientation
 from samunet.preprocessing.case import preprocess_case
 from samunet.records import read_record
 
 
 def told(features: CaseFeatures, kind: str = "ct") -> dict[str, str]:
     reasons: dict[str, str] = {}
-    for flag in Envelope(FINGERPRINT, (kind,)).flags(features):  # type: ignore[arg-type]
+    for flag in Envelope.of(FINGERPRINT, (kind,)).flags(features):  # type: ignore[arg-type]
         reasons[flag.topic] = f"{reasons.get(flag.topic, '')} {flag.reason}"
     return reasons
 
@@ -84,7 +85,7 @@ def test_scale_does_not_matter_where_each_case_is_normalised_alone() -> None:
 
 
 def test_distance_leaves_the_case_itself_out() -> None:
-    envelope = Envelope(FINGERPRINT, ("ct",))
+    envelope = Envelope.of(FINGERPRINT, ("ct",))
     edge = case("case_4", channels=trained(4).channels)
     twin = replace(edge, case="twin")
     near, far = envelope.distance(twin), envelope.distance(edge)
@@ -93,7 +94,20 @@ def test_distance_leaves_the_case_itself_out() -> None:
     assert far > near
     assert envelope.distance(case(channels=(channel(1e6, 1),))) == 10
     few = replace(FINGERPRINT, cases=FINGERPRINT.cases[:2])
-    assert Envelope(few, ("ct",)).distance(case()) is None
+    assert Envelope.of(few, ("ct",)).distance(case()) is None
+
+
+def test_the_ranges_alone_judge_a_new_case_alike() -> None:
+    """A model that was installed knows no single case."""
+    for kind in ("ct", "zscore"):
+        whole = Envelope.of(FINGERPRINT, (kind,))  # type: ignore[arg-type]
+        ranges = Envelope(envelope_of(FINGERPRINT), (kind,))  # type: ignore[arg-type]
+        for new in (case(), case(channels=(channel(1000, 22),)), case(organ_ml=0.0), case(is_2d=True)):
+            assert ranges.flags(new) == whole.flags(new)
+            rows = np.array([whole._row(c) for c in whole.cases.values()])
+            spread, off = rows.std(0, ddof=1), np.abs(whole._row(new.input.channels) - rows.mean(0))
+            scores = [10 * (o > 1e-6) if s < 1e-6 else min(o / s, 10) for o, s in zip(off, spread)]
+            assert ranges.distance(new) == pytest.approx(np.sqrt(np.mean(np.square(scores))), rel=1e-6)
 
 
 def test_orientation_codes() -> None:
