@@ -21,8 +21,10 @@ def held_out_cases(dataset: str) -> list[str]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, a copy elsewhere."""
+    """A hard link where the file system allows it, a copy elsewhere; a link that is there stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and target.samefile(source):  # another process may have made it just now
+        return
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
