@@ -17,6 +17,7 @@ ROOT_VARIABLE = "SAMUNET_WORKSPACE"
 WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
 LONGEST_NAME = 100
 """Longest name of a folder that is put together from several names."""
+SUMMARY_FILE = "summary.json"
 QC_FILE = "qc.json"
 QC_FEATURES_FOLDER = "qc_features"
 QC_MODEL_FILE = "qc_model.json"
@@ -223,6 +224,11 @@ def user_weights(environment: Mapping[str, str] | None = None) -> Path:
     env = os.environ if environment is None else environment
     cache = Path(env.get("XDG_CACHE_HOME") or "~/.cache") / "samunet" / "weights"
     return _absolute(env.get(WEIGHTS_VARIABLE) or cache)
+
+
+def validation_folder(model_folder: Path, fold: int | str) -> Path:
+    """Predictions of the cases that a fold kept out, with their scores in SUMMARY_FILE."""
+    return fold_folder(model_folder, fold) / "validation"
 
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:

@@ -11,6 +11,11 @@ FLAT_SPACING_MM = 999.0
 """Through-plane spacing given to 2D images, so that the slice axis is always the coarse one."""
 
 
+def voxel_volume_mm3(spacing_mm: Sequence[float], is_2d: bool) -> float:
+    """Volume of a voxel of spacing z, y, x; a plane is 1 mm thick, whatever nominal spacing it was given."""
+    return float(np.prod(spacing_mm[1:] if is_2d else spacing_mm))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Geometry of a (Z, Y, X) array; a 2D image is (1, Y, X) with `is_2d`.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from samunet.data.geometry import Geometry, bounding_box
+from samunet.data.geometry import Geometry, bounding_box, voxel_volume_mm3
 from samunet.data.labels import LabelSet
 from samunet.inference.files import flat_arguments
 from samunet.inference.pass_statistics import PassFigures
@@ -151,7 +151,7 @@ def class_features(
     segmentation: np.ndarray, geometry: Geometry, labels: LabelSet, passes: Mapping[str, PassFigures]
 ) -> dict[str, ClassFeatures]:
     """Features of every foreground class or region of a segmentation (Z, Y, X) in dataset.json's values."""
-    voxel_ml = voxel_volume_ml(geometry.spacing_mm, geometry.is_2d)
+    voxel_ml = voxel_volume_mm3(geometry.spacing_mm, geometry.is_2d) / 1000
     result = {}
     for name in labels.foreground:
         values = labels.labels[name]
@@ -175,9 +175,3 @@ def component_sizes(mask: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     pieces, _ = connected(mask[bounding_box(mask).slices], np.ones((3, 3, 3), bool))
     return np.bincount(pieces.ravel())[1:]
-
-
-def voxel_volume_ml(spacing_mm: tuple[float, float, float], is_2d: bool) -> float:
-    """Volume of a voxel; the nominal spacing across a plane counts as 1 mm."""
-    z, y, x = spacing_mm
-    return (1.0 if is_2d else z) * y * x / 1000

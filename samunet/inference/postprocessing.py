@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from samunet.data.geometry import Box, Geometry, bounding_box
+from samunet.data.geometry import Box, Geometry, bounding_box, voxel_volume_mm3
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, read_label, segmentation_ending, write_segmentation
 from samunet.data.workers import Progress, map_in_workers, worker_count
@@ -112,8 +112,7 @@ class Postprocessing:
 
 def voxel_mm3(geometry: Geometry) -> float:
     """Volume of a voxel; a plane is 1 mm thick."""
-    spacing = geometry.spacing_mm[1:] if geometry.is_2d else geometry.spacing_mm
-    return float(np.prod(spacing))
+    return voxel_volume_mm3(geometry.spacing_mm, geometry.is_2d)
 
 
 def part_indices(labels: LabelSet, target: str | None) -> tuple[int, ...]:

@@ -17,14 +17,14 @@ from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
 from samunet.evaluation.scores import Evaluation
-from samunet.inference.files import ARGUMENTS_FILE
+from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.planning.plan import Plan
-from samunet.records import read_json, write_json
+from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import SUMMARY_FILE, Workspace, fold_folder, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def accumulate_crossval(
     left_out = _check_complete(workspace, model_folder, dataset, runs, fold_of_case, ending)
     checkpoint = _check_alike(model_folder, runs)
     sources = {
-        name: fold_folder(model_folder, fold) / "validation" / f"{name}{ending}"
+        name: validation_folder(model_folder, fold) / f"{name}{ending}"
         for name, fold in sorted(fold_of_case.items())
     }
     record = CrossvalRecord(
@@ -133,7 +133,7 @@ def accumulate_crossval(
     evaluation = evaluate_cases(
         pairs, plan.labels, groups=dataset.groups or None, workers=workers, progress=progress
     )
-    evaluation.save(folder / "summary.json")
+    evaluation.save(folder / SUMMARY_FILE)
     evaluation.save_csv(folder / "summary.csv")
     return CrossvalResult(folder=folder, record=record, evaluation=evaluation)
 
@@ -186,7 +186,7 @@ def _check_complete(
     """
     lacking: dict[int, list[str]] = {}
     for name, fold in sorted(fold_of_case.items()):
-        if not (fold_folder(model_folder, fold) / "validation" / f"{name}{ending}").is_file():
+        if not (validation_folder(model_folder, fold) / f"{name}{ending}").is_file():
             lacking.setdefault(fold, []).append(name)
     train = _train_command(model_folder, dataset.name)
     faults = [
@@ -260,12 +260,8 @@ def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:
 
 def _way(model_folder: Path, fold: int) -> dict[str, Any]:
     """How a fold's validation cases were predicted."""
-    arguments = read_json(fold_folder(model_folder, fold) / "validation" / ARGUMENTS_FILE)
-    return {
-        "checkpoint": arguments["models"][0]["checkpoint"],
-        "step_size": arguments["step_size"],
-        "mirroring": arguments["mirroring"],
-    }
+    arguments = single_model_arguments(validation_folder(model_folder, fold))
+    return {key: arguments[key] for key in ("checkpoint", "step_size", "mirroring")}
 
 
 def _gather(sources: Mapping[str, Path], folder: Path, record: CrossvalRecord, model_folder: Path) -> None:

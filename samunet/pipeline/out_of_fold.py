@@ -20,7 +20,7 @@ from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record
 from samunet.trainers.identity import read_run
-from samunet.workspace import QC_FEATURES_FOLDER, fold_folder
+from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, validation_folder
 
 SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
 """Arguments (`single_model_arguments`) in which calibration and prediction must agree."""
@@ -47,14 +47,9 @@ class OutOfFoldCase:
     missed: dict[str, bool]
 
 
-def validation_folder(model_folder: Path, fold: int | str) -> Path:
-    """Out-of-fold predictions of a fold."""
-    return fold_folder(model_folder, fold) / "validation"
-
-
 def validated_folds(model_folder: Path) -> tuple[int, ...]:
     """Numbers of the folds whose whole-case validation is there."""
-    folders = [f for f in Path(model_folder).glob("fold_*") if (f / "validation" / "summary.json").is_file()]
+    folders = [f for f in Path(model_folder).glob("fold_*") if (f / "validation" / SUMMARY_FILE).is_file()]
     names = [folder.name.removeprefix("fold_") for folder in folders]
     return tuple(sorted(int(name) for name in names if name.isdecimal()))
 
@@ -80,7 +75,7 @@ def read_fold(
         SamunetError: not validated, or features are missing or belong to another prediction.
     """
     folder = validation_folder(model_folder, fold)
-    summary = read_json(folder / "summary.json")
+    summary = read_json(folder / SUMMARY_FILE)
     arguments = single_model_arguments(folder)
     envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
@@ -112,7 +107,7 @@ def read_groups(model_folder: Path, folds: Sequence[int | str]) -> dict[str, str
     file = model_folder / "fingerprint.json"
     groups = dict(read_record(Fingerprint, file).groups) if file.is_file() else {}
     for fold in folds:
-        summary = read_json(validation_folder(model_folder, fold) / "summary.json")
+        summary = read_json(validation_folder(model_folder, fold) / SUMMARY_FILE)
         named = {entry["case"]: entry["group"] for entry in summary["metric_per_case"]}
         groups |= {case: group for case, group in named.items() if group is not None}
     return groups
@@ -122,7 +117,7 @@ def fold_hash(model_folder: Path, fold: int | str) -> str:
     """Identifies the scores and features of a fold's validation."""
     folder = validation_folder(model_folder, fold)
     features = sorted((folder / QC_FEATURES_FOLDER).glob("*.json"))
-    return hash_files([folder / "summary.json", *features])
+    return hash_files([folder / SUMMARY_FILE, *features])
 
 
 def feature_values(features: ClassFeatures, distance: float | None) -> dict[str, float | None]:

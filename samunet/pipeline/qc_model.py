@@ -26,10 +26,9 @@ from samunet.pipeline.out_of_fold import (
     read_fold,
     read_groups,
     validated_folds,
-    validation_folder,
 )
 from samunet.records import read_json, write_json
-from samunet.workspace import QC_MODEL_FILE
+from samunet.workspace import QC_MODEL_FILE, SUMMARY_FILE, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,7 @@ def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QC
     try:
         validated: set[str] = set()
         for fold in validated_folds(model_folder):
-            summary = read_json(validation_folder(model_folder, fold) / "summary.json")
+            summary = read_json(validation_folder(model_folder, fold) / SUMMARY_FILE)
             validated |= {entry["case"] for entry in summary["metric_per_case"]}
         return calibrate(model_folder) if set(case_names) <= validated else None
     except SamunetError as fault:

@@ -29,13 +29,12 @@ from samunet.pipeline.models import ModelRequest, find_model
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import read_run
-from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folder
 
 logger = logging.getLogger(__name__)
 
 CLEAN = "clean"
 CONDITION_FILE = "condition.json"
-SUMMARY_FILE = "summary.json"
 Fold = int | str
 
 

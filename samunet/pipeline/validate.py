@@ -17,7 +17,7 @@ from samunet.inference.predictor import Predictor
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
 from samunet.trainers.checkpoint import FINAL
-from samunet.workspace import fold_folder
+from samunet.workspace import validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
         device=request.device,
         weights_folder=request.weights_folder,
     )
-    folder = fold_folder(request.model_folder, request.fold) / "validation"
+    folder = validation_folder(request.model_folder, request.fold)
     logger.info("Validation on %d whole cases. %s", len(request.cases), predictor.describe())
     outcome = predictor.predict_files(
         request.cases, folder, FileOptions(save_probabilities=request.save_probabilities)

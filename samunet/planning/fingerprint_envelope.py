@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samunet.data.geometry import voxel_volume_mm3
 from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint
 from samunet.planning.plan import IntensityProperties
 
@@ -144,8 +145,7 @@ def _class_spread(name: str, cases: tuple[CaseFingerprint, ...]) -> ClassSpread:
 
 
 def _volume(case: CaseFingerprint, name: str) -> float:
-    spacing = case.spacing_mm[1:] if case.is_2d else case.spacing_mm
-    return case.class_voxels[name] * float(np.prod(spacing)) / 1000
+    return case.class_voxels[name] * voxel_volume_mm3(case.spacing_mm, case.is_2d) / 1000
 
 
 def _spread(values: Iterable[float]) -> Spread:

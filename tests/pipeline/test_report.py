@@ -6,17 +6,21 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from commands import SHORT, no_measuring
+from tiny_quality import FINGERPRINT
 
 from samunet.cli import plan_and_preprocess, report, train
+from samunet.data.geometry import FLAT_SPACING_MM
+from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
-from samunet.pipeline.report.content import Cell, with_interval
+from samunet.pipeline.report.content import Cell, data_table, with_interval
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
 from samunet.workspace import Workspace
 
@@ -172,3 +176,13 @@ def test_an_undefined_interval_is_left_out() -> None:
     assert with_interval(0.5, (0.4, 0.61)) == Cell(text="0.500", interval="[0.400, 0.610]")
     assert with_interval(0.5, (math.nan, math.nan)) == Cell(text="0.500")
     assert with_interval(math.nan, None).text == "–"
+
+
+def test_volumes_of_planes_do_not_take_their_nominal_thickness() -> None:
+    cases = tuple(
+        replace(case, is_2d=True, spacing_mm=(FLAT_SPACING_MM, 2.0, 0.5), class_voxels={"organ": 3000})
+        for case in FINGERPRINT.cases
+    )
+    labels = LabelSet(labels={"background": (0,), "organ": (1,)})
+    table = data_table(replace(FINGERPRINT, cases=cases, labels=labels))
+    assert ("organ, ml", "3", "3", "3") in table.rows

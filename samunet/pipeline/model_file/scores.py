@@ -16,10 +16,9 @@ from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
 from samunet.records import read_json
-from samunet.workspace import fold_folder
+from samunet.workspace import SUMMARY_FILE, validation_folder
 
 SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "VolumeError_percent")
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, chec
     groups: dict[str, Any] = {}
     left_out = []
     for fold in folds:
-        file = fold_folder(model_folder, fold) / "validation" / SUMMARY_FILE
+        file = validation_folder(model_folder, fold) / SUMMARY_FILE
         reason = _why_not(fold, file, checkpoint)
         if reason is not None:
             left_out.append(f"fold {fold}: {reason}")

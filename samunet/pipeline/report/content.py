@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from samunet.data.geometry import voxel_volume_mm3
 from samunet.evaluation.scores import mean_of
 from samunet.pipeline.report.collect import FoldRun, Model
 from samunet.planning.explain import data_lines, method_table
@@ -267,7 +268,9 @@ def data_table(fingerprint: Fingerprint) -> Table:
     for axis, letter in enumerate("zyx"):
         rows.append((f"voxels {letter}", *_spread([float(case.shape[axis]) for case in cases])))
     for name in fingerprint.labels.foreground:
-        volumes = [case.class_voxels[name] * math.prod(case.spacing_mm) / 1000 for case in cases]
+        volumes = [
+            case.class_voxels[name] * voxel_volume_mm3(case.spacing_mm, case.is_2d) / 1000 for case in cases
+        ]
         rows.append((f"{name}, ml", *_spread(volumes)))
     if fingerprint.groups:
         rows.append(("groups", str(len(set(fingerprint.groups.values()))), "", ""))

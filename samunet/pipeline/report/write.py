@@ -94,7 +94,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
     }
     fingerprint_file = workspace.fingerprint_file(options.dataset)
     fingerprint = read_record(Fingerprint, fingerprint_file) if fingerprint_file.exists() else None
-    galleries = _galleries(workspace, scored) if options.pictures else ()
+    galleries = _galleries(workspace.raw / options.dataset, scored) if options.pictures else ()
     plans = options.plans or models[0].plan.name
     verdict = verdict_content(workspace, options.dataset, plans, scored=bool(scored))
     hidden = {"pictures"} if not galleries else set()
@@ -155,13 +155,12 @@ def _key(model: Model) -> tuple[tuple[str, str], ...]:
     return tuple((name, colour_of(position)) for position, name in enumerate(names))
 
 
-def _galleries(workspace: Workspace, scored: Sequence[Model]) -> tuple[Gallery, ...]:
-    return tuple(_gallery(workspace, model) for model in scored)
+def _galleries(raw: Path, scored: Sequence[Model]) -> tuple[Gallery, ...]:
+    dataset = RawDataset.load(raw) if scored and (raw / "dataset.json").is_file() else None
+    return tuple(_gallery(dataset, model) for model in scored)
 
 
-def _gallery(workspace: Workspace, model: Model) -> Gallery:
-    raw = workspace.raw / model.plan.dataset
-    dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
+def _gallery(dataset: RawDataset | None, model: Model) -> Gallery:
     pictures = [
         Picture(caption=_caption(rank, case), source=_planes(dataset, model, case))
         for rank, case in extremes(model.cases)

@@ -22,10 +22,9 @@ from samunet.evaluation.scores import CaseScores, Evaluation, Scores
 from samunet.evaluation.summary_file import read_summary
 from samunet.inference.ensemble import average_probabilities
 from samunet.inference.probabilities import probability_files
-from samunet.pipeline.selection.model_folder import SUMMARY
 from samunet.pipeline.selection.out_of_fold import Collected, OutOfFold
 from samunet.records import content_hash, read_json, write_json
-from samunet.workspace import Workspace
+from samunet.workspace import SUMMARY_FILE, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ def _plan(workspace: Workspace, collected: Collected, members: Sequence[OutOfFol
         members=tuple(members),
         folder=folder,
         made_from=made_from,
-        is_there=is_ours and (folder / SUMMARY).is_file(),
+        is_there=is_ours and (folder / SUMMARY_FILE).is_file(),
     )
 
 
@@ -173,11 +172,11 @@ def _finish(
                 metrics=metrics,
             )
         )
-    Evaluation(collected.raw.labels, collected.tolerance_mm, tuple(cases)).save(planned.folder / SUMMARY)
+    Evaluation(collected.raw.labels, collected.tolerance_mm, tuple(cases)).save(planned.folder / SUMMARY_FILE)
 
 
 def _candidate(planned: _Planned, collected: Collected) -> OutOfFold:
-    summary = read_summary(planned.folder / SUMMARY, collected.raw.labels)
+    summary = read_summary(planned.folder / SUMMARY_FILE, collected.raw.labels)
     return OutOfFold(
         name="+".join(model.name for model in planned.members),
         kind="ensemble",

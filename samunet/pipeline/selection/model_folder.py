@@ -15,9 +15,14 @@ from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, short_dataset_name
-
-SUMMARY = "summary.json"
+from samunet.workspace import (
+    DEFAULT_PLANS,
+    SUMMARY_FILE,
+    Workspace,
+    fold_folder,
+    short_dataset_name,
+    validation_folder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,7 @@ class ModelFolder:
 
     def validation(self, fold: int) -> Path:
         """Folder of the predictions of a fold's validation cases."""
-        return fold_folder(self.folder, fold) / "validation"
+        return validation_folder(self.folder, fold)
 
     def told(self) -> str:
         """All faults in one line."""
@@ -148,10 +153,10 @@ def _scored_fold(
         if run.split_hash != content_hash([sorted(split.train), sorted(split.val)]):
             faults.other_split.append(number)
             return None
-        if not (validation / SUMMARY).is_file():
+        if not (validation / SUMMARY_FILE).is_file():
             _unscored(folder, number, faults)
             return None
-        summary = read_summary(validation / SUMMARY, raw.labels)
+        summary = read_summary(validation / SUMMARY_FILE, raw.labels)
         checkpoint = _checkpoint(validation)
     except SamunetError as fault:
         faults.of_model.append(str(fault).rstrip("."))

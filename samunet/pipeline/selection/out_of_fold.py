@@ -14,12 +14,12 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SCHEMES, Split, read_splits
 from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import Scores
-from samunet.pipeline.selection.model_folder import SUMMARY, ModelFolder, TrainedAs, fold_words, look_at
+from samunet.pipeline.selection.model_folder import ModelFolder, TrainedAs, fold_words, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
 from samunet.trainers.portable import is_shared_model
-from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, short_dataset_name
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +201,9 @@ def _out_of_fold(
         for case in split.val:
             predictions[case] = validation / f"{case}{raw.label_ending}"
             scores[case] = model.folds[fold].summary.cases[case]
-        digest = file_digest(validation / SUMMARY)
+        digest = file_digest(validation / SUMMARY_FILE)
         assert digest is not None
-        name = (validation / SUMMARY).relative_to(workspace.results / model.trained.dataset)
+        name = (validation / SUMMARY_FILE).relative_to(workspace.results / model.trained.dataset)
         sources[name.as_posix()] = digest
     return OutOfFold(
         name=member.name,
