@@ -120,3 +120,30 @@ def interval(cases: dict[str, dict[str, float | None]], seed: int = 0) -> tuple[
     means = np.nanmean(np.nanmean(rows[drawn], axis=1), axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def paired_interval(
+    first: dict[str, dict[str, float | None]],
+    second: dict[str, dict[str, float | None]],
+    patients: dict[str, str],
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of two systems on the same cases, patients drawn.
+
+    The score of a draw is the mean over classes of the mean over its cases; `patients` names each case's.
+    """
+    names = sorted(first)
+    rows = [
+        np.array([[np.nan if v is None else v for v in scores[name].values()] for name in names], float)
+        for scores in (first, second)
+    ]
+    drawn_from = sorted({patients[name] for name in names})
+    cases_of = [np.flatnonzero([patients[name] == patient for name in names]) for patient in drawn_from]
+    rng = np.random.default_rng(seed)
+    differences = []
+    for draw in rng.integers(len(cases_of), size=(RESAMPLES, len(cases_of))):
+        cases = np.concatenate([cases_of[patient] for patient in draw])
+        a, b = (np.nanmean(np.nanmean(system[cases], axis=0)) for system in rows)
+        differences.append(a - b)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return float(low), float(high)
