@@ -231,6 +231,11 @@ def validation_folder(model_folder: Path, fold: int | str) -> Path:
     return fold_folder(model_folder, fold) / "validation"
 
 
+def is_validated(model_folder: Path, fold: int | str) -> bool:
+    """Whether the whole cases that a fold kept out are predicted and scored."""
+    return (validation_folder(model_folder, fold) / SUMMARY_FILE).is_file()
+
+
 def fold_folder(model_folder: Path, fold: int | str) -> Path:
     """Folder of one trained fold; `fold` is a number or `all`."""
     return Path(model_folder) / f"fold_{fold}"

@@ -77,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.data.labels import LabelSet
     from samunet.evaluation.folder import evaluate_folder
     from samunet.records import read_json
+    from samunet.workspace import SUMMARY_FILE
 
     file, groups = _dataset_json(arguments)
     content = read_json(file)
@@ -94,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
             workers=arguments.np,
             progress=None if arguments.json else progress,
         )
-    output = arguments.output or arguments.prediction / "summary.json"
+    output = arguments.output or arguments.prediction / SUMMARY_FILE
     evaluation.save(output)
     evaluation.save_csv(output.with_suffix(".csv"))
     if arguments.json:

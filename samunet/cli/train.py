@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def train_options(
     from samunet.pipeline.train import TrainOptions
 
     check_run_flags(arguments)
-    return TrainOptions(
+    options = TrainOptions(
         dataset=workspace.dataset_name(arguments.dataset),
         configuration=configuration,
         fold=fold,
@@ -176,6 +177,10 @@ def train_options(
         workers=arguments.np,
         **chosen,
     )
+    if options.run_tag != options.tag:
+        told = "Because of --splits the run is kept apart; predict with it by --tag %s."
+        logging.getLogger(__name__).info(told, options.run_tag)
+    return options
 
 
 def check_run_flags(arguments: argparse.Namespace) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import METRICS, Scores
+from samunet.evaluation.scores import METRICS, CaseScores, Scores
 from samunet.records import read_json
 
 
@@ -17,11 +19,21 @@ class Summary:
 
     Attributes:
         tolerance_mm: of the surface Dice.
-        cases: case name -> class or region name -> metric -> value, NaN where it is not defined.
+        entries: the cases with their files, groups and scores.
     """
 
     tolerance_mm: float
-    cases: dict[str, dict[str, Scores]]
+    entries: tuple[CaseScores, ...]
+
+    @property
+    def cases(self) -> dict[str, dict[str, Scores]]:
+        """Case name -> class or region name -> metric -> value, NaN where it is not defined."""
+        return {entry.name: entry.metrics for entry in self.entries}
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Case name -> patient or site, of the cases that have one."""
+        return {entry.name: entry.group for entry in self.entries if entry.group is not None}
 
 
 def read_summary(file: Path, labels: LabelSet) -> Summary:
@@ -35,17 +47,24 @@ def read_summary(file: Path, labels: LabelSet) -> Summary:
     try:
         classes, per_case = dict(content["classes"]), list(content["metric_per_case"])
         if classes == expected:
-            cases = {
-                str(entry["case"]): {
-                    name: {metric: float(entry["metrics"][key][metric]) for metric in METRICS}
-                    for key, name in classes.items()
-                }
-                for entry in per_case
-            }
-            return Summary(tolerance_mm=float(content["tolerance_mm"]), cases=cases)
+            entries = tuple(_entry(entry, classes) for entry in per_case)
+            return Summary(tolerance_mm=float(content["tolerance_mm"]), entries=entries)
     except (KeyError, TypeError, ValueError) as fault:
         raise SamunetError(
             f"{file} is not a summary of samunet ({type(fault).__name__}: {fault}). Evaluate again."
         ) from fault
     told = ", ".join(map(str, classes.values()))
     raise SamunetError(f"{file} scores {told}, but the dataset has {', '.join(expected.values())}.")
+
+
+def _entry(entry: Mapping[str, Any], classes: Mapping[str, str]) -> CaseScores:
+    return CaseScores(
+        name=str(entry["case"]),
+        reference_file=str(entry["reference_file"]),
+        prediction_file=str(entry["prediction_file"]),
+        group=None if entry["group"] is None else str(entry["group"]),
+        metrics={
+            name: {metric: float(entry["metrics"][key][metric]) for metric in METRICS}
+            for key, name in classes.items()
+        },
+    )

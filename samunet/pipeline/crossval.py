@@ -71,7 +71,7 @@ class CrossvalResult:
         folds = ", ".join(map(str, self.record.folds))
         return (
             f"{self.evaluation.describe()}\n{count} cases of folds {folds}, {kept}: "
-            f"{self.folder / 'summary.json'}"
+            f"{self.folder / SUMMARY_FILE}"
         )
 
 

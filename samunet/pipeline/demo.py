@@ -28,7 +28,7 @@ from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.records import read_json
-from samunet.workspace import Workspace
+from samunet.workspace import SUMMARY_FILE, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def _predict(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> 
         raise SamunetError(outcome.text())
     labels = LabelSet.from_dataset_json(read_json(raw / "dataset.json"), str(raw / "dataset.json"))
     evaluation = evaluate_folder(raw / "labelsTs", output, labels, FILE_ENDING)
-    evaluation.save(output / "summary.json")
+    evaluation.save(output / SUMMARY_FILE)
     trained: Plan = predictor.plan
     return MethodResult(
         name=method.name,

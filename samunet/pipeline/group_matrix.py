@@ -18,7 +18,7 @@ from samunet.pipeline.models import configuration_name
 from samunet.records import read_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import DEFAULT_PLANS, Workspace
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class _Run:
 
     @property
     def summary(self) -> Path:
-        return self.folder / "validation" / "summary.json"
+        return validation_folder(self.folder.parent, self.folder.name.removeprefix("fold_")) / SUMMARY_FILE
 
 
 def _trained_methods(workspace: Workspace, request: MatrixRequest) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
+from samunet.evaluation.summary_file import read_summary
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
@@ -18,9 +19,9 @@ from samunet.planning.case_measurement import hash_files
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
-from samunet.records import read_json, read_record
+from samunet.records import read_record
 from samunet.trainers.identity import read_run
-from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, validation_folder
+from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, is_validated, validation_folder
 
 SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
 """Arguments (`single_model_arguments`) in which calibration and prediction must agree."""
@@ -49,9 +50,9 @@ class OutOfFoldCase:
 
 def validated_folds(model_folder: Path) -> tuple[int, ...]:
     """Numbers of the folds whose whole-case validation is there."""
-    folders = [f for f in Path(model_folder).glob("fold_*") if (f / "validation" / SUMMARY_FILE).is_file()]
-    names = [folder.name.removeprefix("fold_") for folder in folders]
-    return tuple(sorted(int(name) for name in names if name.isdecimal()))
+    names = [folder.name.removeprefix("fold_") for folder in Path(model_folder).glob("fold_*")]
+    folds = sorted(int(name) for name in names if name.isdecimal())
+    return tuple(fold for fold in folds if is_validated(model_folder, fold))
 
 
 def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> Envelope | None:
@@ -75,14 +76,14 @@ def read_fold(
         SamunetError: not validated, or features are missing or belong to another prediction.
     """
     folder = validation_folder(model_folder, fold)
-    summary = read_json(folder / SUMMARY_FILE)
+    summary = read_summary(folder / SUMMARY_FILE, labels)
     arguments = single_model_arguments(folder)
     envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
     run = read_run(folder.parent)
     trained = set() if run is None else {groups[name] for name in run.train if name in groups}
-    for entry in summary["metric_per_case"]:
-        name, file = entry["case"], features_file(folder, entry["case"])
+    for name, scores in summary.cases.items():
+        file = features_file(folder, name)
         features = read_record(CaseFeatures, file) if file.is_file() else None
         if features is None or features.arguments_hash != expected:
             raise SamunetError(
@@ -90,26 +91,23 @@ def read_fold(
                 "made by an older samunet, or in part. Validate the fold again: samunet_train DATASET "
                 f"CONFIGURATION {fold} --val."
             )
-        scores = {key: entry["metrics"][labels.summary_key(key)] for key in labels.foreground}
         yield OutOfFoldCase(
             name=name,
             group=groups.get(name),
             seen=groups.get(name) in trained,
             features=features,
             distance=None if envelope is None else envelope.distance(features),
-            dice={key: float(values["Dice"]) for key, values in scores.items()},
+            dice={key: values["Dice"] for key, values in scores.items()},
             missed={key: values["n_ref"] > 0 == values["n_pred"] for key, values in scores.items()},
         )
 
 
-def read_groups(model_folder: Path, folds: Sequence[int | str]) -> dict[str, str]:
+def read_groups(model_folder: Path, folds: Sequence[int | str], labels: LabelSet) -> dict[str, str]:
     """Case -> declared group, of the fingerprint's cases and of the validated ones."""
     file = model_folder / "fingerprint.json"
     groups = dict(read_record(Fingerprint, file).groups) if file.is_file() else {}
     for fold in folds:
-        summary = read_json(validation_folder(model_folder, fold) / SUMMARY_FILE)
-        named = {entry["case"]: entry["group"] for entry in summary["metric_per_case"]}
-        groups |= {case: group for case, group in named.items() if group is not None}
+        groups |= read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels).groups
     return groups
 
 

@@ -18,6 +18,7 @@ from samunet.evaluation.quality_model import (
     fit_quality,
     num_patients,
 )
+from samunet.evaluation.summary_file import read_summary
 from samunet.pipeline.out_of_fold import (
     OutOfFoldCase,
     common_settings,
@@ -147,10 +148,8 @@ def calibrate(
             f"{model_folder} has no validated fold (fold_K/validation/summary.json). Train folds with "
             "samunet_train first; fold `all` keeps no case out."
         )
-    labels = LabelSet.from_dataset_json(
-        read_json(model_folder / "dataset.json"), str(model_folder / "dataset.json")
-    )
-    groups = {} if by_case else read_groups(model_folder, chosen)
+    labels = _labels(model_folder)
+    groups = {} if by_case else read_groups(model_folder, chosen, labels)
     validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, groups)]
     cases = [case for case in validated if not case.seen]
     patients = [case.group or case.name for case in cases]
@@ -175,14 +174,18 @@ def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QC
     A fault is logged, not raised: it must not end the training that was validated.
     """
     try:
-        validated: set[str] = set()
+        labels, validated = _labels(model_folder), set[str]()
         for fold in validated_folds(model_folder):
-            summary = read_json(validation_folder(model_folder, fold) / SUMMARY_FILE)
-            validated |= {entry["case"] for entry in summary["metric_per_case"]}
+            validated |= set(read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels).cases)
         return calibrate(model_folder) if set(case_names) <= validated else None
     except SamunetError as fault:
         logger.warning("The predicted Dice of new cases cannot be calibrated: %s", fault)
         return None
+
+
+def _labels(model_folder: Path) -> LabelSet:
+    file = Path(model_folder) / "dataset.json"
+    return LabelSet.from_dataset_json(read_json(file), str(file))
 
 
 def _calibrate_class(

@@ -23,7 +23,7 @@ from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
 from samunet.records import read_json, to_data, write_json
 from samunet.trainers.checkpoint import FINAL, LATEST
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +65,16 @@ class Training:
 
     configuration: str
     fold: int | str
-    folder: Path
+    model_folder: Path
     hours: float
 
     @property
     def state(self) -> str:
         """How far it has come, by the files that are there."""
-        if not (self.folder / FINAL).is_file():
-            return HALFWAY if (self.folder / LATEST).is_file() else NEW
-        scored = self.fold == "all" or (self.folder / "validation" / "summary.json").is_file()
+        folder = fold_folder(self.model_folder, self.fold)
+        if not (folder / FINAL).is_file():
+            return HALFWAY if (folder / LATEST).is_file() else NEW
+        scored = self.fold == "all" or is_validated(self.model_folder, self.fold)
         return DONE if scored else UNSCORED
 
 
@@ -204,7 +205,7 @@ def _trainings(
         Training(
             configuration=name,
             fold=fold,
-            folder=fold_folder(workspace.model_folder(options.dataset, name, made.name, options.tag), fold),
+            model_folder=workspace.model_folder(options.dataset, name, made.name, options.tag),
             hours=made.configuration(name).forecast.train_hours,
         )
         for fold in options.folds or _all_folds(workspace, options.dataset)

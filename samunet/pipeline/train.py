@@ -69,6 +69,11 @@ class TrainOptions:
     splits: str | None = None
     workers: int | None = None
 
+    @property
+    def run_tag(self) -> str | None:
+        """Tag of the run's folder."""
+        return self.tag or split_tag(self.splits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOutcome:
@@ -145,10 +150,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     """
     plan = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, plan.recommended)
-    tag = options.tag or split_tag(options.splits)
-    if tag and not options.tag:
-        logger.info("Because of --splits the run is kept apart; predict with it by --tag %s.", tag)
-    model_folder = workspace.model_folder(plan.dataset, name, plan.name, tag)
+    model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.run_tag)
     if is_shared_model(model_folder):
         raise SamunetError(
             f"{model_folder} holds a model that was installed, not trained here; nothing is trained into it. "

@@ -11,7 +11,7 @@ from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run, train
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST
 from samunet.trainers.identity import RunRecord
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _continued(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Trai
     if (folder / FINAL).exists():
         _check_settings(options, run.found, folder)
         kept_out = set(run.split.val) - set(run.split.train)
-        if not kept_out or (folder / "validation" / "summary.json").exists():
+        if not kept_out or is_validated(run.model_folder, options.fold):
             return None
         return replace(options, resume=False, only_validate=True)
     if _started(run, options.fold):

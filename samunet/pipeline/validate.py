@@ -17,7 +17,7 @@ from samunet.inference.predictor import Predictor
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
 from samunet.trainers.checkpoint import FINAL
-from samunet.workspace import validation_folder
+from samunet.workspace import SUMMARY_FILE, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ValidationResult:
 
     def text(self) -> str:
         """The scores in plain words."""
-        return f"{self.evaluation.describe()}\nValidation: {self.folder / 'summary.json'}"
+        return f"{self.evaluation.describe()}\nValidation: {self.folder / SUMMARY_FILE}"
 
 
 def validate(request: ValidationRequest) -> ValidationResult:
@@ -73,7 +73,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
     ending = segmentation_ending(predictor.plan.file_ending)
     pairs = [(_label_of(case), folder / f"{case.name}{ending}") for case in request.cases]
     evaluation = evaluate_cases(pairs, predictor.plan.labels, groups=request.groups or None)
-    evaluation.save(folder / "summary.json")
+    evaluation.save(folder / SUMMARY_FILE)
     evaluation.save_csv(folder / "summary.csv")
     draw_overlays(request.cases, folder, ending, evaluation)
     return ValidationResult(folder=folder, evaluation=evaluation)

@@ -70,6 +70,13 @@ def test_a_single_source_is_trained_beside_the_default_split(
     assert f"samunet_train {NAME} 2d_unet 0 --splits single_source:north" in told
 
 
+def test_the_tag_of_a_split_is_told_once(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["901", "2d", "0", "1", "--splits", "single_source", "--val", "--workspace", str(grouped)]
+    assert train.main(words) == 2
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("predict with it by --tag single_source") == 1
+
+
 def test_sources_side_by_side(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretend(grouped, "single_source-north", "north", 0.75)
     pretend(grouped, "single_source-south-side", "south side", 0.25)

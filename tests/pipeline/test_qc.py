@@ -16,6 +16,7 @@ from tiny_quality import FINGERPRINT, PASSES, case
 from tiny_runs import CLASSES, make_configuration, make_plan
 
 from samunet.errors import SamunetError
+from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
 from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
 from samunet.pipeline.qc import QCReport, assess
 from samunet.pipeline.qc_model import QCModel, calibrate, calibrate_when_complete
@@ -23,8 +24,6 @@ from samunet.records import read_json, read_record, write_json
 
 PLAN = make_plan(make_configuration("2d_unet"))
 CHANNELS = replace(FINGERPRINT, channel_names=("CT", "CT"))
-DICE = {"organ": "1", "lesion": "2"}
-"""Class -> key in summary.json."""
 
 
 def arguments(*folds: int | str, **changes: Any) -> dict[str, Any]:
@@ -68,6 +67,10 @@ def write_prediction(folder: Path, cases: list[CaseFeatures], words: Mapping[str
     return folder
 
 
+def class_scores(**known: float) -> dict[str, float]:
+    return dict.fromkeys(METRICS, float("nan")) | known
+
+
 def write_model(root: Path, patients: int = 20, cases: int = 1, folds: int = 2) -> Path:
     """A model folder whose folds were validated; Dice follows what the networks expect, with noise."""
     model, rng = root / "2d_unet__tinyPlans", np.random.default_rng(0)
@@ -80,23 +83,25 @@ def write_model(root: Path, patients: int = 20, cases: int = 1, folds: int = 2) 
             for number in range(cases):
                 expected = float(rng.uniform(0.4, 0.95))
                 scores = {
-                    key: {"Dice": min(1.0, expected + rng.normal(0, 0.03)), "n_ref": 9, "n_pred": 9}
-                    for key in "12"
+                    key: class_scores(Dice=min(1.0, expected + rng.normal(0, 0.03)), n_ref=9, n_pred=9)
+                    for key in ("organ", "lesion")
                 }
                 name = f"p{patient:02d}_{number}"
                 # Three patients have no lesion found; one of them has one.
                 lesion = 0.0 if patient < 3 else 2.0
                 if not lesion:
-                    scores["2"] = {
-                        "Dice": 0.0 if patient == 0 else float("nan"),
-                        "n_ref": 9 * (patient == 0),
-                        "n_pred": 0,
-                    }
+                    dice = 0.0 if patient == 0 else float("nan")
+                    scores["lesion"] = class_scores(Dice=dice, n_ref=9 * (patient == 0), n_pred=0)
                 members.append(features(name, expected, words, lesion_ml=lesion))
                 group = f"p{patient:02d}" if cases > 1 else None
-                entries.append({"case": name, "group": group, "metrics": scores})
+                file = f"{name}.nii.gz"
+                entries.append(
+                    CaseScores(
+                        name=name, reference_file=file, prediction_file=file, group=group, metrics=scores
+                    )
+                )
         folder = write_prediction(model / f"fold_{fold}" / "validation", members, words)
-        write_json(folder / "summary.json", {"metric_per_case": entries})
+        Evaluation(PLAN.labels, 1.0, tuple(entries)).save(folder / "summary.json")
     return model
 
 

@@ -149,8 +149,8 @@ def test_nothing_trained_is_one_message(tiny_copy: Path, capsys: pytest.CaptureF
 
 def test_scores_of_other_classes_are_refused(trained: Path) -> None:
     folder = trained / "results" / NAME / "2d_unet__samunetPlans" / "fold_0" / "validation"
-    with pytest.raises(SamunetError, match="its model has liver"):
-        scored_cases(folder / "summary.json", "0", ("liver",))
+    with pytest.raises(SamunetError, match="but the dataset has liver"):
+        scored_cases(folder / "summary.json", "0", LabelSet(labels={"background": (0,), "liver": (1,)}))
 
 
 def scored(name: str, dice: float) -> ScoredCase:

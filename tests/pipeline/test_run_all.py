@@ -58,17 +58,19 @@ def test_names_are_taken_as_given_and_once() -> None:
 
 
 def test_state_is_read_from_the_files(tmp_path: Path) -> None:
-    training = Training(configuration="2d_unet", fold=0, folder=tmp_path, hours=1.0)
+    training = Training(configuration="2d_unet", fold=0, model_folder=tmp_path, hours=1.0)
     assert training.state == NEW
-    (tmp_path / "checkpoint_latest.pth").touch()
+    validation = tmp_path / "fold_0" / "validation"
+    validation.mkdir(parents=True)
+    (tmp_path / "fold_0" / "checkpoint_latest.pth").touch()
     assert training.state == HALFWAY
-    (tmp_path / "checkpoint_final.pth").touch()
+    (tmp_path / "fold_0" / "checkpoint_final.pth").touch()
     assert training.state == UNSCORED
-    (tmp_path / "validation").mkdir()
-    (tmp_path / "validation" / "summary.json").touch()
+    (validation / "summary.json").touch()
     assert training.state == DONE
-    everything = Training(configuration="2d_unet", fold="all", folder=tmp_path, hours=1.0)
-    (tmp_path / "validation" / "summary.json").unlink()
+    everything = Training(configuration="2d_unet", fold="all", model_folder=tmp_path, hours=1.0)
+    (tmp_path / "fold_all").mkdir()
+    (tmp_path / "fold_all" / "checkpoint_final.pth").touch()
     assert everything.state == DONE
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -104,13 +104,13 @@ class _Read:
     """Summaries of the folds that have one of this checkpoint; patient or site of each case."""
 
     summaries: dict[int | str, Summary]
-    groups: dict[str, Any]
+    groups: dict[str, str]
     left_out: tuple[str, ...]
 
 
 def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, checkpoint: str) -> _Read:
     summaries: dict[int | str, Summary] = {}
-    groups: dict[str, Any] = {}
+    groups: dict[str, str] = {}
     left_out = []
     for fold in folds:
         file = validation_folder(model_folder, fold) / SUMMARY_FILE
@@ -119,7 +119,7 @@ def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, chec
             left_out.append(f"fold {fold}: {reason}")
             continue
         summaries[fold] = read_summary(file, labels)
-        groups |= {str(entry["case"]): entry.get("group") for entry in read_json(file)["metric_per_case"]}
+        groups |= summaries[fold].groups
     return _Read(summaries=summaries, groups=groups, left_out=tuple(left_out))
 
 
@@ -135,7 +135,7 @@ def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:
     return None if used == checkpoint else f"it was validated with {used}"
 
 
-def _units(names: list[str], groups: dict[str, Any]) -> tuple[np.ndarray, Literal["case", "group"]]:
+def _units(names: list[str], groups: dict[str, str]) -> tuple[np.ndarray, Literal["case", "group"]]:
     """Number of the patient of each case; groups count where every case has one."""
     own = [groups.get(name) for name in names]
     if any(group is None for group in own):

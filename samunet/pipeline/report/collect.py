@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
+from samunet.evaluation.summary_file import read_summary
 from samunet.planning.plan import Plan
-from samunet.records import read_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import Workspace
+from samunet.workspace import SUMMARY_FILE, Workspace, validation_folder
 
 logger = logging.getLogger(__name__)
-
-KEPT_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "n_ref")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,44 +137,33 @@ def _read_fold(folder: Path, plan: Plan) -> FoldRun | None:
     run = read_run(folder)
     if run is None:
         return None
-    summary = folder / "validation" / "summary.json"
+    fold = folder.name.removeprefix("fold_")
+    summary = validation_folder(folder.parent, fold) / SUMMARY_FILE
     seen = set(run.train)
     unseen = bool(set(run.val) - seen) and summary.is_file()
-    fold = folder.name.removeprefix("fold_")
     return FoldRun(
         fold=fold,
         run=run,
         history=tuple(read_history(folder)),
         finished=(folder / FINAL).is_file(),
-        cases=scored_cases(summary, fold, plan.labels.foreground) if unseen else (),
+        cases=scored_cases(summary, fold, plan.labels) if unseen else (),
     )
 
 
-def scored_cases(summary: Path, fold: str, names: Sequence[str]) -> tuple[ScoredCase, ...]:
-    """The cases of a summary.json.
+def scored_cases(summary: Path, fold: str, labels: LabelSet) -> tuple[ScoredCase, ...]:
+    """The cases of a summary.json; a prediction lies beside it, wherever the folder was moved to.
 
     Raises:
         SamunetError: it is not one of ours, or it scores other classes.
     """
-    content: dict[str, Any] = read_json(summary)
-    classes: dict[str, str] = content.get("classes", {})
-    if set(classes.values()) != set(names):
-        raise SamunetError(
-            f"{summary} scores {', '.join(classes.values()) or 'no classes'}, but its model has "
-            f"{', '.join(names)}. Score again: samunet_train ... --val."
-        )
     return tuple(
         ScoredCase(
-            name=case["case"],
+            name=case.name,
             fold=fold,
-            group=case["group"],
-            metrics={classes[key]: _numbers(scores) for key, scores in case["metrics"].items()},
-            reference_file=Path(case["reference_file"]),
-            prediction_file=summary.parent / Path(case["prediction_file"]).name,
+            group=case.group,
+            metrics=case.metrics,
+            reference_file=Path(case.reference_file),
+            prediction_file=summary.parent / Path(case.prediction_file).name,
         )
-        for case in content["metric_per_case"]
+        for case in read_summary(summary, labels).entries
     )
-
-
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if scores.get(name) is None else float(scores[name]) for name in KEPT_METRICS}
