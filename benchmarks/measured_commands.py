@@ -140,15 +140,10 @@ class ResultsFile:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and the thread setting, for the head of a result file."""
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        name = models[0] if models else name
+    from samunet.trainers.devices import processor_name
+
     return {
-        "processor": name,
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),

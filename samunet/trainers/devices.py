@@ -8,6 +8,7 @@ import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -134,7 +135,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """The machine in plain data."""
     facts: dict[str, Any] = {
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -144,6 +145,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
         facts["gpu"] = properties.name
         facts["gpu_memory_gb"] = round(properties.total_memory / 1e9, 1)
     return facts
+
+
+def processor_name() -> str:
+    """Name of the processor's model where the system tells it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from samunet.trainers.devices import (
     cpu_has_bf16,
     hardware,
     peak_memory_gb,
+    processor_name,
     worker_count,
 )
 from samunet.trainers.entry import train_fold
@@ -61,6 +63,8 @@ def test_device_and_precision() -> None:
     assert Precision.for_prediction(cpu, "bf16").name == ("bf16" if cpu_has_bf16() else "fp32")
     assert 0 < peak_memory_gb(cpu) < 1000
     assert hardware(cpu)["cores"] >= 1
+    if Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64":
+        assert processor_name() != platform.machine()  # a model, such as those makers print on it
     assert 0 <= worker_count(cpu) <= 12
 
 
