@@ -42,7 +42,7 @@ def upscaled_masks(
     logits = quadrupled @ weights.reshape(batch * classes, -1, weights.shape[-1]).transpose(1, 2)
     # (h, w, then row and column of either step, masks) -> masks, rows together, columns together
     cells = logits.view(batch, classes, *grid, 2, 2, 2, 2, -1).permute(0, 1, 8, 2, 4, 6, 3, 5, 7)
-    return cells.reshape(*weights.shape[:-1], 4 * grid[0], 4 * grid[1])
+    return cells.reshape(batch, *weights.shape[1:-1], 4 * grid[0], 4 * grid[1])
 
 
 def _fourfold(layer: nn.ConvTranspose2d, cells: Tensor) -> Tensor:

@@ -45,12 +45,12 @@ def export(model: Path, root: Path, **changes: Any) -> OnnxOutcome:
         ("2d_unet", {}),
         ("2d_linear", {"settings": {"slice_context": 1}}),
         ("2d_cnn", {"patch_size": (80, 72)}),  # larger than the encoder's square: shrunk with anti-aliasing
-        pytest.param("3d_unet", {}, marks=pytest.mark.slow),
-        pytest.param("2d_autosam", {}, marks=pytest.mark.slow),
-        pytest.param("2d_desam", {"settings": {"grid_side": 3}}, marks=pytest.mark.slow),
-        pytest.param("2d_desam", {"settings": {"mode": "whole_box"}}, marks=pytest.mark.slow),
-        pytest.param("2d_cnn", {"settings": {"encoder": "full"}}, marks=pytest.mark.slow),
-        pytest.param("2d_cnn", {"settings": {"channel_map": "stem", "cache": False}}, marks=pytest.mark.slow),
+        ("3d_unet", {}),
+        ("2d_autosam", {}),
+        ("2d_desam", {"settings": {"grid_side": 3}}),
+        ("2d_desam", {"settings": {"mode": "whole_box"}}),
+        ("2d_cnn", {"settings": {"encoder": "full"}}),
+        ("2d_cnn", {"settings": {"channel_map": "stem", "cache": False}}),
     ],
 )
 def test_parity(tmp_path: Path, method: str, changes: dict[str, Any]) -> None:
