@@ -18,6 +18,7 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import build_optimizer, config_of
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint, network_from_checkpoint
+from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest, source_settings
@@ -95,10 +96,12 @@ def test_loss_falls_in_bf16_too(method: str, tmp_path: Path) -> None:
     module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
     optimizer = build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
     (batch,) = batches_of(tmp_path, method, CLASSES, 1)
-    values = []
+    cpu, values = torch.device("cpu"), []
+    precision = Precision(name="bf16")
+    precision.prepare(module, cpu)
     for _ in range(10):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision.autocast(cpu):
             loss = module(batch)["loss"]
         loss.backward()
         optimizer.step()

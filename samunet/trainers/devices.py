@@ -15,6 +15,7 @@ import torch
 
 from samunet import __version__
 from samunet.errors import SamunetError
+from samunet.trainers.shallow_convolutions import guard_shallow_convolutions
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,11 @@ class Precision:
         if self.name == "fp32":
             return nullcontext()
         return torch.autocast(device.type, torch.float16 if self.name == "fp16" else torch.bfloat16)
+
+    def prepare(self, network: torch.nn.Module, device: torch.device) -> None:
+        """Make a network fit to be trained in this format on the device."""
+        if self.name == "bf16" and device.type == "cpu":
+            guard_shallow_convolutions(network)
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Loss scaler; does nothing unless fp16."""

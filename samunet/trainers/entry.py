@@ -149,6 +149,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     module = trainer.build_training(network, plan, configuration)
     if request.distillation is not None:
         module = distilled(module, method.name, request.distillation)
+    precision = Precision.choose(device, trainer.precision, config.precision)
+    precision.prepare(module, device)
     return TrainingRun(
         plan=plan,
         configuration=configuration,
@@ -161,7 +163,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         overrides=_overrides(request),
         time_budget_minutes=request.time_budget_minutes,
         device=device,
-        precision=Precision.choose(device, trainer.precision, config.precision),
+        precision=precision,
         module=module,
         phases=_phases(trainer, config, found if request.resume else None),
         source=PatchSource(source_settings(request, plan, configuration, config, seed)),

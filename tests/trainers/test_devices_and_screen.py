@@ -131,3 +131,23 @@ def test_moving_average() -> None:
     assert moving_average(None, 0.5) == 0.5
     assert moving_average(0.5, 1.0) == pytest.approx(0.55)
     assert moving_average(0.5, None) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (8, 2, 8), (3, 8, 8), (1, 8, 8)])
+def test_gradients_of_thin_volumes_in_bf16(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    cpu, precision = torch.device("cpu"), Precision(name="bf16")
+    convolution, volume = torch.nn.Conv3d(16, 8, 3, padding=1), torch.randn(2, 16, *shape)
+    convolution(volume).square().mean().backward()
+    assert convolution.weight.grad is not None
+    exact = convolution.weight.grad.clone()
+    precision.prepare(convolution, cpu)
+    for _ in range(4):
+        convolution.zero_grad()
+        left_behind = [torch.full((number,), torch.nan) for number in (1000, 10_000, 100_000)]
+        del left_behind  # what a kernel finds in memory that it forgets to fill
+        with precision.autocast(cpu):
+            result = convolution(volume)
+        result.float().square().mean().backward()
+        # bf16 keeps eight bits of each factor.
+        assert (convolution.weight.grad - exact).abs().max() < 0.02 * exact.abs().max()
