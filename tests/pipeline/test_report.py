@@ -21,6 +21,7 @@ from samunet.errors import SamunetError
 from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
 from samunet.pipeline.report.content import Cell, data_table, with_interval
+from samunet.pipeline.report.pictures import panel_sizes
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
 from samunet.workspace import Workspace
 
@@ -170,6 +171,16 @@ def test_extremes_are_worst_median_best() -> None:
     ]
     assert [rank for rank, _ in extremes(cases[:1])] == ["best"]
     assert extremes(cases[2:3]) == []
+
+
+def test_planes_of_thin_volumes_stay_legible() -> None:
+    widths, height = panel_sizes([0.8, 1.0, 1.2])  # a cube or nearly: one height
+    assert [width / ratio for width, ratio in zip(widths, [0.8, 1.0, 1.2])] == pytest.approx([height] * 3)
+    assert sum(widths) == pytest.approx(6.9)
+    widths, height = panel_sizes([0.85, 4.4, 4.0])  # ten thick slices
+    assert widths[0] / 0.85 == height
+    assert widths[0] > 0.2 * sum(widths)
+    assert panel_sizes([0.5]) == ([2.25], 4.5)  # a high picture alone
 
 
 def test_an_undefined_interval_is_left_out() -> None:

@@ -18,6 +18,9 @@ from samunet.trainers.history import EpochRecord
 PLANES = ("axial", "coronal", "sagittal")
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
+PICTURE_WIDTH, PICTURE_HEIGHT = 6.9, 4.5
+"""Of a case's planes together, inches, at most."""
+WIDEST = 1.6
 
 
 def _figure(width: float, height: float) -> Any:
@@ -113,9 +116,9 @@ def draw_planes(case: ScoredCase, images: Sequence[Any], names: Mapping[int, str
     planes = range(1) if image.shape[1] == 1 else range(3)
     views = [_view(axis, image, reference, prediction, geometry.spacing_mm) for axis in planes]
     ratios = [view["picture"].shape[1] / (view["picture"].shape[0] * view["aspect"]) for view in views]
-    height = min(6.9 / sum(ratios), 4.5)
-    figure = _figure(height * sum(ratios) + 0.3, height + 0.35)
-    grid = figure.subplots(1, len(views), width_ratios=ratios, squeeze=False)[0]
+    widths, height = panel_sizes(ratios)
+    figure = _figure(sum(widths) + 0.3, height + 0.35)
+    grid = figure.subplots(1, len(views), width_ratios=widths, squeeze=False)[0]
     for axes, view, plane in zip(grid, views, PLANES):
         picture = view["picture"]
         axes.imshow(picture, cmap=None if picture.ndim == 3 else "gray", aspect=view["aspect"])
@@ -123,6 +126,21 @@ def draw_planes(case: ScoredCase, images: Sequence[Any], names: Mapping[int, str
         axes.set_title(f"{plane} {view['position'] + 1}" if len(views) > 1 else "", fontsize=8)
         axes.set_axis_off()
     return _data_uri(figure, "png")
+
+
+def panel_sizes(ratios: Sequence[float]) -> tuple[list[float], float]:
+    """Widths of panels side by side and the height of the highest, in inches.
+
+    Panels are of one height, unless one would be more than `WIDEST` times as wide as the narrowest: in a
+    volume of few thick slices two planes are flat strips, beside which the third would be a thumbnail.
+
+    Args:
+        ratios: width over height of each picture.
+    """
+    shares = [min(ratio, WIDEST * min(ratios)) for ratio in ratios]
+    height = max(share / ratio for share, ratio in zip(shares, ratios))
+    scale = min(PICTURE_WIDTH / sum(shares), PICTURE_HEIGHT / height)
+    return [scale * share for share in shares], scale * height
 
 
 def _view(
