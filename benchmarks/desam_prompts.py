@@ -13,14 +13,13 @@ disturbs. Finished measurements stand in FILE; start again to go on.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, machine_load
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -128,8 +127,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    header = {"hardware": hardware(), "device": arguments.device, "load_at_start": load}
+    header = {"hardware": hardware(), "device": arguments.device, "load_at_start": machine_load()}
     if arguments.device == "cuda":
         header["gpu"] = torch.cuda.get_device_name()
     results = ResultsFile(arguments.out, header)

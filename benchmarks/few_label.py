@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, machine_load
 from real_runs import Bench, Training
 from subsets import dice_scores, held_out_cases
 
@@ -236,8 +235,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if weights is None or arguments.data is None:
         raise SystemExit(f"Give --data, and --weights FILE: this samunet ships no weights of {ENCODER}.")
     setup = {"minutes": arguments.minutes, "weights_sha256": weights_sha256(weights)}
-    load = os.getloadavg() if hasattr(os, "getloadavg") else None
-    results = ResultsFile(file, {"hardware": hardware(), "load_at_start": load, **setup})
+    results = ResultsFile(file, {"hardware": hardware(), "load_at_start": machine_load(), **setup})
     present = {key: results.content["header"].get(key) for key in setup}
     if present != setup:
         raise SystemExit(f"{file} was made with {present}, not {setup}. Take another --work.")

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, machine_load
 from qc_coverage import measure as measure_coverage
 from qc_coverage import show as show_coverage
 from qc_coverage import true_dice
@@ -56,11 +55,6 @@ class Setup:
     @property
     def scheme(self) -> tuple[str, ...]:
         return () if self.splits == "kfold" else ("--splits", self.splits)
-
-    @property
-    def tag(self) -> tuple[str, ...]:
-        """Other splits than the default one give the run folder their name."""
-        return () if self.splits == "kfold" else ("--tag", self.splits)
 
 
 SETS = {
@@ -95,7 +89,8 @@ class Study:
         return self.bench.work / "predictions" / name
 
     def model(self, method: str) -> Path:
-        tag = "" if self.setup.splits == "kfold" else f"__{self.setup.splits}"
+        # Other splits than the default one give the run folder their name.
+        tag = f"__{self.setup.splits}" if self.setup.scheme else ""
         return self.bench.workspace() / "results" / self.dataset / f"{method}__samunetPlans{tag}"
 
     def prepare(self, cases: int) -> None:
@@ -104,7 +99,7 @@ class Study:
         held_out = set(held_out_cases(self.dataset))
         names = sorted(file.name.removesuffix(".nii.gz") for file in source.glob("*.nii.gz"))
         self.bench.prepare(self.dataset, training=[name for name in names if name not in held_out][:cases])
-        if self.setup.splits != "kfold":
+        if self.setup.scheme:
             raw = self.bench.workspace() / "raw" / self.dataset
             training = sorted(file.name.removesuffix(".nii.gz") for file in (raw / "labelsTr").iterdir())
             rows = [f"{name},{self.setup.patient(name)}" for name in training]
@@ -226,7 +221,7 @@ def main() -> None:
     arguments = parse()
     header = {
         "hardware": hardware(),
-        "load_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "load_at_start": machine_load(),
         "minutes": arguments.minutes,
         "cases": arguments.cases,
         "batch_size": BATCH_SIZE,

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, machine_load
 from real_runs import Bench, Training, interval
 
 UNETS = {
@@ -138,7 +137,7 @@ def main() -> None:
     arguments = parse()
     work: Path = arguments.work.resolve()
     name = "random_vit_b" if arguments.random_vit_b else "held_out_runs"
-    header = {"hardware": hardware(), "load_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None}
+    header = {"hardware": hardware(), "load_at_start": machine_load()}
     results = ResultsFile(work / f"{name}.json", header)
     scratch = work / name
     bench = Bench(arguments.data, scratch, arguments.bin, arguments.device, results)

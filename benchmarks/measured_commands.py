@@ -138,6 +138,11 @@ class ResultsFile:
         print(f"done  {step}: {measured.seconds:.0f} s, {measured.peak_memory_gb:.2f} GB", flush=True)
 
 
+def machine_load() -> tuple[float, float, float] | None:
+    """Mean number of running processes over 1, 5 and 15 minutes, where the system tells it."""
+    return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory and the thread setting, for the head of a result file."""
     from samunet.trainers.devices import processor_name

@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, machine_load
 from real_runs import Bench
 from scipy.stats import beta, spearmanr
 
@@ -145,7 +144,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    header = {"hardware": hardware(), "load_at_start": os.getloadavg() if hasattr(os, "getloadavg") else None}
+    header = {"hardware": hardware(), "load_at_start": machine_load()}
     results = ResultsFile(arguments.work / "qc_coverage.json", header)
     patients = read_patients(arguments.groups)
     for folder in arguments.predictions:

@@ -115,7 +115,7 @@ def look_at(
     faults, folds = _Faults(), {}
     faults.of_model += _plan_faults(workspace, raw, trained, folder)
     for number, split in splits.items():
-        fold = _scored_fold(fold_folder(folder, number), number, split, raw, faults)
+        fold = _scored_fold(folder, number, split, raw, faults)
         if fold is not None:
             folds[number] = fold
     faults.of_model += _odd_folds(trained, folds)
@@ -141,10 +141,10 @@ def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, fold
 
 
 def _scored_fold(
-    folder: Path, number: int, split: Split, raw: RawDataset, faults: _Faults
+    model_folder: Path, number: int, split: Split, raw: RawDataset, faults: _Faults
 ) -> ScoredFold | None:
     """The fold's run and scores; None, with a fault noted, where something is missing."""
-    validation = folder / "validation"
+    folder, validation = fold_folder(model_folder, number), validation_folder(model_folder, number)
     try:
         run = read_run(folder)
         if run is None:
