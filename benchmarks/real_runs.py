@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from measured_commands import ResultsFile
 from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset
 
@@ -24,7 +25,8 @@ class Training:
     Attributes:
         name: of its steps in the results file.
         plans: name of the plan.
-        words: of samunet_train, besides dataset, method, fold, tag, device and plan.
+        words: of the command, besides dataset, method, fold, tag, device and plan.
+        teacher: configuration that samunet_distill learns from; None trains by samunet_train.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Training:
     tag: str
     plans: str = "samunetPlans"
     words: tuple[str, ...] = ()
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,16 @@ class Bench:
 
     def train_and_score(self, training: Training) -> None:
         """Train on fold `all`, predict the held-out cases, and score them twice: plainly, and by our
-        command."""
+        command. A training that was interrupted is continued."""
         name, dataset, number = training.name, training.dataset, self.number(training.dataset)
         which = ["-device", self.device, "--tag", training.tag, "-p", training.plans]
-        train = [number, training.method, "all", "--overwrite", *which, *training.words]
-        self.measure(f"{name} train", "samunet_train", *train)
+        begun = (self._run_folder(training) / "checkpoint_latest.pth").exists()
+        how = ["--c" if begun else "--overwrite", *which, *training.words]
+        if training.teacher is None:
+            self.measure(f"{name} train", "samunet_train", number, training.method, "all", *how)
+        else:
+            taught = [number, training.teacher, training.method, "all"]
+            self.measure(f"{name} train", "samunet_distill", *taught, *how)
         output = self.work / "predictions" / name.replace(" ", "_")
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
         folders = ["-i", images, "-o", output, "-d", number, "-c", training.method]
@@ -99,11 +107,20 @@ class Bench:
 
     def _length(self, training: Training) -> dict[str, Any]:
         """How far the training came, from its own history."""
-        folder = "__".join([training.method, training.plans, training.tag])
-        file = self.workspace() / "results" / training.dataset / folder / "fold_all" / "history.jsonl"
+        file = self._run_folder(training) / "history.jsonl"
         records = [json.loads(line) for line in file.read_text().splitlines()]
         seconds = sum(record["seconds"] for record in records)
-        return {"epochs": len(records), "seconds": round(seconds), "last": records[-1]}
+        state = torch.load(self._run_folder(training) / "checkpoint_final.pth", map_location="cpu")
+        return {
+            "epochs": len(records),
+            "seconds": round(seconds),
+            "last": records[-1],
+            "parameters": sum(values.numel() for values in state["network"].values()),
+        }
+
+    def _run_folder(self, training: Training) -> Path:
+        name = "__".join([training.method, training.plans, training.tag])
+        return self.workspace() / "results" / training.dataset / name / "fold_all"
 
 
 def _own_scores(summary: Path) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""3D methods on real sets under one time budget: main comparison, ablations, anisotropic volumes.
+"""3D methods on real sets under one time budget: main comparison, ablations, students, anisotropic volumes.
 
     python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 60 --what main
     python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what ablation anisotropic
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what student
 
 Every training is on the cases outside held_out.json (fold `all`) and is scored on the held-out ones. The SAM
 method is `vit_tiny` without pretrained weights. On a CPU the patches are chosen so that minutes suffice for
-hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES says what was changed.
-Finished steps are in WORK/volume_runs.json; start again to go on.
+hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES says what was changed. All
+train in bf16. The students learn from the adapter of the main comparison, whose soft labels are made before
+their time counts; lambda 0 is the same network without a teacher.
+Finished steps are in WORK/volume_runs.json; start again to go on. `--only unet` takes the runs with such a
+name; two of these with folders of their own may run beside each other, a core each.
 """
 
 from __future__ import annotations
@@ -20,10 +24,11 @@ from pathlib import Path
 from measured_commands import ResultsFile, hardware
 from real_runs import Bench, Training, interval
 
-ADAPTER, UNET = "3d_adapter", "3d_unet"
+ADAPTER, UNET, STUDENT = "3d_adapter", "3d_unet", "3d_student"
 PATCHES = {
     ("Dataset004_HaN_CT", ADAPTER): ("patch_size=[48,64,48]", "token_size=[4,4,4]", "batch_size=2"),
     ("Dataset004_HaN_CT", UNET): ("patch_size=[48,64,48]", "batch_size=2"),
+    ("Dataset004_HaN_CT", STUDENT): ("patch_size=[48,64,48]", "batch_size=2"),
     ("Dataset001_Hippocampus", ADAPTER): ("patch_size=[36,52,36]", "token_size=[4,4,4]", "batch_size=2"),
     ("Dataset001_Hippocampus", UNET): ("batch_size=2",),
     ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,96,96]", "token_size=[1,4,4]", "batch_size=2"),
@@ -32,53 +37,83 @@ PATCHES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One training beside others: its name and what it changes."""
+    """One training beside others: its name, what it changes, and the teacher's share of a student's loss."""
 
     name: str
     dataset: str
     method: str
     changes: tuple[str, ...] = ()
+    share: float | None = None
 
-    def training(self, minutes: float) -> Training:
-        settings = (*PATCHES.get((self.dataset, self.method), ()), *self.changes)
+    def words(self, teacher_minutes: float) -> tuple[str, ...]:
+        """Of the command, besides time and place."""
+        settings = ("precision=bf16", *PATCHES.get((self.dataset, self.method), ()), *self.changes)
         words = [word for setting in settings for word in ("--set", setting)]
+        if self.share is not None:
+            tag = adapter_of(self.dataset).training(teacher_minutes, teacher_minutes).tag
+            words += ["--lambda", f"{self.share:g}", "--teacher_tag", tag, "--disable_tta"]
+        return tuple(words)
+
+    def training(self, minutes: float, teacher_minutes: float) -> Training:
         return Training(
             name=f"{self.dataset} {self.name} {minutes:g}min",
             dataset=self.dataset,
             method=self.method,
             tag=f"{self.name}_{minutes:g}min",
-            words=("--time_budget", f"{minutes:g}", *words),
+            words=("--time_budget", f"{minutes:g}", *self.words(teacher_minutes)),
+            teacher=None if self.share is None else ADAPTER,
         )
+
+
+def adapter_of(dataset: str) -> Variant:
+    """The adapter of the main comparison, which teaches the students."""
+    return Variant("adapter", dataset, ADAPTER)
 
 
 CT, HIPPOCAMPUS, CINE = "Dataset004_HaN_CT", "Dataset001_Hippocampus", "Dataset002_ACDC"
 RUNS = {
     "main": [
-        Variant("adapter", CT, ADAPTER),
+        adapter_of(CT),
         Variant("unet", CT, UNET),
-        Variant("adapter", HIPPOCAMPUS, ADAPTER),
+        adapter_of(HIPPOCAMPUS),
         Variant("unet", HIPPOCAMPUS, UNET),
     ],
     "ablation": [
-        Variant("adapter", CT, ADAPTER),
+        adapter_of(CT),
         Variant("no_generator", CT, ADAPTER, ("generator=false",)),
         Variant("no_aggregation", CT, ADAPTER, ("aggregation=false",)),
         Variant("one_stage", CT, ADAPTER, ("stages=one",)),
         Variant("no_refinement", CT, ADAPTER, ("refine=false",)),
     ],
-    "anisotropic": [Variant("adapter", CINE, ADAPTER)],
+    "student": [
+        Variant("student_0", CT, STUDENT, share=0.0),
+        Variant("student_0.5", CT, STUDENT, share=0.5),
+        Variant("student_1", CT, STUDENT, share=1.0),
+    ],
+    "anisotropic": [adapter_of(CINE)],
 }
 
 
-def run(bench: Bench, variants: list[Variant], minutes: float) -> None:
+def run(bench: Bench, variants: list[Variant], minutes: float, teacher_minutes: float) -> None:
     """Plan, preprocess, train, predict and score every variant."""
     for dataset in dict.fromkeys(variant.dataset for variant in variants):
         bench.prepare(dataset)
         planning = ["-d", bench.number(dataset), "-c", ADAPTER, "-device", bench.device]
         bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
     for variant in variants:
-        bench.train_and_score(variant.training(minutes))
+        training = variant.training(minutes, teacher_minutes)
+        if training.teacher is not None:
+            make_soft_labels(bench, variant, teacher_minutes)
+        bench.train_and_score(training)
         report(bench.results)
+
+
+def make_soft_labels(bench: Bench, student: Variant, teacher_minutes: float) -> None:
+    """Let one short run make the teacher's outputs, so that they do not count in the students' time."""
+    which = [bench.number(student.dataset), ADAPTER, student.method, "all", "-device", bench.device]
+    short = ["--epochs", "1", "--iterations", "1", "--tag", "soft_labels", "--overwrite"]
+    words = student.words(teacher_minutes)
+    bench.measure(f"{student.dataset} soft labels", "samunet_distill", *which, *short, *words)
 
 
 def report(results: ResultsFile) -> None:
@@ -86,11 +121,13 @@ def report(results: ResultsFile) -> None:
     for name in [step.removesuffix(" scores") for step in results.steps if step.endswith(" scores")]:
         scores, length = results.steps[f"{name} scores"], results.steps[f"{name} length"]
         low, high = interval(scores["cases"])
+        seconds = results.steps[f"{name} predict"]["seconds"]
         surface = scores["samunet_foreground_mean"].get("SurfaceDice", float("nan"))
         shown = " ".join(f"{key} {value:.3f}" for key, value in scores["by_class"].items())
         print(
             f"{name:50} Dice {scores['dice']:.3f} [{low:.3f}, {high:.3f}] surface Dice {surface:.3f} "
-            f"{length['seconds']:5d} s  {shown}",
+            f"{length['seconds']:5d} s, predicted in {seconds:4.0f} s, "
+            f"{length['parameters'] / 1e6:.2f} M parameters  {shown}",
             flush=True,
         )
 
@@ -101,6 +138,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget of each training")
     parser.add_argument("--what", nargs="+", choices=list(RUNS), default=["main"])
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="runs whose name has one")
+    parser.add_argument(
+        "--teacher_minutes", type=float, default=60.0, help="--minutes of the adapter that teaches students"
+    )
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
@@ -109,7 +150,8 @@ def main() -> None:
     results = ResultsFile(work / "volume_runs.json", {"hardware": hardware()})
     bench = Bench(arguments.data, work / "volume_runs", arguments.bin, arguments.device, results)
     for what in arguments.what:
-        run(bench, RUNS[what], arguments.minutes)
+        named = [v for v in RUNS[what] if any(word in f"{v.dataset} {v.name}" for word in arguments.only)]
+        run(bench, named, arguments.minutes, arguments.teacher_minutes)
     print(json.dumps(results.content["header"]))
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
+from samunet.workspace import DEFAULT_PLANS
+
+if TYPE_CHECKING:
+    from samunet.planning.plan import Plan
 
 EXAMPLES = """\
   samunet_plan_and_preprocess -d 101 --verify_dataset_integrity
@@ -60,5 +65,17 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:
             pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
-            print(f"{name} is ready. Train with: samunet_train {name} {plan.recommended or '2d_unet'} 0")
+            print(f"{name} is ready. Train with: {_training_command(plan, arguments.configurations)}")
     return 0
+
+
+def _training_command(plan: Plan, configurations: Sequence[str] | None) -> str:
+    """How to go on: the recommended configuration, unless cases were prepared for others alone."""
+    from samunet.planning.methods import ALIASES
+
+    asked = [ALIASES.get(name, name) for name in configurations or ()]
+    chosen = plan.recommended or "2d_unet"
+    if asked and chosen not in asked:
+        chosen = asked[0]
+    named = "" if plan.name == DEFAULT_PLANS else f" -p {plan.name}"
+    return f"samunet_train {plan.dataset} {chosen} 0{named}"

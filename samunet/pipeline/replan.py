@@ -68,7 +68,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
     if name not in list_methods():  # a dotted name: a method of somebody else's
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(read_record(Fingerprint, fingerprint_file), request)
-    return _with_configuration(plan, made, name, structural)
+    return _with_configuration(plan, made, name, structural, options.settings)
 
 
 def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: Overrides) -> str | None:
@@ -107,7 +107,9 @@ def _structural_settings(method: Method, options: Overrides) -> dict[str, object
     return {key: value for key, value in options.settings.items() if key in known}
 
 
-def _with_configuration(plan: Plan, made: Plan, name: str, structural: dict[str, object]) -> Plan:
+def _with_configuration(
+    plan: Plan, made: Plan, name: str, structural: dict[str, object], given: dict[str, Any]
+) -> Plan:
     derived = made.configurations.get(name)
     if derived is None:
         reasons = next(
@@ -120,13 +122,11 @@ def _with_configuration(plan: Plan, made: Plan, name: str, structural: dict[str,
             f"samunet_plan_and_preprocess -d {plan.dataset} -p NEW_NAME."
         )
     why = ", ".join(f"{key}={value}" for key, value in structural.items()) or f"encoder {derived.encoder}"
-    encoder = f"encoder {derived.encoder} (weights: {derived.encoder_weights}), " if derived.encoder else ""
-    logger.info(
-        "%s is planned again for this run (%s): %spatch %s, batch %d",
-        name,
-        why,
-        encoder,
-        "x".join(map(str, derived.patch_size)),
-        derived.batch_size,
-    )
+    chosen = {
+        "encoder": derived.encoder and f"encoder {derived.encoder} (weights: {derived.encoder_weights})",
+        "patch_size": f"patch {'x'.join(map(str, derived.patch_size))}",
+        "batch_size": f"batch {derived.batch_size}",
+    }
+    shown = ", ".join(text for key, text in chosen.items() if text and (key == "encoder" or key not in given))
+    logger.info("%s is planned again for this run (%s)%s", name, why, f": {shown}" if shown else "")
     return dataclasses.replace(plan, configurations={**plan.configurations, name: derived})

@@ -51,6 +51,18 @@ def test_structural_settings(workspace: Workspace, planned: Plan) -> None:
     assert Plan.load(workspace.plan_file(NAME)) == planned
 
 
+def test_what_is_told_leaves_out_what_the_user_gave(
+    workspace: Workspace, planned: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A patch that the user gave is used, whatever the planner would have chosen: do not name another."""
+    caplog.set_level("INFO")
+    given = {"token_size": [4, 4, 4], "patch_size": [32, 48, 32]}
+    replan(workspace, planned, "3d_adapter", Overrides(settings=given))
+    told = next(line for line in caplog.messages if "planned again" in line)
+    assert "(token_size=[4, 4, 4])" in told
+    assert "patch " not in told
+
+
 def test_a_method_from_outside(workspace: Workspace, planned: Plan) -> None:
     derived = replan(workspace, planned, "examples.small_fcn", Overrides())
     assert derived.configuration("examples.small_fcn").method == "examples.small_fcn"
