@@ -27,10 +27,10 @@ from real_runs import Bench, Training, interval
 ADAPTER, UNET, STUDENT = "3d_adapter", "3d_unet", "3d_student"
 PATCHES = {
     ("Dataset004_HaN_CT", ADAPTER): ("patch_size=[48,64,48]", "token_size=[4,4,4]", "batch_size=2"),
-    ("Dataset004_HaN_CT", UNET): ("patch_size=[48,64,48]", "batch_size=2"),
-    ("Dataset004_HaN_CT", STUDENT): ("patch_size=[48,64,48]", "batch_size=2"),
+    ("Dataset004_HaN_CT", UNET): ("patch_size=[48,64,48]", "batch_size=2", "epochs=1000"),
+    ("Dataset004_HaN_CT", STUDENT): ("patch_size=[48,64,48]", "batch_size=2", "epochs=300"),
     ("Dataset001_Hippocampus", ADAPTER): ("patch_size=[36,52,36]", "token_size=[4,4,4]", "batch_size=2"),
-    ("Dataset001_Hippocampus", UNET): ("batch_size=2",),
+    ("Dataset001_Hippocampus", UNET): ("batch_size=2", "epochs=1000"),
     ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,96,96]", "token_size=[1,4,4]", "batch_size=2"),
 }
 

@@ -21,6 +21,7 @@ SUMMARY_FILE = "summary.json"
 QC_FILE = "qc.json"
 QC_FEATURES_FOLDER = "qc_features"
 QC_MODEL_FILE = "qc_model.json"
+QC_MODEL_AFTER_RULES_FILE = "qc_model_postprocessed.json"
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 
 

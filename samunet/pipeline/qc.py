@@ -26,7 +26,7 @@ from samunet.pipeline.out_of_fold import (
 from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_record, write_json
-from samunet.workspace import QC_FILE, QC_MODEL_FILE
+from samunet.workspace import QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
 
 QC_VERSION = 1
 SHOWN = 20
@@ -191,10 +191,12 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
 
 def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCModel | None, str]:
     """The calibration that holds for a prediction with these arguments, or None and why there is none."""
-    again = f"Calibrate: samunet_calibrate_qc -m {model_folder}."
-    file = model_folder / QC_MODEL_FILE
+    rules = bool(arguments["postprocessing"])
+    file = model_folder / (QC_MODEL_AFTER_RULES_FILE if rules else QC_MODEL_FILE)
+    command = "samunet_find_best_configuration" if rules else f"samunet_calibrate_qc -m {model_folder}"
+    again = f"Calibrate: {command}."
     if not file.is_file():
-        return None, f"not calibrated: {model_folder.name} has no {QC_MODEL_FILE}. {again}"
+        return None, f"not calibrated: {model_folder.name} has no {file.name}. {again}"
     try:
         model = read_record(QCModel, file)
     except SamunetError as fault:  # the predictions are there: they are told without a bound

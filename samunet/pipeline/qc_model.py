@@ -28,8 +28,9 @@ from samunet.pipeline.out_of_fold import (
     read_groups,
     validated_folds,
 )
-from samunet.records import read_json, write_json
-from samunet.workspace import QC_MODEL_FILE, SUMMARY_FILE, validation_folder
+from samunet.pipeline.postprocessed_cases import RulesAfter
+from samunet.records import read_json, to_data, write_json
+from samunet.workspace import QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE, SUMMARY_FILE, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -129,14 +130,19 @@ def calibrate(
     *,
     by_case: bool = False,
     coverage: float = COVERAGE,
+    rules: RulesAfter | None = None,
 ) -> QCModel:
     """Fit the model folder's quality models on its out-of-fold cases and write qc_model.json.
+
+    With rules they are judged as they are after these, for predictions that these follow; that goes into
+    qc_model_postprocessed.json.
 
     Args:
         model_folder: results/DATASET/CONFIGURATION__PLANS.
         folds: which to use; None takes every fold that was validated.
         by_case: every case counts as a patient, for datasets whose groups are sites.
         coverage: share of patients for whom the lower bound shall hold.
+        rules: postprocessing that follows, with the maps of all validated cases.
 
     Raises:
         SamunetError: no fold was validated, or folds were validated in different ways or without features.
@@ -152,6 +158,10 @@ def calibrate(
     groups = {} if by_case else read_groups(model_folder, chosen, labels)
     validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, groups)]
     cases = [case for case in validated if not case.seen]
+    settings = common_settings(model_folder, chosen)
+    if rules is not None:
+        cases = rules.apply(cases)
+        settings["postprocessing"] = to_data(rules.postprocessing.rules)
     patients = [case.group or case.name for case in cases]
     model = QCModel(
         coverage=coverage,
@@ -160,11 +170,11 @@ def calibrate(
         num_cases=len(cases),
         num_seen=len(validated) - len(cases),
         num_patients=len(set(patients)),
-        settings=common_settings(model_folder, chosen),
+        settings=settings,
         made_from={str(fold): fold_hash(model_folder, fold) for fold in chosen},
         classes={name: _calibrate_class(name, cases, patients, coverage) for name in labels.foreground},
     )
-    write_json(model_folder / QC_MODEL_FILE, model)
+    write_json(model_folder / (QC_MODEL_FILE if rules is None else QC_MODEL_AFTER_RULES_FILE), model)
     return model
 
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from samunet.preprocessing.streams import BatchStream
@@ -32,12 +33,22 @@ SAVES_AN_EPOCH = 2
 """Latest and, while things improve, best."""
 
 
+def recipe_phases(run: TrainingRun) -> tuple[Phase, ...]:
+    """The recipe's own length where the plan cut it to its hours: a time budget takes their place.
+
+    A length that the user set, for the plan or for this run, is kept.
+    """
+    given = {*run.plan.overrides.get("settings", {}), *run.overrides.get("settings", {})}
+    if given & {"epochs", "iterations"}:
+        return run.phases
+    return run.trainer.phases(replace(run.config, epochs=run.method.config.epochs))
+
+
 def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phase, ...]:
     """The run's phases, shortened so that the training ends `minutes` after `started` (time.monotonic).
 
     The timed steps are undone: a run with a time budget is the same as one with the epochs and iterations
-        that it
-    decides for.
+    that it decides for.
     """
     timing = measure(run, minutes * 60)
     left = minutes * 60 - (time.monotonic() - started)

@@ -18,7 +18,7 @@ from samunet.trainers import import_trainer
 from samunet.trainers.augmentation import fixed_random
 from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, config_of
 from samunet.trainers.batches import PatchSource
-from samunet.trainers.budget import fit_schedule
+from samunet.trainers.budget import fit_schedule, recipe_phases
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
 from samunet.trainers.devices import (
@@ -271,10 +271,13 @@ def _settle_samples_and_schedule(
         request.distillation.label(run.reporter)
         names = tuple(dict.fromkeys((*split.train, *split.val)))
         check_soft_labels(request.distillation.labels, request.case_folder, names)
+    budget_minutes = run.time_budget_minutes if run.resume_from is None else None
+    if budget_minutes is not None:
+        run.phases = recipe_phases(run)
     earlier = found.cache if found is not None and run.resume_from is not None else None
     cache = prepare_cache(request, run, earlier, started)
-    if run.time_budget_minutes is not None and run.resume_from is None:
-        run.phases = fit_schedule(run, started, run.time_budget_minutes)
+    if budget_minutes is not None:
+        run.phases = fit_schedule(run, started, budget_minutes)
     if run.resume_from is not None:
         epoch = run.resume_from.epoch
         run.reporter.message(f"Continuing {run.folder} after epoch {epoch}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +15,17 @@ import pytest
 from tiny_quality import FINGERPRINT, PASSES, case
 from tiny_runs import CLASSES, make_configuration, make_plan
 
+from samunet.data.geometry import Geometry
+from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
 from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
+from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.out_of_fold import read_fold
+from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc import QCReport, assess
 from samunet.pipeline.qc_model import QCModel, calibrate, calibrate_when_complete
-from samunet.records import read_json, read_record, write_json
+from samunet.records import read_json, read_record, to_data, write_json
 
 PLAN = make_plan(make_configuration("2d_unet"))
 CHANNELS = replace(FINGERPRINT, channel_names=("CT", "CT"))
@@ -254,6 +259,46 @@ def test_an_unreadable_calibration_is_told_and_ends_nothing(model: Path, tmp_pat
     assert "missing keys" in report.calibration
     assert "samunet_calibrate_qc -m" in report.calibration
     assert report.coverage is None
+
+
+def with_stray_voxels(root: Path, names: Iterable[str]) -> dict[str, tuple[Path, Path]]:
+    """References and predictions, the organ a little too short and with a stray voxel far away."""
+    rng, grid, pairs = np.random.default_rng(3), Geometry(shape=(6, 8, 12), spacing_mm=(1.0, 1.0, 1.0)), {}
+    for name in names:
+        reference = np.zeros(grid.shape, np.uint8)
+        reference[1:5, 2:6, 1:7] = 1
+        prediction = reference.copy()
+        prediction[..., int(rng.integers(4, 7)) : 7] = 0
+        prediction[0, 0, 11] = 1
+        pairs[name] = (root / "labels" / f"{name}.nii.gz", root / "predicted" / f"{name}.nii.gz")
+        for label_map, file in zip((reference, prediction), pairs[name]):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_segmentation(label_map, grid, file)
+    return pairs
+
+
+def test_a_calibration_for_the_rules_that_follow(model: Path, tmp_path: Path) -> None:
+    names = [f"p{patient:02d}_0" for patient in range(20)]
+    pairs = with_stray_voxels(tmp_path, names)
+    rules = Postprocessing(labels=PLAN.labels, rules=(Rule(kind="largest_component", target="organ"),))
+    after = RulesAfter(postprocessing=rules, pairs=pairs)
+    before = [case for fold in (0, 1) for case in read_fold(model, fold, PLAN.labels, {})]
+    for one, changed in zip(before, after.apply(before)):
+        found = int(np.sum(read_label(pairs[one.name][1])[0])) - 1
+        assert changed.dice["organ"] == pytest.approx(2 * found / (found + 96))
+        assert changed.features.classes["organ"].components == 1
+        assert changed.features.classes["organ"].passes == one.features.classes["organ"].passes
+        assert changed.missed == {"organ": False, "lesion": False}
+
+    made = calibrate(model, rules=after)
+    assert read_record(QCModel, model / "qc_model_postprocessed.json") == made
+    assert not (model / "qc_model.json").exists()
+    words = arguments(0, 1, postprocessing=to_data(rules.rules))
+    assert assess(predicted(tmp_path / "out", words), model).coverage == 0.9
+    other = arguments(0, 1, postprocessing=to_data((Rule(kind="fill_holes", target="organ"),)))
+    assert "postprocessing was" in assess(predicted(tmp_path / "other", other), model).calibration
+    without = assess(predicted(tmp_path / "without", arguments(0, 1)), model)
+    assert "has no qc_model.json" in without.calibration
 
 
 def test_under_ten_patients_it_says_so(tmp_path: Path) -> None:

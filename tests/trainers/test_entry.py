@@ -156,6 +156,28 @@ def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRe
     assert train_fold(replace(long, resume=True), SilentReporter()).status == "finished"
 
 
+@pytest.mark.parametrize(("given", "epochs"), [({}, 24), ({"epochs": 4}, 4), ({"epochs": 500}, 24)])
+def test_a_time_budget_takes_the_place_of_the_plans_hours(
+    given: dict[str, int], epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan of three epochs, because its patch is dear or its hours few, does not hold a budget down."""
+    monkeypatch.setattr(
+        "samunet.trainers.budget.measure", lambda run, seconds: Timing(train_step=1.0, val_step=1.0)
+    )
+    fixed = {"iterations": 1, "val_iterations": 1}
+    request = make_request(
+        tmp_path,
+        METHOD,
+        configuration_changes={"settings": {"epochs": 3, **fixed}},
+        settings={"width": 8, **given},
+        time_budget_minutes=0.85,  # 51 s, of which 95 % are planned for, at 2 s an epoch
+    )
+    train_fold(request, SilentReporter())
+    record = read_run(request.folder)
+    assert record is not None
+    assert [length.epochs for length in record.phases] == [epochs]
+
+
 @pytest.mark.parametrize("rate", [None, 0.02])
 def test_a_short_unet_trains_with_less_momentum(
     rate: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from samunet.data.workers import Progress
+from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
+from samunet.pipeline.postprocessed_cases import RulesAfter
+from samunet.pipeline.qc_model import calibrate
 from samunet.pipeline.selection.ensembles import make_ensembles
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
@@ -95,7 +98,31 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
         made_from=_sources(collected.models),
     )
     _save(workspace, selection)
+    _calibrate_after_rules(workspace, selection, collected, chosen, options)
     return selection
+
+
+def _calibrate_after_rules(
+    workspace: Workspace,
+    selection: Selection,
+    collected: Collected,
+    chosen: OutOfFold,
+    options: SelectionOptions,
+) -> None:
+    """Calibrate the predicted Dice of a single model for the learned rules, so that `-c best` has bounds.
+
+    A fault is logged, not raised: the selection stands without it.
+    """
+    if len(chosen.members) > 1 or not selection.postprocessing.rules:
+        return
+    member = chosen.members[0]
+    pairs = {case: (collected.reference(case), chosen.predictions[case]) for case in collected.cases}
+    rules = RulesAfter(postprocessing=selection.postprocessing, pairs=pairs, workers=options.workers)
+    folder = workspace.model_folder(selection.dataset, member.configuration, member.plans, member.tag)
+    try:
+        calibrate(folder, member.folds, by_case=options.ignore_groups, rules=rules)
+    except SamunetError as fault:
+        logger.warning("The predicted Dice after postprocessing cannot be calibrated: %s", fault)
 
 
 def _ensembles(

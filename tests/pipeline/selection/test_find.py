@@ -6,14 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_quality import PASSES, facts
 from tiny_runs import REGIONS
 
+from samunet.data.readers import read_label
 from samunet.errors import SamunetError
+from samunet.inference.case_features import CaseFeatures, arguments_hash, class_features, features_file
+from samunet.inference.files import single_model_arguments
+from samunet.pipeline.qc_model import QCModel, calibrate
 from samunet.pipeline.selection import Selection, load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
-from samunet.records import read_json
+from samunet.planning.plan import Plan
+from samunet.records import read_json, read_record, to_data, write_json
 
 PRETRAINED = {"encoder_weights": "file"}
 
@@ -222,6 +228,65 @@ def test_regions(tmp_path: Path) -> None:
     assert set(found.candidates[0].classes) == {"whole", "core"}
     assert found.ensembles[0].is_shown
     assert load_selection(made.workspace, DATASET).postprocessing.labels == REGIONS
+
+
+def add_features(folder: Path) -> None:
+    """What prediction leaves beside the validation cases of a 2d_unet for quality control."""
+    plan = Plan.load(folder / "plan.json")
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "organ": 1, "lesion": 2}})
+    for validation in folder.glob("fold_*/validation"):
+        plan.save(validation / "plan.json")
+        fold = int(validation.parent.name.removeprefix("fold_"))
+        own = {"model": "anywhere", "configuration_hash": plan.configuration_hash("2d_unet"), "folds": [fold]}
+        own |= {"checkpoint": "checkpoint_final.pth", "settings": {}}
+        shared = {"step_size": 0.5, "mirroring": True, "postprocessing": []}
+        write_json(validation / "predict_args.json", {"models": [own], **shared})
+        hashed = arguments_hash(single_model_arguments(validation))
+        for file in validation.glob("*.nii.gz"):
+            label_map, geometry = read_label(file)
+            passes = dict.fromkeys(plan.labels.foreground, PASSES)
+            classes = class_features(label_map, geometry, plan.labels, passes)
+            name = file.name.removesuffix(".nii.gz")
+            features = CaseFeatures(case=name, arguments_hash=hashed, input=facts(), classes=classes)
+            write_json(features_file(validation, name), features)
+
+
+def strewn(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A slice is missing, and pieces lie about where nothing is."""
+    array = truth.copy()
+    array[1] = 0
+    array[0, 10:, int(rng.integers(0, 8)) :: 2] = 1
+    return array
+
+
+def test_the_rules_have_a_calibration_of_their_own(tmp_path: Path) -> None:
+    """The recommended command applies the rules: its bounds are those of maps after the rules."""
+    made = MadeUp(root=tmp_path)
+    folder = made.add("2d_unet", strewn)
+    add_features(folder)
+    found = find(made, postprocessing=True)
+    assert found.postprocessing.rules
+    calibrated = read_record(QCModel, folder / "qc_model_postprocessed.json")
+    assert calibrated.settings["postprocessing"] == to_data(found.postprocessing.rules)
+    assert calibrated.is_calibrated
+    assert calibrated.folds == ("0", "1", "2", "3", "4")
+    plain = calibrate(folder)
+    for name, quality in plain.classes.items():
+        assert quality.model is not None
+        after = calibrated.classes[name].model
+        assert after is not None
+        assert after.intercept >= quality.model.intercept  # the mean Dice: the rules helped
+    assert calibrated.classes["organ"] != plain.classes["organ"]
+
+
+def test_rules_without_features_leave_the_selection_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = MadeUp(root=tmp_path)
+    folder = made.add("2d_unet", strewn)
+    write_json(folder / "dataset.json", {"labels": {"background": 0, "organ": 1, "lesion": 2}})
+    assert find(made, postprocessing=True).postprocessing.rules
+    assert "after postprocessing cannot be calibrated" in caplog.text
 
 
 def test_a_stale_selection_is_refused(tmp_path: Path) -> None:
