@@ -196,6 +196,11 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     command = "samunet_find_best_configuration" if rules else f"samunet_calibrate_qc -m {model_folder}"
     again = f"Calibrate: {command}."
     if not file.is_file():
+        if not validated_folds(model_folder):
+            return (
+                None,
+                f"not calibrated: no fold of {model_folder.name} has validated cases that it had not seen.",
+            )
         return None, f"not calibrated: {model_folder.name} has no {file.name}. {again}"
     try:
         model = read_record(QCModel, file)

@@ -253,6 +253,15 @@ def test_no_bound_for_other_settings(model: Path, tmp_path: Path, words: dict[st
     assert report.coverage is None
 
 
+def test_without_a_validated_fold_no_command_is_named_that_would_fail(model: Path, tmp_path: Path) -> None:
+    """Fold `all` keeps no case out: there is nothing to calibrate on."""
+    for fold in (0, 1):
+        shutil.rmtree(model / f"fold_{fold}")
+    report = assess(predicted(tmp_path / "out", arguments("all")), model)
+    assert "no fold of 2d_unet__tinyPlans has validated cases" in report.calibration
+    assert "samunet_calibrate_qc" not in report.calibration
+
+
 def test_an_unreadable_calibration_is_told_and_ends_nothing(model: Path, tmp_path: Path) -> None:
     write_json(model / "qc_model.json", {"version": 0})
     report = assess(predicted(tmp_path / "out", arguments(0, 1)), model)
