@@ -25,6 +25,7 @@ from samunet.errors import SamunetError
 
 EXAMPLES = """\
   samunet_distill 101 3d_adapter 3d_student 0
+  samunet_distill 101 3d_adapter 3d_student 0 1 2 3 4
   samunet_distill 101 3d_adapter 3d_student 0 --lambda 1 --tag teacher_only
   samunet_distill 101 3d_unet 3d_student all --teacher_folds 0 1 2 3 4
   samunet_distill 101 3d_adapter 3d_student 0 --unlabelled MORE_IMAGES"""
@@ -34,14 +35,19 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         "samunet_distill",
-        "Train one fold of a small network on the labels and on the outputs of a trained one, which is run "
-        "once over the cases; afterwards the validation cases are predicted and scored.",
+        "Train folds of a small network on the labels and on the outputs of a trained one, which is run once "
+        "over the cases; after each fold its validation cases are predicted and scored.",
         EXAMPLES,
     )
     parser.add_argument("dataset", help="dataset by id (101) or name")
     parser.add_argument("teacher", help="trained configuration to learn from, such as 3d_adapter")
     parser.add_argument("student", help="configuration to train, such as 3d_student")
-    parser.add_argument("fold", type=fold, help="fold 0..4 (taught by the teacher's same fold), or all")
+    parser.add_argument(
+        "fold",
+        type=fold,
+        nargs="+",
+        help="fold 0..4 (taught by the teacher's same fold), or all; several are trained one after the other",
+    )
     _add_teacher(parser)
     add_plan_name(parser)
     add_device(parser, "for teacher and student")
@@ -108,7 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.step_size is not None and arguments.step_size > 1:
         raise SamunetError(f"-step_size {arguments.step_size:g}: give a share of the tile, at most 1.")
     workspace = open_workspace(arguments)
-    options = train_options(arguments, workspace, arguments.student, arguments.fold)
+    folds = arguments.fold
+    options = train_options(arguments, workspace, arguments.student, folds[0])
     asked = TeacherOptions(
         configuration=arguments.teacher,
         plans=arguments.teacher_plans,
@@ -121,6 +128,8 @@ def _run(arguments: argparse.Namespace) -> int:
         mirroring=False if arguments.disable_tta else None,
         unlabelled=arguments.unlabelled,
     )
-    outcome = distill(workspace, options, asked)
-    print(outcome.text())
-    return EXIT_INTERRUPTED if outcome.interrupted else 0
+    for outcome in distill(workspace, options, folds, asked):
+        print(outcome.text())
+        if outcome.interrupted:
+            return EXIT_INTERRUPTED
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.pipeline.soft_labels import Labelling, Teacher
-from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, train
+from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome
+from samunet.pipeline.train_folds import train_folds
 from samunet.planning.plan import Plan
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, Target
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers.batches import SoftSource
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
-from samunet.trainers.identity import read_run
+from samunet.trainers.identity import RunRecord, read_run
 from samunet.trainers.portable import load_trained
 from samunet.workspace import Workspace, split_tag
 
@@ -58,25 +59,40 @@ class TeacherOptions:
     unlabelled: Path | None = None
 
 
-def distill(workspace: Workspace, options: TrainOptions, asked: TeacherOptions) -> TrainOutcome:
-    """Train one fold of a student with a teacher and validate it on whole cases.
+def distill(
+    workspace: Workspace, options: TrainOptions, folds: Sequence[Fold], asked: TeacherOptions
+) -> Iterator[TrainOutcome]:
+    """Train folds of a student, each with its teacher, and validate them on whole cases; see `train_folds`.
 
     Raises:
-        SamunetError: as `train`; no such teacher, one that has seen the fold's validation cases or other
+        SamunetError: as `train_folds`; no such teacher, one that has seen a fold's validation cases or other
             preprocessed cases, or images that cannot be used.
     """
-    return train(workspace, options, lambda prepared: find_teacher(workspace, options, asked, prepared))
+
+    def teaching(own: TrainOptions, prepared: PreparedRun, like: RunRecord | None) -> Distillation:
+        return find_teacher(workspace, own, asked, prepared, like)
+
+    return train_folds(workspace, options, folds, teaching)
 
 
 def find_teacher(
-    workspace: Workspace, options: TrainOptions, asked: TeacherOptions, prepared: PreparedRun
+    workspace: Workspace,
+    options: TrainOptions,
+    asked: TeacherOptions,
+    prepared: PreparedRun,
+    like: RunRecord | None = None,
 ) -> Distillation:
     """What a prepared run is to learn from; the teacher itself is run later.
+
+    Args:
+        workspace / options / prepared: of the student's fold.
+        asked: the teacher in the user's words.
+        like: another fold of the student, which a new one is to repeat.
 
     Raises:
         SamunetError: see `distill`.
     """
-    asked = _settled(asked, options, prepared)
+    asked = _settled(asked, options, prepared, like)
     weight = WEIGHT if asked.weight is None else asked.weight
     _check_weight(weight, asked)
     teacher = _trained_teacher(workspace, options, asked, prepared)
@@ -162,15 +178,19 @@ def _soft_source(
     )
 
 
-def _settled(asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun) -> TeacherOptions:
-    """For a run to be continued, what was not given again is what the run did."""
-    kept = None if prepared.found is None else prepared.found.distillation
-    if not options.resume or kept is None:
+def _settled(
+    asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun, like: RunRecord | None
+) -> TeacherOptions:
+    """For a run to be continued, what was not given again is what the run did, or another fold of it."""
+    found = prepared.found if options.resume else None
+    record = found or like
+    kept = None if record is None else record.distillation
+    if kept is None:
         return asked
     folder = kept["unlabelled_folder"]
     return replace(
         asked,
-        folds=asked.folds or tuple(kept["folds"]),
+        folds=asked.folds or (None if found is None else tuple(kept["folds"])),
         checkpoint=asked.checkpoint or kept["checkpoint"],
         weight=kept["weight"] if asked.weight is None else asked.weight,
         target=asked.target or kept["target"],

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from samunet.errors import SamunetError
-from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run, train
+from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST
-from samunet.trainers.identity import RunRecord
+from samunet.trainers.distillation import Distillation
+from samunet.trainers.identity import RunRecord, distillation_differences
 from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,13 @@ logger = logging.getLogger(__name__)
 Fold = int | str
 
 
-def train_folds(workspace: Workspace, options: TrainOptions, folds: Sequence[Fold]) -> Iterator[TrainOutcome]:
+Teaching = Callable[[TrainOptions, PreparedRun, RunRecord | None], Distillation]
+"""Finds the teacher of a fold's run; the record is of another fold of the model, to be repeated."""
+
+
+def train_folds(
+    workspace: Workspace, options: TrainOptions, folds: Sequence[Fold], teaching: Teaching | None = None
+) -> Iterator[TrainOutcome]:
     """Train and validate folds in order, all with the same options; one that is interrupted ends the rest.
 
     With `options.resume` finished folds are skipped, a finished training without its validation is
@@ -29,6 +36,7 @@ def train_folds(workspace: Workspace, options: TrainOptions, folds: Sequence[Fol
         workspace: where everything lies.
         options: the user's words; `fold` is replaced.
         folds: numbers or `all`.
+        teaching: gives the teacher of each fold of a distilled model.
 
     Yields:
         The outcome of each fold that had something to do, once it is done.
@@ -38,7 +46,8 @@ def train_folds(workspace: Workspace, options: TrainOptions, folds: Sequence[Fol
             `resume` and `overwrite`, holds a training already; else what `train` raises.
     """
     if len(folds) == 1:
-        yield train(workspace, replace(options, fold=folds[0]))
+        own = replace(options, fold=folds[0])
+        yield train(workspace, own, _teach(teaching, own))
         return
     twice = sorted({str(fold) for fold in folds if list(folds).count(fold) > 1})
     if twice:
@@ -48,16 +57,21 @@ def train_folds(workspace: Workspace, options: TrainOptions, folds: Sequence[Fol
         _refuse_started(prepared)
     for number, fold in enumerate(folds, start=1):
         own = replace(options, fold=fold)
-        wanted = _continued(own, prepared) if options.resume else own
+        wanted = _continued(own, prepared, teaching) if options.resume else own
         where = f"Fold {fold} ({number} of {len(folds)})"
         if wanted is None:
             logger.info("%s is trained and validated already.", where)
             continue
         logger.info("%s", where)
-        outcome = train(workspace, wanted)
+        like = _begun(prepared)[1] if options.resume else None
+        outcome = train(workspace, wanted, _teach(teaching, wanted, like))
         yield outcome
         if outcome.interrupted:
             return
+
+
+def _teach(teaching: Teaching | None, options: TrainOptions, like: RunRecord | None = None) -> Teach | None:
+    return None if teaching is None else lambda prepared: teaching(options, prepared, like)
 
 
 def _refuse_started(prepared: dict[Fold, PreparedRun]) -> None:
@@ -71,12 +85,15 @@ def _refuse_started(prepared: dict[Fold, PreparedRun]) -> None:
         )
 
 
-def _continued(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> TrainOptions | None:
+def _continued(
+    options: TrainOptions, prepared: dict[Fold, PreparedRun], teaching: Teaching | None
+) -> TrainOptions | None:
     """What is left to do for a fold under --c; None when nothing is."""
     run = prepared[options.fold]
     folder = fold_folder(run.model_folder, options.fold)
     if (folder / FINAL).exists():
         _check_settings(options, run.found, folder)
+        _check_teacher(run, None if teaching is None else teaching(options, run, None), folder)
         kept_out = set(run.split.val) - set(run.split.train)
         if not kept_out or is_validated(run.model_folder, options.fold):
             return None
@@ -88,12 +105,11 @@ def _continued(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Trai
 
 def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> TrainOptions:
     """Options of a fold that was never started: what was not given again is as in the folds that were."""
-    model_folder = next(iter(prepared.values())).model_folder
-    records = ((fold, run.found) for fold, run in prepared.items() if _started(run, fold))
-    fold, found = next(((fold, found) for fold, found in records if found is not None), (None, None))
+    fold, found = _begun(prepared)
     if found is None:
         return options
     told = found.overrides
+    model_folder = next(iter(prepared.values())).model_folder
     logger.info("It begins with the settings of fold %s of %s.", fold, model_folder.name)
     return replace(
         options,
@@ -103,6 +119,12 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
         seed=found.seed if options.seed is None else options.seed,
     )
+
+
+def _begun(prepared: dict[Fold, PreparedRun]) -> tuple[Fold | None, RunRecord | None]:
+    """The first fold that was started, and its record."""
+    records = ((fold, run.found) for fold, run in prepared.items() if _started(run, fold))
+    return next(((fold, found) for fold, found in records if found is not None), (None, None))
 
 
 def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
@@ -122,6 +144,23 @@ def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path
         raise SamunetError(
             f"{folder} was trained with other settings ({told}). Repeat them or leave them out, give these "
             "folds a --tag, or train anew with --overwrite."
+        )
+
+
+def _check_teacher(run: PreparedRun, distillation: Distillation | None, folder: Path) -> None:
+    """Nor where it has learned from another teacher, or from none.
+
+    Raises:
+        SamunetError: naming what differs.
+    """
+    if run.found is None:
+        return
+    wanted = None if distillation is None else distillation.record()
+    told = distillation_differences(run.found.distillation, wanted)
+    if told:
+        raise SamunetError(
+            f"{folder} is finished, but differs in: {'; '.join(told)}. Repeat what it was made with, give "
+            "these folds a --tag, or train anew with --overwrite."
         )
 
 

@@ -154,11 +154,11 @@ def differences(found: RunRecord, wanted: Identity) -> list[str]:
         told.append("the split: other cases for training or validation")
     if found.seed != wanted.seed:
         told.append(f"seed: {found.seed} there, {wanted.seed} now")
-    return told + _distillation_differences(found.distillation, wanted.distillation)
+    return told + distillation_differences(found.distillation, wanted.distillation)
 
 
-def _distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> list[str]:
-    """The same for what a run is distilled from."""
+def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> list[str]:
+    """In words, how what a run is distilled from differs from what is wanted; None is no teacher."""
     if found is None or wanted is None:
         there, now = (
             "no teacher" if kept is None else f"distilled from {kept['teacher']}" for kept in (found, wanted)

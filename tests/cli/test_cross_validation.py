@@ -34,7 +34,7 @@ def test_folds_one_after_the_other(
     # An interrupted fold ends the rest.
     with monkeypatch.context() as patch:
         patch.setattr(
-            train_folds, "train", lambda _, options: TrainOutcome(folder=model / "x", interrupted=True)
+            train_folds, "train", lambda _, options, teach: TrainOutcome(folder=model / "x", interrupted=True)
         )
         assert train.main(["901", "2d", "1", "2", *SHORT, *where]) == 130
     assert "Fold 2" not in capsys.readouterr().out

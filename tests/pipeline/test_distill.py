@@ -95,6 +95,26 @@ def test_continuing_repeats_what_was_asked(workspace: Path) -> None:
     assert (fold / "checkpoint_final.pth").exists()
 
 
+def test_several_folds_each_with_its_teacher(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--workspace", str(workspace)]
+    assert train.main(["901", "3d_unet", "1", *SHORT, *where]) == 0
+    words = ["901", "3d_unet", "3d_student", "0", "1", "--c", *where]
+    assert distill.main(words) == 0
+    told = capsys.readouterr().out
+    assert "Fold 0 (1 of 2) is trained and validated already" in told
+    assert "It begins with the settings of fold 0" in told
+    records = [json.loads((model_of(workspace) / f"fold_{k}/run.json").read_text()) for k in (0, 1)]
+    first, second = (record["distillation"] for record in records)
+    assert (first["folds"], second["folds"]) == ([0], [1])
+    assert first["mirroring"] is second["mirroring"] is False
+    assert records[0]["overrides"]["settings"] == records[1]["overrides"]["settings"]
+    assert (model_of(workspace) / "fold_1/validation/summary.json").exists()
+    assert distill.main([*words, "--lambda", "1"]) == 2
+    assert "weight of the distillation: 0.5 there, 1.0 now" in capsys.readouterr().err
+    assert train.main(["901", "3d_student", "0", "1", "--c", *where]) == 2
+    assert "distilled from 3d_unet__samunetPlans there, no teacher now" in capsys.readouterr().err
+
+
 def test_unlabelled_images_are_learned_from(workspace: Path, tmp_path: Path) -> None:
     images = tmp_path / "more"
     images.mkdir()
