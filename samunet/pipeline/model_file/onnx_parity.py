@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,12 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
         tiles: (C, *patch) each.
         cases: that they come from.
         regions: the outputs are regions (a logit above zero counts), not exclusive classes.
+
+    Raises:
+        SamunetError: onnxruntime cannot load or run the file.
     """
     runtime = import_onnxruntime()
-    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    answer = _runner(runtime, file)
     errors, agreed, compared, foreground, voxels = [], 0, 0, 0, 0
     largest = total = 0.0
     first, turn = 0, 0
@@ -123,7 +126,7 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
         batch = torch.stack(list(tiles[first : first + _AT_ONCE[turn % len(_AT_ONCE)]]))
         with torch.inference_mode():
             expected = network(batch).numpy()
-        found = session.run(None, {INPUT: batch.numpy()})[0]
+        found = answer(batch.numpy())
         difference = np.abs(found - expected)
         errors.append(float(difference.max()))
         total += float(difference.sum(dtype=np.float64))
@@ -145,6 +148,30 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
         foreground=foreground / voxels,
         runtime=str(runtime.__version__),
     )
+
+
+def _runner(runtime: Any, file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Runs the file on a batch; what onnxruntime cannot do is one message."""
+
+    def refused(error: Exception) -> SamunetError:
+        return SamunetError(
+            f"onnxruntime {runtime.__version__} cannot run the ONNX file of this network, so it was not "
+            f"kept: {error}. Try another version of onnxruntime or torch (here {torch.__version__}), or "
+            "share the model as a .zip (without --onnx)."
+        )
+
+    try:
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise refused(error) from error
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(session.run(None, {INPUT: batch})[0])
+        except Exception as error:
+            raise refused(error) from error
+
+    return run
 
 
 def import_onnxruntime() -> Any:

@@ -177,6 +177,18 @@ def test_a_picture_shrinks_alike_in_onnx(tmp_path: Path) -> None:
     assert parity.max_error < CLOSE
 
 
+def test_a_file_that_the_runtime_refuses_is_one_message(tmp_path: Path) -> None:
+    """Not loadable, or made for another number of channels than it is given."""
+    (tmp_path / "broken.onnx").write_bytes(b"no protobuf")
+    tiles = [torch.zeros(3, 8, 8)]
+    network = torch.nn.Conv2d(3, 2, 1)
+    with pytest.raises(SamunetError, match=r"onnxruntime .* cannot run the ONNX file"):
+        compare(tmp_path / "broken.onnx", network, tiles, cases=1, regions=False)
+    write_onnx(torch.nn.Conv2d(1, 2, 1), (1, 8, 8), tmp_path / "other.onnx")
+    with pytest.raises(SamunetError, match="so it was not kept"):
+        compare(tmp_path / "other.onnx", network, tiles, cases=1, regions=False)
+
+
 def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from samunet.pipeline.model_file import onnx_export
 
