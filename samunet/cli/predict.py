@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.inference.files import FileOptions
     from samunet.inference.predictor import Predictor
-    from samunet.pipeline.qc import assess
+    from samunet.pipeline.qc import assess, assess_ensemble
 
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise SamunetError(f"-part_id {arguments.part_id}: give 0 to {arguments.num_parts - 1} (-num_parts).")
@@ -178,9 +178,10 @@ def _run(arguments: argparse.Namespace) -> int:
         ),
     )
     if isinstance(predictor, Predictor):
-        print(assess(arguments.output, predictor.model_folder, outcome.failed).text())
+        report = assess(arguments.output, predictor.model_folder, outcome.failed)
     else:
-        print("No qc.json: quality control is calibrated for single models, not for ensembles of them.")
+        report = assess_ensemble(arguments.output, predictor.members, outcome.failed)
+    print(report.text())
     print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
     return EXIT_MISTAKE if outcome.failed else 0
 

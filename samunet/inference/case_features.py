@@ -90,6 +90,15 @@ def arguments_hash(arguments: Mapping[str, Any]) -> str:
     return content_hash({key: value for key, value in arguments.items() if key != "model"})
 
 
+def prediction_hash(arguments: Mapping[str, Any]) -> str:
+    """The same of the whole content of predict_args.json, be it of one model or of an ensemble."""
+    models = arguments["models"]
+    if len(models) == 1:
+        return arguments_hash(flat_arguments(arguments))
+    placeless = [{key: value for key, value in model.items() if key != "model"} for model in models]
+    return content_hash({**arguments, "models": placeless})
+
+
 class FeatureWriter:
     """Measures the cases of a folder while it is predicted; reading and writing threads may call it.
 
@@ -99,7 +108,7 @@ class FeatureWriter:
     def __init__(self, plan: Plan, folder: Path, arguments: Mapping[str, Any]) -> None:
         self.plan = plan
         self.folder = folder
-        self.arguments_hash = arguments_hash(flat_arguments(arguments))
+        self.arguments_hash = prediction_hash(arguments)
         self._inputs: dict[str, InputFacts] = {}
 
     def measure(self, case: str, image: np.ndarray, record: SpatialRecord) -> None:

@@ -24,13 +24,16 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image
 from samunet.errors import SamunetError
 from samunet.inference.arrays import Prediction, as_image, prediction_of
+from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import finished, write_case
 from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
+from samunet.inference.pass_statistics import PassFigures, PassStatistics, mean_figures
 from samunet.inference.predictor import Predictor, arguments_of, predict_with
 from samunet.inference.sharing import one_pass
+from samunet.inference.sliding_window import PassObserver
 from samunet.inference.sliding_window import Storage as Room
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
@@ -46,6 +49,8 @@ from samunet.preprocessing.restore import (
 
 PreparedCase = dict[str, PreprocessedCase]
 """Data hash -> the case as that data configuration has it."""
+Observed = tuple[list["MemberLogits"], dict[str, PassFigures]]
+"""Logits of the members, and figures by class of the single passes of all networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +142,22 @@ class EnsemblePredictor:
     ) -> FilesOutcome:
         """Segment the cases of a folder; see `Predictor.predict_files`."""
         options = options or FileOptions()
+        arguments = arguments_of(self.members, options)
+        features = FeatureWriter(self.plan, Path(output), arguments)
+
+        def export(result: Observed, case: PreparedCase, target: Target) -> None:
+            found, passes = result
+            written = _export(found, target)
+            features.write(target.case, written, found[0].record.geometry, passes)
+
         task = FolderTask(
             file_ending=self.plan.file_ending,
             num_channels=len(self.plan.channel_names),
-            arguments=arguments_of(self.members, options),
+            arguments=arguments,
             records=self.members[0].dataset_record(),
-            prepare=lambda case: self._prepare(case, options.change),
-            predict=self.predict_prepared,
-            export=_export,
+            prepare=lambda case: self._prepare(case, features, options.change),
+            predict=self.predict_observed,
+            export=export,
         )
         return predict_folder(task, source, output, options)
 
@@ -159,18 +172,26 @@ class EnsemblePredictor:
 
     def predict_prepared(self, case: PreparedCase, storage: Room | None = None) -> list[MemberLogits]:
         """Mean logits of each configuration's folds, in the order of the groups."""
-        found = []
+        return self.predict_observed(case, storage)[0]
+
+    def predict_observed(self, case: PreparedCase, storage: Room | None = None) -> Observed:
+        """The same logits, and what the single passes of all networks say about the case."""
+        found, passes = [], []
         for group in self.groups:
             ready = case[_data_key(group[0])]
-            for member, logits in zip(group, _predict_group(group, ready.image, storage)):
+            seen = PassStatistics(self.plan.labels, group[0].window, ready.image.shape)
+            for member, logits in zip(group, _predict_group(group, ready.image, storage, seen)):
                 found.append(MemberLogits(logits=logits, record=ready.record, plan=member.plan))
-        return found
+            passes.append((seen.figures(), sum(len(member.networks) for member in group)))
+        return found, mean_figures(passes)
 
-    def _prepare(self, case: Case, change: ChangeImage | None) -> PreparedCase:
+    def _prepare(self, case: Case, features: FeatureWriter, change: ChangeImage | None) -> PreparedCase:
         image, geometry = read_image(case.images)
         if change is not None:
             image = change(case.name, image, geometry)
-        return self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        prepared = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
+        features.measure(case.name, image, prepared[_data_key(self.members[0])].record)
+        return prepared
 
 
 def restore_mean(members: Sequence[MemberLogits], out: Writable | None = None) -> np.ndarray:
@@ -205,23 +226,25 @@ def restore_mean(members: Sequence[MemberLogits], out: Writable | None = None) -
     return segmentation
 
 
-def _export(found: list[MemberLogits], case: PreparedCase, target: Target) -> None:
+def _export(found: list[MemberLogits], target: Target) -> np.ndarray:
     labels, geometry, options = found[0].plan.labels, found[0].record.geometry, target.options
     fill = finished(lambda out: restore_mean(found, out), geometry, options.postprocessing)
-    write_case(target.file, labels, geometry, options.save_probabilities, fill)
+    return write_case(target.file, labels, geometry, options.save_probabilities, fill)
 
 
-def _predict_group(group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None) -> list[Logits]:
+def _predict_group(
+    group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None, observer: PassObserver
+) -> list[Logits]:
     """Logits of each member of a group, by one pass over the tiles."""
     if len(group) == 1:
-        return [group[0].predict_preprocessed(image, storage)]
+        return [group[0].predict_preprocessed(image, storage, observer)]
     window = replace(
         group[0].window,
         shared_encoder=True,
         group_sizes=tuple(len(member.networks) for member in group),
     )
     networks = [network for member in group for network in member.networks]
-    together = predict_with(networks, image, window, storage)
+    together = predict_with(networks, image, window, storage, observer)
     count = together.shape[0] // len(group)
     bounds = [(number * count, (number + 1) * count) for number in range(len(group))]
     if isinstance(together, LogitsOnDisk):

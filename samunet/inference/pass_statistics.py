@@ -8,7 +8,7 @@ case, which all folds predict; and nothing of the image's size is kept, only a f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,34 @@ class PassFigures:
     entropy: float | None
     mirror_disagreement: float | None
     intensity: tuple[float, ...] | None
+
+
+def mean_figures(parts: Sequence[tuple[Mapping[str, PassFigures], int]]) -> dict[str, PassFigures]:
+    """Figures of several configurations as one: means over their networks.
+
+    Args:
+        parts: figures by class, and from how many networks they come.
+
+    Returns:
+        Figures by class, each the mean over those that define it. Intensities are left out: configurations
+        may preprocess images differently.
+    """
+
+    def mean(name: str, key: str) -> float | None:
+        known = [(getattr(figures[name], key), number) for figures, number in parts]
+        known = [(value, number) for value, number in known if value is not None]
+        total = sum(number for _, number in known)
+        return sum(value * number for value, number in known) / total if total else None
+
+    return {
+        name: PassFigures(
+            soft_dice=mean(name, "soft_dice"),
+            entropy=mean(name, "entropy"),
+            mirror_disagreement=mean(name, "mirror_disagreement"),
+            intensity=None,
+        )
+        for name in parts[0][0]
+    }
 
 
 class PassStatistics:

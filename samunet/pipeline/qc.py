@@ -6,16 +6,17 @@ in parts, ends with one qc.json over everything that is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
+from samunet.inference.case_features import CaseFeatures, ClassFeatures, features_file, prediction_hash
 from samunet.inference.envelope import Envelope, Flag
-from samunet.inference.files import single_model_arguments
+from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
+from samunet.inference.predictor import Predictor
 from samunet.pipeline.out_of_fold import (
     SETTINGS,
     feature_values,
@@ -25,11 +26,15 @@ from samunet.pipeline.out_of_fold import (
 )
 from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
-from samunet.records import read_record, write_json
+from samunet.records import read_json, read_record, write_json
 from samunet.workspace import QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
 
 QC_VERSION = 1
 SHOWN = 20
+NO_ENSEMBLES = (
+    "not calibrated: lower bounds are made for single models, not for ensembles of them; cases stand in the "
+    "order of what the networks expect of themselves."
+)
 
 Status = Literal["calibrated", "not calibrated", "not found"]
 
@@ -73,7 +78,7 @@ class QCReport:
     """Content of qc.json.
 
     Attributes:
-        model: name of the model folder.
+        model: name of the model folder, or those of an ensemble's.
         arguments_hash: of predict_args.json.
         coverage: share of new patients for whom the lower bound shall hold; None where not calibrated.
         calibration: in plain words, what the bounds stand on, or why there are none.
@@ -167,20 +172,57 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
     arguments = single_model_arguments(folder)
     plan = Plan.load(folder / "plan.json")
     model, reason = usable_model(model_folder, arguments)
-    judge = _Judge(read_envelope(model_folder, plan, arguments["configuration_hash"]), model, reason)
-    expected, ending = arguments_hash(arguments), segmentation_ending(plan.file_ending)
+    envelope = read_envelope(model_folder, plan, arguments["configuration_hash"])
+    named = _Named(model=model_folder.name, folds=tuple(map(str, arguments["folds"])))
+    ending = segmentation_ending(plan.file_ending)
+    return _assess(folder, _Judge(envelope, model, reason), named, ending, failed or {})
+
+
+def assess_ensemble(
+    folder: Path, members: Sequence[Predictor], failed: Mapping[str, str] | None = None
+) -> QCReport:
+    """The same of predictions by several configurations: flags and an order for review, but no bounds.
+
+    Args:
+        folder: predictions of these members, with predict_args.json and qc_features.
+        members: of the ensemble; the ranges of the first one's training cases are compared with.
+        failed: cases that could not be predicted, with the reason.
+
+    Raises:
+        SamunetError: a file is unreadable.
+    """
+    first = members[0]
+    configuration = first.plan.configuration_hash(first.configuration.name)
+    envelope = read_envelope(first.model_folder, first.plan, configuration)
+    folds = dict.fromkeys(str(fold) for member in members for fold in member.folds)
+    named = _Named(model=" + ".join(member.model_folder.name for member in members), folds=tuple(folds))
+    ending = segmentation_ending(first.plan.file_ending)
+    return _assess(Path(folder), _Judge(envelope, None, NO_ENSEMBLES), named, ending, failed or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """What a report says of who predicted."""
+
+    model: str
+    folds: tuple[str, ...]
+
+
+def _assess(folder: Path, judge: _Judge, named: _Named, ending: str, failed: Mapping[str, str]) -> QCReport:
+    expected = prediction_hash(read_json(folder / ARGUMENTS_FILE))
+    model = judge.model
     while True:
         names = _names(folder, ending)
         verdicts, left_out = _judge_all(folder, names, judge, expected)
         report = QCReport(
-            model=model_folder.name,
+            model=named.model,
             arguments_hash=expected,
-            folds=tuple(map(str, arguments["folds"])),
+            folds=named.folds,
             coverage=model.coverage if model is not None and model.is_calibrated else None,
-            calibration=reason if model is None else model.describe(),
+            calibration=judge.reason if model is None else model.describe(),
             input_checked=judge.envelope is not None,
             cases=tuple(sorted(verdicts, key=lambda c: (not c.flags, c.review_score, c.case))),
-            failed={**_earlier_failures(folder, names, expected), **(failed or {})},
+            failed={**_earlier_failures(folder, names, expected), **failed},
             left_out=left_out,
         )
         write_json(folder / QC_FILE, report)

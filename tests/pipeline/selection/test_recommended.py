@@ -10,11 +10,14 @@ import pytest
 import torch
 from conftest import write_volume
 from out_of_fold_runs import DATASET, MadeUp, missing
+from tiny_quality import FINGERPRINT
 from tiny_runs import CHANNELS, SHAPE
 
 from samunet.cli.predict import main
 from samunet.data.readers import read_label
+from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.qc import assess_ensemble
 from samunet.pipeline.selection import load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
@@ -82,6 +85,40 @@ def test_best_is_the_ensemble_with_its_rules(made: MadeUp, capsys: pytest.Captur
     told = read_json(made.root / "best" / "predict_args.json")
     assert [model["folds"] for model in told["models"]] == [[0, 1], [0, 1]]
     assert told["postprocessing"][0]["kind"] == "largest_component"
+
+
+def test_an_ensemble_flags_cases_and_has_no_bounds(
+    made: MadeUp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["-i", str(made.root / "images"), "-d", "950", "-device", "cpu", "--workspace", str(made.root)]
+    assert main([*words, "-o", str(out), "-c", "best"]) == 0
+    assert "lower bounds are made for single models" in capsys.readouterr().out
+    (case,) = read_json(out / "qc.json")["cases"]
+    assert case["case"] == "new"
+    found = case["classes"]["organ"]
+    assert (found["status"], found["lower_bound"]) == ("not calibrated", None)
+    # The networks' own estimate is the mean over both models' networks; each alone has another.
+    own = []
+    for name in ("2d_unet", "3d_unet"):
+        assert main([*words, "-o", str(tmp_path / name), "-c", name, "-f", "0", "1"]) == 0
+        (alone,) = read_json(tmp_path / name / "qc.json")["cases"]
+        own.append(alone["classes"]["organ"]["features"]["passes"]["soft_dice"])
+    assert own[0] != own[1]
+    assert found["features"]["passes"]["soft_dice"] == pytest.approx(np.mean(own), rel=1e-5)
+    assert found["features"]["passes"]["intensity"] is None
+
+    first = made.workspace.model_folder(DATASET, "2d_unet")
+    cases = tuple(replace(one, channels=one.channels * CHANNELS) for one in FINGERPRINT.cases)
+    write_json(first / "fingerprint.json", replace(FINGERPRINT, channel_names=("T1", "T2"), cases=cases))
+    try:
+        members = EnsemblePredictor.load([first], FOLDS, device="cpu").members
+        report = assess_ensemble(out, members)
+    finally:
+        (first / "fingerprint.json").unlink()
+    assert report.input_checked
+    assert "spacing" in {flag.topic for flag in report.cases[0].flags}
+    assert "Unlike the training cases" in report.text()
 
 
 @pytest.mark.parametrize(
