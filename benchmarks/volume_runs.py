@@ -84,7 +84,10 @@ RUNS = {
         Variant("no_aggregation", CT, ADAPTER, ("aggregation=false",)),
         Variant("one_stage", CT, ADAPTER, ("stages=one",)),
         Variant("no_refinement", CT, ADAPTER, ("refine=false",)),
+        Variant("added_generator", CT, ADAPTER, ("apg_residual=true",)),
+        Variant("unet", CT, UNET),
     ],
+    "momentum": [Variant("unet_less_momentum", CT, UNET, ("learning_rate=0.05", "momentum=0.9"))],
     "student": [
         Variant("student_0", CT, STUDENT, share=0.0),
         Variant("student_0.5", CT, STUDENT, share=0.5),
