@@ -28,6 +28,7 @@ EXAMPLES = """\
   samunet_pretrain --synthetic --steps 20000 -o first_try
   samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o first_try
   samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o first_try
+  samunet_pretrain -d 4 --adapters -encoder vit_b -w sam_vit_b_01ec64.pth --set input_size=448 -o adapted
   samunet_pretrain --synthetic --show 32 samples.png"""
 
 
@@ -35,8 +36,9 @@ def build_parser() -> CommandParser:
     """The command's arguments."""
     parser = CommandParser(
         "samunet_pretrain",
-        "Pretrain a small SAM: encoder, prompt encoder and mask decoder. Labels are not needed. The result "
-        "is a weights file with a card that says what it was made of.",
+        "Pretrain a small SAM (encoder, prompt encoder and mask decoder), or adapters in a large one that is "
+        "kept as it is. Labels are not needed. The result is a weights file with a card that says what it "
+        "was made of.",
         EXAMPLES,
     )
     _add_sources(parser)
@@ -94,6 +96,18 @@ def _add_training(parser: CommandParser) -> None:
         "adds teacher=1 to the default tasks",
     )
     group.add_argument("-encoder", metavar="NAME", help="SAM encoder (default vit_tiny)")
+    group.add_argument(
+        "-w",
+        dest="weights",
+        type=Path,
+        metavar="FILE",
+        help="SAM weights of that encoder to begin with: a file, or a name in the weights folder",
+    )
+    group.add_argument(
+        "--adapters",
+        action="store_true",
+        help="keep the encoder of -w as it is and train adapters in its blocks",
+    )
     group.add_argument("--steps", type=positive_int, metavar="N", help="training steps (default 2000)")
     group.add_argument("--batch", type=positive_int, metavar="N", help="pictures a step (default 8)")
     group.add_argument(
@@ -182,6 +196,7 @@ def _options(arguments: argparse.Namespace) -> PretrainOptions:
         images=tuple(arguments.images),
         exclude=arguments.exclude,
         teacher=arguments.teacher,
+        weights=arguments.weights,
         synthetic_share=arguments.synthetic_share,
         time_budget_minutes=arguments.time_budget,
         device=arguments.device,
@@ -197,6 +212,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = parse_settings(arguments.settings)
     flags = {
         "encoder": arguments.encoder,
+        "adapters": arguments.adapters or None,
         "steps": arguments.steps,
         "batch_size": arguments.batch,
         "seed": arguments.seed,

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix, check_windows, unit_range
 from samunet.networks.prompt_generator import PromptGenerator
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD, get_variant
@@ -152,9 +153,14 @@ def load_pretrained(network: AdapterNetwork, path: Path) -> None:
     """Start the encoder from a SAM weights file; every key of the file is accounted for.
 
     Raises:
-        SamunetError: the file does not fit; nothing is loaded then.
+        SamunetError: the file does not fit, or has adapters for slices; nothing is loaded then.
     """
     weights = read_weights(path, get_variant(network.settings.encoder.variant).name)
+    if weights.adapted:
+        raise SamunetError(
+            f"{path} is an encoder with adapters for 2D slices; 3d_adapter brings its own for volumes. Take "
+            "the weights that the adapters were trained on, or a 2D method."
+        )
     used = network.encoder.load_sam(weights.image_encoder)
     logger.info(
         "%s: %d tensors into the encoder; %d of SAM's 2D neck, prompts and decoder are not needed.",

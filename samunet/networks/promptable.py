@@ -40,15 +40,16 @@ class Prompts:
 
 
 class PromptableSam(nn.Module):
-    """The three parts of a SAM at its native input size.
+    """The three parts of a SAM at its native input size, or another one.
 
     Args:
         variant: sizes.
+        input_size: side in pixels of the pictures; None takes the native one.
     """
 
-    def __init__(self, variant: SamVariant) -> None:
+    def __init__(self, variant: SamVariant, input_size: int | None = None) -> None:
         super().__init__()
-        parts = build_parts(variant)
+        parts = build_parts(variant, input_size)
         self.variant = variant
         self.image_encoder = parts["image_encoder"]
         self.prompt_encoder = parts["prompt_encoder"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samunet.networks.promptable import PromptableSam
 from samunet.networks.sam.encoder import SamImageEncoder
+from samunet.networks.sam.weights import SamWeights
 
 SHARPNESS = 5.0
 """Logit of a prompt's attention to its own place; places two tokens away have about 0."""
@@ -31,6 +32,13 @@ def start_from_nothing(sam: PromptableSam) -> None:
         look_at_own_place(layer.cross_attn_token_to_image)
         look_at_own_place(layer.cross_attn_image_to_token)
     look_at_own_place(transformer.final_attn_token_to_image)
+
+
+def start_from_weights(sam: PromptableSam, weights: SamWeights) -> None:
+    """Set all weights from a file; position tables are resized to the input size, adapters come along."""
+    sam.image_encoder.load_tables(weights.image_encoder)
+    sam.prompt_encoder.load_state_dict(weights.prompt_encoder)
+    sam.mask_decoder.load_state_dict(weights.mask_decoder)
 
 
 def _start_encoder(encoder: SamImageEncoder) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samunet.networks.features import Features
 from samunet.networks.picture import SamPicture, SliceSettings
+from samunet.networks.sam.adapters import is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weights import read_weights
@@ -86,7 +87,11 @@ class SamSliceNetwork(nn.Module):
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that training may change, the same whatever is frozen at the moment."""
-        return ((name, p) for name, p in self.named_parameters() if name in self._trained)
+        return ((name, p) for name, p in self.named_parameters() if self._is_trained(name))
+
+    def _is_trained(self, name: str) -> bool:
+        # Adapters come with the weights, after the rest was built.
+        return name in self._trained or (is_adapter_key(name) and not self.settings.frozen)
 
     def encode(self, slices: Tensor) -> Features:
         """Slices (B, C, H, W) -> what `decode` needs; the neck's (B, E, S/16, S/16) is the last level."""

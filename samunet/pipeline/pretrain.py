@@ -13,8 +13,10 @@ import torch
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
+from samunet.networks.sam.adapters import adapter_width
 from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weight_files import find_weights, named_weights
+from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_result import check_target, write_half, write_result
 from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
@@ -44,6 +46,7 @@ class PretrainOptions:
         datasets / images: raw datasets by id or name, and folders of plain images.
         exclude: a JSON of cases that must not be seen.
         teacher: a SAM weights file, or an encoder whose file lies in the weights folder (task `teacher`).
+        weights: a SAM weights file to begin with, or its name in the weights folder.
         synthetic_share: chance of a generated picture, where there are other sources too.
         time_budget_minutes: shorten the run to this time.
         device / workers: None chooses.
@@ -58,6 +61,7 @@ class PretrainOptions:
     images: tuple[Path, ...] = ()
     exclude: Path | None = None
     teacher: str | None = None
+    weights: Path | None = None
     synthetic_share: float = 0.5
     time_budget_minutes: float | None = None
     device: str | None = None
@@ -114,6 +118,7 @@ def pretrain(
         shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of this run
     device = choose_device(options.device)
     teacher = _teacher(workspace, options, device)
+    start = _start(workspace, options)
     sources = find_sources(workspace, options)
     reporter = make_reporter() if reporter is None else reporter
     try:
@@ -126,6 +131,7 @@ def pretrain(
             reporter=reporter,
             workers=_workers(options),
             teacher=teacher,
+            start=start,
         )
         if options.resume:
             run.resume(folder / LATEST)
@@ -176,6 +182,32 @@ def _teacher(workspace: Workspace, options: PretrainOptions, device: torch.devic
     return load_teacher(path, options.settings.teacher_size or None, device)
 
 
+def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
+    """The weights to begin with, where some are given.
+
+    Raises:
+        SamunetError: adapters without weights, no such file, or it is of another encoder.
+    """
+    settings = options.settings
+    if options.weights is None:
+        if settings.adapters:
+            raise SamunetError(
+                f"--adapters adapt an encoder that is pretrained: name its weights with -w, such as -w "
+                f"{settings.variant.file_name}."
+            )
+        return None
+    weights = read_weights(named_weights(workspace.weights, options.weights), settings.encoder)
+    hidden = adapter_width(weights.image_encoder)
+    if hidden is not None and not settings.adapters:
+        raise SamunetError(f"{weights.path} has adapters: add --adapters to train them further.")
+    if hidden is not None and settings.adapter_width not in (0, hidden):
+        raise SamunetError(
+            f"{weights.path} has adapters {hidden} channels wide, adapter_width asks for "
+            f"{settings.adapter_width}. Leave it out."
+        )
+    return weights
+
+
 def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:
     """Collections of all sources; slices are written into the workspace's folder of this pretraining.
 
@@ -188,7 +220,7 @@ def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:
     slices = list(_sliced(workspace, options))
     collections: list[Collection] = list(slices)
     if options.synthetic:
-        collections.append(Generated(settings.seed, settings.variant.native_size))
+        collections.append(Generated(settings.seed, settings.size))
     if settings.tasks == ("prompt",) and not options.synthetic and not any(s.has_labels for s in slices):
         raise SamunetError(
             "The task prompt needs objects, and no source has labels. Add --synthetic or a labelled dataset, "

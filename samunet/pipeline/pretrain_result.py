@@ -13,6 +13,7 @@ from samunet.records import to_data
 from samunet.trainers.devices import hardware, versions
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
+from samunet.trainers.pretrain_teacher import card_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,4 +79,5 @@ def card(run: PretrainRun, weights: Path) -> WeightsCard:
         hardware=hardware(run.device),
         versions=versions(),
         teacher=None if run.teacher is None else run.teacher.card,
+        start=None if run.start is None else card_of(run.start, settings.size),
     )

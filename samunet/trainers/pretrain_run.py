@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.weights import PARTS, SamWeights
 from samunet.preprocessing.streams import SampleSource
 from samunet.records import atomic_path, content_hash, to_data
 from samunet.trainers.augmentation import fixed_random
 from samunet.trainers.base import Phase
 from samunet.trainers.budget import FEW_STEPS, measure
-from samunet.trainers.checkpoint import BaseWeights
+from samunet.trainers.checkpoint import BaseWeights, network_state
 from samunet.trainers.devices import Precision
 from samunet.trainers.loop import Outcome, fit
 from samunet.trainers.pretrain_teacher import Teacher
@@ -28,6 +29,7 @@ from samunet.trainers.sampling import Batching
 from samunet.trainers.schedule import fit_to_budget
 
 FORMAT = 1
+ENCODER_PREFIX = "sam.image_encoder."
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
 
 
@@ -59,6 +61,7 @@ class PretrainRun:
         settings: what is pretrained.
         data: plain description of the sources; part of the run's identity.
         teacher: whose embeddings are learnt, for the task of that name.
+        start: weights to begin with.
     """
 
     settings: PretrainSettings
@@ -69,6 +72,7 @@ class PretrainRun:
     reporter: Reporter
     workers: int = 0
     teacher: Teacher | None = None
+    start: SamWeights | None = None
     precision: Precision = field(init=False)
     module: PretrainModule = field(init=False)
     phases: tuple[Phase, ...] = field(init=False)
@@ -79,7 +83,7 @@ class PretrainRun:
         self.phases = (phase_of(self.settings),)
         with fixed_random(self.settings.seed):
             channels = 0 if self.teacher is None else self.teacher.channels
-            network = PretrainNetwork(self.settings, channels)
+            network = PretrainNetwork(self.settings, channels, self.start)
             self.module = PretrainModule(network, self.settings, self.teacher)
 
     @property
@@ -98,7 +102,20 @@ class PretrainRun:
     def identity(self) -> str:
         """Hash of what decides the numbers."""
         teacher = None if self.teacher is None else to_data(self.teacher.card)
-        return content_hash({"settings": to_data(self.settings), "data": self.data, "teacher": teacher})
+        told = {"settings": to_data(self.settings), "data": self.data, "teacher": teacher}
+        return content_hash(told if self.start is None else {**told, "start": self.start.sha256})
+
+    @property
+    def base_weights(self) -> BaseWeights | None:
+        """What stays as it is, so that checkpoints leave it out."""
+        if self.start is None or not self.settings.adapters:
+            return None
+        return BaseWeights(
+            variant=self.settings.encoder,
+            file=self.start.path.name,
+            sha256=self.start.sha256,
+            prefix=ENCODER_PREFIX,
+        )
 
     @property
     def steps(self) -> int:
@@ -106,9 +123,18 @@ class PretrainRun:
         return sum(phase.epochs * phase.iterations for phase in self.phases)
 
     def sam_state(self) -> dict[str, Tensor]:
-        """The result: a whole SAM's state dict, float32, on the CPU."""
-        state = self.module.network.sam.state_dict()
-        return {name: value.detach().cpu().float().contiguous() for name, value in state.items()}
+        """The result: a whole SAM's state dict, float32, on the CPU; with adapters, its encoder's too.
+
+        What was not trained is the file's own: its position tables fit the native input size.
+        """
+        network = self.module.network
+        own = network.sam.state_dict()
+        state = {name: v.detach().to("cpu", torch.float32, copy=True).contiguous() for name, v in own.items()}
+        if self.base_weights is None or self.start is None:
+            return state
+        kept = {f"{part}.{key}": v for part in PARTS for key, v in getattr(self.start, part).items()}
+        trained = {name.removeprefix("sam.") for name, _ in network.trained_parameters()}
+        return kept | {name: value for name, value in state.items() if name in trained}
 
     def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
         """Write a checkpoint after `epoch` complete epochs, atomically."""
@@ -119,7 +145,7 @@ class PretrainRun:
             "identity": self.identity,
             "length": [phase.epochs, phase.iterations],
             "epoch": epoch,
-            "network": self.module.network.state_dict(),
+            "network": network_state(self.module.network, self.base_weights),
             "training": training,
         }
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -139,7 +165,7 @@ class PretrainRun:
             )
         epochs, iterations = checkpoint.length
         self._set_length(epochs, iterations)
-        self.resume_from = checkpoint
+        self.resume_from = replace(checkpoint, base_weights=self.base_weights)
 
     def fit_to_budget(self, minutes: float) -> None:
         """Time a few steps, undo them, and shorten the run to what fits."""

@@ -77,7 +77,7 @@ class PretrainSource:
     def prepare(self, picture: np.ndarray, scene: Scene, rng: np.random.Generator) -> dict[str, Tensor]:
         """The sample of a picture, cropped, turned, brought to the encoder's size and prompted."""
         settings = self.settings
-        size = settings.variant.native_size
+        size = settings.size
         picture, labels = turned(*cropped(picture, scene.labels, rng), rng)
         image, labels = fitted(picture, labels, size)
         objects, points, kinds = self._objects(Scene(labels, scene.parents, scene.usable), rng)

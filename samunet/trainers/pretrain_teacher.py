@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samunet.networks.sam.encoder import SamImageEncoder
-from samunet.networks.sam.weights import read_any_weights
+from samunet.networks.sam.weights import SamWeights, read_any_weights
 from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.teacher import teacher_embedding
 
@@ -52,13 +52,17 @@ def load_teacher(path: Path, size: int | None, device: torch.device) -> Teacher:
     encoder = SamImageEncoder(variant, size or variant.native_size)
     encoder.load_tables(weights.image_encoder)
     encoder.eval().requires_grad_(False)
-    official = variant.official
+    return Teacher(card_of(weights, encoder.img_size), encoder.to(device))
+
+
+def card_of(weights: SamWeights, input_size: int) -> CardTeacher:
+    """What a card says of another SAM that went into a pretraining."""
+    official = weights.variant.official
     known = official is not None and official.sha256 == weights.sha256
-    card = CardTeacher(
-        name=path.name,
-        variant=variant.name,
+    return CardTeacher(
+        name=weights.path.name,
+        variant=weights.variant.name,
         sha256=weights.sha256,
-        input_size=encoder.img_size,
+        input_size=input_size,
         licence=official.licence if official is not None and known else "unknown",
     )
-    return Teacher(card, encoder.to(device))

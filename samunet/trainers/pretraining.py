@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError, unknown_name
 from samunet.networks.masked import MaskedPixels, hidden_patches
 from samunet.networks.promptable import PromptableSam, normalised
-from samunet.networks.promptable_start import start_from_nothing
-from samunet.networks.sam.variants import SamVariant, get_variant
+from samunet.networks.promptable_start import start_from_nothing, start_from_weights
+from samunet.networks.sam.adapters import add_adapters, has_adapters, is_adapter_key
+from samunet.networks.sam.variants import PATCH, SamVariant, get_variant
+from samunet.networks.sam.weights import SamWeights
 from samunet.networks.teacher import EmbeddingMatch
 from samunet.networks.token_tasks import MixedExamples, ShuffledTokens
 from samunet.trainers.base import Phase, TrainingModule, decayed_apart
@@ -32,6 +35,9 @@ class PretrainSettings:
 
     Attributes:
         encoder: variant whose three parts are trained.
+        adapters: keep the encoder's own weights and train adapters in its blocks instead.
+        adapter_width: channels inside an adapter; 0 takes a quarter of the encoder's width.
+        input_size: side in pixels of the pictures, for adapters; 0 takes the encoder's native one.
         tasks / weights: objectives and the factor of each one's loss; every batch serves all of them.
         steps: optimizer steps.
         batch_size: pictures a step.
@@ -50,6 +56,9 @@ class PretrainSettings:
     """
 
     encoder: str = "vit_tiny"
+    adapters: bool = False
+    adapter_width: int = 0
+    input_size: int = 0
     tasks: tuple[str, ...] = ("prompt", "mae")
     weights: tuple[float, ...] = (1.0, 0.5)
     steps: int = 2000
@@ -94,7 +103,26 @@ class PretrainSettings:
                 "emix mixes pictures of a batch: --batch times self_share must be at least 2 (8 or more is "
                 "good)."
             )
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        changed = [name for name in ("adapter_width", "input_size") if getattr(self, name)]
+        if changed and not self.adapters:
+            raise SamunetError(
+                f"{changed[0]} goes with --adapters: a whole encoder is trained at its native input size, "
+                "which its position tables are made for."
+            )
+        if self.adapter_width < 0 or self.input_size < 0 or self.input_size % PATCH:
+            raise SamunetError(
+                f"adapter_width {self.adapter_width} must not be negative, input_size {self.input_size} "
+                f"must be a multiple of {PATCH}."
+            )
         get_variant(self.encoder)
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.input_size or self.variant.native_size
 
     @property
     def variant(self) -> SamVariant:
@@ -122,13 +150,25 @@ class PretrainNetwork(nn.Module):
     Args:
         settings: variant and tasks.
         teacher_channels: of the teacher's embedding, where there is one.
+        start: weights to begin with; adapters need some.
     """
 
-    def __init__(self, settings: PretrainSettings, teacher_channels: int = 0) -> None:
+    def __init__(
+        self, settings: PretrainSettings, teacher_channels: int = 0, start: SamWeights | None = None
+    ) -> None:
         super().__init__()
         variant = settings.variant
-        self.sam = PromptableSam(variant)
-        start_from_nothing(self.sam)
+        self.sam = PromptableSam(variant, settings.size)
+        if start is None:
+            start_from_nothing(self.sam)
+        else:
+            start_from_weights(self.sam, start)
+        if settings.adapters:
+            encoder = self.sam.image_encoder.requires_grad_(False)
+            if not has_adapters(encoder):
+                add_adapters(encoder, settings.adapter_width or None)
+            for name, parameter in encoder.named_parameters():
+                parameter.requires_grad_(is_adapter_key(name))
         makers: dict[str, Any] = {
             "mae": lambda: MaskedPixels(variant.width, variant.prompt_dim),
             "emix": MixedExamples,
@@ -136,6 +176,10 @@ class PretrainNetwork(nn.Module):
             "teacher": lambda: EmbeddingMatch(variant.prompt_dim, teacher_channels),
         }
         self.heads = nn.ModuleDict({task: makers[task]() for task in settings.tasks if task in makers})
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that training changes."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
 
 class PretrainModule(TrainingModule):
@@ -200,4 +244,5 @@ def phase_of(settings: PretrainSettings) -> Phase:
 
 def _groups(network: nn.Module) -> list[dict[str, Any]]:
     """Norms, biases and embeddings are not decayed."""
-    return decayed_apart(list(network.named_parameters()))
+    assert isinstance(network, PretrainNetwork)
+    return decayed_apart(list(network.trained_parameters()))

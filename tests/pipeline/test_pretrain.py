@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SHORT, no_measuring
 from PIL import Image
 
+from samunet.cli import plan_and_preprocess, train
 from samunet.cli.pretrain import main, parse_tasks
 from samunet.errors import SamunetError
+from samunet.inference.predictor import Predictor
+from samunet.networks.sam.adapters import has_adapters, is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import find_weights, weights_sha256
 from samunet.networks.sam.weights import build_parts, expected_shapes, read_weights
 from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
+from samunet.pipeline import calibrate
 from samunet.trainers.pretrain_run import load_checkpoint
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
@@ -168,3 +173,87 @@ def test_tasks_are_read_with_their_weights() -> None:
     assert parse_tasks("shed") == (["shed"], [1.0])
     with pytest.raises(SamunetError):
         parse_tasks("mae=x")
+
+
+def adapted(root: Path, *words: str, name: str = "adapted") -> int:
+    base = ["-w", "base", "--adapters", "--set", "input_size=48", "--tasks", "mae"]
+    return command(root, "--synthetic", *QUICK, *base, "-o", name, *words)
+
+
+@pytest.fixture
+def with_base(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with whole weights of `vit_micro` in its weights folder, as base.pth."""
+    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+    torch.manual_seed(5)
+    state = whole_state(build_parts(get_variant("vit_micro")), "vit_micro")
+    (tiny_copy / "weights").mkdir(exist_ok=True)
+    write_weights(state, tiny_copy / "weights" / "base.pth")
+    return tiny_copy
+
+
+def test_adapters_are_trained_on_weights_that_stay(with_base: Path) -> None:
+    assert adapted(with_base) == 0
+    file = with_base / "weights" / "adapted.pth"
+    base, made = (read_weights(path, "vit_micro") for path in (file.with_name("base.pth"), file))
+    assert made.adapted
+    assert not base.adapted
+    for part in ("image_encoder", "prompt_encoder", "mask_decoder"):
+        kept = getattr(base, part)
+        assert all(torch.equal(getattr(made, part)[key], value) for key, value in kept.items())
+    own = {key: value for key, value in made.image_encoder.items() if is_adapter_key(key)}
+    assert own
+    assert all(bool(value.any()) for key, value in own.items() if key.endswith("up.weight"))
+    card = read_card(file)
+    assert card is not None
+    assert card.start is not None
+    assert (card.start.name, card.start.sha256) == ("base.pth", base.sha256)
+    stored = load_checkpoint(with_base / "results/pretraining/adapted/checkpoint_final.pth").network
+    encoder_keys = [key for key in stored if key.startswith("sam.image_encoder.")]
+    assert encoder_keys
+    assert all(map(is_adapter_key, encoder_keys))  # the base is not copied into every checkpoint
+
+    # They serve where an encoder is taken: frozen, then from the checkpoint alone.
+    words = ["901", "2d_linear", "0", *SHORT, "-encoder", "vit_micro", "-w", str(file)]
+    where = ["--workspace", str(with_base)]
+    assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
+    assert train.main([*words, "--set", "encoder=frozen", *where]) == 0
+    model = with_base / "results/Dataset901_Tiny3D/2d_linear__samunetPlans"
+    network = Predictor.load(model, (0,), device="cpu").networks[0]
+    assert has_adapters(network.encoder)
+    loaded = dict(network.encoder.named_parameters())
+    assert all(torch.equal(loaded[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--adapters"], "name its weights with -w"),
+        (["--set", "input_size=48"], "input_size goes with --adapters"),
+        (["--adapters", "-w", "base", "--set", "input_size=50"], "must be a multiple of 16"),
+        (["--adapters", "-w", "absent"], "There is no weights file absent"),
+    ],
+)
+def test_adapters_that_cannot_be_trained(
+    words: list[str], told: str, with_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(with_base, "--synthetic", *QUICK, *words, "-o", "adapted") == 2
+    assert told in capsys.readouterr().err
+
+
+def test_where_adapted_weights_do_not_go(with_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapted(with_base) == 0
+    file = with_base / "weights" / "adapted.pth"
+    assert command(with_base, "--synthetic", *QUICK, "-w", str(file), "-o", "whole") == 2
+    assert "add --adapters to train them further" in capsys.readouterr().err
+    assert adapted(with_base, "-w", str(file), "--set", "adapter_width=3", name="wider") == 2
+    assert "has adapters 8 channels wide" in capsys.readouterr().err
+    state = torch.load(file, weights_only=True)
+    gone = next(key for key in state if is_adapter_key(key))
+    write_weights({key: value for key, value in state.items() if key != gone}, file.with_name("cut.pth"))
+    with pytest.raises(SamunetError, match="1 missing"):
+        read_weights(file.with_name("cut.pth"), "vit_micro")
+    where = ["--workspace", str(with_base)]
+    assert plan_and_preprocess.main(["-d", "901", "-c", "3d_adapter", "-np", "1", *where]) == 0
+    volume = ["901", "3d_adapter", "0", *SHORT, "-encoder", "vit_micro", "-w", str(file), *where]
+    assert train.main(volume) == 2
+    assert "adapters for 2D slices" in capsys.readouterr().err

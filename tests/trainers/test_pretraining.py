@@ -13,9 +13,10 @@ import torch
 
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
+from samunet.networks.sam.adapters import is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weights import expected_shapes
+from samunet.networks.sam.weights import SamWeights, build_parts, expected_shapes
 from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
 from samunet.trainers.checkpoint import FINAL, LATEST
@@ -46,8 +47,20 @@ def source(settings: PretrainSettings = SMALL) -> PretrainSource:
     return PretrainSource([Generated(settings.seed, settings.variant.native_size)], [1.0], settings)
 
 
+ADAPTED = replace(SMALL, adapters=True, adapter_width=4, input_size=48)
+"""Adapters on weights that stay, on pictures of another size than the encoder's own."""
+
+
+def some_weights() -> SamWeights:
+    """A whole SAM that is not the start of a run."""
+    torch.manual_seed(7)
+    parts = {name: part.state_dict() for name, part in build_parts(get_variant("vit_micro")).items()}
+    return SamWeights(variant=get_variant("vit_micro"), path=Path("base.pth"), sha256="7" * 64, **parts)
+
+
 def make_run(folder: Path, settings: PretrainSettings = SMALL, reporter: Any = None) -> PretrainRun:
     return PretrainRun(
+        start=some_weights() if settings.adapters else None,
         settings=settings,
         data=["synthetic"],
         source=source(settings),
@@ -202,12 +215,15 @@ class _StopAt(SilentReporter):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_stopped_and_continued_gives_the_same_as_uninterrupted(tmp_path: Path) -> None:
-    whole = make_run(tmp_path / "whole")
+@pytest.mark.parametrize("settings", [SMALL, ADAPTED])
+def test_stopped_and_continued_gives_the_same_as_uninterrupted(
+    settings: PretrainSettings, tmp_path: Path
+) -> None:
+    whole = make_run(tmp_path / "whole", settings)
     assert whole.train() == "finished"
-    stopped = make_run(tmp_path / "parts", reporter=_StopAt(4))
+    stopped = make_run(tmp_path / "parts", settings, reporter=_StopAt(4))
     assert stopped.train() == "interrupted"
-    continued = make_run(tmp_path / "parts")
+    continued = make_run(tmp_path / "parts", settings)
     continued.resume(tmp_path / "parts" / LATEST)
     assert continued.train() == "finished"
     expected, found = whole.sam_state(), continued.sam_state()
@@ -228,6 +244,24 @@ def test_another_pretraining_is_not_continued(tmp_path: Path) -> None:
 def test_the_result_is_a_whole_sam(tmp_path: Path) -> None:
     state = make_run(tmp_path).sam_state()
     assert {name: tuple(value.shape) for name, value in state.items()} == expected_shapes("vit_micro")
+
+
+def test_adapters_leave_the_encoder_and_change_what_it_says(tmp_path: Path) -> None:
+    """The result has the file's own tensors, its position tables too, and adapters that were trained."""
+    run, start = make_run(tmp_path, ADAPTED), some_weights()
+    before = run.sam_state()
+    assert run.train() == "finished"
+    after = run.sam_state()
+    assert set(after) == set(before)
+    for key, value in start.image_encoder.items():
+        assert torch.equal(after[f"image_encoder.{key}"], value), key
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    assert {key for key in after if is_adapter_key(key)} <= moved
+    assert any(key.startswith("mask_decoder.") for key in moved)  # the task prompt trains it along
+    trained = {name for name, _ in run.module.network.trained_parameters()}
+    assert {name for name in trained if name.startswith("sam.image_encoder.")} == {
+        f"sam.{key}" for key in after if is_adapter_key(key)
+    }
 
 
 def test_a_time_budget_shortens_the_run_and_leaves_the_weights(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.adapters import adapter_width, add_adapters, has_adapters
 from samunet.networks.sam.attention import RelativeAttention
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import PATCH, SamVariant
@@ -90,11 +92,21 @@ class SamImageEncoder(modeling.ImageEncoderViT):
                 kept.append(tokens.permute(0, 3, 1, 2))
         return (*kept, self.neck(tokens.permute(0, 3, 1, 2)))
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Torch's hook before the blocks are filled: a state with adapters brings them along."""
+        own = {key.removeprefix(prefix): v for key, v in state_dict.items() if key.startswith(prefix)}
+        hidden = adapter_width(own)
+        if hidden is not None and not has_adapters(self):
+            add_adapters(self, hidden)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def load_tables(self, state: Mapping[str, Tensor]) -> None:
         """Load all weights strictly; position tables of another input size are resized to this one's.
 
         The absolute table is resized bicubically, the relative tables of the global blocks linearly, as the
         package's attention would resize them in every step.
+
+        Adapters that the state has are added to the blocks.
 
         Args:
             state: keys as in `state_dict`, no prefix.

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.adapters import adapter_shapes, adapter_width, is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
-from samunet.networks.sam.variants import REFUSED, VARIANTS, SamVariant, get_variant
+from samunet.networks.sam.variants import PATCH, REFUSED, VARIANTS, SamVariant, get_variant
 from samunet.networks.sam.weight_files import DECODER_ENDING, decoder_file, weights_sha256
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class SamWeights:
-    """A complete SAM: state dicts of its three parts, without prefixes, and where they came from."""
+    """A complete SAM: state dicts of its three parts, without prefixes, and where they came from.
+
+    The encoder's may have adapters besides (`networks/sam/adapters.py`).
+    """
 
     variant: SamVariant
     path: Path
@@ -41,20 +45,26 @@ class SamWeights:
     mask_decoder: dict[str, Tensor]
 
     @property
+    def adapted(self) -> bool:
+        """Whether the encoder's blocks have adapters."""
+        return any(map(is_adapter_key, self.image_encoder))
+
+    @property
     def count(self) -> int:
         """Tensors in all three parts."""
         return sum(len(getattr(self, part)) for part in PARTS)
 
 
-def build_parts(variant: SamVariant) -> dict[str, nn.Module]:
-    """The three parts of a SAM at its native input size, as the package builds them."""
-    grid = (variant.native_grid, variant.native_grid)
+def build_parts(variant: SamVariant, input_size: int | None = None) -> dict[str, nn.Module]:
+    """The three parts of a SAM at its native or another input size, as the package builds them."""
+    size = input_size or variant.native_size
+    grid = (size // PATCH, size // PATCH)
     return {
-        "image_encoder": SamImageEncoder(variant, variant.native_size),
+        "image_encoder": SamImageEncoder(variant, size),
         "prompt_encoder": modeling.PromptEncoder(
             embed_dim=variant.prompt_dim,
             image_embedding_size=grid,
-            input_image_size=(variant.native_size, variant.native_size),
+            input_image_size=(size, size),
             mask_in_chans=16,
         ),
         "mask_decoder": modeling.MaskDecoder(
@@ -86,7 +96,8 @@ def read_weights(path: Path, variant: str) -> SamWeights:
 
     Args:
         path: an official file, or one with the same keys (fine-tuned, such as MedSAM's), `.pth` or
-            `.safetensors`; of a pair of files the encoder's. Half precision is widened to float32.
+            `.safetensors`; of a pair of files the encoder's. Half precision is widened to float32. The
+            encoder's blocks may have adapters besides.
         variant: the encoder it must be of.
 
     Raises:
@@ -113,7 +124,7 @@ def read_any_weights(path: Path) -> SamWeights:
         SamunetError: as `read_weights`, or no variant fits.
     """
     state = _read_state(Path(path), get_variant(_MOST_COMMON))
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if not is_adapter_key(key)}
     fitting = [name for name in VARIANTS if shapes == expected_shapes(name)]
     return read_weights(path, fitting[0] if fitting else _MOST_COMMON)
 
@@ -196,7 +207,7 @@ def _describe(content: Any) -> str:
 
 def _check_keys(state: Mapping[str, Tensor], variant: SamVariant, path: Path) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    expected = expected_shapes(variant.name)
+    expected = _with_adapters(expected_shapes(variant.name), state, variant)
     if shapes == expected:
         return
     if _MOBILE_SAM_KEY in shapes:
@@ -225,6 +236,17 @@ def _check_keys(state: Mapping[str, Tensor], variant: SamVariant, path: Path) ->
         f"{path} does not fit {variant.name}: of {len(expected)} keys "
         f"{'; '.join(fault for fault in faults if fault)}. Nothing was loaded."
     )
+
+
+def _with_adapters(
+    expected: dict[str, tuple[int, ...]], state: Mapping[str, Tensor], variant: SamVariant
+) -> dict[str, tuple[int, ...]]:
+    """The expected shapes, with those of adapters where the state has any."""
+    hidden = adapter_width(state)
+    if hidden is None:
+        return expected
+    adapters = adapter_shapes(variant.depth, variant.width, hidden)
+    return {**expected, **{f"{PARTS[0]}.{key}": shape for key, shape in adapters.items()}}
 
 
 def _fault(kind: str, keys: list[str]) -> str:

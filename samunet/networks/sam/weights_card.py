@@ -32,7 +32,7 @@ class CardSource:
 
 @dataclass(frozen=True, kw_only=True)
 class CardTeacher:
-    """A SAM whose embeddings were learnt.
+    """Another SAM that went into a pretraining: whose embeddings were learnt, or whose weights it began with.
 
     Attributes:
         name: of its file.
@@ -63,6 +63,7 @@ class WeightsCard:
         hardware: it ran on.
         versions: of samunet, torch and other packages by name.
         teacher: whose embeddings were distilled, or None.
+        start: whose weights it began with (and kept, with adapters), or None.
     """
 
     variant: str
@@ -79,6 +80,7 @@ class WeightsCard:
     hardware: dict[str, Any]
     versions: dict[str, str]
     teacher: CardTeacher | None = None
+    start: CardTeacher | None = None
 
 
 def card_file(weights: Path) -> Path:
