@@ -187,8 +187,7 @@ def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition
         condition: kind, severity, seed.
 
     Returns:
-        float32, the same shape. Voxels that are exactly 0 in all channels of an image without negative
-        values stay 0: such a background was masked out, and would be after any scan.
+        float32, the same shape. A `masked_background` stays 0, as it would after any scan.
     """
     if condition.severity == 0:
         return image.astype(np.float32)
@@ -200,6 +199,20 @@ def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition
         rng=np.random.default_rng(np.random.SeedSequence(words)),
     )
     changed = SHIFTS[condition.kind].change(image.astype(np.float32), place).astype(np.float32)
-    if image.min() >= 0:
-        changed[:, (image == 0).all(0)] = 0
+    changed[:, masked_background(image)] = 0
     return changed
+
+
+def masked_background(image: np.ndarray) -> np.ndarray:
+    """Where an image (C, Z, Y, X) was masked out, bool (Z, Y, X).
+
+    Voxels that are exactly 0 in all channels of an image without negative values, as far as they hang
+    together with the edge of their slice: a dark voxel inside the patient is no background.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    empty = (image == 0).all(0) & (image.min() >= 0)
+    for plane in empty:
+        if plane.any():
+            plane &= ~binary_fill_holes(~plane)
+    return empty

@@ -36,7 +36,7 @@ def describe(result: SuiteResult, metric: str) -> str:
     width = max(12, *(len(kind) + 4 for kind in kinds))
     heads = ("clean", "all shifts", *(f"{kind} {severities[-1]}" for kind in kinds))
     lines = [
-        f"{metric} on {len(result.cases)} case(s) of {result.dataset}, fold {result.fold}",
+        f"{metric} on {_cases(result)} of {result.dataset}, fold {result.fold}",
         f"{'method':14}" + "".join(f"{head:>{width}}" for head in heads),
     ]
     for method in result.outcomes:
@@ -47,6 +47,10 @@ def describe(result: SuiteResult, metric: str) -> str:
         ]
         lines.append(f"{method:14}" + "".join(f"{_shown(value):>{width}}" for value in values))
     return "\n".join(lines)
+
+
+def _cases(result: SuiteResult) -> str:
+    return "1 case" if len(result.cases) == 1 else f"{len(result.cases)} cases"
 
 
 def _shown(value: float) -> str:
@@ -135,7 +139,7 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
         axes.set_ylabel(metric)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=9)
-    title = f"{result.dataset}, fold {result.fold}, {len(result.cases)} case(s): {metric} on changed images"
+    title = f"{result.dataset}, fold {result.fold}, {_cases(result)}: {metric} on changed images"
     figure.suptitle(title, fontsize=10)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

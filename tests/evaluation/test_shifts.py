@@ -13,6 +13,7 @@ from samunet.evaluation.shifts import (
     Place,
     check_condition,
     ghosting,
+    masked_background,
     shifted,
     smooth_field,
 )
@@ -56,6 +57,18 @@ def test_shape_type_and_masked_background_stay(kind: str) -> None:
     assert np.array_equal(image, before)
     slice_alone = shifted(image[:, :1], (999.0, 1.0, 1.0), "a", Condition(kind=kind, severity=4))
     assert slice_alone.shape == (2, 1, 40, 36)
+
+
+def test_a_dark_voxel_inside_the_patient_is_no_background() -> None:
+    """Air in the bowel is exactly 0 in many scans; after blurring it must not stand out as a black speck."""
+    image = picture()
+    image[:, :, 20, 18] = 0
+    background = masked_background(image)
+    assert background[:, :3].all()
+    assert not background[:, 20, 18].any()
+    blurred = shifted(image, SPACING, "a", Condition(kind="blur", severity=5))
+    assert (blurred[:, :, 20, 18] > 0).all()
+    assert not masked_background(image - 1).any()  # an image with negative values has no such background
 
 
 @pytest.mark.parametrize("kind", SHIFTS)
