@@ -117,6 +117,15 @@ def test_a_field_is_smooth_and_scaled() -> None:
     assert np.abs(np.diff(field, axis=2)).max() < 0.3
 
 
+def test_a_field_changes_the_middle_too() -> None:
+    """A polynomial by itself is large in the corners of the volume alone: some 0.35 from end to end here."""
+    spans = []
+    for seed in range(10):
+        middle = smooth_field((9, 40, 40), np.random.default_rng(seed))[4, 10:30, 10:30]
+        spans.append(middle.max() - middle.min())
+    assert np.mean(spans) > 0.8
+
+
 def test_unknown_conditions_are_named() -> None:
     with pytest.raises(SamunetError, match="Did you mean ghosting"):
         check_condition("ghostng", 1)
