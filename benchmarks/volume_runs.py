@@ -48,7 +48,8 @@ class Variant:
     def words(self, teacher_minutes: float) -> tuple[str, ...]:
         """Of the command, besides time and place."""
         settings = ("precision=bf16", *PATCHES.get((self.dataset, self.method), ()), *self.changes)
-        words = [word for setting in settings for word in ("--set", setting)]
+        chosen = {setting.partition("=")[0]: setting for setting in settings}  # what changes comes last
+        words = [word for setting in chosen.values() for word in ("--set", setting)]
         if self.share is not None:
             tag = adapter_of(self.dataset).training(teacher_minutes, teacher_minutes).tag
             words += ["--lambda", f"{self.share:g}", "--teacher_tag", tag, "--disable_tta"]
@@ -85,6 +86,7 @@ RUNS = {
         Variant("one_stage", CT, ADAPTER, ("stages=one",)),
         Variant("no_refinement", CT, ADAPTER, ("refine=false",)),
         Variant("added_generator", CT, ADAPTER, ("apg_residual=true",)),
+        Variant("fine_tokens", CT, ADAPTER, ("patch_size=[40,80,40]", "token_size=[2,4,2]")),
         Variant("unet", CT, UNET),
     ],
     "momentum": [Variant("unet_less_momentum", CT, UNET, ("learning_rate=0.05", "momentum=0.9"))],

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, features_file, prediction_hash
 from samunet.inference.envelope import Envelope, Flag
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
-from samunet.inference.predictor import Predictor
 from samunet.pipeline.out_of_fold import (
     SETTINGS,
     feature_values,
@@ -28,6 +27,9 @@ from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
 from samunet.workspace import QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
+
+if TYPE_CHECKING:
+    from samunet.inference.predictor import Predictor
 
 QC_VERSION = 1
 SHOWN = 20
