@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from measured_commands import ResultsFile, hardware
@@ -116,9 +116,9 @@ def run(bench: Bench, variants: list[Variant], minutes: float, teacher_minutes: 
 def make_soft_labels(bench: Bench, student: Variant, teacher_minutes: float) -> None:
     """Let one short run make the teacher's outputs, so that they do not count in the students' time."""
     which = [bench.number(student.dataset), ADAPTER, student.method, "all", "-device", bench.device]
-    short = ["--epochs", "1", "--iterations", "1", "--tag", "soft_labels", "--overwrite"]
-    words = student.words(teacher_minutes)
-    bench.measure(f"{student.dataset} soft labels", "samunet_distill", *which, *short, *words)
+    short = replace(student, changes=("epochs=1", "iterations=1")).words(teacher_minutes)
+    which += ["--tag", "soft_labels", "--overwrite"]
+    bench.measure(f"{student.dataset} soft labels", "samunet_distill", *which, *short)
 
 
 def report(results: ResultsFile) -> None:
