@@ -40,13 +40,18 @@ class Training:
 
 @dataclass(frozen=True)
 class Bench:
-    """Folders, scripts and the results file of one run of this script."""
+    """Folders, scripts and the results file of one run of this script.
+
+    Attributes:
+        predicting: further words of every samunet_predict.
+    """
 
     data: Path
     work: Path
     bin: Path
     device: str
     results: ResultsFile
+    predicting: tuple[str, ...] = ()
 
     @staticmethod
     def own_bin() -> Path:
@@ -98,7 +103,7 @@ class Bench:
         output = self.work / "predictions" / name.replace(" ", "_")
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
         folders = ["-i", images, "-o", output, "-d", number, "-c", training.method]
-        self.measure(f"{name} predict", "samunet_predict", *folders, *which)
+        self.measure(f"{name} predict", "samunet_predict", *folders, *which, *self.predicting)
         self.measure(f"{name} evaluate", "samunet_evaluate_folder", labels, output, "-d", number)
         if f"{name} scores" not in self.results.steps:
             scores = dice_scores(labels, output, self.data / dataset / "dataset.json")

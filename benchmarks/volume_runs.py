@@ -7,8 +7,9 @@
 Every training is on the cases outside held_out.json (fold `all`) and is scored on the held-out ones. The SAM
 method is `vit_tiny` without pretrained weights. On a CPU the patches are chosen so that minutes suffice for
 hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES says what was changed. All
-train in bf16. The students learn from the adapter of the main comparison, whose soft labels are made before
-their time counts; lambda 0 is the same network without a teacher.
+train in bf16 and predict without mirroring, which would take four times as long. The students learn from the
+adapter of the main comparison, whose soft labels are made before their time counts; lambda 0 is the same
+network without a teacher.
 Finished steps are in WORK/volume_runs.json; start again to go on. `--only unet` takes the runs with such a
 name; two of these with folders of their own may run beside each other, a core each.
 """
@@ -153,7 +154,8 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
     results = ResultsFile(work / "volume_runs.json", {"hardware": hardware()})
-    bench = Bench(arguments.data, work / "volume_runs", arguments.bin, arguments.device, results)
+    folder, predicting = work / "volume_runs", ("--disable_tta",)
+    bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
     for what in arguments.what:
         named = [v for v in RUNS[what] if any(word in f"{v.dataset} {v.name}" for word in arguments.only)]
         run(bench, named, arguments.minutes, arguments.teacher_minutes)
