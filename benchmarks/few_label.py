@@ -230,7 +230,8 @@ def main(words: Sequence[str] | None = None) -> None:
     work: Path = arguments.work.resolve()
     file = work / "few_label.json"
     if arguments.report:
-        raise SystemExit(report(json.loads(file.read_text())["steps"]))
+        report(json.loads(file.read_text())["steps"])
+        return
     weights = arguments.weights or shipped_weights(ENCODER)
     if weights is None or arguments.data is None:
         raise SystemExit(f"Give --data, and --weights FILE: this samunet ships no weights of {ENCODER}.")
