@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samunet.cli.common import (
-    EXIT_INTERRUPTED,
     CommandParser,
     add_common,
     add_device,
@@ -20,7 +19,7 @@ from samunet.cli.common import (
     run_command,
     share,
 )
-from samunet.cli.train import add_run, add_schedule, train_options
+from samunet.cli.train import add_run, add_schedule, tell_folds, train_options
 from samunet.errors import SamunetError
 
 EXAMPLES = """\
@@ -128,8 +127,4 @@ def _run(arguments: argparse.Namespace) -> int:
         mirroring=False if arguments.disable_tta else None,
         unlabelled=arguments.unlabelled,
     )
-    for outcome in distill(workspace, options, folds, asked):
-        print(outcome.text())
-        if outcome.interrupted:
-            return EXIT_INTERRUPTED
-    return 0
+    return tell_folds(distill(workspace, options, folds, asked))

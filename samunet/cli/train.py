@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from samunet.cli.common import (
@@ -27,7 +27,7 @@ from samunet.cli.common import (
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
-    from samunet.pipeline.train import TrainOptions
+    from samunet.pipeline.train import TrainOptions, TrainOutcome
     from samunet.workspace import Workspace
 
 FINAL = "checkpoint_final.pth"
@@ -134,7 +134,12 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     folds = arguments.fold
     options = train_options(arguments, workspace, arguments.configuration, folds[0], **chosen)
-    for outcome in train_folds(workspace, options, folds):
+    return tell_folds(train_folds(workspace, options, folds))
+
+
+def tell_folds(outcomes: Iterable[TrainOutcome]) -> int:
+    """Print what became of each fold as it ends; returns the command's exit code."""
+    for outcome in outcomes:
         print(outcome.text())
         if outcome.interrupted:
             return EXIT_INTERRUPTED

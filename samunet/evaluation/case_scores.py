@@ -64,13 +64,10 @@ def score_indices(
     """Score all classes of one case; one pass over the voxels counts all of them."""
     # A plane has a nominal spacing across it; its area counts as the volume of a slice of 1 mm.
     spacing = (1.0, *geometry.spacing_mm[1:]) if geometry.is_2d else geometry.spacing_mm
-    joint = joint_histogram(reference, prediction)
-    if labels.ignore_index is not None:
-        joint[labels.ignore_index] = 0
+    counts = class_counts(joint_histogram(reference, prediction), labels)
     boxes = _boxes(reference, prediction)
     result = {}
     for name, indices in labels.foreground.items():
-        counts = overlap_counts(joint, indices)
         box = _common_box([boxes.get(i) for i in indices], geometry.shape, whole=0 in indices)
         is_class = np.zeros(reference.other + 1, bool)
         is_class[list(indices)] = True
@@ -79,7 +76,7 @@ def score_indices(
         if labels.ignore_index is not None:
             found &= reference.array[box.slices] != labels.ignore_index
         surface = surface_metrics(sought, found, spacing, tolerance_mm)
-        result[name] = {**_overlap_scores(counts, spacing), **surface}
+        result[name] = {**_overlap_scores(counts[name], spacing), **surface}
     return result
 
 
@@ -122,6 +119,14 @@ def joint_histogram(reference: Indices, prediction: Indices) -> np.ndarray:
     for one, two in zip(reference.array, prediction.array):
         joint += np.bincount((one.astype(np.int64) * size + two).ravel(), minlength=size * size)
     return joint.reshape(size, size)
+
+
+def class_counts(joint: np.ndarray, labels: LabelSet) -> dict[str, OverlapCounts]:
+    """Agreement of every foreground class or region; ignored voxels count nowhere."""
+    if labels.ignore_index is not None:
+        joint = joint.copy()
+        joint[labels.ignore_index] = 0
+    return {name: overlap_counts(joint, indices) for name, indices in labels.foreground.items()}
 
 
 def overlap_counts(joint: np.ndarray, indices: tuple[int, ...]) -> OverlapCounts:

@@ -172,16 +172,15 @@ class EnsemblePredictor:
 
     def predict_prepared(self, case: PreparedCase, storage: Room | None = None) -> list[MemberLogits]:
         """Mean logits of each configuration's folds, in the order of the groups."""
-        return self.predict_observed(case, storage)[0]
+        return [found for group in self.groups for found in _predict_group(group, case, storage)]
 
     def predict_observed(self, case: PreparedCase, storage: Room | None = None) -> Observed:
         """The same logits, and what the single passes of all networks say about the case."""
         found, passes = [], []
         for group in self.groups:
-            ready = case[_data_key(group[0])]
-            seen = PassStatistics(self.plan.labels, group[0].window, ready.image.shape)
-            for member, logits in zip(group, _predict_group(group, ready.image, storage, seen)):
-                found.append(MemberLogits(logits=logits, record=ready.record, plan=member.plan))
+            image = case[_data_key(group[0])].image
+            seen = PassStatistics(self.plan.labels, group[0].window, image.shape)
+            found += _predict_group(group, case, storage, seen)
             passes.append((seen.figures(), sum(len(member.networks) for member in group)))
         return found, mean_figures(passes)
 
@@ -233,9 +232,22 @@ def _export(found: list[MemberLogits], target: Target) -> np.ndarray:
 
 
 def _predict_group(
-    group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None, observer: PassObserver
+    group: tuple[Predictor, ...],
+    case: PreparedCase,
+    storage: Room | None,
+    observer: PassObserver | None = None,
+) -> list[MemberLogits]:
+    """What each member of a group says, by one pass over the tiles."""
+    ready = case[_data_key(group[0])]
+    logits = _group_logits(group, ready.image, storage, observer)
+    return [
+        MemberLogits(logits=own, record=ready.record, plan=member.plan) for member, own in zip(group, logits)
+    ]
+
+
+def _group_logits(
+    group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None, observer: PassObserver | None
 ) -> list[Logits]:
-    """Logits of each member of a group, by one pass over the tiles."""
     if len(group) == 1:
         return [group[0].predict_preprocessed(image, storage, observer)]
     window = replace(

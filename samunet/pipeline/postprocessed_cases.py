@@ -10,7 +10,7 @@ import numpy as np
 
 from samunet.data.readers import read_header, read_label
 from samunet.data.workers import map_in_workers, worker_count
-from samunet.evaluation.case_scores import Pair, joint_histogram, overlap_counts, to_indices
+from samunet.evaluation.case_scores import Pair, class_counts, joint_histogram, to_indices
 from samunet.inference.case_features import class_features
 from samunet.inference.postprocessing import BYTES_PER_VOXEL, Postprocessing
 from samunet.pipeline.out_of_fold import OutOfFoldCase
@@ -51,9 +51,7 @@ def _after(item: tuple[OutOfFoldCase, Pair], postprocessing: Postprocessing) -> 
     label_map, geometry = read_label(prediction)
     label_map = postprocessing.apply(label_map, geometry, str(prediction))
     joint = joint_histogram(to_indices(read_label(reference)[0], labels), to_indices(label_map, labels))
-    if labels.ignore_index is not None:
-        joint[labels.ignore_index] = 0
-    counts = {name: overlap_counts(joint, indices) for name, indices in labels.foreground.items()}
+    counts = class_counts(joint, labels)
     passes = {name: found.passes for name, found in case.features.classes.items()}
     classes = class_features(label_map, geometry, labels, passes)
     return replace(

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.case_features import CaseFeatures, ClassFeatures, features_file, prediction_hash
+from samunet.inference.case_features import (
+    CaseFeatures,
+    ClassFeatures,
+    arguments_hash,
+    features_file,
+    prediction_hash,
+)
 from samunet.inference.envelope import Envelope, Flag
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
 from samunet.pipeline.out_of_fold import (
@@ -175,7 +181,11 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
     plan = Plan.load(folder / "plan.json")
     model, reason = usable_model(model_folder, arguments)
     envelope = read_envelope(model_folder, plan, arguments["configuration_hash"])
-    named = _Named(model=model_folder.name, folds=tuple(map(str, arguments["folds"])))
+    named = _Named(
+        model=model_folder.name,
+        folds=tuple(map(str, arguments["folds"])),
+        arguments_hash=arguments_hash(arguments),
+    )
     ending = segmentation_ending(plan.file_ending)
     return _assess(folder, _Judge(envelope, model, reason), named, ending, failed or {})
 
@@ -197,22 +207,26 @@ def assess_ensemble(
     configuration = first.plan.configuration_hash(first.configuration.name)
     envelope = read_envelope(first.model_folder, first.plan, configuration)
     folds = dict.fromkeys(str(fold) for member in members for fold in member.folds)
-    named = _Named(model=" + ".join(member.model_folder.name for member in members), folds=tuple(folds))
+    named = _Named(
+        model=" + ".join(member.model_folder.name for member in members),
+        folds=tuple(folds),
+        arguments_hash=prediction_hash(read_json(Path(folder) / ARGUMENTS_FILE)),
+    )
     ending = segmentation_ending(first.plan.file_ending)
     return _assess(Path(folder), _Judge(envelope, None, NO_ENSEMBLES), named, ending, failed or {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Named:
-    """What a report says of who predicted."""
+    """What a report says of who predicted, and how."""
 
     model: str
     folds: tuple[str, ...]
+    arguments_hash: str
 
 
 def _assess(folder: Path, judge: _Judge, named: _Named, ending: str, failed: Mapping[str, str]) -> QCReport:
-    expected = prediction_hash(read_json(folder / ARGUMENTS_FILE))
-    model = judge.model
+    expected, model = named.arguments_hash, judge.model
     while True:
         names = _names(folder, ending)
         verdicts, left_out = _judge_all(folder, names, judge, expected)
@@ -241,10 +255,8 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     again = f"Calibrate: {command}."
     if not file.is_file():
         if not validated_folds(model_folder):
-            return (
-                None,
-                f"not calibrated: no fold of {model_folder.name} has validated cases that it had not seen.",
-            )
+            unseen = f"no fold of {model_folder.name} has validated cases that it had not seen"
+            return None, f"not calibrated: {unseen}."
         return None, f"not calibrated: {model_folder.name} has no {file.name}. {again}"
     try:
         model = read_record(QCModel, file)

@@ -122,11 +122,13 @@ def _with_configuration(
             f"samunet_plan_and_preprocess -d {plan.dataset} -p NEW_NAME."
         )
     why = ", ".join(f"{key}={value}" for key, value in structural.items()) or f"encoder {derived.encoder}"
-    chosen = {
-        "encoder": derived.encoder and f"encoder {derived.encoder} (weights: {derived.encoder_weights})",
-        "patch_size": f"patch {'x'.join(map(str, derived.patch_size))}",
-        "batch_size": f"batch {derived.batch_size}",
-    }
-    shown = ", ".join(text for key, text in chosen.items() if text and (key == "encoder" or key not in given))
+    chosen = []
+    if derived.encoder:
+        chosen.append(f"encoder {derived.encoder} (weights: {derived.encoder_weights})")
+    if "patch_size" not in given:
+        chosen.append(f"patch {'x'.join(map(str, derived.patch_size))}")
+    if "batch_size" not in given:
+        chosen.append(f"batch {derived.batch_size}")
+    shown = ", ".join(chosen)
     logger.info("%s is planned again for this run (%s)%s", name, why, f": {shown}" if shown else "")
     return dataclasses.replace(plan, configurations={**plan.configurations, name: derived})

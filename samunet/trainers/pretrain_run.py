@@ -128,13 +128,13 @@ class PretrainRun:
         What was not trained is the file's own: its position tables fit the native input size.
         """
         network = self.module.network
-        own = network.sam.state_dict()
-        state = {name: v.detach().to("cpu", torch.float32, copy=True).contiguous() for name, v in own.items()}
-        if self.base_weights is None or self.start is None:
-            return state
-        kept = {f"{part}.{key}": v for part in PARTS for key, v in getattr(self.start, part).items()}
-        trained = {name.removeprefix("sam.") for name, _ in network.trained_parameters()}
-        return kept | {name: value for name, value in state.items() if name in trained}
+        own, kept = network.sam.state_dict(), {}
+        if self.start is not None and self.settings.adapters:
+            kept = {f"{part}.{key}": v for part in PARTS for key, v in getattr(self.start, part).items()}
+            trained = {name.removeprefix("sam.") for name, _ in network.trained_parameters()}
+            own = {name: value for name, value in own.items() if name in trained}
+        copied = {k: v.detach().to("cpu", torch.float32, copy=True).contiguous() for k, v in own.items()}
+        return kept | copied
 
     def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
         """Write a checkpoint after `epoch` complete epochs, atomically."""

@@ -90,19 +90,8 @@ def is_adapter_key(key: str) -> bool:
 
 
 def adapter_width(state: Mapping[str, Tensor]) -> int | None:
-    """Width of the adapters of a state dict with the encoder's own keys; None where it has none."""
+    """Width of the adapters in a state dict, whatever stands before its keys; None where it has none."""
     for key, value in state.items():
         if key.endswith("adapter.down.weight") and is_adapter_key(key):
             return int(value.shape[0])
     return None
-
-
-def adapter_shapes(depth: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every key of the adapters of an encoder with that many blocks of that width."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for block in range(depth):
-        for name in ("attention_adapter", "mlp_adapter"):
-            start = f"blocks.{block}.{name}"
-            shapes |= {f"{start}.down.weight": (hidden, width), f"{start}.down.bias": (hidden,)}
-            shapes |= {f"{start}.up.weight": (width, hidden), f"{start}.up.bias": (width,)}
-    return shapes

@@ -94,8 +94,7 @@ class SamImageEncoder(modeling.ImageEncoderViT):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Torch's hook before the blocks are filled: a state with adapters brings them along."""
-        own = {key.removeprefix(prefix): v for key, v in state_dict.items() if key.startswith(prefix)}
-        hidden = adapter_width(own)
+        hidden = adapter_width({key: v for key, v in state_dict.items() if key.startswith(prefix)})
         if hidden is not None and not has_adapters(self):
             add_adapters(self, hidden)
         super()._load_from_state_dict(state_dict, prefix, *args)

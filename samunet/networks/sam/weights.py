@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.adapters import adapter_shapes, adapter_width, is_adapter_key
+from samunet.networks.sam.adapters import adapter_width, add_adapters, is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import PATCH, REFUSED, VARIANTS, SamVariant, get_variant
@@ -80,10 +80,17 @@ def build_parts(variant: SamVariant, input_size: int | None = None) -> dict[str,
 
 
 @lru_cache
-def expected_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every key that a weights file of this variant holds; nothing is allocated."""
+def expected_shapes(name: str, adapters: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Shape of every key that a weights file of this variant holds; nothing is allocated.
+
+    Args:
+        name: of the variant.
+        adapters: width of the adapters in the encoder's blocks; None for a file without.
+    """
     with torch.device("meta"):
         parts = build_parts(get_variant(name))
+        if adapters is not None:
+            add_adapters(parts["image_encoder"], adapters)
     return {
         f"{part}.{key}": tuple(tensor.shape)
         for part, module in parts.items()
@@ -207,7 +214,7 @@ def _describe(content: Any) -> str:
 
 def _check_keys(state: Mapping[str, Tensor], variant: SamVariant, path: Path) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    expected = _with_adapters(expected_shapes(variant.name), state, variant)
+    expected = expected_shapes(variant.name, adapter_width(state))
     if shapes == expected:
         return
     if _MOBILE_SAM_KEY in shapes:
@@ -236,17 +243,6 @@ def _check_keys(state: Mapping[str, Tensor], variant: SamVariant, path: Path) ->
         f"{path} does not fit {variant.name}: of {len(expected)} keys "
         f"{'; '.join(fault for fault in faults if fault)}. Nothing was loaded."
     )
-
-
-def _with_adapters(
-    expected: dict[str, tuple[int, ...]], state: Mapping[str, Tensor], variant: SamVariant
-) -> dict[str, tuple[int, ...]]:
-    """The expected shapes, with those of adapters where the state has any."""
-    hidden = adapter_width(state)
-    if hidden is None:
-        return expected
-    adapters = adapter_shapes(variant.depth, variant.width, hidden)
-    return {**expected, **{f"{PARTS[0]}.{key}": shape for key, shape in adapters.items()}}
 
 
 def _fault(kind: str, keys: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
         SamunetError: onnxruntime cannot load or run the file.
     """
     runtime = import_onnxruntime()
-    answer = _runner(runtime, file)
+    with _one_message(runtime):
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     errors, agreed, compared, foreground, voxels = [], 0, 0, 0, 0
     largest = total = 0.0
     first, turn = 0, 0
@@ -126,7 +128,8 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
         batch = torch.stack(list(tiles[first : first + _AT_ONCE[turn % len(_AT_ONCE)]]))
         with torch.inference_mode():
             expected = network(batch).numpy()
-        found = answer(batch.numpy())
+        with _one_message(runtime):
+            found = session.run(None, {INPUT: batch.numpy()})[0]
         difference = np.abs(found - expected)
         errors.append(float(difference.max()))
         total += float(difference.sum(dtype=np.float64))
@@ -150,28 +153,17 @@ def compare(file: Path, network: nn.Module, tiles: Sequence[Tensor], *, cases: i
     )
 
 
-def _runner(runtime: Any, file: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Runs the file on a batch; what onnxruntime cannot do is one message."""
-
-    def refused(error: Exception) -> SamunetError:
-        return SamunetError(
+@contextmanager
+def _one_message(runtime: Any) -> Iterator[None]:
+    """What onnxruntime cannot do is one message."""
+    try:
+        yield
+    except Exception as error:  # its errors have no common base
+        raise SamunetError(
             f"onnxruntime {runtime.__version__} cannot run the ONNX file of this network, so it was not "
             f"kept: {error}. Try another version of onnxruntime or torch (here {torch.__version__}), or "
             "share the model as a .zip (without --onnx)."
-        )
-
-    try:
-        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
-        raise refused(error) from error
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        try:
-            return np.asarray(session.run(None, {INPUT: batch})[0])
-        except Exception as error:
-            raise refused(error) from error
-
-    return run
+        ) from error
 
 
 def import_onnxruntime() -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
-from samunet.evaluation.case_scores import Indices, Pair, joint_histogram, overlap_counts, to_indices
+from samunet.evaluation.case_scores import Indices, Pair, class_counts, joint_histogram, to_indices
 from samunet.inference.postprocessing import (
     Rule,
     apply_rules,
@@ -71,10 +71,7 @@ def score_rules(pair: Pair, labels: LabelSet, settled: Sequence[Rule], tried: Se
 
 def _count(joint: np.ndarray, labels: LabelSet) -> tuple[np.ndarray, np.ndarray]:
     """Dice per class, and whether the reference holds it; ignored voxels count nowhere."""
-    if labels.ignore_index is not None:
-        joint = joint.copy()
-        joint[labels.ignore_index] = 0
-    counts = [overlap_counts(joint, indices) for indices in labels.foreground.values()]
+    counts = class_counts(joint, labels).values()
     return np.array([c.dice for c in counts]), np.array([c.num_reference > 0 for c in counts])
 
 

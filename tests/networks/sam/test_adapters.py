@@ -7,7 +7,6 @@ import torch
 
 from samunet.networks.sam.adapters import (
     Adapter,
-    adapter_shapes,
     adapter_width,
     add_adapters,
     has_adapters,
@@ -15,6 +14,7 @@ from samunet.networks.sam.adapters import (
 )
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.weights import expected_shapes
 
 MICRO = get_variant("vit_micro")
 
@@ -51,8 +51,12 @@ def test_the_state_dict_brings_them_along() -> None:
     add_adapters(encoder, 5)
     state = moved(encoder).state_dict()
     assert adapter_width(state) == 5
-    found = {key: tuple(value.shape) for key, value in state.items() if is_adapter_key(key)}
-    assert found == adapter_shapes(MICRO.depth, MICRO.width, 5)
+    found = {f"image_encoder.{key}": tuple(value.shape) for key, value in state.items()}
+    expected = expected_shapes("vit_micro", 5)
+    assert found == {key: shape for key, shape in expected.items() if key.startswith("image_encoder.")}
+    assert sum(map(is_adapter_key, found)) == 8 * MICRO.depth
+    assert found["image_encoder.blocks.0.mlp_adapter.down.weight"] == (5, MICRO.width)
+    assert found["image_encoder.blocks.1.attention_adapter.up.weight"] == (MICRO.width, 5)
 
     other = SamImageEncoder(MICRO).eval().requires_grad_(False)
     other.load_tables(state)
