@@ -1,8 +1,9 @@
 """3D methods on real sets under one time budget: main comparison, ablations, students, anisotropic volumes.
 
     python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 60 --what main
-    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what ablation anisotropic
-    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what student
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what ablation --only 001
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what student --only 001
+    python benchmarks/volume_runs.py --data FOLDER --work FOLDER --minutes 20 --what anisotropic
 
 Every training is on the cases outside held_out.json (fold `all`) and is scored on the held-out ones. The SAM
 method is `vit_tiny` without pretrained weights. On a CPU the patches are chosen so that minutes suffice for
@@ -32,6 +33,7 @@ PATCHES = {
     ("Dataset004_HaN_CT", STUDENT): ("patch_size=[48,64,48]", "batch_size=2", "epochs=300"),
     ("Dataset001_Hippocampus", ADAPTER): ("patch_size=[36,52,36]", "token_size=[4,4,4]", "batch_size=2"),
     ("Dataset001_Hippocampus", UNET): ("batch_size=2", "epochs=1000"),
+    ("Dataset001_Hippocampus", STUDENT): ("batch_size=2", "epochs=1000"),
     ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,96,96]", "token_size=[1,4,4]", "batch_size=2"),
 }
 
@@ -73,6 +75,25 @@ def adapter_of(dataset: str) -> Variant:
 
 
 CT, HIPPOCAMPUS, CINE = "Dataset004_HaN_CT", "Dataset001_Hippocampus", "Dataset002_ACDC"
+
+
+def ablation(dataset: str) -> list[Variant]:
+    """The adapter whole, and without one of its parts each."""
+    return [
+        adapter_of(dataset),
+        Variant("no_generator", dataset, ADAPTER, ("generator=false",)),
+        Variant("no_aggregation", dataset, ADAPTER, ("aggregation=false",)),
+        Variant("one_stage", dataset, ADAPTER, ("stages=one",)),
+        Variant("no_refinement", dataset, ADAPTER, ("refine=false",)),
+        Variant("added_generator", dataset, ADAPTER, ("apg_residual=true",)),
+    ]
+
+
+def students(dataset: str) -> list[Variant]:
+    """One network taught by labels alone, by labels and teacher, and by the teacher alone."""
+    return [Variant(f"student_{share:g}", dataset, STUDENT, share=share) for share in (0.0, 0.5, 1.0)]
+
+
 RUNS = {
     "main": [
         adapter_of(CT),
@@ -80,22 +101,10 @@ RUNS = {
         adapter_of(HIPPOCAMPUS),
         Variant("unet", HIPPOCAMPUS, UNET),
     ],
-    "ablation": [
-        adapter_of(CT),
-        Variant("no_generator", CT, ADAPTER, ("generator=false",)),
-        Variant("no_aggregation", CT, ADAPTER, ("aggregation=false",)),
-        Variant("one_stage", CT, ADAPTER, ("stages=one",)),
-        Variant("no_refinement", CT, ADAPTER, ("refine=false",)),
-        Variant("added_generator", CT, ADAPTER, ("apg_residual=true",)),
-        Variant("fine_tokens", CT, ADAPTER, ("patch_size=[40,80,40]", "token_size=[2,4,2]")),
-        Variant("unet", CT, UNET),
-    ],
+    "ablation": [*ablation(HIPPOCAMPUS), *ablation(CT)],
+    "tokens": [Variant("fine_tokens", CT, ADAPTER, ("patch_size=[40,80,40]", "token_size=[2,4,2]"))],
     "momentum": [Variant("unet_less_momentum", CT, UNET, ("learning_rate=0.05", "momentum=0.9"))],
-    "student": [
-        Variant("student_0", CT, STUDENT, share=0.0),
-        Variant("student_0.5", CT, STUDENT, share=0.5),
-        Variant("student_1", CT, STUDENT, share=1.0),
-    ],
+    "student": [*students(HIPPOCAMPUS), *students(CT)],
     "anisotropic": [adapter_of(CINE)],
 }
 

@@ -8,7 +8,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,16 @@ def content_hash(value: Any) -> str:
     """Sixteen hexadecimal digits that identify the content of a record or of plain JSON data."""
     text = json.dumps(to_data(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """Sixteen hexadecimal digits over the bytes of the files, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        with open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

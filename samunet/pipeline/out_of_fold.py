@@ -15,11 +15,10 @@ from samunet.inference.case_features import CaseFeatures, ClassFeatures, argumen
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
 from samunet.pipeline.model_file.contents import ENVELOPE_FILE
-from samunet.planning.case_measurement import hash_files
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
-from samunet.records import read_record
+from samunet.records import hash_files, read_record
 from samunet.trainers.identity import read_run
 from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, is_validated, validation_folder
 

@@ -17,7 +17,7 @@ from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
-from samunet.preprocessing.dataset import case_key
+from samunet.preprocessing.dataset import is_current
 from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import FINAL
@@ -206,7 +206,7 @@ def _preprocessed_names(
         if not present:
             raise SamunetError(f"There are no preprocessed cases in {folder}. {again}")
         return tuple(sorted(present))
-    stale = [c.name for c in dataset.cases if store.key(c.name) != case_key(c, plan, data_name)]
+    stale = [c.name for c in dataset.cases if not is_current(c, plan, data_name, folder)]
     if stale:
         shown = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
         raise SamunetError(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +13,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics
 from samunet.planning.plan import IntensityProperties
+from samunet.records import hash_files
 
 if TYPE_CHECKING:
     from samunet.data.dataset import Case, RawDataset
@@ -108,16 +107,6 @@ def measure_arrays(case: CaseArrays, labels: LabelSet, keep: int) -> MeasuredCas
     )
     samples = tuple(_draw(channel[foreground], keep) for channel in image)
     return MeasuredCase(fingerprint=fingerprint, foreground=samples)
-
-
-def hash_files(paths: Sequence[Path]) -> str:
-    """Sixteen hexadecimal digits over the bytes of the files, in order."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in paths:
-        with open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _statistics(values: np.ndarray) -> ChannelStatistics:

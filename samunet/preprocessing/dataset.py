@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -27,7 +27,7 @@ from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
 from samunet.preprocessing.locations import Locations, sample_locations
 from samunet.preprocessing.store import STORE_FORMAT, CaseStore
-from samunet.records import content_hash
+from samunet.records import content_hash, hash_files
 
 log = logging.getLogger(__name__)
 
@@ -173,18 +173,46 @@ def _remove_foreign(store: CaseStore, dataset: RawDataset) -> None:
 def _open_orders(cases: Sequence[Case], plan: Plan, folders: Mapping[str, Path]) -> list[CaseOrder]:
     orders = []
     for case in cases:
-        keys = {name: case_key(case, plan, name) for name in folders}
-        missing = {name: key for name, key in keys.items() if CaseStore(folders[name]).key(case.name) != key}
-        if missing:
+        stale = [name for name, folder in folders.items() if not is_current(case, plan, name, folder)]
+        if stale:
+            missing = {name: case_key(case, plan, name) for name in stale}
             orders.append(CaseOrder(case=case, keys=missing))
     return orders
 
 
 def case_key(case: Case, plan: Plan, data_name: str) -> str:
     """Identifies a preprocessed case: how it is made, and its raw files by name, size and time of change."""
-    files = [*case.images, *([] if case.label is None else [case.label])]
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_of(case)]
     return content_hash([STORE_FORMAT, plan.data_hash(data_name), stats])
+
+
+def is_current(case: Case, plan: Plan, data_name: str, folder: Path) -> bool:
+    """Whether `folder` holds this case, made by this plan from these raw files.
+
+    Files of another time are read: a dataset that was copied or checked out again has the same bytes, and its
+    cases stay. The new times are noted, so that the next look is a short one.
+    """
+    store, key = CaseStore(folder), case_key(case, plan, data_name)
+    entry = store.finished(case.name)
+    if entry is None:
+        return False
+    if key in (entry.key, entry.copied_from):
+        return True
+    made_by = _made_by(plan, data_name)
+    if not entry.content.startswith(made_by) or entry.content != made_by + hash_files(_files_of(case)):
+        return False
+    with suppress(OSError):  # a folder that may only be read: the files are read again the next time
+        store.note_copy(case.name, key)
+    return True
+
+
+def _made_by(plan: Plan, data_name: str) -> str:
+    """How a stored case's `content` begins; the hash of its raw files follows."""
+    return f"{plan.data_hash(data_name)}-"
+
+
+def _files_of(case: Case) -> list[Path]:
+    return [*case.images, *([] if case.label is None else [case.label])]
 
 
 def largest_case_bytes(orders: Sequence[CaseOrder], plan: Plan) -> int:
@@ -215,11 +243,14 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
         label = None if case.label is None else read_label(case.label)[0]
         if label is None and order.blank:
             label = np.zeros(image.shape[1:], np.uint8)
+        bytes_hash = hash_files(_files_of(case))
         for name, key in order.keys.items():
             data = plan.data[name]
             done = preprocess_case(image, label, geometry, plan, data, where=case.name)
             locations = Locations() if done.label is None else sample_locations(done.label, plan.labels)
-            CaseStore(folders[name]).write(case.name, done, locations, key, by_slice=data.dimension == 2)
+            content = _made_by(plan, name) + bytes_hash
+            by_slice = data.dimension == 2
+            CaseStore(folders[name]).write(case.name, done, locations, key, content, by_slice)
             del done, locations  # before the next configuration needs its own memory
     except SamunetError as error:
         return str(error)

@@ -7,7 +7,7 @@ JSON file is written last: without it the case does not exist.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -38,13 +38,17 @@ class CaseEntry:
     """Content of NAME.json.
 
     Attributes:
-        key: identifies what the case was made from (data configuration and raw files).
+        key: identifies what the case was made from (data configuration; raw files by name, size and time).
+        content: identifies the same by the bytes of the raw files; empty in cases of earlier versions.
+        copied_from: the key of a later copy of the same raw files, whose times differ; caches keep to `key`.
         classes: names of the sampled classes; class i owns rows [ends[i - 1], ends[i]) of the locations.
         annotated: rows after the classes' that are annotated voxels; None without an ignore label.
     """
 
     format: int = STORE_FORMAT
     key: str
+    content: str = ""
+    copied_from: str = ""
     record: SpatialRecord
     has_label: bool
     classes: tuple[str, ...] = ()
@@ -117,8 +121,8 @@ class CaseStore:
         """Names of all finished cases, sorted."""
         return tuple(sorted(path.name[: -len(".json")] for path in self.folder.glob("[!.]*.json")))
 
-    def key(self, name: str) -> str | None:
-        """What the stored case was made from; None when it is absent, incomplete or unreadable."""
+    def finished(self, name: str) -> CaseEntry | None:
+        """The entry of a stored case; None when the case is absent, incomplete or unreadable."""
         if not self._path(name, ".json").is_file():
             return None
         try:
@@ -126,7 +130,11 @@ class CaseStore:
         except SamunetError:  # written by another version: the caller writes it anew
             return None
         members = [suffix for suffix in MEMBERS if entry.has_label or suffix != ".label.b2nd"]
-        return entry.key if all(self._path(name, suffix).is_file() for suffix in members) else None
+        return entry if all(self._path(name, suffix).is_file() for suffix in members) else None
+
+    def note_copy(self, name: str, key: str) -> None:
+        """Keep the key that a copy of the case's raw files has."""
+        write_json(self._path(name, ".json"), replace(self._entry(name), copied_from=key))
 
     def open(self, name: str) -> StoredCase:
         """The stored case of that name.
@@ -139,12 +147,18 @@ class CaseStore:
         return StoredCase(name, self._entry(name), self.folder)
 
     def write(
-        self, name: str, case: PreprocessedCase, locations: Locations, key: str = "", by_slice: bool = False
+        self,
+        name: str,
+        case: PreprocessedCase,
+        locations: Locations,
+        key: str = "",
+        content: str = "",
+        by_slice: bool = False,
     ) -> None:
         """Store a case; it appears complete or not at all.
 
         Args:
-            key: identifies what the case was made from.
+            key / content: identify what the case was made from, see `CaseEntry`.
             by_slice: lay the arrays out for reading single slices instead of 3D patches.
         """
         self.remove(name)
@@ -157,6 +171,7 @@ class CaseStore:
             np.save(file, stacked.astype(np.int32, copy=False))
         entry = CaseEntry(
             key=key,
+            content=content,
             record=case.record,
             has_label=case.label is not None,
             classes=tuple(locations.classes),

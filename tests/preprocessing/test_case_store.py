@@ -46,7 +46,7 @@ def test_what_is_written_is_read(tmp_path: Path, by_slice: bool) -> None:
         np.testing.assert_array_equal(voxels, locations.classes[name])
     assert stored.annotated is None
     assert store.names() == ("case.one",)
-    assert store.key("case.one") == "abc"
+    assert store.open("case.one").entry.key == "abc"
 
 
 def test_case_without_label(tmp_path: Path) -> None:
@@ -55,22 +55,22 @@ def test_case_without_label(tmp_path: Path) -> None:
     stored = store.open("a")
     assert stored.label is None
     assert stored.locations == {}
-    assert store.key("a") == ""
+    assert store.open("a").entry.key == ""
 
 
 def test_missing_damaged_and_foreign_cases(tmp_path: Path) -> None:
     store, case = CaseStore(tmp_path), some_case()
     with pytest.raises(SamunetError, match="samunet_preprocess"):
         store.open("a")
-    assert store.key("a") is None
+    assert store.finished("a") is None
     store.write("a", case, Locations(), key="k")
     (tmp_path / "a.image.b2nd").write_bytes(b"nothing")
     with pytest.raises(SamunetError, match=r"a\.image\.b2nd"):
         _ = store.open("a").image
     (tmp_path / "a.label.b2nd").unlink()
-    assert store.key("a") is None
+    assert store.finished("a") is None
     (tmp_path / "a.json").write_text('{"format": 0}')
-    assert store.key("a") is None
+    assert store.finished("a") is None
     with pytest.raises(SamunetError, match=r"a\.json"):
         store.open("a")
 

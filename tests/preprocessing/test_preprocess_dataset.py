@@ -61,7 +61,8 @@ def test_only_what_changed_is_made_anew(raw: RawDataset, plan: Plan, tmp_path: P
     folder = tmp_path / "p"
     preprocess_dataset(raw, plan, "2d", folder, workers=1)
     touched = raw.cases[2]
-    os.utime(touched.images[0], ns=(1, 1))
+    with touched.images[0].open("ab") as file:  # a byte after the end changes nothing but the file
+        file.write(b"\0")
     (folder / f"{raw.case_names[4]}.label.b2nd").unlink()
     fewer = replace(raw, cases=raw.cases[1:])
     report = preprocess_dataset(fewer, plan, "2d", folder, workers=1)
@@ -70,6 +71,28 @@ def test_only_what_changed_is_made_anew(raw: RawDataset, plan: Plan, tmp_path: P
     coarser = replace(plan.data["2d"], spacing_mm=(2.0, 2.0))
     changed = replace(plan, data={**plan.data, "2d": coarser})
     assert len(preprocess_dataset(fewer, changed, "2d", folder, workers=1).written) == 5
+
+
+def test_a_copy_of_the_files_is_not_preprocessed_again(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "p"
+    preprocess_dataset(raw, plan, "2d", folder, workers=1)
+    case = raw.cases[2]
+    key, image = CaseStore(folder).open(case.name).entry.key, modified(folder)[f"{case.name}.image.b2nd"]
+    for path in [*case.images, case.label]:
+        os.utime(path, ns=(1, 1))
+    assert preprocess_dataset(raw, plan, "2d", folder, workers=1).kept == raw.case_names
+    assert modified(folder)[f"{case.name}.image.b2nd"] == image
+    assert CaseStore(folder).open(case.name).entry.key == key  # embeddings made from the case stay valid
+    monkeypatch.setattr(module, "hash_files", None)  # the second look reads nothing
+    assert preprocess_dataset(raw, plan, "2d", folder, workers=1).kept == raw.case_names
+    monkeypatch.undo()
+
+    content = bytearray(case.label.read_bytes())
+    content[-1] ^= 1
+    case.label.write_bytes(content)
+    assert not module.is_current(case, plan, "2d", folder)
 
 
 def test_bad_cases_are_named_and_the_others_finish(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
