@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
-from samunet.workspace import DEFAULT_PLANS
+from samunet.workspace import training_command
 
 if TYPE_CHECKING:
     from samunet.planning.plan import Plan
@@ -77,5 +77,4 @@ def _training_command(plan: Plan, configurations: Sequence[str] | None) -> str:
     chosen = plan.recommended or "2d_unet"
     if asked and chosen not in asked:
         chosen = asked[0]
-    named = "" if plan.name == DEFAULT_PLANS else f" -p {plan.name}"
-    return f"samunet_train {plan.dataset} {chosen} 0{named}"
+    return training_command(plan.dataset, chosen, [0], plans=plan.name)

@@ -24,7 +24,13 @@ from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import SUMMARY_FILE, Workspace, fold_folder, validation_folder
+from samunet.workspace import (
+    SUMMARY_FILE,
+    Workspace,
+    fold_folder,
+    training_command,
+    validation_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -231,8 +237,7 @@ def _splits_of(workspace: Workspace, dataset: str, runs: Mapping[int, RunRecord]
 
 def _train_command(model_folder: Path, dataset: str) -> str:
     configuration, plans, *tag = model_folder.name.split("__")
-    more = [*(["-p", plans] if plans != "samunetPlans" else []), *(["--tag", tag[0]] if tag else [])]
-    return " ".join(["samunet_train", dataset, configuration, "FOLD", *more])
+    return training_command(dataset, configuration, ["FOLD"], plans=plans, tag=tag[0] if tag else None)
 
 
 def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from samunet.pipeline.models import configuration_name
 from samunet.records import read_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, validation_folder
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, training_command, validation_folder
 
 logger = logging.getLogger(__name__)
 
@@ -214,30 +213,16 @@ def _mending(request: MatrixRequest, method: str, source: str, runs: Sequence[_R
     run = runs[0]
     fold = run.folder.name.removeprefix("fold_")
     splits = SINGLE_SOURCE if fold != "0" or run.tag == SINGLE_SOURCE else f"{SINGLE_SOURCE}:{source}"
-    more = "--val" if (run.folder / FINAL).exists() else "--c"
-    return _command(request, method, source, fold=fold, splits=splits, more=("--tag", run.tag, more))
+    flag = "--val" if (run.folder / FINAL).exists() else "--c"
+    return training_command(
+        request.dataset, method, [fold], plans=request.plans, tag=run.tag, splits=splits, flags=[flag]
+    )
 
 
-def _command(
-    request: MatrixRequest,
-    method: str,
-    source: str,
-    *,
-    fold: str = "0",
-    splits: str | None = None,
-    more: Sequence[str] = (),
-) -> str:
-    words = [
-        "samunet_train",
-        request.dataset,
-        method,
-        fold,
-        "--splits",
-        splits or f"{SINGLE_SOURCE}:{source}",
-    ]
-    if request.plans != DEFAULT_PLANS:
-        words += ["-p", request.plans]
-    return shlex.join([*words, *more])
+def _command(request: MatrixRequest, method: str, source: str) -> str:
+    """A first training on one group."""
+    splits = f"{SINGLE_SOURCE}:{source}"
+    return training_command(request.dataset, method, [0], plans=request.plans, splits=splits)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.records import read_record
 from samunet.trainers.portable import MODEL_FILE
-from samunet.workspace import DEFAULT_PLANS, Workspace
+from samunet.workspace import DEFAULT_PLANS, Workspace, training_command
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,8 @@ def find_model(workspace: Workspace, request: ModelRequest) -> Path:
         name = configuration_name(request.configuration, request.method, "")
         if name not in suitable:
             kind = f"trained model of {request.dataset}"
-            raise SamunetError(
-                f"{unknown_name(kind, name + ending, trained)} Train it: "
-                f"samunet_train {request.dataset} {name} 0."
-            )
+            command = training_command(request.dataset, name, [0], plans=request.plans, tag=request.tag)
+            raise SamunetError(f"{unknown_name(kind, name + ending, trained)} Train it: {command}.")
     return workspace.model_folder(request.dataset, name, request.plans, request.tag)
 
 

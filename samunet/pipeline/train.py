@@ -162,7 +162,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset
     dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
-    names = _preprocessed_names(dataset, plan, data_name, case_folder)
+    names = _preprocessed_names(dataset, plan, name, case_folder)
     splits = load_or_create_splits(
         workspace.splits_file(plan.dataset, options.splits or "kfold"),
         names,
@@ -192,7 +192,7 @@ def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overr
 
 
 def _preprocessed_names(
-    dataset: RawDataset | None, plan: Plan, data_name: str, folder: Path
+    dataset: RawDataset | None, plan: Plan, configuration: str, folder: Path
 ) -> tuple[str, ...]:
     """Names of the preprocessed cases, all of them up to date with the raw data where those are here.
 
@@ -201,7 +201,8 @@ def _preprocessed_names(
     """
     store = CaseStore(folder)
     present = store.names() if folder.is_dir() else ()
-    again = f"Run samunet_preprocess -d {plan.dataset} -p {plan.name} -c {data_name}_unet."
+    again = f"Run samunet_preprocess -d {plan.dataset} -p {plan.name} -c {configuration}."
+    data_name = plan.configuration(configuration).data
     if dataset is None:
         if not present:
             raise SamunetError(f"There are no preprocessed cases in {folder}. {again}")
@@ -229,6 +230,7 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         split=prepared.split,
         case_folder=prepared.case_folder,
         folder=fold_folder(prepared.model_folder, options.fold),
+        splits=options.splits,
         settings=options.settings,
         weights=weights if is_file else None,
         weights_folder=workspace.weights if is_file or weights is None else weights,

@@ -243,6 +243,7 @@ def _overrides(request: RunRequest) -> dict[str, Any]:
     given: dict[str, Any] = {
         "settings": dict(request.settings),
         "method": request.method,
+        "splits": request.splits,
         "weights": None if request.weights is None else str(request.weights),
         "time_budget_minutes": request.time_budget_minutes,
         "distillation": _distillation(request),

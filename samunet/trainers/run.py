@@ -36,6 +36,7 @@ class RunRequest:
         fold / split: cases of this run.
         case_folder: preprocessed cases of the configuration's data.
         folder: of the run (results/.../fold_K).
+        splits: scheme that `split` is from, for the record; None is the default.
         weights: encoder file to start from (`-w`); None takes what the plan says from `weights_folder`.
         embedding_folder: signature -> folder of the embedding cache; None never caches.
         cache_limit_gb: largest embedding cache; None takes what is free on the disk.
@@ -54,6 +55,7 @@ class RunRequest:
     split: Split
     case_folder: Path
     folder: Path
+    splits: str | None = None
     method: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     weights: Path | None = None

@@ -67,7 +67,7 @@ def _check_refusals(workspace: Path, model: Path, refused) -> None:
     name, number = next(iter(fold.items()))
     (model / f"fold_{number}/validation/{name}.nii.gz").unlink()
     told = refused(accumulate_crossval_results.main, workspace, *ACCUMULATE)
-    assert f"samunet_train Dataset901_Tiny3D 2d_unet {number} --val" in told
+    assert f"samunet_train 901 2d_unet {number} --val" in told
     assert name in told
     run = model / "fold_1/run.json"
     content = json.loads(run.read_text())

@@ -34,7 +34,7 @@ def nothing_made(root: Path) -> bool:
 
 def test_a_teacher_that_is_not_trained(workspace: Path, refused) -> None:
     words = ("901", "2d_cnn", "2d_unet", "0", "--tag", "small")
-    assert "samunet_train Dataset901_Tiny3D 2d_cnn 0" in refused(distill.main, workspace, *words)
+    assert "samunet_train 901 2d_cnn 0" in refused(distill.main, workspace, *words)
     words = ("901", "2d_unet", "2d_unet", "1", "--tag", "small")
     assert "Trained folds: 0" in refused(distill.main, workspace, *words)
     told = refused(distill.main, workspace, *STUDENT, "--teacher_checkpoint", "checkpoint_worst.pth")

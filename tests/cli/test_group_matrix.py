@@ -67,7 +67,7 @@ def test_a_single_source_is_trained_beside_the_default_split(
     assert cell["cases"] == 3
     assert cell["mean"]["Dice"] == summary["foreground_mean"]["Dice"]
     told = capsys.readouterr().out
-    assert f"samunet_train {NAME} 2d_unet 0 --splits single_source:north" in told
+    assert "samunet_train 901 2d_unet 0 --splits single_source:north" in told
 
 
 def test_the_tag_of_a_split_is_told_once(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_what_cannot_be_collected(workspace: Path, refused) -> None:
     write_groups(workspace, {**dict.fromkeys(GROUPS, "a"), "tiny_005": "b"})
     for words, method in (((), "2d_unet"), (("-c", "2d_cnn"), "2d_cnn")):
         told = refused(group_matrix.main, workspace, "-d", "901", *words)
-        assert f"samunet_train {NAME} {method} 0 --splits single_source:a" in told
+        assert f"samunet_train 901 {method} 0 --splits single_source:a" in told
         assert "single_source:b" not in told
     words = ("901", "2d", "0", "--splits", "single_source:b", *SHORT)
     assert "b has one" in refused(train.main, workspace, *words)
@@ -124,4 +124,4 @@ def test_what_cannot_be_collected(workspace: Path, refused) -> None:
 def test_a_training_without_scores_is_named(grouped: Path, refused) -> None:
     shutil.rmtree(pretend(grouped, "single_source-north", "north", 0.5) / "validation")
     told = refused(group_matrix.main, grouped, "-d", "901")
-    assert "--splits single_source:north --tag single_source-north --val" in told
+    assert "--tag single_source-north --splits single_source:north --val" in told

@@ -12,10 +12,10 @@ from samunet.cli import plan_and_preprocess
 @pytest.mark.parametrize(
     ("flags", "command"),
     [
-        (["-c", "3d_adapter"], "samunet_train Dataset901_Tiny3D 3d_adapter 0"),
-        (["-c", "3d_fullres", "-p", "mine"], "samunet_train Dataset901_Tiny3D 3d_unet 0 -p mine"),
-        (["-c", "2d_linear", "2d"], "samunet_train Dataset901_Tiny3D 2d_unet 0"),
-        ([], "samunet_train Dataset901_Tiny3D 2d_unet 0"),
+        (["-c", "3d_adapter"], "samunet_train 901 3d_adapter 0"),
+        (["-c", "3d_fullres", "-p", "mine"], "samunet_train 901 3d_unet 0 -p mine"),
+        (["-c", "2d_linear", "2d"], "samunet_train 901 2d_unet 0"),
+        ([], "samunet_train 901 2d_unet 0"),
     ],
 )
 def test_the_command_to_go_on_with_runs_on_what_was_prepared(

@@ -78,7 +78,7 @@ def test_among_several_the_recommended_one(workspace: Workspace) -> None:
 
 def test_a_model_that_is_not_trained(workspace: Workspace) -> None:
     make_trained(workspace, "2d_cnn")
-    with pytest.raises(SamunetError, match="samunet_train Dataset900_Tiny 2d_linear 0"):
+    with pytest.raises(SamunetError, match="samunet_train 900 2d_linear 0"):
         find_model(workspace, request("2d_linear"))
     with pytest.raises(SamunetError, match="2d_cnn__tinyPlans"):
         find_model(workspace, request("2d_cnn", "other"))

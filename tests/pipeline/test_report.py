@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,12 +15,14 @@ import pytest
 from commands import SHORT, no_measuring
 from tiny_quality import FINGERPRINT
 
-from samunet.cli import plan_and_preprocess, report, train
+from samunet.cli import distill, plan_and_preprocess, report, train
+from samunet.cli.train import settings_of
 from samunet.data.geometry import FLAT_SPACING_MM
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
+from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Cell, data_table, with_interval
 from samunet.pipeline.report.pictures import panel_sizes
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
@@ -83,8 +86,46 @@ def test_one_file_that_needs_nothing_else(trained: Path, capsys: pytest.CaptureF
     assert all(f'id="{anchor}"' in file.read_text() for anchor in anchors)
     words = " ".join(page.words)
     assert "samunet_find_best_configuration" in words
-    assert "--tag every --seed 3" in words
+    assert "--tag every" in words
+    assert "--seed 3" in words
     assert sum(a.startswith("data:image/png") for a in page.addresses) == 3
+
+
+def test_the_commands_repeat_what_was_recorded(trained: Path) -> None:
+    scored, tagged = collect_models(Workspace.find(trained), NAME)
+    same = train.build_parser().parse_args(["901", "2d", "0", *SHORT])
+    for number, command in enumerate(training_commands(NAME, [scored])):
+        read = train.build_parser().parse_args(shlex.split(command)[1:])
+        assert (read.configuration, read.fold, settings_of(read)) == ("2d_unet", [number], settings_of(same))
+    fold = tagged.folds[0]
+    more = {
+        "settings": {"patch_size": [16, 32], "epochs": 3},
+        "splits": "single_source:south side",
+    }
+    taught = {
+        "teacher": "2d_autosam__samunetPlans__big",
+        "folds": [0, 1],
+        "checkpoint": "checkpoint_best.pth",
+        "weight": 0.25,
+        "target": "logits",
+        "step_size": 0.75,
+        "mirroring": False,
+        "unlabelled_folder": "/more images",
+    }
+    changed = replace(fold.run, overrides=more, distillation=taught, time_budget_minutes=1.5)
+    other = replace(fold.run, overrides={"weights": "/my/sam.pth"})
+    runs = tuple(replace(fold, run=run) for run in (changed, other))
+    distilled, weighted = training_commands(NAME, [replace(tagged, folds=runs)])
+    assert weighted == "samunet_train 901 2d_unet all --tag every -w /my/sam.pth --seed 3"
+    program, *words = shlex.split(distilled)
+    assert program == "samunet_distill"
+    read = distill.build_parser().parse_args(words)
+    assert (read.dataset, read.teacher, read.student, read.fold) == ("901", "2d_autosam", "2d_unet", ["all"])
+    assert (read.tag, read.seed, read.splits) == ("every", 3, "single_source:south side")
+    assert (settings_of(read), read.time_budget) == ({"patch_size": [16, 32], "epochs": 3}, 1.5)
+    assert (read.teacher_tag, read.teacher_folds, read.weight, read.target) == ("big", [0, 1], 0.25, "logits")
+    assert (read.teacher_checkpoint, read.teacher_plans) == ("checkpoint_best.pth", None)
+    assert (read.step_size, read.disable_tta, str(read.unlabelled)) == (0.75, True, "/more images")
 
 
 def test_every_scored_case_and_its_dice_is_there(trained: Path, tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import SUMMARY_FILE, Workspace, validation_folder
+from samunet.workspace import (
+    DEFAULT_PLANS,
+    SUMMARY_FILE,
+    Workspace,
+    training_command,
+    validation_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +116,7 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
         of_plan = f" of plan {plans}" if plans else ""
         raise SamunetError(
             f"There is no trained model{of_plan} of {dataset} in {workspace.results / dataset}. Train "
-            f"one first: samunet_train {dataset} auto 0."
+            f"one first: {training_command(dataset, 'auto', [0], plans=plans or DEFAULT_PLANS)}."
         )
     return tuple(sorted(models, key=lambda m: -m.mean_dice if not math.isnan(m.mean_dice) else math.inf))
 

@@ -197,7 +197,8 @@ def _run_cells(fold: FoldRun) -> tuple[str, ...]:
     speed = mean_of([record.samples_per_second for record in fold.history])
     memory = max((record.memory_gb for record in fold.history), default=math.nan)
     overrides = {**fold.run.overrides.get("settings", {}), **fold.run.overrides}
-    overrides.pop("settings", None)
+    for name in ("settings", "distillation"):  # the first is spread out, the second stands among the weights
+        overrides.pop(name, None)
     return (
         fold.fold,
         f"{done}" if done == wanted and fold.finished else f"{done} of {wanted}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files
@@ -17,6 +17,7 @@ from samunet.data.dataset import RawDataset
 from samunet.pipeline.overlays import colour_of, legend_names
 from samunet.pipeline.report import content
 from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
+from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Gallery, Page, Picture, Table
 from samunet.pipeline.report.intervals import dice_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
@@ -24,7 +25,7 @@ from samunet.pipeline.report.verdict import verdict_content
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import read_record, write_text
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, training_command
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         weights=content.weight_lines(models),
         plans=tuple(content.plan_content(plan) for plan in _plans(workspace, models)),
         data=Table(head=("",), rows=()) if fingerprint is None else content.data_table(fingerprint),
-        commands=(*_commands(options.dataset, models), *verdict.commands),
+        commands=(*training_commands(options.dataset, models), *verdict.commands),
     )
 
 
@@ -138,7 +139,8 @@ def _summary(model: Model) -> str:
 
 def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
     if not scored:
-        return f"None yet: train a fold that keeps cases out, such as samunet_train {dataset} auto 0."
+        command = training_command(dataset, "auto", [0])
+        return f"None yet: train a fold that keeps cases out, such as {command}."
     counts = {len(model.cases) for model in scored}
     unequal = " The methods were scored on different cases; compare only the cases they share." * (
         len({tuple(case.name for case in model.cases) for model in scored}) > 1
@@ -200,25 +202,3 @@ def _plans(workspace: Workspace, models: Sequence[Model]) -> tuple[Plan, ...]:
     copies = {model.plan.name: model.plan for model in models}
     places = {name: workspace.plan_file(plan.dataset, name) for name, plan in copies.items()}
     return tuple(Plan.load(places[n]) if places[n].is_file() else plan for n, plan in copies.items())
-
-
-def _commands(dataset: str, models: Sequence[Model]) -> tuple[str, ...]:
-    """Commands that make the same models."""
-    lines = []
-    for model in models:
-        for fold in model.folds:
-            lines.append(_train_command(dataset, model, fold.fold, fold.run.overrides, fold.run.seed))
-    return tuple(lines)
-
-
-def _train_command(dataset: str, model: Model, fold: str, overrides: Mapping[str, object], seed: int) -> str:
-    words = ["samunet_train", dataset, model.configuration, fold]
-    settings = overrides.get("settings")
-    assert settings is None or isinstance(settings, Mapping)
-    for key, value in (settings or {}).items():
-        words += [f"--{key} {value}"] if key in ("epochs", "iterations") else [f"--set {key}={value}"]
-    if overrides.get("time_budget_minutes"):
-        words.append(f"--time_budget {overrides['time_budget_minutes']:g}")
-    words += [f"-p {model.plan.name}"] * (model.plan.name != "samunetPlans")
-    words += [f"--tag {model.tag}"] * (model.tag is not None) + [f"--seed {seed}"] * (seed != 0)
-    return " ".join(words)

@@ -16,11 +16,10 @@ from samunet.records import content_hash, read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
-    DEFAULT_PLANS,
     SUMMARY_FILE,
     Workspace,
     fold_folder,
-    short_dataset_name,
+    training_command,
     validation_folder,
 )
 
@@ -42,11 +41,15 @@ class TrainedAs:
 
     def command(self, folds: Sequence[int], *flags: str) -> str:
         """The command that trains these folds, or does with them what the flags say."""
-        words = ["samunet_train", short_dataset_name(self.dataset), self.configuration, *map(str, folds)]
-        words += [] if self.plans == DEFAULT_PLANS else ["-p", self.plans]
-        words += [] if self.tag is None else ["--tag", self.tag]
-        words += [] if self.splits == "kfold" else ["--splits", self.splits]
-        return " ".join([*words, *flags])
+        return training_command(
+            self.dataset,
+            self.configuration,
+            folds,
+            plans=self.plans,
+            tag=self.tag,
+            splits=self.splits,
+            flags=flags,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

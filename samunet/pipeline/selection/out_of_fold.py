@@ -19,7 +19,7 @@ from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
 from samunet.trainers.portable import is_shared_model
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, short_dataset_name
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, training_command
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +130,9 @@ def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict
         raise unknown_name("split scheme", wanted.splits, SCHEMES)
     file = workspace.splits_file(wanted.dataset, wanted.splits)
     if not file.is_file():
+        command = training_command(wanted.dataset, "auto", [0], plans=wanted.plans, splits=wanted.splits)
         raise SamunetError(
-            f"There is no split {file}. Training makes it (samunet_train "
-            f"{short_dataset_name(wanted.dataset)} auto 0); another one is named with --splits."
+            f"There is no split {file}. Training makes it ({command}); another one is named with --splits."
         )
     splits = dict(enumerate(read_splits(file)))
     absent = sorted(set(wanted.folds) - set(splits))
@@ -168,9 +168,10 @@ def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
             )
             found[trained.name] = trained
     if not found:
+        command = training_command(wanted.dataset, "2d_unet", [0], plans=wanted.plans, splits=wanted.splits)
         raise SamunetError(
             f"No fold of {wanted.dataset} is trained with the plan {wanted.plans}. Train some first: "
-            f"samunet_train {short_dataset_name(wanted.dataset)} 2d_unet 0, and so on for folds and methods."
+            f"{command}, and so on for folds and methods."
         )
     if not wanted.configurations:
         return list(found.values())
