@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samunet.data.cases import Case
 from samunet.data.readers import read_image, read_label, segmentation_ending
@@ -26,7 +27,7 @@ MOST_OVERLAYS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRequest:
-    """What to validate; `cases` have their labels."""
+    """What to validate; `cases` have their labels, `settings` are the prediction's (`Predictor.load`)."""
 
     model_folder: Path
     fold: int | str
@@ -36,6 +37,7 @@ class ValidationRequest:
     weights_folder: Path | None = None
     save_probabilities: Storage | bool = False
     checkpoint: str = FINAL
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
         checkpoint=request.checkpoint,
         device=request.device,
         weights_folder=request.weights_folder,
+        settings=request.settings,
     )
     folder = validation_folder(request.model_folder, request.fold)
     logger.info("Validation on %d whole cases. %s", len(request.cases), predictor.describe())
