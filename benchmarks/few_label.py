@@ -114,9 +114,8 @@ class Comparison:
             self.results.save(f"{name} cases", cases)
         systems = [system for system in study.systems if system in arguments.systems]
         methods = list(dict.fromkeys(SYSTEMS[system][0] for system in systems if system != PEER))
-        planning = ["-d", bench.number(study.dataset), "-encoder", ENCODER, "-device", arguments.device, "-c"]
-        if methods:
-            bench.measure(f"{name} plan", "samunet_plan_and_preprocess", *planning, *sorted(methods))
+        if methods and not all(bench.is_scored(f"{name} {system}") for system in systems):
+            bench.plan(f"{name} plan", study.dataset, sorted(methods), "-encoder", ENCODER)
         for system in systems:
             if system == PEER:
                 self._peer(bench, study, seed)
@@ -134,6 +133,8 @@ class Comparison:
         if bin_folder is None:
             print(f"left out {name}: no --peer-bin", flush=True)
             return
+        if bench.is_scored(name):
+            return
         number, log = bench.number(study.dataset), bench.work / "logs"
         environment = self._peer_environment(bench, seed)
         chosen = [number, "2d", "all", "-tr", "TimedTrainer", "-device", self.arguments.device]
@@ -147,13 +148,14 @@ class Comparison:
                 *(*which, "-device", self.arguments.device),
             ],
         }
+        made = {"plan": environment["nnUNet_preprocessed"], "train": environment["nnUNet_results"]}
         for step, (script, *words) in commands.items():
-            command = [bin_folder / script, *words]
-            self.results.measure(f"{name} {step}", command, log / f"{PEER}_{step}.txt", environment)
-        if f"{name} scores" not in self.results.steps:
-            labels = bench.test(study.dataset, "labels")
-            description = self.arguments.data / study.dataset / "dataset.json"
-            self.results.save(f"{name} scores", dice_scores(labels, output, description))
+            command, file = [bin_folder / script, *words], log / f"{PEER}_{step}.txt"
+            product = Path(made.get(step, output))
+            self.results.measure(f"{name} {step}", command, file, environment, product)
+        labels = bench.test(study.dataset, "labels")
+        description = self.arguments.data / study.dataset / "dataset.json"
+        self.results.save(f"{name} scores", dice_scores(labels, output, description))
 
     def _peer_environment(self, bench: Bench, seed: int) -> dict[str, str]:
         return {

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware
-from real_runs import Bench, interval
+from real_runs import Bench, Training, interval
 from subsets import dice_scores
 
 GRIDS = (1, 9, 25)
@@ -84,6 +84,10 @@ class Run:
     def dataset(self) -> str:
         return TASKS[self.task][0]
 
+    def step(self, target: str, grid: int | None) -> str:
+        """Name of a prediction."""
+        return f"{self.name} on {target}" + ("" if grid is None else f" grid {grid}")
+
 
 def planned(arguments: argparse.Namespace) -> Iterator[Run]:
     arms = [arm for arm in ARMS if arm.name in arguments.arms]
@@ -100,8 +104,7 @@ def prepare(bench: Bench, task: str, arguments: argparse.Namespace) -> None:
     for dataset in dict.fromkeys((source, *targets)):
         bench.prepare(dataset)
     methods = sorted({arm.method for arm in ARMS if arm.name in arguments.arms})
-    planning = ["-d", bench.number(source), "-c", *methods, "-device", bench.device]
-    bench.measure(f"{task} plan", "samunet_plan_and_preprocess", *planning, *weights_words(arguments))
+    bench.plan(f"{task} plan", source, methods, *weights_words(arguments))
 
 
 def weights_words(arguments: argparse.Namespace) -> list[str]:
@@ -110,38 +113,41 @@ def weights_words(arguments: argparse.Namespace) -> list[str]:
 
 def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     """Train, then predict and score every target, grid by grid."""
-    number, method = bench.number(run.dataset), run.arm.method
-    which = ["-device", bench.device, "--tag", run.tag]
+    steps = {
+        run.step(target, grid): (target, grid) for target in TASKS[run.task][1] for grid in run.arm.grids
+    }
+    if all(bench.is_scored(step) for step in steps):
+        print(f"have  {run.name}", flush=True)
+        return
     settings = [f"augmentation={run.augmentation}", *run.arm.settings]
     words = [word for setting in settings for word in ("--set", setting)]
-    if method.endswith("_unet"):
+    if run.arm.method.endswith("_unet"):
         words += CPU_UNET if bench.device == "cpu" else ()
     else:
         words += weights_words(arguments)
-    length = ["--seed", str(run.seed), "--time_budget", f"{run.minutes:g}", "--overwrite"]
-    bench.measure(f"{run.name} train", "samunet_train", number, method, "all", *length, *which, *words)
-    for target in TASKS[run.task][1]:
-        for grid in run.arm.grids:
-            predict(bench, run, target, grid, which)
+    words += ["--seed", str(run.seed), "--time_budget", f"{run.minutes:g}"]
+    bench.train(Training(run.name, run.dataset, run.arm.method, run.tag, words=tuple(words)))
+    for step, (target, grid) in steps.items():
+        if not bench.is_scored(step):
+            predict(bench, run, target, grid)
 
 
-def predict(bench: Bench, run: Run, target: str, grid: int | None, which: list[str]) -> None:
+def predict(bench: Bench, run: Run, target: str, grid: int | None) -> None:
     """One prediction of a target, scored plainly, by our command, and by the paper's protocol."""
-    step = f"{run.name} on {target}" + ("" if grid is None else f" grid {grid}")
+    step = run.step(target, grid)
     output = bench.work / "predictions" / step.replace(" ", "_")
     images, labels = bench.test(target, "images"), bench.test(target, "labels")
     words = ["-i", images, "-o", output, "-d", bench.number(run.dataset), "-c", run.arm.method]
     words += [] if grid is None else ["--set", f"grid_side={grid}"]
-    bench.measure(f"{step} predict", "samunet_predict", *words, *which)
+    which = ["-device", bench.device, "--tag", run.tag]
+    bench.measure(f"{step} predict", "samunet_predict", *words, *which, product=output)
     described = ["-djfile", bench.workspace() / "raw" / run.dataset / "dataset.json"]
-    bench.measure(
-        f"{step} evaluate", "samunet_evaluate_folder", labels, output, *described, "--desam_protocol"
-    )
-    if f"{step} scores" in bench.results.steps:
-        return
+    protocol_file = output / "summary_desam_protocol.json"
+    scored = [labels, output, *described, "--desam_protocol"]
+    bench.measure(f"{step} evaluate", "samunet_evaluate_folder", *scored, product=protocol_file)
     scores = dice_scores(labels, output, bench.data / run.dataset / "dataset.json")
     own = json.loads((output / "summary.json").read_text())["foreground_mean"]
-    protocol = json.loads((output / "summary_desam_protocol.json").read_text())["foreground_mean"]
+    protocol = json.loads(protocol_file.read_text())["foreground_mean"]
     facts = {"samunet_foreground_mean": own, "desam_protocol": protocol, **_weights_of(bench, run)}
     bench.results.save(f"{step} scores", {**scores, **facts})
 

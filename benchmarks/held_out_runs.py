@@ -43,10 +43,9 @@ LEAST_SHARE = 0.5
 def run_dataset(bench: Bench, dataset: str, minutes: float, kinds: Sequence[str]) -> None:
     """One set by `2d_cnn` and its U-Net, or by one of the two."""
     bench.prepare(dataset)
-    number, chosen = bench.number(dataset), {"cnn": "2d_cnn", "unet": UNETS[dataset]}
+    chosen = {"cnn": "2d_cnn", "unet": UNETS[dataset]}
     methods = [chosen[kind] for kind in kinds]
-    planning = ["-d", number, "-c", *methods, "--verify_dataset_integrity", "-device", bench.device]
-    bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
+    bench.plan(f"{dataset} plan", dataset, methods, "--verify_dataset_integrity")
     for method in methods:
         bench.train_and_score(
             Training(

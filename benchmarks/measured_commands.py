@@ -101,7 +101,10 @@ class _MemoryWatch(threading.Thread):
 
 
 class ResultsFile:
-    """A JSON file of finished steps by name, saved after each, so that an interrupted benchmark goes on."""
+    """A JSON file of finished steps by name, saved after each, so that an interrupted benchmark goes on.
+
+    It may be carried to another machine: a recorded step whose product is not there is done again.
+    """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
@@ -127,9 +130,10 @@ class ResultsFile:
         command: Sequence[str | Path],
         log: Path,
         environment: Mapping[str, str] | None = None,
+        product: Path | None = None,
     ) -> None:
-        """Run and record a command unless it is recorded already."""
-        if step in self.steps:
+        """Run and record a command, unless it is recorded and what it makes (`product`) exists."""
+        if step in self.steps and (product is None or product.exists()):
             print(f"have  {step}", flush=True)
             return
         print(f"start {step}", flush=True)

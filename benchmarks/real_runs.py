@@ -67,10 +67,17 @@ class Bench:
     def test(self, dataset: str, part: str) -> Path:
         return self.work / "test" / dataset / part
 
-    def measure(self, step: str, script: str, *arguments: str | Path) -> None:
-        """Run one of our console commands in this workspace, unless it is done."""
+    def measure(self, step: str, script: str, *arguments: str | Path, product: Path | None = None) -> None:
+        """Run one of our console commands in this workspace, unless it is done and its product there."""
         command = [self.bin / script, *arguments, "--workspace", self.workspace()]
-        self.results.measure(step, command, self.work / "logs" / f"{step.replace(' ', '_')}.txt")
+        log = self.work / "logs" / f"{step.replace(' ', '_')}.txt"
+        self.results.measure(step, command, log, product=product)
+
+    def plan(self, step: str, dataset: str, methods: Sequence[str], *words: str | Path) -> None:
+        """Plan and preprocess a prepared dataset for some methods."""
+        product = self.workspace() / "preprocessed" / dataset / "samunetPlans.json"
+        which = ["-d", self.number(dataset), "-device", self.device, "-c", *methods]
+        self.measure(step, "samunet_plan_and_preprocess", *which, *words, product=product)
 
     def prepare(self, dataset: str, limit: int | None = None, training: Sequence[str] | None = None) -> None:
         """Raw dataset of the cases that are not held out, or of `training`, and folders with those that are.
@@ -88,27 +95,41 @@ class Bench:
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
         make_test_folders(source, images, labels, held_out[:limit])
 
+    def train(self, training: Training) -> None:
+        """Train on fold `all`. A training that was interrupted is continued."""
+        name, number, folder = training.name, self.number(training.dataset), self._run_folder(training)
+        begun = (folder / "checkpoint_latest.pth").exists()
+        how = ["--c" if begun else "--overwrite", *self._which(training), *training.words]
+        script, taught = "samunet_train", [number, training.method, "all"]
+        if training.teacher is not None:
+            script, taught = "samunet_distill", [number, training.teacher, training.method, "all"]
+        self.measure(f"{name} train", script, *taught, *how, product=folder / "checkpoint_final.pth")
+
+    def is_scored(self, name: str) -> bool:
+        """Whether the step `name` has its scores, so that nothing of it has to be done any more."""
+        return f"{name} scores" in self.results.steps
+
     def train_and_score(self, training: Training) -> None:
-        """Train on fold `all`, predict the held-out cases, and score them twice: plainly, and by our
-        command. A training that was interrupted is continued."""
+        """Train, predict the held-out cases, and score them twice: plainly, and by our command."""
         name, dataset, number = training.name, training.dataset, self.number(training.dataset)
-        which = ["-device", self.device, "--tag", training.tag, "-p", training.plans]
-        begun = (self._run_folder(training) / "checkpoint_latest.pth").exists()
-        how = ["--c" if begun else "--overwrite", *which, *training.words]
-        if training.teacher is None:
-            self.measure(f"{name} train", "samunet_train", number, training.method, "all", *how)
-        else:
-            taught = [number, training.teacher, training.method, "all"]
-            self.measure(f"{name} train", "samunet_distill", *taught, *how)
+        if self.is_scored(name):
+            print(f"have  {name}", flush=True)
+            return
+        self.train(training)
         output = self.work / "predictions" / name.replace(" ", "_")
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
         folders = ["-i", images, "-o", output, "-d", number, "-c", training.method]
-        self.measure(f"{name} predict", "samunet_predict", *folders, *which, *self.predicting)
-        self.measure(f"{name} evaluate", "samunet_evaluate_folder", labels, output, "-d", number)
-        if f"{name} scores" not in self.results.steps:
-            scores = dice_scores(labels, output, self.data / dataset / "dataset.json")
-            self.results.save(f"{name} length", self._length(training))
-            self.results.save(f"{name} scores", scores | _own_scores(output / "summary.json"))
+        which = [*folders, *self._which(training), *self.predicting]
+        self.measure(f"{name} predict", "samunet_predict", *which, product=output)
+        summary = output / "summary.json"
+        scored = [labels, output, "-d", number]
+        self.measure(f"{name} evaluate", "samunet_evaluate_folder", *scored, product=summary)
+        scores = dice_scores(labels, output, self.data / dataset / "dataset.json")
+        self.results.save(f"{name} length", self._length(training))
+        self.results.save(f"{name} scores", scores | _own_scores(summary))
+
+    def _which(self, training: Training) -> list[str]:
+        return ["-device", self.device, "--tag", training.tag, "-p", training.plans]
 
     def _length(self, training: Training) -> dict[str, Any]:
         """How far the training came, from its own history."""

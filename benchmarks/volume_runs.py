@@ -11,14 +11,15 @@ hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES 
 train in bf16 and predict without mirroring, which would take four times as long. The students learn from the
 adapter of the main comparison, whose soft labels are made before their time counts; lambda 0 is the same
 network without a teacher.
-Finished steps are in WORK/volume_runs.json; start again to go on. `--only unet` takes the runs with such a
-name; two of these with folders of their own may run beside each other, a core each.
+Finished steps are in WORK/volume_runs.json; start again to go on. `--only "001.* unet$"` takes the runs whose
+name matches; two of these with folders of their own may run beside each other, a core each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,11 +114,11 @@ def run(bench: Bench, variants: list[Variant], minutes: float, teacher_minutes: 
     """Plan, preprocess, train, predict and score every variant."""
     for dataset in dict.fromkeys(variant.dataset for variant in variants):
         bench.prepare(dataset)
-        planning = ["-d", bench.number(dataset), "-c", ADAPTER, "-device", bench.device]
-        bench.measure(f"{dataset} plan", "samunet_plan_and_preprocess", *planning)
+        bench.plan(f"{dataset} plan", dataset, [ADAPTER])
     for variant in variants:
         training = variant.training(minutes, teacher_minutes)
-        if training.teacher is not None:
+        if training.teacher is not None and not bench.is_scored(training.name):
+            bench.train(adapter_of(variant.dataset).training(teacher_minutes, teacher_minutes))
             make_soft_labels(bench, variant, teacher_minutes)
         bench.train_and_score(training)
         report(bench.results)
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
     parser.add_argument("--minutes", type=float, default=60.0, help="time budget of each training")
     parser.add_argument("--what", nargs="+", choices=list(RUNS), default=["main"])
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="runs whose name has one")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="runs whose name matches one")
     parser.add_argument(
         "--teacher_minutes", type=float, default=60.0, help="--minutes of the adapter that teaches students"
     )
@@ -166,7 +167,9 @@ def main() -> None:
     folder, predicting = work / "volume_runs", ("--disable_tta",)
     bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
     for what in arguments.what:
-        named = [v for v in RUNS[what] if any(word in f"{v.dataset} {v.name}" for word in arguments.only)]
+        named = [
+            v for v in RUNS[what] if any(re.search(word, f"{v.dataset} {v.name}") for word in arguments.only)
+        ]
         run(bench, named, arguments.minutes, arguments.teacher_minutes)
     print(json.dumps(results.content["header"]))
     if arguments.keep:

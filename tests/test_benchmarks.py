@@ -92,3 +92,22 @@ def test_what_a_command_prints_is_kept(
     (tmp_path / "log.txt").write_text(f"Workspace: {tmp_path}\n")
     script.keep_record(tmp_path, tmp_path, tmp_path / "kept")
     assert (tmp_path / "kept" / "log.txt").read_text() == "Workspace: WORKSPACE\n"
+
+
+def test_a_carried_results_file_repeats_only_what_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("measured_commands")
+    file, product = tmp_path / "results.json", tmp_path / "product"
+    command = [sys.executable, "-c", f"open({str(product)!r}, 'a').write('x')"]
+    script.ResultsFile(file, {}).measure("step", command, tmp_path / "log.txt", product=product)
+    carried = script.ResultsFile(file, {})
+    carried.measure("step", command, tmp_path / "log.txt", product=product)
+    assert product.read_text() == "x"
+    product.unlink()
+    carried.measure("step", command, tmp_path / "log.txt")  # without a product the record suffices
+    assert not product.exists()
+    carried.measure("step", command, tmp_path / "log.txt", product=product)
+    assert product.read_text() == "x"
