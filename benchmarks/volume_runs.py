@@ -8,9 +8,10 @@
 Every training is on the cases outside held_out.json (fold `all`) and is scored on the held-out ones. The SAM
 method is `vit_tiny` without pretrained weights. On a CPU the patches are chosen so that minutes suffice for
 hundreds of steps: the plan's own ones are made for a GPU or for a day; PATCHES says what was changed. All
-train in bf16 and predict without mirroring, which would take four times as long. The students learn from the
-adapter of the main comparison, whose soft labels are made before their time counts; lambda 0 is the same
-network without a teacher.
+train in bf16 (`--precision fp32` on a processor without such instructions, where it crawls) and predict
+without mirroring, which would take four times as long. The students learn from the adapter of the main
+comparison, whose soft labels are made before their time counts; lambda 0 is the same network without a
+teacher.
 Finished steps are in WORK/volume_runs.json; start again to go on. `--only "001.* unet$"` takes the runs whose
 name matches; two of these with folders of their own may run beside each other, a core each.
 """
@@ -48,10 +49,12 @@ class Variant:
     method: str
     changes: tuple[str, ...] = ()
     share: float | None = None
+    precision: str = "bf16"
 
     def words(self, teacher_minutes: float) -> tuple[str, ...]:
         """Of the command, besides time and place."""
-        settings = ("precision=bf16", *PATCHES.get((self.dataset, self.method), ()), *self.changes)
+        patches = PATCHES.get((self.dataset, self.method), ())
+        settings = (f"precision={self.precision}", *patches, *self.changes)
         chosen = {setting.partition("=")[0]: setting for setting in settings}  # what changes comes last
         words = [word for setting in chosen.values() for word in ("--set", setting)]
         if self.share is not None:
@@ -118,7 +121,8 @@ def run(bench: Bench, variants: list[Variant], minutes: float, teacher_minutes: 
     for variant in variants:
         training = variant.training(minutes, teacher_minutes)
         if training.teacher is not None and not bench.is_scored(training.name):
-            bench.train(adapter_of(variant.dataset).training(teacher_minutes, teacher_minutes))
+            teacher = replace(adapter_of(variant.dataset), precision=variant.precision)
+            bench.train(teacher.training(teacher_minutes, teacher_minutes))
             make_soft_labels(bench, variant, teacher_minutes)
         bench.train_and_score(training)
         report(bench.results)
@@ -160,6 +164,7 @@ def main() -> None:
     )
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
@@ -170,7 +175,8 @@ def main() -> None:
         named = [
             v for v in RUNS[what] if any(re.search(word, f"{v.dataset} {v.name}") for word in arguments.only)
         ]
-        run(bench, named, arguments.minutes, arguments.teacher_minutes)
+        same = [replace(variant, precision=arguments.precision) for variant in named]
+        run(bench, same, arguments.minutes, arguments.teacher_minutes)
     print(json.dumps(results.content["header"]))
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)

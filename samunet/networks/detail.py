@@ -37,8 +37,9 @@ def initialise(module: nn.Module) -> None:
 
 
 def wants_image_skip(settings: SliceSettings) -> bool:
-    """The default: a small encoder that is trained along, and nothing that the paper's code must match."""
-    return get_variant(settings.variant).from_scratch and not settings.frozen and not settings.paper_compat
+    """The variant's default for a network of these settings."""
+    variant = get_variant(settings.variant)
+    return variant.wants_image_skip(trained=not settings.frozen, paper_compat=settings.paper_compat)
 
 
 class DetailPyramid(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from samunet.networks.sam.variants import SamVariant
 from samunet.planning.cache_storage import Storage
 from samunet.planning.methods import MethodConfig
 
@@ -42,3 +43,20 @@ class SamHeadConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         Storage.parse(self.cache_storage)
+
+    def sees_picture(self, variant: SamVariant) -> bool:
+        """Whether the head on this encoder looks at the picture beside the embedding."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipHeadConfig(SamHeadConfig):
+    """Settings of a head that may have an image skip."""
+
+    image_skip: bool | None = None
+    """Whether the head sees the picture beside the embedding; None: where a small encoder is trained too."""
+
+    def sees_picture(self, variant: SamVariant) -> bool:
+        if self.image_skip is not None:
+            return self.image_skip
+        return variant.wants_image_skip(trained=self.encoder == "full", paper_compat=self.paper_compat)

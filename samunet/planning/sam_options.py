@@ -43,6 +43,8 @@ MARGIN = 1.25
 """Slices up to this many times the median are planned to be seen whole; larger ones are tiled."""
 VIEWS = (6, 4, 2)
 BATCH, LEAST_BATCH = 8, 2
+PICTURE_BYTES = 6
+"""Of a pixel that is kept beside the embedding: three channels in half precision."""
 ENCODE_BATCH = 4
 """Slices encoded at once for the cache."""
 SLOWEST_SLICE_SECONDS = 5.0
@@ -259,7 +261,7 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     cache_gb = encode_hours = 0.0
     if is_cached(config):
         stored = context.num_slices * config.views
-        per_slice = cache_bytes(way.variant, way.input_size, spec.cached_blocks, config.cache_storage)
+        per_slice = cache_bytes(way.variant, way.input_size, config, spec.cached_blocks)
         cache_gb = stored * per_slice / 1e9
         encode_hours = stored * step_seconds(encode, context.budget) / ENCODE_BATCH / 3600
     fixed = bool({"epochs", "iterations"} & context.settings.keys())
@@ -286,10 +288,11 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     )
 
 
-def cache_bytes(variant: SamVariant, input_size: int, blocks: int = 0, storage: str = "fp16") -> int:
-    """Bytes of one slice's embedding: the neck's, and the outputs of some blocks."""
+def cache_bytes(variant: SamVariant, input_size: int, config: SamHeadConfig, blocks: int = 0) -> int:
+    """Bytes of one slice: the neck's output, those of some blocks, and the picture for an image skip."""
     channels = (variant.prompt_dim, *(variant.width for _ in range(blocks)))
-    return Storage.parse(storage).bytes(channels, (input_size // PATCH) ** 2)
+    levels = Storage.parse(config.cache_storage).bytes(channels, (input_size // PATCH) ** 2)
+    return levels + (PICTURE_BYTES * input_size**2 if config.sees_picture(variant) else 0)
 
 
 def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadConfig) -> tuple[Load, Load]:
@@ -301,7 +304,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
         input_size=way.input_size,
         patch_size=shown,
         num_outputs=context.num_outputs,
-        detail=way.variant.from_scratch and not frozen and not config.paper_compat,
+        detail=config.sees_picture(way.variant),
         normalised=not config.paper_compat,
     )
     head = spec.cost(place, config)

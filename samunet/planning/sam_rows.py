@@ -157,11 +157,11 @@ def _encoder_reasons(
         reasons.append(f"{option.variant.name} at {option.input_size} pixels is the largest choice at hand.")
     if option.cached:
         storage = option.config.cache_storage
-        megabytes = cache_bytes(option.variant, option.input_size, spec.cached_blocks, storage) / 1e6
+        per_slice = cache_bytes(option.variant, option.input_size, option.config, spec.cached_blocks)
         kept = "" if storage == "fp16" else f" ({storage})"
         reasons.append(
             f"The frozen encoder runs once: {context.num_slices} slices x {option.config.views} views x "
-            f"{megabytes:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
+            f"{per_slice / 1e6:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
         )
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")

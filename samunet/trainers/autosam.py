@@ -14,4 +14,6 @@ class AutoSamTrainer(SamHeadTrainer):
 
     @classmethod
     def build_head_network(cls, settings: SliceSettings, config: AutoSamConfig) -> SamSliceNetwork:
-        return build_autosam(settings, config.head_width, class_chunk=config.class_chunk)
+        return build_autosam(
+            settings, config.head_width, class_chunk=config.class_chunk, image_skip=config.image_skip
+        )

@@ -14,4 +14,4 @@ class CnnTrainer(SamHeadTrainer):
 
     @classmethod
     def build_head_network(cls, settings: SliceSettings, config: CnnConfig) -> SamSliceNetwork:
-        return build_cnn(settings, config.head_width, config.num_depth)
+        return build_cnn(settings, config.head_width, config.num_depth, image_skip=config.image_skip)

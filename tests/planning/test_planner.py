@@ -92,6 +92,21 @@ def test_full_encoder_is_not_cached():
     assert chosen.forecast.trainable == chosen.forecast.parameters
 
 
+def test_an_image_skip_on_a_frozen_encoder_is_counted_and_left_to_heads_that_have_one():
+    plain = planned(weights="official", encoder="vit_b")
+    plan = planned(weights="official", encoder="vit_b", settings={"image_skip": True})
+    for name in ("2d_cnn", "2d_autosam"):
+        before, after = plain.configurations[name], plan.configurations[name]
+        assert after.settings["image_skip"] is True
+        assert after.forecast.parameters > before.forecast.parameters
+        embedding = [2 * 256 * (c.input_size // 16) ** 2 for c in (before, after)]
+        picture = 2 * 3 * after.input_size**2
+        # The forecast is rounded to a hundredth of a gigabyte.
+        grown = after.forecast.cache_gb / (embedding[1] + picture)
+        assert grown == pytest.approx(before.forecast.cache_gb / embedding[0], rel=2e-3)
+    assert "image_skip" not in plan.configurations["2d_linear"].settings
+
+
 def test_cache_takes_fewer_views_and_then_none_when_the_disk_is_short():
     roomy = golden.BUDGETS["12 GB"]
     found = []

@@ -127,6 +127,20 @@ def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_pat
     assert not any("embedding" in text for text in fresh.messages)
 
 
+@pytest.mark.parametrize("method", ["2d_cnn", "2d_autosam"])
+def test_an_image_skip_on_a_frozen_encoder_goes_through_the_cache(
+    method: str, pretrained: RunRequest, tmp_path: Path
+) -> None:
+    request = replace(pretrained, method=method, settings={"image_skip": True, **SHORT})
+    folder = train_fold(request, SilentReporter()).folder
+    network = network_from_checkpoint(load_checkpoint(folder / FINAL), tmp_path / "weights")
+    assert network.head.uses_image
+    (cache_folder,) = (tmp_path / "embeddings").iterdir()
+    cache = EmbeddingCache(cache_folder, read_record(CacheIdentity, cache_folder / "identity.json"))
+    assert "image_skip" in cache.array_names
+    assert all(parameter.requires_grad for _, parameter in network.head.detail.named_parameters())
+
+
 def test_over_the_limit_it_encodes_on_the_fly_and_says_so(tmp_path: Path) -> None:
     request = make_request(tmp_path, "2d_linear", settings=SHORT, cache_limit_gb=1e-6)
     listener = Listener()

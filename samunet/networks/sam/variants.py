@@ -83,6 +83,11 @@ class SamVariant:
         """Tokens along a side at the native input size."""
         return self.native_size // PATCH
 
+    def wants_image_skip(self, *, trained: bool, paper_compat: bool) -> bool:
+        """Whether a head on this encoder sees the picture too, if nobody decides: a small encoder that is
+        trained along, and nothing that the paper's code must match."""
+        return self.from_scratch and trained and not paper_compat
+
     @property
     def file_name(self) -> str:
         """Name under which the weights are looked for."""

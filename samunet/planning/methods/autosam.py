@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.head_costs import HeadInput, autosam_head_cost
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import SkipHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoSamConfig(SamHeadConfig):
+class AutoSamConfig(SkipHeadConfig):
     """Settings of `2d_autosam`. `head_width` None: the encoder's prompt width (256 for the official ones)."""
 
     class_chunk: int | None = None

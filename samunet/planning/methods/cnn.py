@@ -8,13 +8,13 @@ from samunet.networks.sam.variants import PAPER_CNN_WIDTH
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.head_costs import HeadInput, cnn_head_cost
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import SkipHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class CnnConfig(SamHeadConfig):
+class CnnConfig(SkipHeadConfig):
     """Settings of `2d_cnn`. `head_width` is the width of the last stage, the paper's `top_channel`.
 
     None: 48 (vit_b), 64 (vit_l, vit_h), 16 (vit_tiny), 8 (vit_micro); 64 with `paper_compat`.
