@@ -16,14 +16,17 @@ from typing import Any
 
 import psutil
 
+LONGEST_PAUSE = 10.0
+"""Seconds between two samples of a command's memory."""
+
 
 @dataclass(frozen=True)
 class Measured:
     """One finished command.
 
     `peak_memory_gb` is the largest sum of proportional set sizes (resident size on systems without them) over
-    the command and its children, sampled every second, in units of 1e9 bytes; `peak_process_gb` the largest
-    resident size of a single process.
+    the command and its children, sampled every second (after ten minutes every ten), in units of 1e9 bytes;
+    `peak_process_gb` the largest resident size of a single process.
     """
 
     command: str
@@ -66,17 +69,21 @@ def run_command(
 
 
 class _MemoryWatch(threading.Thread):
-    """Samples the memory of a process and its children once a second."""
+    """Samples the memory of a process and its children: once a second, later every ten."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.total_gb = 0.0
         self.largest_gb = 0.0
         self._pid = pid
+        self._begun = time.perf_counter()
         self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._ended.wait(1.0 if self.total_gb else 0.1):
+        pause = 0.1
+        while not self._ended.wait(pause):
+            # Asking takes longer the more memory there is: a command that runs for hours is asked less.
+            pause = min(LONGEST_PAUSE, max(1.0, (time.perf_counter() - self._begun) / 60))
             total = largest = 0.0
             for process in self._family():
                 try:
