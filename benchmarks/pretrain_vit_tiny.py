@@ -29,7 +29,7 @@ ENDLESS = 10_000_000
 """Steps; the time budget shortens them to what fits."""
 SETTINGS = (
     *("--tasks", "prompt=1,mae=0.25", "--synthetic_share", "0.6", "--batch", "8", "--seed", "0"),
-    *("--set", "clicks=1", "--set", "precision=bf16"),
+    *("--set", "clicks=1"),
 )
 
 
@@ -89,6 +89,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, required=True, help="training time, fixed by the first call")
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_pretrain")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision", default="bf16", choices=("bf16", "fp32"), help="fp32 where the processor has no bf16"
+    )
     parser.add_argument("--keep", type=Path, help="folder for card, history and curve")
     parser.add_argument(
         "--words", nargs=argparse.REMAINDER, default=[], help="further words of samunet_pretrain, last"
@@ -104,7 +107,8 @@ def main(words: Sequence[str] | None = None) -> int:
     excluded = prepare(arguments.data, workspace)
     command = [
         *(arguments.bin / "samunet_pretrain", "--synthetic", "-d", "4", "5", "--exclude", excluded),
-        *("-encoder", "vit_tiny", *SETTINGS, "--steps", ENDLESS, "--time_budget", f"{arguments.minutes:g}"),
+        *("-encoder", "vit_tiny", *SETTINGS, "--set", f"precision={arguments.precision}"),
+        *("--steps", ENDLESS, "--time_budget", f"{arguments.minutes:g}"),
         *("-o", NAME, "--fp16", "-device", arguments.device, "--workspace", workspace, *arguments.words),
     ]
     begun = (run / "checkpoint_latest.pth").exists()

@@ -77,7 +77,10 @@ class Precision:
                 f"{' or '.join(able.get(device.type, ('fp32',)))}, or leave it to auto."
             )
         if setting == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-            logger.warning("This CPU seems to have no bf16 instructions: bf16 will be slower than fp32.")
+            logger.warning(
+                "This CPU seems to have no bf16 instructions: it emulates them, many times slower than fp32. "
+                "Leave precision to auto, or --set precision=fp32."
+            )
         return cls(name=cast(Any, setting))
 
     @classmethod
