@@ -25,6 +25,7 @@ from samunet.evaluation.scores import Evaluation
 from samunet.pipeline.demo_page import DemoPage, MethodResult, draw_comparisons, write_page
 from samunet.pipeline.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
+from samunet.pipeline.qc import assess
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.records import read_json
@@ -257,6 +258,7 @@ def _predict(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> 
     outcome = predictor.predict_files(find_cases(raw / "imagesTs", FILE_ENDING, 1), output)
     if outcome.failed:
         raise SamunetError(outcome.text())
+    assess(output, folder)
     labels = LabelSet.from_dataset_json(read_json(raw / "dataset.json"), str(raw / "dataset.json"))
     evaluation = evaluate_folder(raw / "labelsTs", output, labels, FILE_ENDING)
     evaluation.save(output / SUMMARY_FILE)

@@ -44,6 +44,7 @@ def test_everything_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for method in report.mean_dice:
         scores = json.loads((tmp_path / "predictions" / method / "summary.json").read_text())
         assert len(scores["metric_per_case"]) == 2
+        assert len(json.loads((tmp_path / "predictions" / method / "qc.json").read_text())["cases"]) == 2
         records = (tmp_path / "results" / PHANTOM_DATASET).glob(f"{method}__*/fold_all/history.jsonl")
         assert len(next(records).read_text().splitlines()) == 1
     assert str(report.page) in report.text()
