@@ -5,7 +5,7 @@
 
 Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Dataset001 and of Dataset008. Test
 cases are those of held_out.json. Each seed draws its own labelled volumes (never two of one patient), the
-same for all systems; every training has `--minutes`. Finished steps stand in WORK/few_label.json; start again
+same for all systems; every training has `--minutes`, and all predict without mirroring. Finished steps stand in WORK/few_label.json; start again
 to go on where it stopped.
 """
 
@@ -35,6 +35,8 @@ ENCODER = "vit_tiny"
 PEER = "nnunetv2"
 SMALL_BATCH = 2
 """Slices a step of the U-Nets: planned are dozens, which on a CPU leaves some ten steps in ten minutes."""
+PREDICTING = ("--disable_tta",)
+"""Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
 FROZEN, RANDOM, TUNED = (), ("--set", "encoder_weights=random"), ("--set", "encoder=full")
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
@@ -106,7 +108,7 @@ class Comparison:
         """All systems on one draw of labelled cases."""
         arguments, name = self.arguments, study.name(seed)
         folder = self.work / name.replace(" ", "_")
-        bench = Bench(arguments.data, folder, arguments.bin, arguments.device, self.results)
+        bench = Bench(arguments.data, folder, arguments.bin, arguments.device, self.results, PREDICTING)
         cases = labelled_cases(arguments.data / study.dataset, study.dataset, study.labelled, seed)
         bench.prepare(study.dataset, training=cases)
         place_weights(self.weights, bench.workspace() / "weights")
@@ -145,7 +147,7 @@ class Comparison:
             "train": ["nnUNetv2_train", *chosen],
             "predict": [
                 *("nnUNetv2_predict", "-i", images, "-o", output),
-                *(*which, "-device", self.arguments.device),
+                *(*which, "-device", self.arguments.device, *PREDICTING),
             ],
         }
         made = {"plan": environment["nnUNet_preprocessed"], "train": environment["nnUNet_results"]}

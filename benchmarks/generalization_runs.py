@@ -7,7 +7,7 @@
 `prostate` trains on RUNMC and tests on UCL (Dataset008); `heart` trains on Dataset002 without its held-out
 cases and tests on Dataset003 (another sequence) and on those held-out cases (the same site, for
 comparison). Every training is on fold `all` under one time budget. `2d_desam` with points predicts with
-grids of 1, 9 and 25 points a side from one training (the paper's ablation). Dice is of whole volumes; the
+grids of 1, 9 and 25 points a side from one training (the paper's ablation); nobody mirrors. Dice is of whole volumes; the
 DeSAM paper's protocol is scored beside it.
 
 Without --weights the plan's encoder is used, `vit_tiny` from scratch where the weights folder is empty; the
@@ -139,7 +139,7 @@ def predict(bench: Bench, run: Run, target: str, grid: int | None) -> None:
     images, labels = bench.test(target, "images"), bench.test(target, "labels")
     words = ["-i", images, "-o", output, "-d", bench.number(run.dataset), "-c", run.arm.method]
     words += [] if grid is None else ["--set", f"grid_side={grid}"]
-    which = ["-device", bench.device, "--tag", run.tag]
+    which = ["-device", bench.device, "--tag", run.tag, "--disable_tta"]
     bench.measure(f"{step} predict", "samunet_predict", *words, *which, product=output)
     described = ["-djfile", bench.workspace() / "raw" / run.dataset / "dataset.json"]
     protocol_file = output / "summary_desam_protocol.json"
