@@ -7,8 +7,8 @@
 `prostate` trains on RUNMC and tests on UCL (Dataset008); `heart` trains on Dataset002 without its held-out
 cases and tests on Dataset003 (another sequence) and on those held-out cases (the same site, for
 comparison). Every training is on fold `all` under one time budget. `2d_desam` with points predicts with
-grids of 1, 9 and 25 points a side from one training (the paper's ablation); nobody mirrors. Dice is of whole volumes; the
-DeSAM paper's protocol is scored beside it.
+grids of 1, 9 and 25 points a side from one training (the paper's ablation); nobody mirrors. Dice is of whole
+volumes; the DeSAM paper's protocol is scored beside it.
 
 Without --weights the plan's encoder is used, `vit_tiny` from scratch where the weights folder is empty; the
 weights of each training stand beside its scores. Finished steps are in WORK/generalization_runs.json; start
