@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from samunet.planning.plan import Configuration, Plan, Verdict
+from samunet.planning.plan import RANDOM, Configuration, Plan, Verdict
 from samunet.planning.standing import duration
 
 WIDTH = 110
@@ -114,5 +114,5 @@ def _conclusion(plan: Plan) -> str:
 
 
 def _has_weights(plan: Plan) -> bool:
-    kinds = {c.encoder_weights for c in plan.configurations.values() if c.encoder}
-    return kinds != {"none"}
+    chosen = plan.configurations.values()
+    return any(c.has_sam_weights or c.encoder_weights == RANDOM for c in chosen)

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError, unknown_name
+from samunet.networks.sam.variants import get_variant
 from samunet.records import content_hash, read_record, write_json
 
 PLAN_VERSION = 1
+RANDOM = "random"
+"""`encoder_weights` of an encoder that is random on purpose."""
 
 Normalization = Literal["zscore", "ct", "none", "rescale_to_0_1", "rgb_to_0_1"]
 
@@ -109,6 +112,12 @@ class Configuration:
     settings: dict[str, Any] = field(default_factory=dict)
     forecast: Forecast
     reasons: tuple[str, ...] = ()
+
+    @property
+    def has_sam_weights(self) -> bool:
+        """Whether it starts from SAM's weights, or such as were tuned from them."""
+        known = self.encoder is not None and self.encoder_weights in ("official", "file")
+        return known and not get_variant(str(self.encoder)).from_scratch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,7 +246,7 @@ def _for_other_sites(
     generalist = next((c for c in rivals if c.method == GENERALIST and c.configuration is not None), None)
     if generalist is None or generalist.configuration is None:
         return reasons
-    if generalist.configuration.encoder_weights != "none":
+    if generalist.configuration.has_sam_weights:
         return reasons
     lack = (
         f"{elsewhere}. {GENERALIST} is made for that, but its study rests on SAM's pretrained weights, and "

@@ -28,7 +28,7 @@ from samunet.planning.memory import (
     step_seconds,
 )
 from samunet.planning.methods import build_config, get_method, known_settings
-from samunet.planning.plan import DataConfiguration, Forecast
+from samunet.planning.plan import RANDOM, DataConfiguration, Forecast
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import PartCost, attention_bias_values, encoder_cost
 from samunet.planning.standing import shortage
@@ -49,7 +49,6 @@ ENCODE_BATCH = 4
 """Slices encoded at once for the cache."""
 SLOWEST_SLICE_SECONDS = 5.0
 """A larger input or encoder is not taken where encoding a slice takes longer: prediction would crawl."""
-RANDOM = "random"
 FULL_FROM_SCRATCH = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
 FULL_PRETRAINED = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
 

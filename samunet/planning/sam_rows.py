@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from samunet.networks.sam.variants import PATCH, SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
-from samunet.planning.plan import Configuration
+from samunet.planning.plan import RANDOM, Configuration
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import padding_waste
 from samunet.planning.sam_options import (
     INPUT_SIZES,
-    RANDOM,
     SLOWEST_SLICE_SECONDS,
     HeadSpec,
     SamOption,
@@ -22,6 +21,7 @@ from samunet.planning.standing import (
     GENERALIZING,
     LOST_DETAIL_PENALTY,
     NEVER,
+    OWN_WEIGHTS,
     PRETRAINED_FEW,
     PRETRAINED_MANY,
     PRIOR_WEIGHT,
@@ -29,6 +29,7 @@ from samunet.planning.standing import (
     few_cases,
     length_reason,
     other_sites,
+    own_weights_reason,
     short_schedule_penalty,
 )
 
@@ -82,6 +83,8 @@ def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> f
         return NEVER
     if option.weights == "none":
         standing = FROM_SCRATCH
+    elif option.variant.from_scratch:
+        standing = OWN_WEIGHTS
     elif spec.elsewhere and other_sites(context):
         standing = GENERALIZING
     else:
@@ -101,6 +104,8 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "mean Dice with 5 labelled volumes, 37.8 when it is tuned as a whole, and a U-Net at 51.8. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
+    if option.variant.from_scratch:
+        return own_weights_reason(name)
     if spec.elsewhere and other_sites(context):
         return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."
     if few_cases(context) and spec.prior < 0:

@@ -5,9 +5,10 @@ A score is comparable between methods only within one plan; the highest that fit
 
 from __future__ import annotations
 
+from samunet.networks.sam.variants import get_variant
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.memory import ENOUGH_STEPS, Schedule
-from samunet.planning.plan import DataConfiguration, Forecast
+from samunet.planning.plan import RANDOM, DataConfiguration, Forecast
 from samunet.planning.rules import ANISOTROPY
 
 FEW_VOLUMES = 10
@@ -21,6 +22,8 @@ FITTING_DIMENSION = 1.0
 PRETRAINED_FEW = 14.0
 PRETRAINED_MANY = 7.0
 FROM_SCRATCH = 3.0
+OWN_WEIGHTS = 5.0
+"""Weights of a small encoder that are not SAM's: a better start than none, below a U-Net until measured."""
 GENERALIZING = 18.0
 """A method made for sites never seen, where these are to be expected and its weights are at hand."""
 LEAST_CASES_A_GROUP = 5
@@ -50,6 +53,22 @@ def other_sites(context: PlanningContext) -> str:
         return ""
     return (
         f"The cases are of {context.groups} declared groups, so that images to come may well be of others too"
+    )
+
+
+def sam_weights_at_hand(context: PlanningContext) -> bool:
+    """Whether SAM's weights (or such as were tuned from them) are there for the methods of this plan."""
+    if context.settings.get("encoder_weights") == RANDOM:
+        return False
+    names = context.weights if context.encoder is None else {context.encoder} & context.weights.keys()
+    return any(not get_variant(name).from_scratch for name in names)
+
+
+def own_weights_reason(name: str) -> str:
+    """What is known of weights of a small encoder that are not SAM's."""
+    return (
+        f"The weights of {name} at hand are its own, not SAM's (their card says what made them). What SAM's "
+        "bring is no evidence for them, and nothing measured says yet that they lead over a U-Net."
     )
 
 

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import golden
 
+from samunet.planning.explain import explain
+from samunet.planning.planner import PlanningRequest, make_plan
 from samunet.planning.rules import MAX_BATCH_2D
 
 NNUNET_PLANS = (
@@ -107,6 +109,24 @@ def test_few_cases_with_official_weights_take_a_sam_head():
         assert golden.golden_plan(few, "12 GB", "official").recommended == "2d_cnn"
         assert golden.golden_plan(few, "12 GB", "none").recommended.endswith("_unet")
         assert golden.golden_plan(FINGERPRINTS[name], "12 GB", "official").recommended.endswith("_unet")
+
+
+def test_a_small_encoders_own_weights_are_not_taken_for_sams():
+    few = with_cases(FINGERPRINTS["Dataset002_ACDC"], 5)
+    for goal in ("accuracy", "generalize"):
+        request = PlanningRequest(budget=golden.BUDGETS["12 GB"], weights={"vit_tiny": "shipped"}, goal=goal)
+        plan = make_plan(few, request)
+        assert plan.recommended.endswith("_unet")
+        for verdict in plan.verdicts:
+            told = " ".join(verdict.reasons)
+            assert "SAM heads at" not in told
+            if plan.configurations[verdict.method].encoder == "vit_tiny":
+                assert "not SAM's" in told
+        assert "samunet_download_weights" in explain(plan)
+    with_sam = PlanningRequest(
+        budget=golden.BUDGETS["12 GB"], weights={**golden.OFFICIAL, "vit_tiny": "shipped"}
+    )
+    assert make_plan(few, with_sam).recommended == "2d_cnn"
 
 
 def with_cases(fingerprint, count):

@@ -25,16 +25,18 @@ from samunet.planning.methods import (
     known_settings,
     register,
 )
-from samunet.planning.plan import Configuration, DataConfiguration, Forecast
-from samunet.planning.sam_options import RANDOM, require_weights
+from samunet.planning.plan import RANDOM, Configuration, DataConfiguration, Forecast
+from samunet.planning.sam_options import require_weights
 from samunet.planning.sam_rows import random_reason
 from samunet.planning.standing import (
     FITTING_DIMENSION,
     FROM_SCRATCH,
     NEVER,
+    OWN_WEIGHTS,
     PRETRAINED_MANY,
     counted_cases,
     length_reason,
+    own_weights_reason,
     short_schedule_penalty,
     shortage,
     suits_dimension,
@@ -163,7 +165,7 @@ def row(context: PlanningContext) -> Candidate:
         forecast=option.forecast,
         reasons=reasons,
     )
-    potential = _potential(context, weights)
+    potential = _potential(context, variant, weights)
     return Candidate(
         method="3d_adapter",
         configuration=configuration,
@@ -283,10 +285,15 @@ def _cost_out(
     )
 
 
-def _potential(context: PlanningContext, weights: str) -> float:
+def _potential(context: PlanningContext, variant: SamVariant, weights: str) -> float:
     if weights == RANDOM:
         return NEVER
-    standing = FROM_SCRATCH if weights == "none" else PRETRAINED_MANY
+    if weights == "none":
+        standing = FROM_SCRATCH
+    elif variant.from_scratch:
+        standing = OWN_WEIGHTS
+    else:
+        standing = PRETRAINED_MANY
     return standing + FITTING_DIMENSION * suits_dimension(context, 3)
 
 
@@ -299,6 +306,8 @@ def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str
             "scratch; MA-SAM's ablation puts the price of that at 13 to 15 Dice points in abdominal CT. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
+    if variant.from_scratch:
+        return own_weights_reason(variant.name)
     return (
         f"With {counted_cases(context)} it may equal a U-Net: reviews of AutoProSAM speak of up to 3 Dice "
         "points over 3D networks with 24 training cases, which nobody has confirmed; of few cases nothing is "

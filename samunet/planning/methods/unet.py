@@ -24,6 +24,7 @@ from samunet.planning.standing import (
     few_cases,
     has_volumes,
     length_reason,
+    sam_weights_at_hand,
     short_schedule_penalty,
     shortage,
     suits_dimension,
@@ -132,7 +133,7 @@ def unet_request(context: PlanningContext, data: DataConfiguration) -> UNetReque
 
 
 def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
-    if few_cases(context) and context.weights:
+    if few_cases(context) and sam_weights_at_hand(context):
         return (
             f"With {counted_cases(context)} a network trained from scratch sees few examples: AutoSAM's "
             "table has the U-Net at 17.6 and 51.8 mean Dice with 1 and 5 labelled volumes, the SAM heads at "
@@ -140,8 +141,8 @@ def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
         )
     if few_cases(context):
         return (
-            f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but no "
-            "weights are at hand; of the networks trained from scratch the U-Net is the stronger one."
+            f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but this "
+            "plan has no SAM weights; of the other networks the U-Net is the stronger one."
         )
     if not has_volumes(context):
         return f"The cases are 2D images; {counted_cases(context)} are enough to train a U-Net from scratch."
