@@ -14,6 +14,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SCHEMES, Split, read_splits
 from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import Scores
+from samunet.networks.sam.variants import get_variant
 from samunet.pipeline.selection.model_folder import ModelFolder, TrainedAs, fold_words, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
@@ -217,11 +218,16 @@ def _out_of_fold(
 
 
 def _kind(run: RunRecord) -> Kind:
-    """A distilled network is neither a baseline nor a method on SAM's encoder, whatever its shape."""
+    """A distilled network is neither a baseline nor a method on SAM's encoder, whatever its shape.
+
+    Weights of the small encoders are not SAM's, whoever made them.
+    """
     if run.distillation is not None:
         return "other"
     if run.configuration.get("encoder"):
-        return "sam" if run.configuration.get("encoder_weights") in PRIOR else "encoder without prior"
+        if run.configuration.get("encoder_weights") not in PRIOR:
+            return "encoder without prior"
+        return "own weights" if get_variant(str(run.configuration["encoder"])).from_scratch else "sam"
     return "unet" if run.configuration.get("method") in UNETS else "other"
 
 

@@ -14,7 +14,8 @@ from samunet.inference.postprocessing import Postprocessing, Rule
 from samunet.records import read_record
 from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
-Kind = Literal["sam", "encoder without prior", "unet", "other", "ensemble"]
+Kind = Literal["sam", "own weights", "encoder without prior", "unet", "other", "ensemble"]
+EncoderKind = Literal["sam", "own weights", "encoder without prior"]
 Metric = Literal["Dice", "SurfaceDice"]
 
 
@@ -63,7 +64,8 @@ class CandidateScore:
 
     Attributes:
         name: of the model, or of all its members with a plus between them.
-        kind: `sam` has an encoder with pretrained weights; `encoder without prior` has one that started from
+        kind: `sam` has an encoder with SAM's weights (or such as were tuned from them); `own weights` a small
+            one with pretrained weights that are not SAM's; `encoder without prior` one that started from
             nothing; `unet` is a baseline; `other` neither (a distilled student, a method from outside).
         members: names of the models.
         mean: over the classes of the means over the cases.
@@ -93,14 +95,14 @@ class PriorVerdict:
 
     Attributes:
         word: `not compared` where one of the two sides is missing.
-        pretrained: whether the models on SAM's encoder had pretrained weights; without them the comparison is
-            of architectures, and says nothing of the prior.
+        encoder: kind of the models on SAM's encoder that were compared, `sam` where there are any; the others
+            say nothing of SAM's prior.
         difference: best of the one kind minus best of the other.
         text: in plain words.
     """
 
     word: Literal["helps", "does not help", "undecided", "not compared"]
-    pretrained: bool
+    encoder: EncoderKind
     sam: str | None
     unet: str | None
     difference: Estimate | None
@@ -153,7 +155,7 @@ class Selection:
         made_from: file below results/DATASET -> SHA-256 of it.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     dataset: str
     plans: str
     splits: str
@@ -193,7 +195,10 @@ def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLAN
     command = f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
     if not file.is_file():
         raise SamunetError(f"There is no {file}, so it is not known which model is best. Run {command}.")
-    selection = read_record(Selection, file)
+    try:
+        selection = read_record(Selection, file)
+    except SamunetError as error:
+        raise SamunetError(f"{error} Run {command} again.") from error
     root = workspace.results / dataset
     stale = [name for name, digest in selection.made_from.items() if file_digest(root / name) != digest]
     if stale:

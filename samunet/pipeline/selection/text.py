@@ -11,6 +11,7 @@ SHOWN_ENSEMBLES = 5
 SHOWN_CLASSES = 6
 WORDS = {
     "sam": "SAM's weights",
+    "own weights": "own weights",
     "encoder without prior": "no SAM weights",
     "unet": "U-Net",
     "other": "",

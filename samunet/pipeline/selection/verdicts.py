@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from samunet.pipeline.selection.out_of_fold import OutOfFold
 from samunet.pipeline.selection.record import (
     CandidateScore,
     Comparison,
+    EncoderKind,
     EnsembleGain,
     Estimate,
     Metric,
@@ -169,15 +171,15 @@ def _negative(interval: Interval) -> Interval:
 def _prior(
     candidates: Sequence[OutOfFold], bootstrap: Bootstrap, differences: Mapping[Pair, Interval], units: Units
 ) -> PriorVerdict:
-    """Best model on SAM's encoder against the best U-Net; with pretrained weights where there are any."""
+    """Best model on SAM's encoder against the best U-Net; with SAM's weights where there are any."""
     kinds = [candidate.kind for candidate in candidates]
-    pretrained = "sam" in kinds
-    ours = [i for i, kind in enumerate(kinds) if kind == ("sam" if pretrained else "encoder without prior")]
+    encoder = next((kind for kind in get_args(EncoderKind) if kind in kinds), "encoder without prior")
+    ours = [i for i, kind in enumerate(kinds) if kind == encoder]
     unets = [i for i, kind in enumerate(kinds) if kind == "unet"]
     if not ours or not unets:
         return PriorVerdict(
             word="not compared",
-            pretrained=pretrained,
+            encoder=encoder,
             sam=None,
             unet=None,
             difference=None,
@@ -194,11 +196,11 @@ def _prior(
         word = "helps" if found.is_above_zero else "does not help" if found.is_below_zero else "undecided"
     return PriorVerdict(
         word=word,  # type: ignore[arg-type]
-        pretrained=pretrained,
+        encoder=encoder,
         sam=sam,
         unet=unet,
         difference=found,
-        text=_prior_text(word, sam, unet, pretrained),
+        text=_prior_text(word, sam, unet, encoder),
     )
 
 
@@ -208,14 +210,24 @@ def _lacking(has_sam: bool) -> str:
     return "no method on SAM's encoder is trained on these folds to compare with."
 
 
-def _prior_text(word: str, sam: str, unet: str, pretrained: bool) -> str:
-    what = "SAM" if pretrained else "SAM's encoder without pretrained weights"
+def _prior_text(word: str, sam: str, unet: str, encoder: EncoderKind) -> str:
+    what, lack = {
+        "sam": ("SAM", ""),
+        "own weights": (
+            "an encoder with weights of its own",
+            " It says nothing of SAM's prior, for the weights are not SAM's.",
+        ),
+        "encoder without prior": (
+            "SAM's encoder without pretrained weights",
+            " It says nothing of SAM's prior, for no weights of it were used.",
+        ),
+    }[encoder]
     text = {
         "helps": f"{what} helps here: {sam} beats every U-Net.",
         "does not help": f"{what} does not help here: use {unet}.",
-        "undecided": f"Undecided whether {what} helps here: {sam} and {unet} are too close for these cases.",
+        "undecided": f"undecided whether {what} helps here: {sam} and {unet} are too close for these cases.",
     }[word]
-    return text if pretrained else f"{text} It says nothing of SAM's prior, for no weights of it were used."
+    return text[0].upper() + text[1:] + lack
 
 
 def _ensemble_gains(

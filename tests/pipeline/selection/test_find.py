@@ -21,7 +21,8 @@ from samunet.pipeline.selection.text import describe
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, to_data, write_json
 
-PRETRAINED = {"encoder_weights": "file"}
+PRETRAINED = {"encoder": "vit_b", "encoder_weights": "file"}
+OWN_WEIGHTS = {"encoder": "vit_tiny", "encoder_weights": "shipped"}
 
 
 def find(made: MadeUp, **options: Any) -> Selection:
@@ -93,11 +94,27 @@ def test_an_encoder_from_scratch_says_nothing_of_the_prior(tmp_path: Path) -> No
     made.add("2d_cnn", missing(0.4), seed=2)
     found = find(made)
     assert found.prior.word == "does not help"
-    assert not found.prior.pretrained
+    assert found.prior.encoder == "encoder without prior"
     assert "says nothing of SAM's prior" in found.prior.text
     made.add("2d_linear", missing(0.4), seed=2, **PRETRAINED)
     again = find(made)
-    assert (again.prior.sam, again.prior.pretrained) == ("2d_linear", True)  # only this one has the prior
+    assert (again.prior.sam, again.prior.encoder) == ("2d_linear", "sam")  # only this one has the prior
+
+
+def test_weights_of_a_small_encoder_are_not_called_sam(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.4), seed=1)
+    made.add("2d_cnn", missing(0.1), seed=2, **OWN_WEIGHTS)
+    found = find(made)
+    assert found.prior.word == "helps"
+    assert found.prior.text.startswith(
+        "An encoder with weights of its own helps here: 2d_cnn beats every U-Net."
+    )
+    assert "It says nothing of SAM's prior" in found.prior.text
+    assert "SAM helps" not in describe(found)
+    made.add("2d_linear", missing(0.2), seed=3, **PRETRAINED)
+    again = find(made)
+    assert (again.prior.sam, again.prior.encoder) == ("2d_linear", "sam")  # the one with SAM's weights
 
 
 def test_without_a_baseline_the_prior_is_not_judged(tmp_path: Path) -> None:
