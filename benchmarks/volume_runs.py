@@ -36,7 +36,7 @@ PATCHES = {
     ("Dataset001_Hippocampus", ADAPTER): ("patch_size=[36,52,36]", "token_size=[4,4,4]", "batch_size=2"),
     ("Dataset001_Hippocampus", UNET): ("batch_size=2", "epochs=1000"),
     ("Dataset001_Hippocampus", STUDENT): ("batch_size=2", "epochs=1000"),
-    ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,96,96]", "token_size=[1,4,4]", "batch_size=2"),
+    ("Dataset002_ACDC", ADAPTER): ("patch_size=[8,64,64]", "token_size=[1,4,4]", "batch_size=2"),
 }
 
 
