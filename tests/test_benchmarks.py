@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def few_label(monkeypatch: pytest.MonkeyPatch) -> Any:
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script of the benchmarks by name."""
     pytest.importorskip("psutil")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("few_label")
+    return importlib.import_module
+
+
+@pytest.fixture
+def few_label(load: Callable[[str], Any]) -> Any:
+    return load("few_label")
 
 
 @pytest.fixture
@@ -64,10 +71,8 @@ def test_every_system_is_reported_against_the_shipped_weights(
     assert "2d_cnn_shipped - 2d_cnn_random: +12.5 points (1 seeds)" in capsys.readouterr().out
 
 
-def test_the_long_run_notices_a_held_out_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("psutil")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("pretrain_vit_tiny")
+def test_the_long_run_notices_a_held_out_case(load: Callable[[str], Any], tmp_path: Path) -> None:
+    script = load("pretrain_vit_tiny")
     for dataset in script.DATASETS:
         index = tmp_path / "slices" / dataset / "index.json"
         index.parent.mkdir(parents=True)
@@ -80,11 +85,9 @@ def test_the_long_run_notices_a_held_out_case(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_what_a_command_prints_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    load: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("psutil")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("pretrain_vit_tiny")
+    script = load("pretrain_vit_tiny")
     code = script.call([sys.executable, "-c", "print('step 1'); raise SystemExit(3)"], tmp_path / "log.txt")
     assert code == 3
     assert (tmp_path / "log.txt").read_text() == "step 1\n"
@@ -94,12 +97,8 @@ def test_what_a_command_prints_is_kept(
     assert (tmp_path / "kept" / "log.txt").read_text() == "Workspace: WORKSPACE\n"
 
 
-def test_a_carried_results_file_repeats_only_what_is_gone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    pytest.importorskip("psutil")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module("measured_commands")
+def test_a_carried_results_file_repeats_only_what_is_gone(load: Callable[[str], Any], tmp_path: Path) -> None:
+    script = load("measured_commands")
     file, product = tmp_path / "results.json", tmp_path / "product"
     command = [sys.executable, "-c", f"open({str(product)!r}, 'a').write('x')"]
     script.ResultsFile(file, {}).measure("step", command, tmp_path / "log.txt", product=product)

@@ -116,8 +116,7 @@ class Configuration:
     @property
     def has_sam_weights(self) -> bool:
         """Whether it starts from SAM's weights, or such as were tuned from them."""
-        known = self.encoder is not None and self.encoder_weights in ("official", "file")
-        return known and not get_variant(str(self.encoder)).from_scratch
+        return self.encoder is not None and get_variant(self.encoder).prior(self.encoder_weights) == "sam"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ class HeadSpec:
         cost: (what it stands on, settings) -> cost of the head.
         cached_blocks: encoder blocks whose outputs it needs besides the neck's.
         elsewhere: for a head made for data from sites never seen, the sentence that backs it; it counts with
-            pretrained weights only.
+            SAM's weights only.
     """
 
     method: str

@@ -17,11 +17,8 @@ from samunet.planning.sam_options import (
     slice_size,
 )
 from samunet.planning.standing import (
-    FROM_SCRATCH,
     GENERALIZING,
     LOST_DETAIL_PENALTY,
-    NEVER,
-    OWN_WEIGHTS,
     PRETRAINED_FEW,
     PRETRAINED_MANY,
     PRIOR_WEIGHT,
@@ -31,6 +28,7 @@ from samunet.planning.standing import (
     other_sites,
     own_weights_reason,
     short_schedule_penalty,
+    standing_without_sam,
 )
 
 __all__ = ["HeadSpec", "SamHeadConfig", "sam_row"]
@@ -79,15 +77,10 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
 
 
 def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float:
-    if option.weights == RANDOM:
-        return NEVER
-    if option.weights == "none":
-        standing = FROM_SCRATCH
-    elif option.variant.from_scratch:
-        standing = OWN_WEIGHTS
-    elif spec.elsewhere and other_sites(context):
+    standing = standing_without_sam(option.variant, option.weights)
+    if standing is None and spec.elsewhere and other_sites(context):
         standing = GENERALIZING
-    else:
+    elif standing is None:
         standing = PRETRAINED_FEW if few_cases(context) else PRETRAINED_MANY
     lost_detail = max(0.0, 1 - option.input_size / max(slice_size(context.data["2d"])))
     return standing - LOST_DETAIL_PENALTY * lost_detail + PRIOR_WEIGHT * spec.prior
@@ -104,7 +97,7 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "mean Dice with 5 labelled volumes, 37.8 when it is tuned as a whole, and a U-Net at 51.8. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
-    if option.variant.from_scratch:
+    if option.variant.prior(option.weights) == "own weights":
         return own_weights_reason(name)
     if spec.elsewhere and other_sites(context):
         return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."

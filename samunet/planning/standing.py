@@ -5,7 +5,7 @@ A score is comparable between methods only within one plan; the highest that fit
 
 from __future__ import annotations
 
-from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.variants import SamVariant, get_variant
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.memory import ENOUGH_STEPS, Schedule
 from samunet.planning.plan import RANDOM, DataConfiguration, Forecast
@@ -61,7 +61,15 @@ def sam_weights_at_hand(context: PlanningContext) -> bool:
     if context.settings.get("encoder_weights") == RANDOM:
         return False
     names = context.weights if context.encoder is None else {context.encoder} & context.weights.keys()
-    return any(not get_variant(name).from_scratch for name in names)
+    return any(get_variant(name).prior(context.weights[name]) == "sam" for name in names)
+
+
+def standing_without_sam(variant: SamVariant, weights: str) -> float | None:
+    """Standing of a method on an encoder that has not SAM's weights; None where it has them."""
+    if weights == RANDOM:
+        return NEVER
+    lacking = {"encoder without prior": FROM_SCRATCH, "own weights": OWN_WEIGHTS}
+    return lacking.get(variant.prior(weights))
 
 
 def own_weights_reason(name: str) -> str:

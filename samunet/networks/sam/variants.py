@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from samunet.errors import SamunetError, unknown_name
 
@@ -21,6 +22,10 @@ PAPER_CNN_WIDTH = 64
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """SAM's normalisation of pixels in 0..255, red, green, blue."""
+
+Prior = Literal["sam", "own weights", "encoder without prior"]
+"""What an encoder knew before training: what SAM's weights (or such as were tuned from them) know, what a
+small encoder's own pretrained ones do, or nothing."""
 
 _SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
 
@@ -82,6 +87,12 @@ class SamVariant:
     def native_grid(self) -> int:
         """Tokens along a side at the native input size."""
         return self.native_size // PATCH
+
+    def prior(self, weights: str) -> Prior:
+        """What this encoder knows with weights of a kind: `official`, `shipped`, `file`, `none`, `random`."""
+        if weights in ("none", "random"):
+            return "encoder without prior"
+        return "own weights" if self.from_scratch else "sam"
 
     def wants_image_skip(self, *, trained: bool, paper_compat: bool) -> bool:
         """Whether a head on this encoder sees the picture too, if nobody decides: a small encoder that is

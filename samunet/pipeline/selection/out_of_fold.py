@@ -25,8 +25,6 @@ from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, training_c
 logger = logging.getLogger(__name__)
 
 UNETS = ("2d_unet", "3d_unet")
-PRIOR = ("official", "shipped", "file")
-"""Values of `encoder_weights` that bring something learned before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,16 +216,12 @@ def _out_of_fold(
 
 
 def _kind(run: RunRecord) -> Kind:
-    """A distilled network is neither a baseline nor a method on SAM's encoder, whatever its shape.
-
-    Weights of the small encoders are not SAM's, whoever made them.
-    """
+    """A distilled network is neither a baseline nor a method on SAM's encoder, whatever its shape."""
     if run.distillation is not None:
         return "other"
     if run.configuration.get("encoder"):
-        if run.configuration.get("encoder_weights") not in PRIOR:
-            return "encoder without prior"
-        return "own weights" if get_variant(str(run.configuration["encoder"])).from_scratch else "sam"
+        weights = run.configuration.get("encoder_weights", "none")
+        return get_variant(run.configuration["encoder"]).prior(weights)
     return "unet" if run.configuration.get("method") in UNETS else "other"
 
 

@@ -11,11 +11,11 @@ from typing import Literal
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.networks.sam.variants import Prior
 from samunet.records import read_record
 from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
 Kind = Literal["sam", "own weights", "encoder without prior", "unet", "other", "ensemble"]
-EncoderKind = Literal["sam", "own weights", "encoder without prior"]
 Metric = Literal["Dice", "SurfaceDice"]
 
 
@@ -102,7 +102,7 @@ class PriorVerdict:
     """
 
     word: Literal["helps", "does not help", "undecided", "not compared"]
-    encoder: EncoderKind
+    encoder: Prior
     sam: str | None
     unet: str | None
     difference: Estimate | None

@@ -25,11 +25,11 @@ from samunet.evaluation.bootstrap import (
     best_against_best,
 )
 from samunet.evaluation.scores import Scores
+from samunet.networks.sam.variants import Prior
 from samunet.pipeline.selection.out_of_fold import OutOfFold
 from samunet.pipeline.selection.record import (
     CandidateScore,
     Comparison,
-    EncoderKind,
     EnsembleGain,
     Estimate,
     Metric,
@@ -173,7 +173,7 @@ def _prior(
 ) -> PriorVerdict:
     """Best model on SAM's encoder against the best U-Net; with SAM's weights where there are any."""
     kinds = [candidate.kind for candidate in candidates]
-    encoder = next((kind for kind in get_args(EncoderKind) if kind in kinds), "encoder without prior")
+    encoder = next((kind for kind in get_args(Prior) if kind in kinds), "encoder without prior")
     ours = [i for i, kind in enumerate(kinds) if kind == encoder]
     unets = [i for i, kind in enumerate(kinds) if kind == "unet"]
     if not ours or not unets:
@@ -210,7 +210,7 @@ def _lacking(has_sam: bool) -> str:
     return "no method on SAM's encoder is trained on these folds to compare with."
 
 
-def _prior_text(word: str, sam: str, unet: str, encoder: EncoderKind) -> str:
+def _prior_text(word: str, sam: str, unet: str, encoder: Prior) -> str:
     what, lack = {
         "sam": ("SAM", ""),
         "own weights": (

@@ -30,15 +30,13 @@ from samunet.planning.sam_options import require_weights
 from samunet.planning.sam_rows import random_reason
 from samunet.planning.standing import (
     FITTING_DIMENSION,
-    FROM_SCRATCH,
-    NEVER,
-    OWN_WEIGHTS,
     PRETRAINED_MANY,
     counted_cases,
     length_reason,
     own_weights_reason,
     short_schedule_penalty,
     shortage,
+    standing_without_sam,
     suits_dimension,
 )
 from samunet.planning.volume_costs import VolumeInput, volume_cost
@@ -286,13 +284,8 @@ def _cost_out(
 
 
 def _potential(context: PlanningContext, variant: SamVariant, weights: str) -> float:
-    if weights == RANDOM:
-        return NEVER
-    if weights == "none":
-        standing = FROM_SCRATCH
-    elif variant.from_scratch:
-        standing = OWN_WEIGHTS
-    else:
+    standing = standing_without_sam(variant, weights)
+    if standing is None:
         standing = PRETRAINED_MANY
     return standing + FITTING_DIMENSION * suits_dimension(context, 3)
 
@@ -306,7 +299,7 @@ def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str
             "scratch; MA-SAM's ablation puts the price of that at 13 to 15 Dice points in abdominal CT. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
-    if variant.from_scratch:
+    if variant.prior(weights) == "own weights":
         return own_weights_reason(variant.name)
     return (
         f"With {counted_cases(context)} it may equal a U-Net: reviews of AutoProSAM speak of up to 3 Dice "
