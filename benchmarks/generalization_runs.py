@@ -119,6 +119,15 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     if all(bench.is_scored(step) for step in steps):
         print(f"have  {run.name}", flush=True)
         return
+    training = training_of(bench, run, arguments)
+    bench.train(training)
+    for step, (target, grid) in steps.items():
+        if not bench.is_scored(step):
+            predict(bench, training, step, target, grid)
+
+
+def training_of(bench: Bench, run: Run, arguments: argparse.Namespace) -> Training:
+    """The training with its words: augmentation, the arm's settings, weights or batch, seed, budget."""
     settings = [f"augmentation={run.augmentation}", *run.arm.settings]
     words = [word for setting in settings for word in ("--set", setting)]
     if run.arm.method.endswith("_unet"):
@@ -126,37 +135,27 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     else:
         words += weights_words(arguments)
     words += ["--seed", str(run.seed), "--time_budget", f"{run.minutes:g}"]
-    bench.train(Training(run.name, run.dataset, run.arm.method, run.tag, words=tuple(words)))
-    for step, (target, grid) in steps.items():
-        if not bench.is_scored(step):
-            predict(bench, run, target, grid)
+    return Training(run.name, run.dataset, run.arm.method, run.tag, words=tuple(words))
 
 
-def predict(bench: Bench, run: Run, target: str, grid: int | None) -> None:
+def predict(bench: Bench, training: Training, step: str, target: str, grid: int | None) -> None:
     """One prediction of a target, scored plainly, by our command, and by the paper's protocol."""
-    step = run.step(target, grid)
-    output = bench.work / "predictions" / step.replace(" ", "_")
-    images, labels = bench.test(target, "images"), bench.test(target, "labels")
-    words = ["-i", images, "-o", output, "-d", bench.number(run.dataset), "-c", run.arm.method]
-    words += [] if grid is None else ["--set", f"grid_side={grid}"]
-    which = ["-device", bench.device, "--tag", run.tag, "--disable_tta"]
-    bench.measure(f"{step} predict", "samunet_predict", *words, *which, product=output)
-    described = ["-djfile", bench.workspace() / "raw" / run.dataset / "dataset.json"]
+    words = () if grid is None else ("--set", f"grid_side={grid}")
+    output, labels = bench.predict(step, training, target, *words), bench.test(target, "labels")
+    described = ["-djfile", bench.workspace() / "raw" / training.dataset / "dataset.json"]
     protocol_file = output / "summary_desam_protocol.json"
     scored = [labels, output, *described, "--desam_protocol"]
     bench.measure(f"{step} evaluate", "samunet_evaluate_folder", *scored, product=protocol_file)
-    scores = dice_scores(labels, output, bench.data / run.dataset / "dataset.json")
+    scores = dice_scores(labels, output, bench.data / training.dataset / "dataset.json")
     own = json.loads((output / "summary.json").read_text())["foreground_mean"]
     protocol = json.loads(protocol_file.read_text())["foreground_mean"]
-    facts = {"samunet_foreground_mean": own, "desam_protocol": protocol, **_weights_of(bench, run)}
+    facts = {"samunet_foreground_mean": own, "desam_protocol": protocol, **_weights_of(bench, training)}
     bench.results.save(f"{step} scores", {**scores, **facts})
 
 
-def _weights_of(bench: Bench, run: Run) -> dict[str, Any]:
+def _weights_of(bench: Bench, training: Training) -> dict[str, Any]:
     """Encoder, its weights, and how long the training was, from its own records."""
-    model = f"{run.arm.method}__samunetPlans__{run.tag}"
-    folder = bench.workspace() / "results" / run.dataset / model / "fold_all"
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((bench.run_folder(training) / "run.json").read_text())
     steps = sum(phase["epochs"] * phase["iterations"] for phase in record["phases"])
     configuration = record["configuration"]
     names = ("encoder", "encoder_weights", "input_size", "patch_size", "batch_size")
@@ -219,7 +218,8 @@ def main() -> None:
     arguments = parse()
     work: Path = arguments.work.resolve()
     results = ResultsFile(work / "generalization_runs.json", {"hardware": hardware()})
-    bench = Bench(arguments.data, work / "generalization_runs", arguments.bin, arguments.device, results)
+    folder, predicting = work / "generalization_runs", ("--disable_tta",)
+    bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
     for task in arguments.tasks:
         prepare(bench, task, arguments)
     for run in planned(arguments):

@@ -97,7 +97,7 @@ class Bench:
 
     def train(self, training: Training) -> None:
         """Train on fold `all`. A training that was interrupted is continued."""
-        name, number, folder = training.name, self.number(training.dataset), self._run_folder(training)
+        name, number, folder = training.name, self.number(training.dataset), self.run_folder(training)
         begun = (folder / "checkpoint_latest.pth").exists()
         how = ["--c" if begun else "--overwrite", *self._which(training), *training.words]
         script, taught = "samunet_train", [number, training.method, "all"]
@@ -111,32 +111,36 @@ class Bench:
 
     def train_and_score(self, training: Training) -> None:
         """Train, predict the held-out cases, and score them twice: plainly, and by our command."""
-        name, dataset, number = training.name, training.dataset, self.number(training.dataset)
+        name, dataset = training.name, training.dataset
         if self.is_scored(name):
             print(f"have  {name}", flush=True)
             return
         self.train(training)
-        output = self.work / "predictions" / name.replace(" ", "_")
-        images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
-        folders = ["-i", images, "-o", output, "-d", number, "-c", training.method]
-        which = [*folders, *self._which(training), *self.predicting]
-        self.measure(f"{name} predict", "samunet_predict", *which, product=output)
+        output, labels = self.predict(name, training, dataset), self.test(dataset, "labels")
         summary = output / "summary.json"
-        scored = [labels, output, "-d", number]
+        scored = [labels, output, "-d", self.number(dataset)]
         self.measure(f"{name} evaluate", "samunet_evaluate_folder", *scored, product=summary)
         scores = dice_scores(labels, output, self.data / dataset / "dataset.json")
         self.results.save(f"{name} length", self._length(training))
         self.results.save(f"{name} scores", scores | _own_scores(summary))
+
+    def predict(self, step: str, training: Training, target: str, *words: str) -> Path:
+        """Predict the held-out cases of `target` with a finished training; the folder with the results."""
+        output, number = self.work / "predictions" / step.replace(" ", "_"), self.number(training.dataset)
+        folders = ["-i", self.test(target, "images"), "-o", output, "-d", number, "-c", training.method]
+        which = [*folders, *self._which(training), *self.predicting, *words]
+        self.measure(f"{step} predict", "samunet_predict", *which, product=output)
+        return output
 
     def _which(self, training: Training) -> list[str]:
         return ["-device", self.device, "--tag", training.tag, "-p", training.plans]
 
     def _length(self, training: Training) -> dict[str, Any]:
         """How far the training came, from its own history."""
-        file = self._run_folder(training) / "history.jsonl"
+        file = self.run_folder(training) / "history.jsonl"
         records = [json.loads(line) for line in file.read_text().splitlines()]
         seconds = sum(record["seconds"] for record in records)
-        state = torch.load(self._run_folder(training) / "checkpoint_final.pth", map_location="cpu")
+        state = torch.load(self.run_folder(training) / "checkpoint_final.pth", map_location="cpu")
         return {
             "epochs": len(records),
             "seconds": round(seconds),
@@ -144,7 +148,8 @@ class Bench:
             "parameters": sum(values.numel() for values in state["network"].values()),
         }
 
-    def _run_folder(self, training: Training) -> Path:
+    def run_folder(self, training: Training) -> Path:
+        """Where samunet_train puts fold `all` of this training."""
         name = "__".join([training.method, training.plans, training.tag])
         return self.workspace() / "results" / training.dataset / name / "fold_all"
 
