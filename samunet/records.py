@@ -141,20 +141,35 @@ def hash_files(paths: Sequence[Path]) -> str:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` (same suffixes) that replaces it once the block succeeds."""
+def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside `path` (same suffixes) that replaces it once the block succeeds.
+
+    With `keep_existing` a file that another process has put there meanwhile stays, and this one's goes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        if not (keep_existing and _linked(temporary, path)):
+            os.replace(temporary, path)
     except OSError as error:
         if error.errno and error.filename is None:  # a failed write (disk full) does not say of which file
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; False where nothing was done for want of hard links."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return path.exists()
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,8 +69,8 @@ class Box:
 def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
 ) -> tuple[int, ...]:
-    """Shape after resampling, rounded half to even per axis as nnU-Net does."""
-    return tuple(round(float(s / t * n)) for s, t, n in zip(spacing_mm, target_mm, shape))
+    """Shape after resampling, rounded half to even per axis as nnU-Net does; at least one voxel of each."""
+    return tuple(max(1, round(float(s / t * n))) for s, t, n in zip(spacing_mm, target_mm, shape))
 
 
 def grid_differences(one: Geometry, other: Geometry, compare_spacing: bool = True) -> list[str]:

@@ -62,6 +62,11 @@ def write(segmentation: np.ndarray, path: Path) -> None:
 def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise SamunetError(
+            f"{path} has more pixels than Pillow reads ({error}). Cut it into parts, or write it as TIFF, "
+            "which has no such limit, with all its images and `file_ending` likewise."
+        ) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise truncated(path, str(error)) from error
 

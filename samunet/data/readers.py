@@ -59,8 +59,8 @@ def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
         float32 (C, Z, Y, X) and the geometry of the first file.
 
     Raises:
-        SamunetError: a file is missing, truncated, holds NaN or infinity, or has another shape or spacing
-            than the first; names the file.
+        SamunetError: a file is missing, truncated, holds NaN or infinity, or lies on another grid than the
+            first; names the file.
     """
     assert paths, "a case has at least one file"
     channels: list[np.ndarray] = []
@@ -70,13 +70,12 @@ def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
         check_finite(array, path)
         channels.append(array)
         geometries.append(geometry)
-        first = geometries[0]
-        fatal = first.shape != geometry.shape or not np.allclose(
-            first.spacing_mm, geometry.spacing_mm, rtol=1e-3, atol=0
-        )
-        if fatal:
-            differences = "; ".join(grid_differences(first, geometry))
-            raise SamunetError(f"{path} does not lie on the grid of {paths[0]}: {differences}.")
+        differences = grid_differences(geometries[0], geometry)
+        if differences:
+            raise SamunetError(
+                f"{path} does not lie on the grid of {paths[0]}: {'; '.join(differences)}. All channels of a "
+                "case must: resample them onto one grid or, where only a header is wrong, correct it."
+            )
     shape = (sum(len(c) for c in channels), *geometries[0].shape)
     image = np.empty(shape, np.float32)
     start = 0
@@ -101,7 +100,7 @@ def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
         raise SamunetError(
             f"{path} holds {len(array)} channels; a label map has one. Write it as a greyscale integer image."
         )
-    label = array[0]
+    label = array[0].astype(np.uint8) if array.dtype == bool else array[0]
     if label.dtype.kind == "f":
         check_finite(label, path)
         rounded = np.rint(label).astype(np.int32)

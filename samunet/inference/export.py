@@ -86,6 +86,9 @@ def write_case(
 ) -> np.ndarray:
     """Write a segmentation, and before it its probabilities where they are to be kept.
 
+    What an earlier prediction left is removed, so that a segmentation never lies beside another's
+    probabilities.
+
     Args:
         path: of the segmentation file.
         labels: of the dataset.
@@ -102,6 +105,8 @@ def write_case(
     path, storage = Path(path), storage_of(save_probabilities)
     if storage is None:
         segmentation = fill(None)
+        for earlier in probability_files(path):
+            earlier.unlink(missing_ok=True)
     else:
         record = ProbabilitiesRecord(
             class_names=labels.class_names,
@@ -111,5 +116,6 @@ def write_case(
         )
         with new_probabilities(path, record) as out:
             segmentation = fill(out)
+            path.unlink(missing_ok=True)
     write_segmentation(segmentation, geometry, path)
     return segmentation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.data.cases import CHANNEL_SUFFIX, Case, find_cases
+from samunet.data.cases import Case, channel_faults, find_cases, group_files
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.files import (
@@ -20,6 +20,7 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.logit_storage import LogitStorage
+from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import write_json
 
 
@@ -76,7 +77,7 @@ def predict_folder(
     def target(case: Case) -> Target:
         return Target(case=case.name, file=output / f"{case.name}{ending}", options=options)
 
-    present = [case for case in chosen if options.skip_existing and target(case).file.exists()]
+    present = [case for case in chosen if options.skip_existing and _is_complete(target(case))]
     output.mkdir(parents=True, exist_ok=True)
     check_arguments(output, task.arguments, continuing=options.skip_existing)
     for name, content in task.records.items():
@@ -97,26 +98,39 @@ def predict_folder(
     )
 
 
+def _is_complete(target: Target) -> bool:
+    """Whether an earlier run left all that is asked for."""
+    wanted = [target.file]
+    if storage_of(target.options.save_probabilities) is not None:
+        wanted += probability_files(target.file)
+    return all(file.exists() for file in wanted)
+
+
 def _cases(task: FolderTask, source: Path | str | Sequence[Case]) -> Sequence[Case]:
     if not isinstance(source, (str, Path)):
         return source
     path = Path(source)
     if path.is_file():
-        return (single_case(path, task.file_ending),)
+        return (single_case(path, task.file_ending, task.num_channels),)
     return find_cases(path, task.file_ending, task.num_channels)
 
 
-def single_case(file: Path, file_ending: str) -> Case:
-    """The case of one image file: that file, or all channels when its name has a channel suffix."""
+def single_case(file: Path, file_ending: str, num_channels: int) -> Case:
+    """The case that an image file belongs to, with all its channels; named as it would be in its folder.
+
+    Raises:
+        SamunetError: another file ending, or channels missing.
+    """
     if not file.name.endswith(file_ending):
         raise SamunetError(f"{file}: this model was trained on files with the ending {file_ending}.")
-    stem = file.name.removesuffix(file_ending)
-    suffixed = CHANNEL_SUFFIX.fullmatch(stem)
-    if suffixed is None:
-        return Case(stem, (file,))
-    return Case(
-        suffixed[1], tuple(sorted(file.parent.glob(f"{suffixed[1]}_[0-9][0-9][0-9][0-9]{file_ending}")))
-    )
+    cases, _ = group_files(file.parent, file_ending, num_channels)
+    case = next((case for case in cases if file in case.images), None)
+    if case is None:
+        raise SamunetError(f"{file}: its name is no name of a case. Rename it, or give its folder.")
+    faults = channel_faults(case, num_channels)
+    if faults:
+        raise SamunetError("\n".join(faults))
+    return case
 
 
 def _refuse_own_images(source: Path | str | Sequence[Case], output: Path) -> None:

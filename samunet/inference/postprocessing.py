@@ -103,7 +103,7 @@ class Postprocessing:
         indices = self.labels.encode(label_map, where)
         apply_rules(indices, self.rules, self.labels, voxel_mm3(geometry))
         values = [*self.labels.values, *([] if self.labels.ignore is None else [self.labels.ignore])]
-        return np.asarray(values, label_map.dtype)[indices]
+        return np.asarray(values)[indices].astype(label_map.dtype)  # the map itself may not hold all values
 
     def text(self) -> str:
         """The rules in plain words."""

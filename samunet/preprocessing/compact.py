@@ -142,10 +142,10 @@ def fit_bases(items: Iterable[Mapping[str, np.ndarray]], components: int, seed: 
 
 
 def save_bases(file: Path, bases: Mapping[str, Basis]) -> None:
-    """Write the components beside the cache's identity."""
+    """Write the components beside the cache's identity, unless another process was first: then its stay."""
     arrays = {f"{name}.mean": basis.mean for name, basis in bases.items()}
     arrays |= {f"{name}.components": basis.components for name, basis in bases.items()}
-    with atomic_path(file) as temporary, temporary.open("wb") as opened:
+    with atomic_path(file, keep_existing=True) as temporary, temporary.open("wb") as opened:
         np.savez(opened, **arrays)  # type: ignore[arg-type]
 
 
@@ -158,7 +158,7 @@ def load_bases(file: Path) -> dict[str, Basis]:
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise SamunetError(f"{file} is missing or damaged ({error}). Delete {file.parent}.") from error
     names = sorted({key.partition(".")[0] for key in arrays})
     return {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.preprocessing.streams import BatchStream, Sample
-from samunet.records import write_json
+from samunet.records import atomic_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -188,24 +190,39 @@ def build_cache(
 ) -> None:
     """Encode the units; a view appears in the cache when all its items are there.
 
+    Several processes may fill one cache, as folds do that are started side by side: views that another one
+    has finished meanwhile are left out, and none is ever half there.
+
     Args:
         network: offers `encode`; is on the options' device and in evaluation mode.
     """
     _open_case.cache_clear()  # cases may have been preprocessed anew since
     cache.prepare()
     _prepare_components(cache, network, source, units, options)
-    keys = (ItemKey(unit.case, unit.view, item) for unit in units for item in unit.items)
+    total, coming = sum(len(unit.items) for unit in units), deque[tuple[Unit, int]]()
+    keys = _still_missing(cache, units, coming)
     stream = BatchStream(source, _in_batches(keys, options.batch_size), options.workers, options.device)
-    total, done = sum(len(unit.items) for unit in units), 0
     try:
         encoded = _encode(stream, network, options)
-        for unit in units:
-            _write_unit(cache, unit, islice(encoded, len(unit.items)), options)
-            done += len(unit.items)
+        for first in encoded:
+            unit, done = coming.popleft()
+            _write_unit(cache, unit, chain([first], islice(encoded, len(unit.items) - 1)), options)
             if progress is not None:
                 progress(done, total)
     finally:
         stream.close()
+
+
+def _still_missing(
+    cache: EmbeddingCache, units: Sequence[Unit], coming: deque[tuple[Unit, int]]
+) -> Iterator[ItemKey]:
+    """Items to encode, decided as they are asked for; `coming` gets their units and how far that is."""
+    done = 0
+    for unit in units:
+        done += len(unit.items)
+        if not cache.has(unit.case, unit.view, unit.key):
+            coming.append((unit, done))
+            yield from (ItemKey(unit.case, unit.view, item) for item in unit.items)
 
 
 def _prepare_components(
@@ -260,8 +277,8 @@ def _encode(
 class _ArrayFile:
     """A .npy file written item by item: a full disk raises here; through a memory map it would be a crash."""
 
-    def __init__(self, path: Path, count: int) -> None:
-        self.file = open(path, "wb")  # noqa: SIM115 - closed by the caller
+    def __init__(self, file: IO[bytes], count: int) -> None:
+        self.file = file
         self.count = count
 
     def append(self, item: np.ndarray) -> None:
@@ -275,9 +292,6 @@ class _ArrayFile:
             np.lib.format.write_array_header_1_0(self.file, header)
         self.file.write(np.ascontiguousarray(item).data)
 
-    def close(self) -> None:
-        self.file.close()
-
 
 def _write_unit(
     cache: EmbeddingCache,
@@ -285,27 +299,25 @@ def _write_unit(
     encoded: Iterator[dict[str, np.ndarray]],
     options: BuildOptions,
 ) -> None:
-    cache.forget(unit.case, unit.view)
-    cache.view_file(unit.case, unit.view, "json").parent.mkdir(parents=True, exist_ok=True)
     files: dict[str, _ArrayFile] = {}
     counts: list[tuple[int, ...]] = []
     annotated: list[int] = []
     errors: list[dict[str, float]] = []
-    try:
+    with ExitStack() as replacing, ExitStack() as opened:
         for item in encoded:
             arrays, error = cache.codec.encode(item)
             errors.append(error)
             for name, array in arrays.items():
                 if name not in files:
                     path = cache.view_file(unit.case, unit.view, f"{name}.npy")
-                    files[name] = _ArrayFile(path, len(unit.items))
+                    temporary = replacing.enter_context(atomic_path(path))
+                    files[name] = _ArrayFile(opened.enter_context(open(temporary, "wb")), len(unit.items))
                 files[name].append(array)
             foreground, counted = _count(arrays["target"], options)
             counts.append(foreground)
             annotated.append(counted)
-    finally:
-        for file in files.values():
-            file.close()
+        opened.close()
+        cache.forget_stale(unit.case, unit.view, unit.key)
     entry = ViewEntry(
         key=unit.key,
         items=unit.items,

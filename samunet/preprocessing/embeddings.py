@@ -204,14 +204,20 @@ class EmbeddingCache:
             self._tables[case] = np.asarray(entry.counts, float), np.asarray(entry.annotated, float)
         return self._tables[case]
 
-    def forget(self, case: str, view: int) -> None:
-        """Delete a view, its JSON file first."""
+    def forget_stale(self, case: str, view: int, key: str) -> None:
+        """Delete a view that was made from another content of the case, its JSON file first.
+
+        What lies there without a JSON file is no view, and perhaps one that another process is finishing.
+        """
         self._tables.pop(case, None)
         marker = self.view_file(case, view, "json")
+        for path in [path for path in self._arrays if path.parent == marker.parent]:
+            del self._arrays[path]
+        if not marker.exists() or self.has(case, view, key):
+            return
         marker.unlink(missing_ok=True)
         for path in marker.parent.glob(f"v{view}.*"):
-            self._arrays.pop(path, None)
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     @property
     def bases_file(self) -> Path:
@@ -247,7 +253,7 @@ class EmbeddingCache:
             return self._arrays[path]
         try:
             self._arrays[path] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise SamunetError(f"{path} is missing or damaged ({error}). Delete {self.folder}.") from error
         if len(self._arrays) > OPEN_ARRAYS:
             self._arrays.popitem(last=False)

@@ -236,7 +236,7 @@ class SoftLabelStore:
             path = self._path(name, ".foreground.npy")
             try:
                 rows = np.load(path, allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
             self._foreground[name] = {str(k): rows[rows[:, 0] == k, 1:] for k in np.unique(rows[:, 0])}
         return self._foreground[name]

@@ -104,7 +104,7 @@ class StoredCase:
         path = self.folder / f"{self.name}.locations.npy"
         try:
             return np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
 
     def _open(self, suffix: str) -> Any:

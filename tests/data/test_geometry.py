@@ -25,6 +25,10 @@ def test_resampled_shape_rounds_half_to_even() -> None:
     assert resampled_shape((5, 7), (1, 1), (2, 2)) == (2, 4)
 
 
+def test_a_thin_volume_keeps_a_slice() -> None:
+    assert resampled_shape((2, 64, 64), (1.0, 1.0, 1.0), (5.0, 1.0, 1.0)) == (1, 64, 64)
+
+
 def test_corners_follow_the_direction() -> None:
     corners = corners_mm(GRID)
     np.testing.assert_allclose(corners[0], GRID.origin_mm)

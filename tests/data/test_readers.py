@@ -146,7 +146,18 @@ def test_palette_and_bilevel_labels_give_indices(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(tmp_path / "p.png")[0][0], label)
     assert read_image([tmp_path / "p.png"])[0].shape[0] == 3  # as an image: its colours
     Image.fromarray(label > 0).save(tmp_path / "b.png")
-    np.testing.assert_array_equal(read_label(tmp_path / "b.png")[0][0], label > 0)
+    tifffile.imwrite(tmp_path / "b.tif", label > 0)
+    for file in ("b.png", "b.tif"):
+        found = read_label(tmp_path / file)[0]
+        assert found.dtype == np.uint8  # as an index, booleans would be a mask
+        np.testing.assert_array_equal(found[0], label > 0)
+
+
+def test_a_picture_beyond_pillows_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((30, 30), np.uint8)).save(tmp_path / "slide.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(SamunetError, match=r"slide\.png has more pixels .*TIFF"):
+        read_image([tmp_path / "slide.png"])
 
 
 @pytest.mark.parametrize("slices", [3, 9])
@@ -236,6 +247,21 @@ def test_channels_must_share_a_grid(tmp_path: Path, volume: np.ndarray) -> None:
     save_volume(tmp_path / "a.nii.gz", volume)
     save_volume(tmp_path / "b.nii.gz", volume[:-1])
     with pytest.raises(SamunetError, match=r"b\.nii\.gz does not lie on the grid .*\(7, 12, 15\)"):
+        read_image([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
+
+
+@pytest.mark.parametrize(("direction", "word"), [(FLIPPED, "direction"), (OBLIQUE, "origin")])
+def test_channels_must_lie_at_the_same_place(
+    tmp_path: Path, volume: np.ndarray, direction: tuple[float, ...], word: str
+) -> None:
+    """Of one shape and spacing, but mirrored or elsewhere: stacked as they are they would not match."""
+    save_volume(tmp_path / "a.nii.gz", volume)
+    save_volume(tmp_path / "b.nii.gz", volume, direction)
+    if direction == OBLIQUE:
+        moved = sitk.ReadImage(str(tmp_path / "b.nii.gz"))
+        moved.SetOrigin((-100.0, 33.25, 8.0))
+        sitk.WriteImage(moved, str(tmp_path / "b.nii.gz"))
+    with pytest.raises(SamunetError, match=rf"b\.nii\.gz does not lie on the grid .*{word}.*resample"):
         read_image([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
 
 

@@ -148,6 +148,17 @@ def test_cut_off_or_foreign_probabilities_are_refused(tmp_path: Path, plan: Plan
         open_probabilities(path)
 
 
+def test_probabilities_of_an_earlier_prediction_go(tmp_path: Path, plan: Plan) -> None:
+    image, geometry = read_image([write_input(tmp_path, FLIPPED, (1.0, 2.0, 1.0))])
+    case = preprocess_case(image, None, geometry, plan, plan.data["3d"])
+    path, logits = tmp_path / "case.nii.gz", torch.zeros(3, *case.record.shape)
+    export_case(logits, case.record, plan, path, save_probabilities=True)
+    export_case(logits, case.record, plan, path)
+    assert path.is_file()
+    with pytest.raises(SamunetError, match="save_probabilities"):
+        open_probabilities(path)
+
+
 def test_unsaved_probabilities_and_full_disk(
     tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,13 @@ def test_regions_are_taken_as_a_whole_and_the_ignore_label_stays() -> None:
     assert filled[0, 1, 1] == 1  # the value that `whole` is painted with
 
 
+def test_an_ignore_label_that_the_map_cannot_hold_does_not_matter() -> None:
+    declared = {"background": 0, "organ": 1, "lesion": 2, "ignore": 300}
+    labels = LabelSet.from_dataset_json({"labels": declared}, "dataset.json")
+    kept = run(two_blobs(), Rule(kind="largest_component", target="organ"), labels=labels)
+    assert np.count_nonzero(kept == 1) == 8
+
+
 def test_rules_follow_each_other_and_an_empty_map_stays_empty() -> None:
     rules = (
         Rule(kind="largest_component", target=None),

@@ -12,11 +12,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 from model_folders import SPACING, load, write_fold, write_images
+from PIL import Image
 from tiny_runs import CHANNELS, CLASSES, REGIONS
 
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
 from samunet.inference.files import FileOptions
+from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
 from samunet.inference.predictor import Predictor
 from samunet.trainers.checkpoint import BaseWeights, load_checkpoint
@@ -189,6 +191,15 @@ def test_parts_and_existing_cases(model: Path, tmp_path: Path) -> None:
         load(model).predict_files(tmp_path / "in", out, FileOptions(skip_existing=True))
 
 
+def test_a_case_without_its_probabilities_is_not_finished(model: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", ("a",))
+    predictor, out = load(model, mirroring=False), tmp_path / "out"
+    predictor.predict_files(tmp_path / "in", out)
+    wanted = FileOptions(skip_existing=True, save_probabilities=True)
+    assert predictor.predict_files(tmp_path / "in", out, wanted).done == ("a",)
+    assert predictor.predict_files(tmp_path / "in", out, wanted).skipped == ("a",)
+
+
 def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", ("a", "b", "c"))
     broken = tmp_path / "in/a_0001.nii.gz"
@@ -253,6 +264,19 @@ def test_one_file_is_a_case_with_all_its_channels(model: Path, tmp_path: Path) -
     assert outcome.done == ("a",)
     with pytest.raises(SamunetError, match=r"\.nii\.gz"):
         predictor.predict_files(Path(__file__), tmp_path / "out")
+
+
+def test_a_file_is_named_as_in_its_folder(tmp_path: Path) -> None:
+    """Four digits at the end may be a year, and brackets are no pattern."""
+    for name in ("patient_2019", "patient_2020", "scan[1]_0000", "scan[1]_0001"):
+        Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / f"{name}.png")
+    for name in ("patient_2019", "patient_2020"):
+        file = tmp_path / f"{name}.png"
+        assert single_case(file, ".png", 1) == Case(name, (file,))
+        with pytest.raises(SamunetError, match="declares 2"):
+            single_case(file, ".png", 2)
+    both = tuple(tmp_path / f"scan[1]_000{channel}.png" for channel in range(2))
+    assert single_case(both[1], ".png", 2) == Case("scan[1]", both)
 
 
 def test_images_are_not_overwritten(model: Path, tmp_path: Path) -> None:

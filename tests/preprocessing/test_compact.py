@@ -68,6 +68,9 @@ def test_components_are_written_and_read(tmp_path):
     save_bases(tmp_path / "components.npz", bases)
     found = load_bases(tmp_path / "components.npz")
     assert np.array_equal(found["level_0"].components, bases["level_0"].components)
+    save_bases(tmp_path / "components.npz", fit_bases([item()], 1, seed=1))  # of another process, later
+    assert np.array_equal(load_bases(tmp_path / "components.npz")["level_0"].mean, bases["level_0"].mean)
+    assert len(load_bases(tmp_path / "components.npz")["level_0"].components) == 2
     (tmp_path / "components.npz").write_bytes(b"PK damaged")
     with pytest.raises(SamunetError, match="Delete"):
         load_bases(tmp_path / "components.npz")

@@ -170,6 +170,48 @@ def test_a_changed_case_is_encoded_again(cache: EmbeddingCache, store: CaseStore
     assert cache.entry("case_1", 2).key == "key changed"
 
 
+def test_two_processes_may_fill_one_cache(cache: EmbeddingCache, store: CaseStore) -> None:
+    """While one encodes a view the other finishes the next one, and is not disturbed."""
+    other = EmbeddingCache(cache.folder, IDENTITY)
+    network, encode = Halving(), Halving.encode
+    finished: dict[Path, int] = {}
+
+    def meanwhile(slices: Tensor) -> Features:
+        if not finished:
+            fill(other, store, {"case_1": 2})
+            finished.update({file: file.stat().st_mtime_ns for file in cache.folder.rglob("v*")})
+        return encode(network, slices)
+
+    network.encode = meanwhile  # type: ignore[method-assign]
+    build_cache(cache, network, source(store), missing_units(cache, store, VIEWS), options())
+    assert finished
+    # Batches hold items of several views, so the first ones of case_1 may be on their way already.
+    kept = [file for file, time in finished.items() if file.stat().st_mtime_ns == time]
+    assert {file.name.split(".")[0] for file in kept} >= {"v1"}
+    assert not missing_units(cache, store, VIEWS)
+    assert not [file for file in cache.folder.rglob("*") if "partial" in file.name]
+    for case, view in (("case_1", 0), ("case_1", 2), ("case_0", 1)):
+        expected = source(store).sample(ItemKey(case, view, cache.entry(case, view).items[-1]))
+        assert torch.equal(cache.read(case, view, -1)["level_0"], expected["image"][:, ::2, ::2].half())
+
+
+def test_an_interrupted_view_is_not_there(cache: EmbeddingCache, store: CaseStore) -> None:
+    network, encode = Halving(), Halving.encode
+
+    def stopped(slices: Tensor) -> Features:
+        if network.seen:
+            raise KeyboardInterrupt
+        return encode(network, slices)
+
+    network.encode = stopped  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(cache, network, source(store), missing_units(cache, store, VIEWS), options())
+    complete = {file.name.split(".")[0] for file in cache.folder.rglob("v*.json")}
+    assert {file.name.split(".")[0] for file in cache.folder.rglob("*.npy")} == complete
+    fill(cache, store)
+    assert not missing_units(cache, store, VIEWS)
+
+
 def test_a_mismatch_names_the_key(cache: EmbeddingCache, store: CaseStore) -> None:
     fill(cache, store)
     other = EmbeddingCache(cache.folder, replace(IDENTITY, input_size=128))
