@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,15 @@ def slice_dataset(dataset: RawDataset, folder: Path, excluded: frozenset[str]) -
     head = SliceIndex(
         source=dataset.name, licence=declared_licence(dataset.json), excluded=len(dataset.cases) - len(kept)
     )
-    return _write(head, folder, [case.name for case in kept], (dataset.read(case) for case in kept))
+    loaded = (_without_ignored(dataset.read(case), dataset.labels.ignore) for case in kept)
+    return _write(head, folder, [case.name for case in kept], loaded)
+
+
+def _without_ignored(case: LoadedCase, ignore: int | None) -> LoadedCase:
+    """Voxels that nobody annotated are no object."""
+    if case.label is None or ignore is None:
+        return case
+    return replace(case, label=np.where(case.label == ignore, 0, case.label))
 
 
 def declared_licence(content: Mapping[str, Any]) -> str:
@@ -157,8 +165,7 @@ def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
         case: image (C, Z, Y, X).
 
     Returns:
-        pictures uint8 (slices, 3, H, W), and labels uint16 (slices, H, W), ignored (negative) voxels 0, or
-        None.
+        pictures uint8 (slices, 3, H, W), and labels uint16 (slices, H, W), negative ones 0, or None.
     """
     image = case.image
     axis = int(np.argmax(case.geometry.spacing_mm))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import Geometry
+from samunet.data.readers import read_label
 from samunet.errors import SamunetError
 from samunet.preprocessing.slices import (
     SliceIndex,
@@ -74,6 +77,19 @@ def test_excluded_cases_are_nowhere(tiny_dataset: Path, tmp_path: Path) -> None:
     assert slice_dataset(dataset, tmp_path, frozenset()).excluded == 0
     with pytest.raises(SamunetError, match="no case is left"):
         slice_dataset(dataset, tmp_path / "none", frozenset(dataset.case_names))
+
+
+def test_ignored_voxels_are_no_object(tiny_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_dataset / "dataset.json").read_text())
+    ignoring = {**content, "labels": {"background": 0, "organ": 1, "ignore": 2}}
+    folder = tmp_path / tiny_dataset.name
+    shutil.copytree(tiny_dataset, folder)
+    (folder / "dataset.json").write_text(json.dumps(ignoring))
+    dataset = RawDataset.load(folder)
+    assert any((read_label(case.label)[0] == 2).any() for case in dataset.cases if case.label)
+    index = slice_dataset(dataset, tmp_path / "slices", frozenset())
+    for case in index.cases:
+        assert np.load(tmp_path / "slices" / f"{case.number}_label.npy").max() <= 1
 
 
 def test_a_licence_is_taken_from_where_datasets_write_it() -> None:
