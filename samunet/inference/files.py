@@ -59,7 +59,7 @@ class FilesOutcome:
 
     def text(self) -> str:
         """The outcome in plain words, the faults one a line."""
-        rate = f", {self.seconds / len(self.done):.2g} s a case" if self.done else ""
+        rate = f", {_shown(self.seconds / len(self.done))} a case" if self.done else ""
         lines = [f"Predicted {_cases(len(self.done))} into {self.output}{rate}."]
         if self.skipped:
             lines.append(f"Skipped {_cases(len(self.skipped))} that were there already.")
@@ -67,6 +67,11 @@ class FilesOutcome:
             lines.append(f"Not predicted: {_cases(len(self.failed))}.")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
         return "\n".join(lines)
+
+
+def _shown(seconds: float) -> str:
+    """Two figures, or whole seconds."""
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:.0f} s"
 
 
 def _cases(count: int) -> str:
@@ -121,7 +126,7 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
                 raise
             _settle(written, done, failed)
             written = (case, writer.submit(stages.export, case, result, ready))
-            logger.info("%s (%d of %d): %.2g s", case.name, number, len(cases), seconds)
+            logger.info("%s (%d of %d): %s", case.name, number, len(cases), _shown(seconds))
         _settle(written, done, failed)
     return done, failed
 

@@ -17,7 +17,7 @@ from tiny_runs import CHANNELS, CLASSES, REGIONS
 
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
-from samunet.inference.files import FileOptions
+from samunet.inference.files import FileOptions, FilesOutcome
 from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
 from samunet.inference.predictor import Predictor
@@ -277,6 +277,12 @@ def test_a_file_is_named_as_in_its_folder(tmp_path: Path) -> None:
             single_case(file, ".png", 2)
     both = tuple(tmp_path / f"scan[1]_000{channel}.png" for channel in range(2))
     assert single_case(both[1], ".png", 2) == Case("scan[1]", both)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.123, "0.12 s"), (98.0, "98 s"), (150.0, "150 s")])
+def test_long_times_are_told_in_seconds(tmp_path: Path, seconds: float, shown: str) -> None:
+    outcome = FilesOutcome(output=tmp_path, done=("a", "b"), skipped=(), seconds=2 * seconds)
+    assert f"{shown} a case" in outcome.text()
 
 
 def test_images_are_not_overwritten(model: Path, tmp_path: Path) -> None:
