@@ -36,6 +36,7 @@ from samunet.trainers.identity import (
     RunRecord,
     WeightsUsed,
     check_resumable,
+    check_unclaimed,
     clear_for_new_run,
     identify,
     read_run,
@@ -199,7 +200,8 @@ def _claim_folder(
     request: RunRequest, identity: Identity, found: RunRecord | None, pretrained: PretrainedFile | None
 ) -> Checkpoint | None:
     if not request.resume:
-        clear_for_new_run(request.folder, identity, request.overwrite)
+        if not request.overwrite:
+            check_unclaimed(request.folder, identity)
         return None
     path = check_resumable(request.folder, identity, found)
     assert found is not None
@@ -307,6 +309,8 @@ def _settle_samples_and_schedule(
         versions=versions(),
         distillation=identity.distillation,
     )
+    if request.overwrite:
+        clear_for_new_run(run.folder)
     write_run(run.folder, record)
 
 

@@ -171,17 +171,19 @@ def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any
     ]
 
 
-def clear_for_new_run(folder: Path, wanted: Identity, overwrite: bool) -> None:
-    """Make sure that a new run may start in `folder`; empties it if `overwrite`.
+def clear_for_new_run(folder: Path) -> None:
+    """Remove the run that --overwrite replaces; to be called when nothing can refuse the new one any more."""
+    if folder.exists():
+        logger.info("Replacing the run in %s.", folder)
+        shutil.rmtree(folder)
+
+
+def check_unclaimed(folder: Path, wanted: Identity) -> None:
+    """Make sure that a new run may start in `folder`.
 
     Raises:
         SamunetError: it holds a run, the same or another one.
     """
-    if overwrite:
-        if folder.exists():
-            logger.info("Replacing the run in %s.", folder)
-            shutil.rmtree(folder)
-        return
     found = read_run(folder)
     started = [name for name in (FINAL, LATEST, BEST) if (folder / name).exists()]
     told = differences(found, wanted) if found is not None else []
@@ -191,10 +193,12 @@ def clear_for_new_run(folder: Path, wanted: Identity, overwrite: bool) -> None:
             "with --tag, or replace the old one with --overwrite."
         )
     if started:
-        state = "a finished training" if FINAL in started else "an unfinished training"
+        state, usual = "an unfinished training", "Continue with --c"
+        if FINAL in started:
+            state, usual = "a finished training", "Validate it with --val, keep another beside it with --tag"
         raise SamunetError(
-            f"{folder} already holds {state} of this configuration and split. Continue with --c, or start "
-            "anew with --overwrite."
+            f"{folder} already holds {state} of this configuration and split. {usual}, or start anew with "
+            "--overwrite."
         )
 
 

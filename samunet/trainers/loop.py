@@ -98,7 +98,8 @@ class _Session:
         state = checkpoint.training
         if state["phase"] == self.phase_index:
             self.step.optimizer.load_state_dict(state["optimizer"])
-            self.step.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty where the run was in fp32 or bf16 so far
+                self.step.scaler.load_state_dict(state["scaler"])
         sums = state["sums"]
         self.progress = Progress(
             epoch=checkpoint.epoch,

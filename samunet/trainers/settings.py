@@ -91,6 +91,9 @@ def _check(configuration: Configuration) -> None:
         faults.append(f"batch_size={configuration.batch_size}")
     if faults:
         raise SamunetError(f"--set {', '.join(faults)}: must be at least 1.")
+    rate = configuration.settings.get("learning_rate", 1.0)
+    if not rate > 0:
+        raise SamunetError(f"--set learning_rate={rate}: must be above 0.")
     outside = [axis for axis in configuration.mirror_axes if not 0 <= axis < len(configuration.patch_size)]
     if outside:
         raise SamunetError(

@@ -54,6 +54,16 @@ def test_a_finished_run_is_not_replaced_in_silence(trained: RunRequest) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes", [{"device": "nowhere"}, {"settings": {**SETTINGS, "learning_rate": -1.0}}]
+)
+def test_a_refused_overwrite_leaves_the_run(trained: RunRequest, changes: dict[str, object]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*")}
+    with pytest.raises(SamunetError):
+        train_fold(replace(trained, overwrite=True, **changes), SilentReporter())
+    assert {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"settings": {**SETTINGS, "width": 4}}, "settings"),

@@ -16,6 +16,7 @@ from samunet.errors import SamunetError
 from samunet.trainers import import_trainer
 from samunet.trainers.base import Phase, TrainingModule, build_optimizer, decayed_apart
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
+from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
 from samunet.trainers.reporter import SilentReporter, StepReport
@@ -82,6 +83,14 @@ def test_a_signal_stops_at_a_step_and_the_run_continues_exactly(
     expected, found = read_history(whole.folder), read_history(stopped.folder)
     assert [record.train for record in found] == [record.train for record in expected]
     assert [record.patch_dice for record in found] == [record.patch_dice for record in expected]
+
+
+def test_a_run_goes_on_with_scaled_losses(request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun in fp32, as on a CPU, and continued in fp16, as the same setting means on CUDA."""
+    train_fold(request_fcn, _SignalAt(signal.SIGINT, 2))
+    monkeypatch.setattr(Precision, "choose", classmethod(lambda cls, *a: cls(name="fp16")))
+    assert train_fold(replace(request_fcn, resume=True), SilentReporter()).status == "finished"
+    assert load_checkpoint(request_fcn.folder / FINAL).training["scaler"]
 
 
 def test_continuing_drops_history_that_the_checkpoint_does_not_know(request_fcn: RunRequest) -> None:
