@@ -114,11 +114,11 @@ def pretrain(
             f"{folder} holds a pretraining already. Continue it with --c, replace it with --overwrite, or "
             "take another name with -o."
         )
-    if options.overwrite and folder.exists():
-        shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of this run
     device = choose_device(options.device)
     teacher = _teacher(workspace, options, device)
     start = _start(workspace, options)
+    if options.overwrite and folder.exists():
+        shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of this run
     sources = find_sources(workspace, options)
     reporter = make_reporter() if reporter is None else reporter
     try:

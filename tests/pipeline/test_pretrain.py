@@ -79,6 +79,10 @@ def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
     assert command(tmp_path, "--synthetic", *QUICK, "-o", "one") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert command(tmp_path, "--synthetic", *QUICK, "-o", "one", "--c") == 0
+    before = sorted((tmp_path / "results" / "pretraining" / "one").rglob("*"))
+    assert before
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "one", "--overwrite", "-device", "nowhere") == 2
+    assert sorted((tmp_path / "results" / "pretraining" / "one").rglob("*")) == before
     assert command(tmp_path, "--synthetic", *QUICK, "-o", "one", "--overwrite") == 0
     foreign = tmp_path / "weights" / "sam_vit_b_01ec64.pth"
     foreign.write_bytes(b"official")
