@@ -39,23 +39,21 @@ SMALL_BATCH = 2
 PREDICTING = ("--disable_tta",)
 """Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
 FROZEN, RANDOM, TUNED = (), ("--set", "encoder_weights=random"), ("--set", "encoder=full")
+SMALLER, SEEING = ("--set", "input_size=448"), ("--set", "image_skip=true")
+REMEDIES = {
+    "2d_cnn_224": ("--set", "input_size=224"),
+    "2d_cnn_448": SMALLER,
+    "2d_cnn_skip": SEEING,
+    "2d_cnn_448_skip": (*SMALLER, *SEEING),
+}
+"""What may suit a small encoder better than the plan: smaller inputs, a head that sees the picture too."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
         for method in ("2d_cnn", "2d_autosam")
         for kind, words in (("shipped", FROZEN), ("random", RANDOM), ("tuned", TUNED))
     },
-    # What may be better for a small encoder than the plan's choice: smaller inputs, and a head that sees the
-    # picture too.
-    **{
-        f"2d_cnn_{name}": ("2d_cnn", ("-encoder", ENCODER, *(w for s in settings for w in ("--set", s))))
-        for name, settings in (
-            ("224", ("input_size=224",)),
-            ("448", ("input_size=448",)),
-            ("skip", ("image_skip=true",)),
-            ("448_skip", ("input_size=448", "image_skip=true")),
-        )
-    },
+    **{name: ("2d_cnn", ("-encoder", ENCODER, *words)) for name, words in REMEDIES.items()},
     "2d_unet": ("2d_unet", ("--set", f"batch_size={SMALL_BATCH}")),
     PEER: (PEER, ()),
 }
@@ -74,7 +72,6 @@ class Study:
         return f"{self.dataset} n{self.labelled} seed{seed}"
 
 
-REMEDIES = ("2d_cnn_224", "2d_cnn_448", "2d_cnn_skip", "2d_cnn_448_skip")
 PRIMARY = tuple(system for system in SYSTEMS if system not in REMEDIES)
 SECONDARY = ("2d_cnn_shipped", "2d_cnn_random", "2d_unet")
 STUDIES = {

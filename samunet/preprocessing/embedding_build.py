@@ -316,7 +316,6 @@ def _write_unit(
             foreground, counted = _count(arrays["target"], options)
             counts.append(foreground)
             annotated.append(counted)
-        opened.close()
         cache.forget_stale(unit.case, unit.view, unit.key)
     entry = ViewEntry(
         key=unit.key,

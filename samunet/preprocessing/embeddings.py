@@ -24,6 +24,7 @@ from samunet.errors import SamunetError
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import tile_grid
 from samunet.preprocessing.compact import Codec, load_bases
+from samunet.preprocessing.store import load_array
 from samunet.records import content_hash, read_json, read_record, to_data, write_json
 
 IDENTITY_FILE = "identity.json"
@@ -251,10 +252,7 @@ class EmbeddingCache:
         if path in self._arrays:
             self._arrays.move_to_end(path)
             return self._arrays[path]
-        try:
-            self._arrays[path] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise SamunetError(f"{path} is missing or damaged ({error}). Delete {self.folder}.") from error
+        self._arrays[path] = load_array(path, f"Delete {self.folder}.", mapped=True)
         if len(self._arrays) > OPEN_ARRAYS:
             self._arrays.popitem(last=False)
         return self._arrays[path]

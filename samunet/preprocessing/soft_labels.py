@@ -23,7 +23,7 @@ from torch import Tensor
 
 from samunet.errors import SamunetError
 from samunet.preprocessing.boxes import read_box
-from samunet.preprocessing.store import open_packed, pack, write_packed
+from samunet.preprocessing.store import load_array, open_packed, pack, write_packed
 from samunet.records import atomic_path, content_hash, read_json, read_record, to_data, write_json
 
 IDENTITY_FILE = "identity.json"
@@ -233,11 +233,7 @@ class SoftLabelStore:
             SamunetError: the file is missing or damaged.
         """
         if name not in self._foreground:
-            path = self._path(name, ".foreground.npy")
-            try:
-                rows = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
+            rows = load_array(self._path(name, ".foreground.npy"), RUN_AGAIN)
             self._foreground[name] = {str(k): rows[rows[:, 0] == k, 1:] for k in np.unique(rows[:, 0])}
         return self._foreground[name]
 

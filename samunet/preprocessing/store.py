@@ -101,11 +101,7 @@ class StoredCase:
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        path = self.folder / f"{self.name}.locations.npy"
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise SamunetError(f"{path} is missing or damaged ({error}). {RUN_AGAIN}") from error
+        return load_array(self.folder / f"{self.name}.locations.npy", RUN_AGAIN)
 
     def _open(self, suffix: str) -> Any:
         return open_packed(self.folder / f"{self.name}{suffix}", RUN_AGAIN)
@@ -217,6 +213,21 @@ def write_packed(path: Path, packed: bytes) -> None:
     # Through Python's own file, because blosc2 does not report a full disk reliably.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(packed)
+
+
+def load_array(path: Path, again: str, *, mapped: bool = False) -> np.ndarray:
+    """A .npy file, in memory or mapped.
+
+    Args:
+        again: what to do when the file cannot be read.
+
+    Raises:
+        SamunetError: it is missing or damaged.
+    """
+    try:
+        return np.asanyarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise SamunetError(f"{path} is missing or damaged ({error}). {again}") from error
 
 
 def open_packed(path: Path, again: str) -> Any:

@@ -11,7 +11,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations, sample_locations
-from samunet.preprocessing.store import CaseStore, layout
+from samunet.preprocessing.store import CaseStore, layout, load_array
 
 LABELS = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,), "absent": (3,)})
 
@@ -73,6 +73,16 @@ def test_missing_damaged_and_foreign_cases(tmp_path: Path) -> None:
     assert store.finished("a") is None
     with pytest.raises(SamunetError, match=r"a\.json"):
         store.open("a")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY cut"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_array_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, mapped: bool) -> None:
+    file = tmp_path / "a.npy"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SamunetError, match=r"a\.npy is missing or damaged .*Preprocess again"):
+        load_array(file, "Preprocess again.", mapped=mapped)
 
 
 def test_rewriting_replaces_and_removing_leaves_nothing(tmp_path: Path) -> None:
