@@ -63,7 +63,7 @@ def recomputed(head: DesamHead, features: Features) -> Tensor:
 
 def tokens_of(head: DesamHead, features: Features) -> Tensor:
     assert head.prompts is not None
-    return head.prompts.points(head.grid_xy(features.levels[-1].device))
+    return head.prompts.points(head.grid_xy(features))
 
 
 def _best(head: DesamHead, found: list[tuple[Tensor, Tensor | None]]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError
 from samunet.networks.desam_masks import DecoupledMasks
 from samunet.networks.features import Features, zeros_of
-from samunet.networks.picture import SliceSettings
+from samunet.networks.picture import SliceSettings, covered_pixels
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import SamVariant, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
@@ -44,6 +44,7 @@ class DesamSettings:
         background: the logits get a background channel of zeros in front (exclusive classes), so that two
             classes are the paper's single sigmoid.
         input_size: side in pixels of the encoder's square.
+        stretched: slices fill the square whatever their shape (`SliceSettings.paper_compat`).
         mode: points of a grid, or one box around everything.
         grid_side: points along a side of the grid at prediction.
         top_prompts: masks that each class averages, weighted by predicted IoU; 1 takes the best.
@@ -58,6 +59,7 @@ class DesamSettings:
     outputs: int
     background: bool
     input_size: int
+    stretched: bool = False
     mode: Mode = "grid_points"
     grid_side: int = 9
     top_prompts: int = 1
@@ -226,7 +228,7 @@ class DesamHead(SliceHead):
         if not self.judged:
             return self.with_background(self.prompted(context, features, self._box_tokens())[0][:, 0])
         assert self.prompts is not None
-        tokens = self.prompts.points(self.grid_xy(features.levels[-1].device))
+        tokens = self.prompts.points(self.grid_xy(features))
         weights = self.prompt_weights(self.judge(features, tokens))
         logits = self._weighted_masks(context, features, tokens, weights)
         return self.with_background(torch.where(weights.sum(1)[..., None, None] > 0, logits, ABSENT))
@@ -279,11 +281,15 @@ class DesamHead(SliceHead):
             return logits
         return torch.cat([zeros_of(logits[:, :1]), logits], dim=1)
 
-    def grid_xy(self, device: torch.device) -> Tensor:
-        """Points (grid_side ** 2, 2) in the middle of equal cells of the square, input pixels."""
-        side = self.settings.grid_side
-        places = (torch.arange(side, device=device) + 0.5) * self.settings.input_size / side - 0.5
-        rows, columns = torch.meshgrid(places, places, indexing="ij")
+    def grid_xy(self, features: Features) -> Tensor:
+        """Points (grid_side ** 2, 2) in the middle of equal cells of what the slices fill of the square, input
+        pixels: like the points of training never in the padding."""
+        side, size = self.settings.grid_side, self.settings.input_size
+        filled = (size, size)
+        if not self.settings.stretched:
+            filled = covered_pixels([int(n) for n in features.output_size], size)
+        places = torch.arange(side, device=features.levels[-1].device) + 0.5
+        rows, columns = torch.meshgrid(*(places * n / side - 0.5 for n in filled), indexing="ij")
         return torch.stack([columns, rows], dim=-1).reshape(-1, 2)
 
     def _box_tokens(self) -> Tensor:

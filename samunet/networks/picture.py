@@ -95,6 +95,13 @@ def check_windows(windows: Sequence[Sequence[float]], num_channels: int) -> None
         raise SamunetError(f"display_window {windows}: each needs low < high. Plan again.")
 
 
+def covered_pixels(slice_size: Sequence[int], input_size: int) -> tuple[int, int]:
+    """Pixels (height, width) that a slice fills of a square of side `input_size`; the rest is padding."""
+    scale = input_size / max(slice_size)
+    height, width = (min(input_size, max(1, int(n * scale + 0.5))) for n in slice_size)
+    return height, width
+
+
 class SamPicture(nn.Module):
     """Display window, channel map, resizing, SAM's pixel normalisation and padding.
 
@@ -161,11 +168,7 @@ class SamPicture(nn.Module):
 
     def covered(self, slice_size: tuple[int, ...]) -> tuple[int, int]:
         """Pixels (height, width) of the square that a slice of this size fills."""
-        if self.stretched:
-            return self.size, self.size
-        scale = self.size / max(slice_size)
-        height, width = (min(self.size, max(1, int(n * scale + 0.5))) for n in slice_size)
-        return height, width
+        return (self.size, self.size) if self.stretched else covered_pixels(slice_size, self.size)
 
     def to_slice(self, logits: Tensor, slice_size: tuple[int, ...]) -> Tensor:
         """Logits (B, K, h, w) of the whole square -> those of the slice (B, K, H, W), bilinearly, float32."""

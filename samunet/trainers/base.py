@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ from samunet.trainers.losses import DeepSupervisionLoss, LossSettings, Segmentat
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 """Network -> groups for the optimizer: `params`, and optionally `lr_factor` and `weight_decay`."""
 
-POSITION_NAMES = ("pos_embed", "rel_pos", "position", "token", "embed.weight")
-"""Parts of parameter names that mark embeddings, which are not decayed."""
+EMBEDDING = re.compile(
+    r"(^|\.)("
+    r"\w+_embed|\w+_token|rel_pos_\w|\w*position\w*"  # a parameter of its own
+    r"|(\w+_embed|\w+_embeddings\.\d+|\w+_tokens?)\.weight"  # nn.Embedding
+    r")$"
+)
+"""Ends of parameter names that mark embeddings (positions, tokens, prompts), which are not decayed. A module
+with such a word in its name, like SAM's `cross_attn_token_to_image` or `patch_embed.proj`, is no embedding."""
 
 
 def all_parameters(network: nn.Module) -> list[dict[str, Any]]:
@@ -35,7 +42,7 @@ def decayed_apart(
     plain: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in parameters:
-        is_spared = parameter.ndim < 2 or any(part in name for part in POSITION_NAMES)
+        is_spared = parameter.ndim < 2 or EMBEDDING.search(name) is not None
         (spared if is_spared else plain).append(parameter)
     groups = [
         {"params": plain, "lr_factor": lr_factor},

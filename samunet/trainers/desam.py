@@ -15,7 +15,13 @@ from samunet.planning.methods.desam import DesamConfig
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.embedding_build import cached_features
 from samunet.trainers.base import TrainingModule, config_of, loss_settings
-from samunet.trainers.losses import LossSettings, SegmentationLoss, foreground_maps, patch_counts
+from samunet.trainers.losses import (
+    LossSettings,
+    SegmentationLoss,
+    foreground_maps,
+    labelled_voxels,
+    patch_counts,
+)
 from samunet.trainers.sam_heads import SamHeadTrainer
 
 INSIDE = 0.5
@@ -61,7 +67,8 @@ class DesamModule(TrainingModule):
         """A point for each slice: points (B, 2), input pixels x, y; classes that it lies on (B, K), 0 or
         1."""
         maps = foreground_maps(outputs, target, self.settings)
-        pixels = torch.stack([_draw_pixel(sample) for sample in maps])
+        labelled = labelled_voxels(target, self.settings)
+        pixels = torch.stack([_draw_pixel(*sample) for sample in zip(maps, labelled[:, 0])])
         rows, columns = pixels.unbind(1)
         numbers = torch.arange(len(maps), device=maps.device)
         covered = network.picture.covered(tuple(target.shape[2:]))
@@ -70,15 +77,18 @@ class DesamModule(TrainingModule):
         return places.flip(1), maps[numbers, :, rows, columns]
 
 
-def _draw_pixel(maps: Tensor) -> Tensor:
-    """Row and column of a pixel of (K, H, W) maps: of a random class that is present, or of none, 1 : 1."""
+def _draw_pixel(maps: Tensor, labelled: Tensor) -> Tensor:
+    """Row and column of a pixel of (K, H, W) maps: of a random class that is present, or of none, 1 : 1.
+
+    Pixels that are not labelled (H, W) may be anything, so they are taken only where a slice has no others.
+    """
     present = maps.flatten(1).any(1).nonzero()[:, 0]
     wants_object = bool(torch.rand(()) < INSIDE)
-    background = ~maps.bool().any(0)
+    background = ~maps.bool().any(0) & labelled
     if len(present) and (wants_object or not background.any()):
         chosen = maps[present[int(torch.randint(len(present), ()))]].bool()
     else:
-        chosen = background
+        chosen = background if background.any() else ~labelled
     places = chosen.nonzero()
     return places[int(torch.randint(len(places), ()))]
 
@@ -93,6 +103,7 @@ class DesamTrainer(SamHeadTrainer):
             outputs=settings.num_outputs - settings.exclusive,
             background=settings.exclusive,
             input_size=settings.input_size,
+            stretched=settings.paper_compat,
             mode=config.mode,
             grid_side=config.grid_side,
             top_prompts=config.top_prompts,

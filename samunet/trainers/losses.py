@@ -61,6 +61,13 @@ def foreground_maps(outputs: int, target: Tensor, settings: LossSettings) -> Ten
     return _prepare(outputs + 1, target, settings).maps[:, 1:]
 
 
+def labelled_voxels(target: Tensor, settings: LossSettings) -> Tensor:
+    """Target -> bool (B, 1, *S): whatever has another label than `ignore`."""
+    if settings.ignore_index is None:
+        return torch.ones_like(target[:, :1], dtype=torch.bool)
+    return ~target[:, -1:].bool() if settings.regions else target != settings.ignore_index
+
+
 class SegmentationLoss(nn.Module):
     """Dice + CE, or Dice + BCE for regions; both with weight 1, so that the sum goes to about -1 (nnU-Net).
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -157,7 +159,7 @@ def test_only_masks_that_are_used_are_decoded_and_nothing_changes(changes, monke
     built = head(**{"grid_side": 3, **changes})
     given, settings = features(built), built.settings
     with torch.no_grad():
-        tokens = built.prompts.points(built.grid_xy(torch.device("cpu")))
+        tokens = built.prompts.points(built.grid_xy(given))
         logits, iou = built.prompted(built.context(given), given, tokens)
         best, chosen = iou.topk(min(settings.top_prompts, len(tokens)), dim=1)
         shares = best.clamp_min(1e-6) / best.clamp_min(1e-6).sum(1, keepdim=True)
@@ -211,10 +213,15 @@ def test_ablations_have_no_dead_parameters(changes, prompted):
     assert not [n for n, p in built.named_parameters() if p.requires_grad and p.grad is None]
 
 
-def test_the_grid_covers_the_square():
-    built = head(grid_side=3)
-    grid = built.grid_xy(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("slice_size", "stretched", "filled"),
+    [((16, 16), False, (64, 64)), ((20, 40), False, (32, 64)), ((20, 40), True, (64, 64))],
+)
+def test_the_grid_covers_the_slice_and_not_the_padding(slice_size, stretched, filled):
+    built = head(grid_side=3, stretched=stretched)
+    grid = built.grid_xy(dataclasses.replace(features(built), output_size=slice_size))
     assert grid.shape == (9, 2)
-    assert torch.allclose(grid.mean(0), torch.full((2,), 31.5))
+    assert torch.allclose(grid.mean(0), torch.tensor([filled[1] / 2 - 0.5, filled[0] / 2 - 0.5]))
+    assert torch.allclose(grid.amax(0), torch.tensor([filled[1] * 5 / 6 - 0.5, filled[0] * 5 / 6 - 0.5]))
     assert grid[1, 0] > grid[0, 0]
     assert grid[1, 1] == grid[0, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, make_plan
@@ -10,6 +12,8 @@ from samunet.trainers import get_trainer
 from samunet.trainers.desam import _draw_pixel
 
 METHOD = "2d_desam"
+IGNORE = dataclasses.replace(CLASSES, ignore=3)
+IGNORE_REGIONS = dataclasses.replace(REGIONS, ignore=3)
 SIZE = 64
 
 
@@ -43,9 +47,25 @@ def test_points_lie_where_their_classes_say():
 
 
 def test_a_slice_without_objects_gives_a_point_outside():
-    assert _draw_pixel(torch.zeros(2, 3, 3)).shape == (2,)
-    full = torch.ones(1, 3, 3)
-    assert _draw_pixel(full).shape == (2,)
+    everywhere = torch.ones(3, 3, dtype=torch.bool)
+    assert _draw_pixel(torch.zeros(2, 3, 3), everywhere).shape == (2,)
+    assert _draw_pixel(torch.ones(1, 3, 3), everywhere).shape == (2,)
+    assert _draw_pixel(torch.zeros(1, 3, 3), ~everywhere).shape == (2,)
+
+
+@pytest.mark.parametrize("labels", [IGNORE, IGNORE_REGIONS], ids=["classes", "regions"])
+def test_no_point_falls_where_nobody_has_labelled(labels):
+    """A scribble: what is not labelled may be the object, so it can't teach that a prompt is bad."""
+    module = module_of(labels)
+    target = quadrant_target()
+    target[:, :, :, 4:8] = labels.ignore_index
+    if labels.has_regions:
+        target = torch.cat([target == 1, target == 2, target == labels.ignore_index], dim=1)
+    torch.manual_seed(0)
+    for _ in range(20):
+        points, _ = module._draw(target, 2, module.network)
+        columns = ((points[:, 0] + 0.5) * PATCH_2D[1] / SIZE).long()
+        assert not ((columns >= 4) & (columns < 8)).any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"mode": "whole_box"}, {"iou_head": False}, {"fusion": False}])
