@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import types
 import typing
@@ -20,6 +21,42 @@ T = TypeVar("T")
 
 class RecordError(SamunetError):
     """A JSON value that does not fit its record; the message starts with the path of the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Range of a number, written beside its type: `Annotated[int, Bounds(1)]`; both ends belong to it.
+
+    Attributes:
+        least / most: the ends.
+        above / below: ends that do not belong to it.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def admits(self, value: float) -> bool:
+        return math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
+
+    def told(self) -> str:
+        """`at least 1`, `from 0 to 1`, `above 0`."""
+        parts = [
+            f"at least {self.least:g}" if self.least > -math.inf else "",
+            f"above {self.above:g}" if self.above > -math.inf else "",
+            f"at most {self.most:g}" if self.most < math.inf else "",
+            f"below {self.below:g}" if self.below < math.inf else "",
+        ]
+        return " and ".join(filter(None, parts)) or "finite"
+
+
+Count = typing.Annotated[int, Bounds(1)]
+Natural = typing.Annotated[int, Bounds(0)]
+Positive = typing.Annotated[float, Bounds(above=0)]
+NotNegative = typing.Annotated[float, Bounds(0)]
+Share = typing.Annotated[float, Bounds(0, 1)]
+"""Numbers in their usual ranges; infinity and NaN are in none."""
 
 
 def to_data(value: Any) -> Any:
@@ -52,6 +89,8 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, data, where)
+    if origin is typing.Annotated:
+        return _within(args[1:], _convert(args[0], data, where), where)
     if origin is typing.Literal:
         if data not in args:
             raise RecordError(f"{where}: {data!r} is not one of {', '.join(map(repr, args))}.")
@@ -67,6 +106,14 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_record(kind, data, where)
     return _convert_scalar(kind, data, where)
+
+
+def _within(notes: Sequence[Any], value: Any, where: str) -> Any:
+    for bounds in (note for note in notes if isinstance(note, Bounds)):
+        if not bounds.admits(value):
+            told = bounds.told() if math.isfinite(value) else "a finite number"
+            raise RecordError(f"{where}: {value} must be {told}.")
+    return value
 
 
 def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -94,7 +141,7 @@ def _convert_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, .
 
 def _convert_record(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object", data)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     unknown = sorted(set(data) - set(fields))
     required = {
@@ -107,6 +154,16 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
         parts = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
         raise RecordError(f"{where}: {' and '.join(parts)}; known keys are {sorted(fields)}.")
     return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a record's fields; one that a subclass declares anew with the plain type keeps its bounds."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for base in filter(dataclasses.is_dataclass, kind.__mro__[1:]):
+        for name, hint in typing.get_type_hints(base, include_extras=True).items():
+            if typing.get_origin(hint) is typing.Annotated and hints[name] == hint.__origin__:
+                hints[name] = hint
+    return hints
 
 
 def _convert_scalar(kind: Any, data: Any, where: str) -> Any:
@@ -190,7 +247,7 @@ def read_json(path: Path) -> Any:
         SamunetError: the file is absent or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SamunetError(f"There is no file {path}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

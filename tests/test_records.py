@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 
 from samunet.errors import SamunetError, unknown_name
 from samunet.records import (
+    Bounds,
+    Count,
+    Natural,
+    Positive,
     RecordError,
+    Share,
     atomic_path,
     content_hash,
     from_data,
@@ -46,6 +52,54 @@ FULL = Outer(
     anything={"free": [1, "two"]},
     file=Path("some") / "file",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranged:
+    count: Count = 1
+    rate: Positive = 1.0
+    share: Share = 0.5
+    below: Annotated[float, Bounds(0, below=1)] | None = None
+    sides: tuple[Natural, ...] = ()
+
+
+def test_numbers_within_their_bounds() -> None:
+    edges = {"count": 1, "rate": 1e-9, "share": 1, "below": 0, "sides": [0, 4]}
+    assert from_data(Ranged, edges) == Ranged(count=1, rate=1e-9, share=1.0, below=0.0, sides=(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"count": 0}, r"\$\.count: 0 must be at least 1\."),
+        ({"rate": 0}, r"\$\.rate: 0\.0 must be above 0\."),
+        ({"rate": math.inf}, r"\$\.rate: inf must be a finite number\."),
+        ({"rate": math.nan}, r"\$\.rate: nan must be a finite number\."),
+        ({"share": 1.1}, r"\$\.share: 1\.1 must be at least 0 and at most 1\."),
+        ({"below": 1}, r"\$\.below: 1\.0 must be at least 0 and below 1\."),
+        ({"sides": [1, -1]}, r"\$\.sides\[1\]: -1 must be at least 0\."),
+        ({"count": 1.5}, r"\$\.count: expected int"),
+    ],
+)
+def test_numbers_out_of_bounds(data: Any, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        from_data(Ranged, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir(Ranged):
+    count: int = 7
+
+
+def test_another_default_in_a_subclass_keeps_the_bounds() -> None:
+    with pytest.raises(RecordError, match="count: 0 must be at least 1"):
+        from_data(Heir, {"count": 0})
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    """Windows editors put one in front of dataset.json."""
+    (tmp_path / "d.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "d.json") == {"a": 1}
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:

@@ -299,6 +299,17 @@ def positive_int(text: str) -> int:
     return int(_positive(text, int))
 
 
+def seed_number(text: str) -> int:
+    """Read a random seed, a whole number from 0 (for argparse)."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, a whole number from 0 to {2**32 - 1}.")
+    return number
+
+
 def positive_float(text: str) -> float:
     """Read a number above zero (for argparse)."""
     return _positive(text, float)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.cli.common import CommandParser, add_device, run_command
+from samunet.cli.common import CommandParser, add_device, run_command, seed_number
 
 EXAMPLES = """\
   samunet_demo
@@ -29,7 +29,7 @@ def build_parser() -> CommandParser:
         metavar="FOLDER",
         help="where everything goes (default ./samunet_demo)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    parser.add_argument("--seed", type=seed_number, default=0, metavar="N", help="random seed (default 0)")
     parser.add_argument("--verbose", action="store_true", help="say more")
     add_device(parser, "to train on")
     return parser

@@ -12,6 +12,7 @@ from samunet.cli.common import (
     add_workers,
     open_workspace,
     run_command,
+    seed_number,
 )
 
 EXAMPLES = """\
@@ -62,7 +63,7 @@ def build_parser() -> CommandParser:
         action="store_true",
         help="declared groups are sites or scanners, not patients: draw single cases in the bootstrap",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of the bootstrap (default 12345)")
+    parser.add_argument("--seed", type=seed_number, metavar="N", help="of the bootstrap (default 12345)")
     add_workers(parser)
     add_common(parser)
     return parser

@@ -18,6 +18,7 @@ from samunet.cli.common import (
     positive_float,
     positive_int,
     run_command,
+    seed_number,
 )
 from samunet.errors import SamunetError
 
@@ -113,7 +114,7 @@ def _add_training(parser: CommandParser) -> None:
     group.add_argument(
         "--time_budget", type=positive_float, metavar="MINUTES", help="shorten the schedule to this time"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
+    group.add_argument("--seed", type=seed_number, metavar="N", help="random seed (default 0)")
     group.add_argument(
         "--set",
         dest="settings",

@@ -16,6 +16,7 @@ from samunet.cli.common import (
     open_workspace,
     positive_int,
     run_command,
+    seed_number,
 )
 
 KINDS = ("bias_field", "gamma", "noise", "blur", "resolution", "ghosting")
@@ -88,7 +89,9 @@ def _add_conditions(parser: CommandParser) -> None:
         default=[1, 2, 3, 4, 5],
         help="1 (slight) to 5 (severe) (default: all)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of fields and noise (default 0)")
+    parser.add_argument(
+        "--seed", type=seed_number, default=0, metavar="N", help="of fields and noise (default 0)"
+    )
     parser.add_argument(
         "--metric",
         choices=("Dice", "IoU", "SurfaceDice", "HD95", "ASSD"),

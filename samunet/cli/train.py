@@ -23,6 +23,7 @@ from samunet.cli.common import (
     positive_float,
     positive_int,
     run_command,
+    seed_number,
 )
 from samunet.errors import SamunetError
 
@@ -81,7 +82,7 @@ def add_schedule(parser: CommandParser) -> argparse._ArgumentGroup:
         metavar="MINUTES",
         help="fit the schedule into this time, caches included, validation excluded",
     )
-    group.add_argument("--seed", type=int, metavar="N", help="random seed (default 0)")
+    group.add_argument("--seed", type=seed_number, metavar="N", help="random seed (default 0)")
     return group
 
 

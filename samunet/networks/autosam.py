@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from samunet.errors import SamunetError
 from samunet.networks.detail import DetailPyramid, wants_image_skip
 from samunet.networks.features import Features
 from samunet.networks.mask_upscaling import upscaled_masks
@@ -56,6 +57,12 @@ class AutoSamHead(SliceHead):
         super().__init__()
         self.settings = settings
         variant, width = settings.variant, settings.width
+        step = 2 * variant.decoder_heads
+        if width % step:
+            raise SamunetError(
+                f"head_width {width}: the heads of SAM's attention need a multiple of {step}, such as "
+                f"--set head_width={max(1, round(width / step)) * step}."
+            )
         self.project = (
             nn.Identity() if width == variant.prompt_dim else nn.Conv2d(variant.prompt_dim, width, 1)
         )

@@ -282,8 +282,8 @@ class DesamHead(SliceHead):
         return torch.cat([zeros_of(logits[:, :1]), logits], dim=1)
 
     def grid_xy(self, features: Features) -> Tensor:
-        """Points (grid_side ** 2, 2) in the middle of equal cells of what the slices fill of the square, input
-        pixels: like the points of training never in the padding."""
+        """Points (grid_side ** 2, 2), input pixels: in the middle of equal cells of what the slices fill of
+        the square, like the points of training never in the padding."""
         side, size = self.settings.grid_side, self.settings.input_size
         filled = (size, size)
         if not self.settings.stretched:

@@ -8,7 +8,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.networks.unet_topology import CONVS_PER_STAGE, UNetTopology, unet_topology
+from samunet.networks.unet_topology import CONVS_PER_STAGE, UNetTopology, require_divisible, unet_topology
 
 SLOPE = 1e-2
 """Slope of the leaky ReLU below zero; the weights are initialised for it."""
@@ -78,5 +78,11 @@ def build_unet(
     *,
     deep_supervision: bool = True,
 ) -> UNet:
-    """The U-Net whose stages follow from patch size and spacing (same axis order, two or three axes)."""
-    return UNet(num_inputs, num_outputs, unet_topology(spacing_mm, patch_size), deep_supervision)
+    """The U-Net whose stages follow from patch size and spacing (same axis order, two or three axes).
+
+    Raises:
+        SamunetError: the stages do not divide the patch.
+    """
+    topology = unet_topology(spacing_mm, patch_size)
+    require_divisible(topology, patch_size)
+    return UNet(num_inputs, num_outputs, topology, deep_supervision)

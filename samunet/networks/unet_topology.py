@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from samunet.errors import SamunetError
+
 MIN_EDGE = 4
 """No axis is pooled below this many voxels."""
 CONVS_PER_STAGE = 2
@@ -87,6 +89,23 @@ def unet_topology(spacing_mm: Sequence[float], patch_size: Sequence[int]) -> UNe
         features=tuple(min(BASE_FEATURES * 2**i, MAX_FEATURES[dimension]) for i in range(len(strides))),
         pools=tuple(pools),
     )
+
+
+def require_divisible(topology: UNetTopology, patch_size: Sequence[int]) -> None:
+    """Refuse a patch that the pooling does not divide; the planner's own are padded.
+
+    Raises:
+        SamunetError: names the next larger patch.
+    """
+    if tuple(patch_size) != topology.patch_size:
+        raise SamunetError(
+            f"A patch of {_by(patch_size)} voxels cannot be halved as often as this U-Net does; take "
+            f"multiples of {_by(topology.divisor)}, such as --set patch_size={list(topology.patch_size)}."
+        )
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def with_widths(topology: UNetTopology, base: int, largest: int) -> UNetTopology:

@@ -59,7 +59,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
     wanted = PlanOptions(
         plans=plan.name,
         spacing_mm=plan.overrides.get("spacing"),
-        encoder=encoder or plan.overrides.get("encoder"),
+        encoder=encoder or options.encoder or plan.overrides.get("encoder"),
         weights=options.weights,
         settings={**plan.overrides.get("settings", {}), **structural},
         goal=plan.goal,

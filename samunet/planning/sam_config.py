@@ -8,35 +8,36 @@ from typing import Literal
 from samunet.networks.sam.variants import SamVariant
 from samunet.planning.cache_storage import Storage
 from samunet.planning.methods import MethodConfig
+from samunet.records import Count, Natural, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamHeadConfig(MethodConfig):
     """Settings of every 2D head without prompts on a SAM encoder (AutoSAM, arXiv 2306.13731)."""
 
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Peak learning rate of AdamW (the paper's value for a frozen encoder)."""
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     """Weight decay of AdamW."""
-    warmup_steps: int = 250
+    warmup_steps: Natural = 250
     """Steps of linear warm-up before the polynomial decay."""
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether the SAM encoder keeps its pretrained weights or is trained too (then nothing is cached)."""
     encoder_weights: str | None = None
     """`random` forces a randomly initialised encoder (speed figures, tests); None takes the plan's choice."""
-    encoder_learning_rate_factor: float = 1.0
+    encoder_learning_rate_factor: Positive = 1.0
     """Learning rate of the trained encoder relative to the head's (below 1 for a pretrained encoder)."""
     cache: bool = True
     """Keep the frozen encoder's outputs on disk instead of encoding in every step."""
-    views: int = 6
+    views: Count = 6
     """Augmented views stored per slice in the embedding cache; the first is the plain slice."""
     cache_storage: str = "fp16"
     """How the cache keeps embeddings: `fp16`, `int8`, or `pca:N` (N principal components, in int8)."""
-    slice_context: int = 0
+    slice_context: Natural = 0
     """Neighbouring slices on each side that are given as further channels (0: single slices)."""
     channel_map: Literal["fixed", "stem"] = "fixed"
     """Channels to SAM's three by a fixed map, or by a trainable 1x1 stem (then nothing is cached)."""
-    head_width: int | None = None
+    head_width: Count | None = None
     """Base width of the head; None scales it with the encoder (the method's page has the values)."""
     paper_compat: bool = False
     """Behave like the paper's public code where it differs from the sound choice."""

@@ -27,7 +27,7 @@ from samunet.planning.memory import (
     memory_gb,
     step_seconds,
 )
-from samunet.planning.methods import build_config, get_method, known_settings
+from samunet.planning.methods import build_config, get_method, known_settings, settings_of
 from samunet.planning.plan import RANDOM, DataConfiguration, Forecast
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import PartCost, attention_bias_values, encoder_cost
@@ -158,7 +158,7 @@ def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVari
     Raises:
         SamunetError: the encoder asked for is unknown, refused, or has no weights.
     """
-    user = known_settings(spec.config, context.settings)
+    user = settings_of(spec.config, context.settings)
     data = context.data["2d"]
     if context.encoder is not None:
         variant = get_variant(context.encoder)
@@ -171,6 +171,7 @@ def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVari
     large = [variant for variant in at_hand if not variant.from_scratch]
     if not large:
         tiny = VARIANTS["vit_tiny"]
+        require_weights(context, tiny, user)
         return [(tiny, size) for size in input_sizes(tiny, data, pretrained=tiny in at_hand)]
     sizes = input_sizes(large[0], data, pretrained=True)
     # A small encoder stands in only at its own size: a larger one would shrink where the large one begins.
@@ -187,8 +188,16 @@ def require_weights(context: PlanningContext, variant: SamVariant, user: dict[st
     Raises:
         SamunetError: says how to get weights or do without.
     """
-    forced = user.get("encoder_weights") == RANDOM or user.get("encoder") == "full"
-    if variant.name in context.weights or variant.from_scratch or forced:
+    if variant.name in context.weights or user.get("encoder_weights") == RANDOM:
+        return
+    if variant.from_scratch and user.get("encoder") == "frozen":
+        raise SamunetError(
+            f"--set encoder=frozen: there are no weights of {variant.name}, and random ones should not be "
+            "frozen. "
+            "Put weights into the weights folder or name them with -w, leave the setting out to train the "
+            "encoder too, or (as a control) add --set encoder_weights=random."
+        )
+    if variant.from_scratch or user.get("encoder") == "full":
         return
     raise SamunetError(
         f"There are no weights of the encoder {variant.name}. Fetch them with `samunet_download_weights "
@@ -209,7 +218,7 @@ def input_sizes(variant: SamVariant, data: DataConfiguration, *, pretrained: boo
 
 def evaluate(context: PlanningContext, spec: HeadSpec, variant: SamVariant, input_size: int) -> SamOption:
     """Cost of one option in the better of its ways: with a cache of as many views as fit, or without."""
-    user = known_settings(spec.config, context.settings)
+    user = settings_of(spec.config, context.settings)
     weights = RANDOM if user.get("encoder_weights") == RANDOM else context.weights.get(variant.name, "none")
     ways = _ways(weights, {**context.settings})
     options = [_cost_out(context, spec, _Way(variant, input_size, weights, {**way, **user})) for way in ways]

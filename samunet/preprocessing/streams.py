@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from samunet.errors import SamunetError
 
 PREFETCH = 4
 """Batches that each worker prepares ahead."""
@@ -23,14 +26,29 @@ class SampleSource(Protocol):
         """The sample: the same for the same key in every process."""
 
 
-class _Samples(Dataset[Sample]):
+class _Samples(Dataset[Any]):
     """A map-style dataset whose keys are whatever the source understands."""
 
     def __init__(self, source: SampleSource) -> None:
         self.source = source
 
-    def __getitem__(self, key: Any) -> Sample:
-        return self.source.sample(key)
+    def __getitem__(self, key: Any) -> Sample | _Refusal:
+        try:
+            return self.source.sample(key)
+        except SamunetError as error:
+            return _Refusal(str(error))
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A message to the user that arose in a worker; the loader would wrap the error in its traceback."""
+
+    message: str
+
+
+def _stacked(samples: list[Sample | _Refusal]) -> Sample | _Refusal:
+    refused = [sample for sample in samples if isinstance(sample, _Refusal)]
+    return refused[0] if refused else default_collate(samples)
 
 
 class _Keys:
@@ -59,6 +77,7 @@ class BatchStream:
         loader = DataLoader(
             _Samples(source),
             batch_sampler=_Keys(keys),
+            collate_fn=_stacked,
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
             pin_memory=device.type == "cuda",
@@ -73,7 +92,10 @@ class BatchStream:
         return self
 
     def __next__(self) -> Sample:
-        return next(self._batches)
+        batch = next(self._batches)
+        if isinstance(batch, _Refusal):
+            raise SamunetError(batch.message)
+        return batch
 
     def close(self) -> None:
         """End the workers now, not when the garbage collector finds them."""

@@ -27,7 +27,7 @@ EMBEDDING = re.compile(
     r")$"
 )
 """Ends of parameter names that mark embeddings (positions, tokens, prompts), which are not decayed. A module
-with such a word in its name, like SAM's `cross_attn_token_to_image` or `patch_embed.proj`, is no embedding."""
+with such a word in its name, like SAM's `cross_attn_token_to_image` or `patch_embed.proj`, is none."""
 
 
 def all_parameters(network: nn.Module) -> list[dict[str, Any]]:

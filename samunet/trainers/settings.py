@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from samunet.errors import SamunetError, unknown_name
+from samunet.networks.sam.variants import PATCH
 from samunet.planning.methods import Method, build_config, get_method
 from samunet.planning.plan import Configuration, Plan
 from samunet.records import from_data, to_data
@@ -40,9 +41,9 @@ def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name
             changed[key] = value
         else:
             raise unknown_name(f"setting of {method.name}", key, [*known, *CONFIGURATION_FIELDS])
-    build_config(method, changed["settings"])  # refuses wrong types
+    build_config(method, changed["settings"])  # refuses wrong types and values
     configuration = from_data(Configuration, changed, where="--set")
-    _check(configuration)
+    _check(configuration, method.dimension)
     return dataclasses.replace(plan, configurations={**plan.configurations, name: configuration})
 
 
@@ -82,18 +83,17 @@ def _with_method(configuration: Configuration, method: Method) -> Configuration:
     return dataclasses.replace(configuration, method=method.name, settings=kept, encoder=encoder)
 
 
-def _check(configuration: Configuration) -> None:
-    lengths = {"epochs", "iterations", "accumulate", "val_iterations"}
-    faults = [
-        f"{key}={value}" for key, value in configuration.settings.items() if key in lengths and value < 1
-    ]
+def _check(configuration: Configuration, dimension: int) -> None:
     if configuration.batch_size < 1:
-        faults.append(f"batch_size={configuration.batch_size}")
-    if faults:
-        raise SamunetError(f"--set {', '.join(faults)}: must be at least 1.")
-    rate = configuration.settings.get("learning_rate", 1.0)
-    if not rate > 0:
-        raise SamunetError(f"--set learning_rate={rate}: must be above 0.")
+        raise SamunetError(f"--set batch_size={configuration.batch_size}: must be at least 1.")
+    patch, side = configuration.patch_size, configuration.input_size
+    if len(patch) != dimension or min(patch) < 1:
+        raise SamunetError(
+            f"--set patch_size={list(patch)}: {configuration.name} needs {dimension} numbers of voxels, "
+            "at least 1 each."
+        )
+    if side is not None and (side < PATCH or side % PATCH):
+        raise SamunetError(f"--set input_size={side}: must be a multiple of {PATCH}, SAM's patch.")
     outside = [axis for axis in configuration.mirror_axes if not 0 <= axis < len(configuration.patch_size)]
     if outside:
         raise SamunetError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from samunet.networks.student import StudentUNet, build_swin_unetr
+from samunet.networks.unet_topology import require_divisible
 from samunet.planning.methods import MethodConfig
 from samunet.planning.methods.student import SWIN_FEATURES, StudentConfig, student_topology
 from samunet.planning.plan import Configuration, Plan
@@ -42,6 +43,7 @@ class StudentTrainer(MethodTrainer):
             return build_swin_unetr(inputs, outputs, configuration.patch_size, SWIN_FEATURES[config.network])
         spacing_mm = plan.data_of(configuration).spacing_mm
         topology = student_topology(config, tuple(spacing_mm), tuple(configuration.patch_size))
+        require_divisible(topology, configuration.patch_size)
         return StudentUNet(inputs, outputs, topology)
 
     @classmethod

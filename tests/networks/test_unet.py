@@ -65,6 +65,11 @@ def test_widths_are_capped_and_weights_follow_he() -> None:
     assert not layer.bias.any()
 
 
+def test_a_patch_that_the_pooling_does_not_divide_is_refused_with_the_next_one() -> None:
+    with pytest.raises(SamunetError, match=r"30x31 voxels.*multiples of 8x8.*patch_size=\[32, 32\]"):
+        build_unet(1, 2, (30, 31), (1.0, 1.0))
+
+
 def test_a_patch_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(SamunetError, match="too small"):
         build_unet(1, 2, (6, 6), (1.0, 1.0))

@@ -45,6 +45,13 @@ def test_another_encoder(workspace: Workspace, planned: Plan) -> None:
     assert again is planned
 
 
+def test_the_encoder_of_the_plan_stays_where_it_is_named(workspace: Workspace, planned: Plan) -> None:
+    """Random weights of no named encoder are those of ViT-B, for figures of speed."""
+    named = Overrides(encoder="vit_tiny", settings={"encoder_weights": "random"})
+    assert planned.configuration("2d_cnn").encoder == "vit_tiny"
+    assert replan(workspace, planned, "2d_cnn", named).configuration("2d_cnn").encoder == "vit_tiny"
+
+
 def test_structural_settings(workspace: Workspace, planned: Plan) -> None:
     derived = replan(workspace, planned, "2d_cnn", Overrides(settings={"slice_context": 1, "epochs": 2}))
     assert derived.configuration("2d_cnn").settings["slice_context"] == 1

@@ -92,6 +92,28 @@ def test_full_encoder_is_not_cached():
     assert chosen.forecast.trainable == chosen.forecast.parameters
 
 
+def test_a_users_setting_stands_above_the_recipe_also_where_it_is_the_methods_default():
+    """Without weights the rows' recipe trains the encoder with 1e-3 and no cache; large patches are
+    checkpointed."""
+    default = get_method("2d_cnn").config().learning_rate
+    assert planned().configurations["2d_cnn"].settings["learning_rate"] != default
+    plan = planned(settings={"learning_rate": default})
+    assert "learning_rate" not in plan.configurations["2d_cnn"].settings
+    assert planned(budget="8 GB", weights="official").configurations["3d_adapter"].settings["checkpointing"]
+    never = planned(budget="8 GB", weights="official", settings={"checkpointing": False})
+    assert "checkpointing" not in getattr(never.configurations.get("3d_adapter"), "settings", {})
+
+
+def test_nothing_is_frozen_without_weights_unless_it_is_meant():
+    for weights, settings in (("none", {"encoder": "frozen"}), ("none", {"encoder": "frozen", "views": 1})):
+        with pytest.raises(SamunetError, match="encoder_weights=random"):
+            planned(weights=weights, settings=settings)
+    plan = planned(weights="official", settings={"encoder": "frozen"})
+    assert "encoder" not in plan.configurations["2d_cnn"].settings
+    plan = planned(settings={"encoder": "frozen", "encoder_weights": "random"})
+    assert plan.configurations["2d_cnn"].encoder_weights == "random"
+
+
 def test_an_image_skip_on_a_frozen_encoder_is_counted_and_left_to_heads_that_have_one():
     plain = planned(weights="official", encoder="vit_b")
     plan = planned(weights="official", encoder="vit_b", settings={"image_skip": True})

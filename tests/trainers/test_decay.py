@@ -45,5 +45,9 @@ def test_embeddings_of_other_networks_are_spared_too() -> None:
         "swin.layers1.0.blocks.0.attn.relative_position_bias_table": (169, 3),
         "iou_tokens.weight": (3, 8),
     }
-    kernels = {"encoder.patch_embed.slices": (8, 16), "tokenizer.weight": (8, 8), "positions.proj.weight": (8, 8)}
+    kernels = {
+        "encoder.patch_embed.slices": (8, 16),
+        "tokenizer.weight": (8, 8),
+        "positions.proj.weight": (8, 8),
+    }
     assert spared(shapes | kernels) == set(shapes)

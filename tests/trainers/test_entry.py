@@ -108,8 +108,12 @@ def test_unknown_settings_and_wrong_values(request_fcn: RunRequest) -> None:
     for settings, told in (
         ({"witdh": 3}, "width"),
         ({"width": "wide"}, "expected int"),
-        ({"epochs": 0}, "epochs=0"),
+        ({"epochs": 0}, "epochs: 0 must be at least 1"),
+        ({"learning_rate": 0.0}, "must be above 0"),
+        ({"oversample_foreground": 3}, "at most 1"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"patch_size": [8, 8, 8]}, "needs 2 numbers"),
+        ({"patch_size": [0, 8]}, "at least 1 each"),
         ({"mirror_axes": [2]}, "no axes"),
         ({"patch_size": "big"}, "patch_size"),
     ):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from samunet.errors import SamunetError, unknown_name
-from samunet.records import RecordError, from_data
+from samunet.records import Count, Natural, NotNegative, Positive, RecordError, Share, from_data
 
 if TYPE_CHECKING:
     from samunet.planning.candidates import Candidate, PlanningContext
@@ -45,21 +45,21 @@ class MethodConfig:
     Each field can be set with `--set name=value`; the plan stores only what differs from the defaults.
     """
 
-    epochs: int = 100
+    epochs: Count = 100
     """Length of the schedule in epochs."""
-    iterations: int = 250
+    iterations: Count = 250
     """Training steps an epoch."""
-    val_iterations: int = 20
+    val_iterations: Count = 20
     """Validation steps an epoch (patch Dice, not whole cases)."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 1e-2
+    weight_decay: NotNegative = 1e-2
     """Weight decay of the optimizer."""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """Steps of linear warm-up before the polynomial decay."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches accumulated before an optimizer step."""
-    oversample_foreground: float = 0.33
+    oversample_foreground: Share = 0.33
     """Share of each batch that is forced to contain foreground."""
     augmentation: AugmentationPreset = "full"
     """Preset: nnU-Net's `full`, `light`, `none`, or `generalize` for data from other scanners."""
@@ -149,8 +149,14 @@ def _import_outside(dotted: str) -> Method:
     return named[0]
 
 
-def known_settings(config: type[MethodConfig], settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that this method has and that differ from its defaults."""
+def settings_of(config: type[MethodConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that this method has; a user's stand above the recipe of a row, defaults too."""
+    known = {f.name for f in dataclasses.fields(config)}
+    return {key: value for key, value in settings.items() if key in known}
+
+
+def known_settings(config: type[MethodConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that this method has and that differ from its defaults, as a plan stores them."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     return {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
 

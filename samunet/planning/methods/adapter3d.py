@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from samunet.networks.sam.variants import VARIANTS, SamVariant, get_variant
 from samunet.planning.candidates import Candidate, PlanningContext
@@ -24,6 +24,7 @@ from samunet.planning.methods import (
     get_method,
     known_settings,
     register,
+    settings_of,
 )
 from samunet.planning.plan import RANDOM, Configuration, DataConfiguration, Forecast
 from samunet.planning.sam_options import require_weights
@@ -40,37 +41,40 @@ from samunet.planning.standing import (
     suits_dimension,
 )
 from samunet.planning.volume_costs import VolumeInput, volume_cost
+from samunet.records import Bounds, Count, Natural, NotNegative, Positive
+
+TokenSide = Literal[1, 2, 4]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig(MethodConfig):
     """Settings of `3d_adapter` (AutoProSAM, arXiv 2308.14936)."""
 
-    epochs: int = 200
+    epochs: Count = 200
     """Length of the schedule in epochs, both stages together."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Peak learning rate of AdamW (the paper's)."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay of AdamW (the paper's code has none)."""
-    warmup_steps: int = 500
+    warmup_steps: Natural = 500
     """Steps of linear warm-up in the first stage."""
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether SAM's own weights are kept, or trained too (as they must be where none are pretrained)."""
     encoder_weights: str | None = None
     """`random` forces a randomly initialised frozen encoder (speed figures, tests); None takes the plan's."""
-    encoder_learning_rate_factor: float = 1.0
+    encoder_learning_rate_factor: Positive = 1.0
     """Learning rate of SAM's own weights, when they are trained, relative to the rest."""
-    token_size: tuple[int, ...] = (4, 4, 4)
+    token_size: tuple[TokenSide, TokenSide, TokenSide] = (4, 4, 4)
     """Voxels that a token covers along z, y and x of the patch: each 1, 2 or 4 (the paper: 4)."""
-    window: int = 8
+    window: Count = 8
     """Side of the attention windows in tokens."""
-    adapter_width: int | None = None
+    adapter_width: Count | None = None
     """Channels inside an adapter; None takes half of the encoder's width, as the paper's code."""
-    neck_width: int | None = None
+    neck_width: Count | None = None
     """Channels of the feature maps; None scales the paper's 256 with the encoder (64 for vit_tiny)."""
-    decoder_width: int | None = None
+    decoder_width: Count | None = None
     """Channels of the decoder; None takes half of neck_width, as the paper's code."""
-    generator_width: int | None = None
+    generator_width: Count | None = None
     """Channels of the generator's first level; None takes neck_width / 16 as the paper's code, at least 8."""
     paper_relu: bool = False
     """Adapters end in a ReLU and start at random, as in the public code."""
@@ -86,9 +90,9 @@ class AdapterConfig(MethodConfig):
     """Refinement of the logits at full resolution (ours; the paper's decoder ends at stride 2)."""
     stages: Literal["two", "one"] = "two"
     """Two training stages, the generator in the second, or the public code's single one."""
-    first_stage: float = 0.5
+    first_stage: Annotated[float, Bounds(above=0, below=1)] = 0.5
     """Share of the epochs that the first of two stages takes."""
-    second_stage_factor: float = 0.1
+    second_stage_factor: NotNegative = 0.1
     """Learning rate of the encoder's trained parts in the second stage, relative to the generator's."""
     checkpointing: bool = False
     """Compute the activations of each block again in the backward pass: less memory, a third more work."""
@@ -176,7 +180,7 @@ def row(context: PlanningContext) -> Candidate:
 
 def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
     """Encoder and its weights: the user's, else ViT-B or the next larger one at hand, else vit_tiny."""
-    user = known_settings(AdapterConfig, context.settings)
+    user = settings_of(AdapterConfig, context.settings)
     forced = user.get("encoder_weights") == RANDOM
     if context.encoder is not None:
         variant = get_variant(context.encoder)
@@ -188,6 +192,7 @@ def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
     if at_hand:
         variant = min(at_hand, key=lambda v: v.width)
         return variant, context.weights[variant.name]
+    require_weights(context, VARIANTS["vit_tiny"], user)
     return VARIANTS["vit_tiny"], context.weights.get("vit_tiny", "none")
 
 
@@ -228,7 +233,7 @@ def _option(
 ) -> _Option:
     """The way that needs the least time within the memory: whole batch, checkpointing, one sample at a
     time."""
-    user = known_settings(AdapterConfig, context.settings)
+    user = settings_of(AdapterConfig, context.settings)
     start = FULL_FROM_SCRATCH if weights == "none" else {}
     ways = [(STEP_BATCH, 1, False), (STEP_BATCH, 1, True), (1, STEP_BATCH, False), (1, STEP_BATCH, True)]
     made = []

@@ -10,13 +10,14 @@ from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SkipHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
+from samunet.records import Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoSamConfig(SkipHeadConfig):
     """Settings of `2d_autosam`. `head_width` None: the encoder's prompt width (256 for the official ones)."""
 
-    class_chunk: int | None = None
+    class_chunk: Count | None = None
     """Classes decoded at once (copies of the embedding in memory); None decodes all together."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from samunet.networks.sam.variants import PAPER_CNN_WIDTH
 from samunet.planning.candidates import Candidate, PlanningContext
@@ -11,6 +12,7 @@ from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SkipHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
+from samunet.records import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class CnnConfig(SkipHeadConfig):
     None: 48 (vit_b), 64 (vit_l, vit_h), 16 (vit_tiny), 8 (vit_micro); 64 with `paper_compat`.
     """
 
-    num_depth: int = 4
+    num_depth: Annotated[int, Bounds(2, 6)] = 4
     """Stages of the decoder, 2 to 6; its bottom has head_width * 2 ** num_depth channels. Paper: 4."""
 
 

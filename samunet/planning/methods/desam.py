@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from samunet.errors import SamunetError
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.desam_costs import DEPTHS, desam_head_cost
 from samunet.planning.head_costs import HeadInput
@@ -13,39 +12,31 @@ from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
+from samunet.records import Bounds, Count, Natural, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class DesamConfig(SamHeadConfig):
     """Settings of `2d_desam` (DeSAM, arXiv 2306.00499)."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """Peak learning rate of AdamW (the paper's, for Adam)."""
     mode: Literal["grid_points", "whole_box"] = "grid_points"
     """Prompts: points in or off the object (at prediction those of a grid), or one box around everything."""
-    grid_side: int = 9
+    grid_side: Count = 9
     """Points along a side of the grid at prediction."""
-    top_prompts: int = 1
+    top_prompts: Count = 1
     """Masks that each class averages, weighted by predicted IoU; 1 takes the best."""
-    min_iou: float = 0.0
+    min_iou: Annotated[float, Bounds(0, below=1)] = 0.0
     """Least predicted IoU of a prompt; a class without one is absent from the slice (the code: 0.5)."""
-    context_blocks: tuple[int, ...] | None = None
+    context_blocks: tuple[Natural, ...] | None = None
     """Three 0-based encoder blocks that give the context; None takes the global ones but the last."""
-    iou_weight: float = 10.0
+    iou_weight: NotNegative = 10.0
     """Weight of the squared error of the predicted IoU beside Dice and cross entropy."""
     iou_head: bool = True
     """Learn how good a prompt is (the paper's ablation switches it off)."""
     fusion: bool = True
     """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.grid_side < 1 or self.top_prompts < 1 or not 0 <= self.min_iou < 1:
-            raise SamunetError(
-                f"2d_desam: grid_side={self.grid_side}, top_prompts={self.top_prompts}, "
-                f"min_iou={self.min_iou:g}: the first two must be at least 1, min_iou from 0 to below 1. "
-                "Correct it with --set key=value."
-            )
 
 
 def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:

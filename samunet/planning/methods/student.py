@@ -29,11 +29,13 @@ from samunet.planning.methods import (
     get_method,
     known_settings,
     register,
+    settings_of,
 )
 from samunet.planning.methods.unet import unet_request
 from samunet.planning.plan import Configuration, DataConfiguration
 from samunet.planning.rules import plan_unet_patch
 from samunet.planning.standing import NEVER, length_reason, shortage
+from samunet.records import Count, Natural, Positive
 
 NAME = "3d_student"
 SWIN_FEATURES = {"swin_unetr_tiny": 12, "swin_unetr_small": 24}
@@ -47,19 +49,19 @@ RESIDUAL_UNET = "residual_unet"
 class StudentConfig(MethodConfig):
     """Settings of `3d_student`: AdamW, because one recipe must train convolutions and transformers."""
 
-    epochs: int = 300
+    epochs: Count = 300
     """Length of the schedule in epochs."""
-    val_iterations: int = 50
+    val_iterations: Count = 50
     """Validation steps an epoch (patch Dice, not whole cases)."""
-    warmup_steps: int = 250
+    warmup_steps: Natural = 250
     """Steps of linear warm-up before the polynomial decay."""
-    gradient_clip: float = 1.0
+    gradient_clip: Positive = 1.0
     """Largest norm of the gradient."""
     network: Literal["residual_unet", "swin_unetr_tiny", "swin_unetr_small"] = "residual_unet"
     """Residual U-Net, or MONAI's SwinUNETR with 12 or 24 features (needs the package `monai`)."""
-    base_width: int = 16
+    base_width: Count = 16
     """Channels of the residual U-Net at full resolution, doubled per stage; half of `3d_unet`'s."""
-    largest_width: int = 96
+    largest_width: Count = 96
     """Most channels of a stage of the residual U-Net; keeps it below five million parameters."""
     deep_supervision: bool = True
     """Dice and cross entropy at every level of the residual U-Net's decoder; SwinUNETR has one output."""
@@ -123,10 +125,10 @@ def row(context: PlanningContext) -> Candidate:
 
 def _settings(context: PlanningContext) -> dict[str, Any]:
     """The user's settings over what the network asks for."""
-    user = known_settings(StudentConfig, context.settings)
+    user = settings_of(StudentConfig, context.settings)
     if user.get("network") in SWIN_FEATURES:
-        return known_settings(StudentConfig, {"learning_rate": SWIN_LEARNING_RATE, **user})
-    return user
+        user = {"learning_rate": SWIN_LEARNING_RATE, **user}
+    return known_settings(StudentConfig, user)
 
 
 def _load(

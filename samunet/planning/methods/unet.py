@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from samunet.networks.unet_topology import unet_cost
 from samunet.planning.candidates import Candidate, PlanningContext
@@ -30,25 +31,26 @@ from samunet.planning.standing import (
     suits_dimension,
     thick_slices,
 )
+from samunet.records import Bounds, Count, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(MethodConfig):
     """Settings of the U-Nets: nnU-Net's recipe."""
 
-    epochs: int = 1000
+    epochs: Count = 1000
     """Length of the schedule in epochs."""
-    iterations: int = 250
+    iterations: Count = 250
     """Training steps an epoch."""
-    val_iterations: int = 50
+    val_iterations: Count = 50
     """Validation steps an epoch (patch Dice, not whole cases)."""
-    learning_rate: float = 1e-2
+    learning_rate: Positive = 1e-2
     """Learning rate of SGD at the start; falls polynomially with exponent 0.9, once an epoch."""
-    weight_decay: float = 3e-5
+    weight_decay: NotNegative = 3e-5
     """Weight decay of SGD."""
-    momentum: float = 0.99
+    momentum: Annotated[float, Bounds(0, below=1)] = 0.99
     """Nesterov momentum of SGD."""
-    gradient_clip: float = 12.0
+    gradient_clip: Positive = 12.0
     """Largest norm of the gradient."""
     deep_supervision: bool = True
     """Loss at every level of the decoder, weights halving per level, the lowest left out."""
