@@ -20,6 +20,7 @@ from samunet.evaluation.scores import Evaluation
 from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
+from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
@@ -28,7 +29,6 @@ from samunet.workspace import (
     SUMMARY_FILE,
     Workspace,
     fold_folder,
-    training_command,
     validation_folder,
 )
 
@@ -194,9 +194,9 @@ def _check_complete(
     for name, fold in sorted(fold_of_case.items()):
         if not (validation_folder(model_folder, fold) / f"{name}{ending}").is_file():
             lacking.setdefault(fold, []).append(name)
-    train = _train_command(model_folder, dataset.name)
+    first = next(iter(runs.values()))
     faults = [
-        f"fold {fold} lacks {_few(names)}: {train.replace('FOLD', str(fold))} --val"
+        f"fold {fold} lacks {_few(names)}: {_command(model_folder, dataset.name, fold, runs[fold], '--val')}"
         for fold, names in sorted(lacking.items())
     ]
     elsewhere = _splits_of(workspace, dataset.name, runs)
@@ -205,11 +205,11 @@ def _check_complete(
     for name in absent:
         if name in elsewhere:
             untrained.setdefault(elsewhere[name], []).append(name)
-    faults += [
-        f"fold {fold} is not trained, {_few(names)}: {train.replace('FOLD', str(fold))}"
-        + " --c" * (fold_folder(model_folder, fold) / LATEST).exists()
-        for fold, names in sorted(untrained.items())
-    ]
+    for fold, names in sorted(untrained.items()):
+        folder = fold_folder(model_folder, fold)
+        flags = ["--c"] * (folder / LATEST).exists()
+        command = _command(model_folder, dataset.name, fold, read_run(folder) or first, *flags)
+        faults.append(f"fold {fold} is not trained, {_few(names)}: {command}")
     if faults:
         count = sum(map(len, (*lacking.values(), *untrained.values())))
         raise SamunetError(
@@ -235,9 +235,11 @@ def _splits_of(workspace: Workspace, dataset: str, runs: Mapping[int, RunRecord]
     return {}
 
 
-def _train_command(model_folder: Path, dataset: str) -> str:
+def _command(model_folder: Path, dataset: str, fold: int, like: RunRecord, *flags: str) -> str:
     configuration, plans, *tag = model_folder.name.split("__")
-    return training_command(dataset, configuration, ["FOLD"], plans=plans, tag=tag[0] if tag else None)
+    return command_like(
+        like, dataset, configuration, [fold], plans=plans, tag=tag[0] if tag else None, flags=flags
+    )
 
 
 def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:

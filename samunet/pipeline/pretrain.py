@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from samunet.pipeline.pretrain_result import check_target, write_half, write_res
 from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
 from samunet.records import from_data, read_json, to_data
 from samunet.trainers.checkpoint import LATEST
+from samunet.trainers.claim import claimed
 from samunet.trainers.devices import choose_device, worker_count
 from samunet.trainers.pretrain_run import PretrainRun
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
@@ -117,11 +119,13 @@ def pretrain(
     device = choose_device(options.device)
     teacher = _teacher(workspace, options, device)
     start = _start(workspace, options)
-    if options.overwrite and folder.exists():
-        shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of this run
-    sources = find_sources(workspace, options)
     reporter = make_reporter() if reporter is None else reporter
-    try:
+    with ExitStack() as held:
+        held.callback(reporter.close)
+        held.enter_context(claimed(folder))
+        if options.overwrite and folder.exists():
+            shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of it
+        sources = find_sources(workspace, options)
         run = PretrainRun(
             settings=options.settings,
             data=list(sources.described),
@@ -137,14 +141,11 @@ def pretrain(
             run.resume(folder / LATEST)
         elif options.time_budget_minutes is not None:
             run.fit_to_budget(options.time_budget_minutes)
-        status = run.train()
-    finally:
-        reporter.close()
-    if status == "interrupted":
-        return PretrainOutcome(None, folder)
-    write_result(run, target)
-    if options.pair:
-        write_half(run, target)
+        if run.train() == "interrupted":
+            return PretrainOutcome(None, folder)
+        write_result(run, target)
+        if options.pair:
+            write_half(run, target)
     return PretrainOutcome(target, folder)
 
 

@@ -232,6 +232,7 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         folder=fold_folder(prepared.model_folder, options.fold),
         splits=options.splits,
         settings=options.settings,
+        encoder=options.encoder,
         weights=weights if is_file else None,
         weights_folder=workspace.weights if is_file or weights is None else weights,
         embedding_folder=lambda signature: workspace.embedding_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from samunet.trainers.batches import PatchSource
 from samunet.trainers.budget import fit_schedule, recipe_phases
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
+from samunet.trainers.claim import claimed
 from samunet.trainers.devices import (
     Precision,
     choose_device,
@@ -86,8 +88,8 @@ def train_fold(request: RunRequest, reporter: Reporter | None = None) -> Trainin
     seed = request.seed or 0
     reporter = make_reporter() if reporter is None else reporter
     try:
-        with fixed_random(seed):
-            run = _prepare(request, seed, found, reporter)
+        with ExitStack() as held, fixed_random(seed):
+            run = _prepare(request, seed, found, reporter, held)
             _settle_samples_and_schedule(request, run, found, started)
             if run.device.type == "cuda":
                 torch.backends.cudnn.benchmark = True
@@ -114,6 +116,7 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
             request,
             settings=request.settings or dict(told.get("settings", {})),
             method=request.method or told.get("method"),
+            encoder=request.encoder or told.get("encoder"),
             weights=request.weights or (Path(told["weights"]) if told.get("weights") else None),
             time_budget_minutes=minutes,
             seed=found.seed if request.seed is None else request.seed,
@@ -122,8 +125,10 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
     )
 
 
-def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter) -> TrainingRun:
-    """Everything but the samples and the length of the schedule."""
+def _prepare(
+    request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter, held: ExitStack
+) -> TrainingRun:
+    """Everything but the samples and the length of the schedule; `held` gets the claim to the folder."""
     plan = apply_overrides(request.plan, request.configuration, request.settings, request.method)
     configuration = plan.configuration(request.configuration)
     method = get_method(configuration.method)
@@ -138,7 +143,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         refuse_cached(method.name)
     cases = (tuple(request.split.train), tuple(request.split.val))
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
-    resume_from = _claim_folder(request, identity, found, pretrained)
+    resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
+    held.enter_context(claimed(request.folder))
     device = choose_device(request.device)
     _warn_of_device(plan, device, reporter)
     if device.type == "cpu" and config.precision == "auto" and cpu_has_bf16():
@@ -196,7 +202,7 @@ def _check_cases(request: RunRequest) -> None:
         )
 
 
-def _claim_folder(
+def _checkpoint_to_continue(
     request: RunRequest, identity: Identity, found: RunRecord | None, pretrained: PretrainedFile | None
 ) -> Checkpoint | None:
     if not request.resume:
@@ -245,6 +251,7 @@ def _overrides(request: RunRequest) -> dict[str, Any]:
     given: dict[str, Any] = {
         "settings": dict(request.settings),
         "method": request.method,
+        "encoder": request.encoder,
         "splits": request.splits,
         "weights": None if request.weights is None else str(request.weights),
         "time_budget_minutes": request.time_budget_minutes,

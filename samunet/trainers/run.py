@@ -37,6 +37,7 @@ class RunRequest:
         case_folder: preprocessed cases of the configuration's data.
         folder: of the run (results/.../fold_K).
         splits: scheme that `split` is from, for the record; None is the default.
+        encoder: the user's choice of encoder, for the record; the plan has it already.
         weights: encoder file to start from (`-w`); None takes what the plan says from `weights_folder`.
         embedding_folder: signature -> folder of the embedding cache; None never caches.
         cache_limit_gb: largest embedding cache; None takes what is free on the disk.
@@ -58,6 +59,7 @@ class RunRequest:
     splits: str | None = None
     method: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    encoder: str | None = None
     weights: Path | None = None
     weights_folder: Path | None = None
     embedding_folder: Callable[[str], Path] | None = None

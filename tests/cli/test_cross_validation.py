@@ -41,6 +41,7 @@ def test_folds_one_after_the_other(
     # --c: fold 0 is finished, the others begin with its settings, one whose validation is gone is validated.
     shutil.rmtree(model / "fold_0/validation")
     assert train.main(["901", "2d", "0", "1", "--c", "--npz", "uint8", *where]) == 0
+    assert train.main(["901", "2d", "2", "3", "--c", "--npz", "uint8", *where]) == 0
     assert train.main(["901", "2d", "0", "1", "2", "3", "4", "--c", "--npz", "uint8", *where]) == 0
     out = capsys.readouterr().out
     assert "Fold 0 (1 of 5) is trained and validated already." in out

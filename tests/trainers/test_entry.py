@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,34 @@ def test_a_folder_of_another_run_is_refused(
     with pytest.raises(SamunetError, match=f"cannot be continued.*{told}"):
         train_fold(replace(other, resume=True), SilentReporter())
     assert train_fold(replace(other, overwrite=True), SilentReporter()).status == "finished"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from samunet.trainers.claim import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_into_one_folder(trained: RunRequest) -> None:
+    """A process that was killed holds nothing any more."""
+    request = replace(trained, overwrite=True)
+    before = (trained.folder / "run.json").read_bytes()
+    other = subprocess.Popen([sys.executable, "-c", HOLD, trained.folder], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SamunetError, match="Another process is training into"):
+            train_fold(request, SilentReporter())
+        assert (trained.folder / "run.json").read_bytes() == before
+    finally:
+        other.kill()
+        other.communicate()
+    assert train_fold(request, SilentReporter()).status == "finished"
+    assert train_fold(request, SilentReporter()).status == "finished"
 
 
 def test_nothing_to_continue(request_fcn: RunRequest) -> None:
@@ -184,7 +214,7 @@ def test_a_time_budget_takes_the_place_of_the_plans_hours(
         METHOD,
         configuration_changes={"settings": {"epochs": 3, **fixed}},
         settings={"width": 8, **given},
-        time_budget_minutes=0.85,  # 51 s, of which 95 % are planned for, at 2 s an epoch
+        time_budget_minutes=0.87,  # 52 s, of which 95 % are planned for, at 2 s an epoch
     )
     train_fold(request, SilentReporter())
     record = read_run(request.folder)

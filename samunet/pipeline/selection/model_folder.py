@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
+from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
@@ -39,17 +41,16 @@ class TrainedAs:
         """`2d_cnn`, or `2d_cnn__TAG`."""
         return self.configuration if self.tag is None else f"{self.configuration}__{self.tag}"
 
-    def command(self, folds: Sequence[int], *flags: str) -> str:
-        """The command that trains these folds, or does with them what the flags say."""
-        return training_command(
-            self.dataset,
-            self.configuration,
-            folds,
-            plans=self.plans,
-            tag=self.tag,
-            splits=self.splits,
-            flags=flags,
-        )
+    def command(self, folds: Sequence[int], *flags: str, like: RunRecord | None = None) -> str:
+        """The command that trains these folds, or does with them what the flags say.
+
+        Args:
+            like: a run to be repeated, with its settings and teacher.
+        """
+        place = (self.dataset, self.configuration, folds)
+        if like is None:
+            return training_command(*place, plans=self.plans, tag=self.tag, splits=self.splits, flags=flags)
+        return command_like(like, *place, plans=self.plans, tag=self.tag, splits=self.splits, flags=flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,13 @@ class ModelFolder:
 
 @dataclass
 class _Faults:
-    """Folds by what is wrong with them, so that one command mends all of a kind."""
+    """Folds by what is wrong with them, so that one command mends all of a kind.
 
+    Attributes:
+        runs: what is known of every fold that was begun, asked for or not; new ones are to be like them.
+    """
+
+    runs: dict[str, RunRecord]
     of_model: list[str] = field(default_factory=list)
     untrained: list[int] = field(default_factory=list)
     unfinished: list[int] = field(default_factory=list)
@@ -99,14 +105,16 @@ class _Faults:
             (self.untrained, "not trained", ()),
             (self.unfinished, "not trained to the end", ("--c",)),
             (self.unscored, "trained, but without scores and predictions of all its cases", ("--val",)),
+            (
+                self.other_split,
+                "trained on another split; name its scheme with --splits, or train anew",
+                ("--overwrite",),
+            ),
         ):
             if folds:
-                parts.append(f"{fold_words(folds)} {words}: {trained.command(folds, *flags)}")
-        if self.other_split:
-            parts.append(
-                f"{fold_words(self.other_split)} trained on another split; name its scheme with --splits, or "
-                f"train anew: {trained.command(self.other_split, '--overwrite')}"
-            )
+                like = self.runs.get(str(folds[0])) or next(iter(self.runs.values()), None)
+                command = trained.command(folds, *flags, like=like)
+                parts.append(f"{fold_words(folds)} {words}: {command}")
         return tuple(parts)
 
 
@@ -115,7 +123,7 @@ def look_at(
 ) -> ModelFolder:
     """Read what a model folder holds of the folds in `splits`; never raises for what is wrong with it."""
     folder = workspace.model_folder(trained.dataset, trained.configuration, trained.plans, trained.tag)
-    faults, folds = _Faults(), {}
+    faults, folds = _Faults(runs=_runs(folder)), {}
     faults.of_model += _plan_faults(workspace, raw, trained, folder)
     for number, split in splits.items():
         fold = _scored_fold(folder, number, split, raw, faults)
@@ -123,6 +131,17 @@ def look_at(
             folds[number] = fold
     faults.of_model += _odd_folds(trained, folds)
     return ModelFolder(trained=trained, folder=folder, folds=folds, faults=faults.told(trained))
+
+
+def _runs(folder: Path) -> dict[str, RunRecord]:
+    """Fold -> record of every run in a model folder that can be read; what is wrong is told of each fold."""
+    found = {}
+    for fold in sorted(folder.glob("fold_*")):
+        with suppress(SamunetError):
+            run = read_run(fold)
+            if run is not None:
+                found[str(run.fold)] = run
+    return found
 
 
 def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, folder: Path) -> list[str]:
@@ -195,25 +214,37 @@ def _unscored(folder: Path, number: int, faults: _Faults) -> None:
 
 
 def _odd_folds(trained: TrainedAs, folds: dict[int, ScoredFold]) -> list[str]:
-    """Folds that were trained from, or predicted with, something else than most."""
+    """Folds that were not trained alike, or not predicted alike.
+
+    Which of them are meant nobody knows, so each way is given: what is replaced took hours.
+    """
     told = []
-    for kinds, words, flag in (
-        (
-            {n: (fold.run.configuration_hash, _teacher(fold.run)) for n, fold in folds.items()},
-            "trained on another plan or with other settings than the rest",
-            "--overwrite",
-        ),
-        (
-            {n: fold.checkpoint for n, fold in folds.items()},
-            "validated with another checkpoint than the rest",
-            "--val",
-        ),
-    ):
-        values = list(kinds.values())
-        odd = [number for number, kind in kinds.items() if kind != max(values, key=values.count)]
-        if odd:
-            told.append(f"{fold_words(odd)} {words}: {trained.command(odd, flag)}")
+    kinds = _alike({number: (f.run.configuration_hash, _teacher(f.run)) for number, f in folds.items()})
+    if len(kinds) > 1:
+        ways = [
+            f"to have all like {fold_words(kind)}: "
+            + trained.command(sorted(set(folds) - set(kind)), "--overwrite", like=folds[kind[0]].run)
+            for kind in kinds
+        ]
+        told.append(
+            f"{' and '.join(map(fold_words, kinds))} were trained on different plans or with different "
+            f"settings; {'; '.join(ways)}; to keep both kinds, train one of them with a --tag"
+        )
+    checkpoints = _alike({number: fold.checkpoint for number, fold in folds.items()})
+    if len(checkpoints) > 1:
+        told.append(
+            f"{' and '.join(map(fold_words, checkpoints))} were validated with different checkpoints: "
+            f"{trained.command(sorted(folds), '--val')}"
+        )
     return told
+
+
+def _alike(kinds: Mapping[int, object]) -> list[list[int]]:
+    """Folds of each kind, the largest group first."""
+    groups: dict[object, list[int]] = {}
+    for number, kind in kinds.items():
+        groups.setdefault(kind, []).append(number)
+    return sorted(groups.values(), key=len, reverse=True)
 
 
 def _teacher(run: RunRecord) -> str:

@@ -81,8 +81,33 @@ def test_a_fold_of_another_plan(made: MadeUp) -> None:
     folder = made.workspace.model_folder(DATASET, "2d_unet")
     run = read_json(folder / "fold_3" / "run.json")
     write_json(folder / "fold_3" / "run.json", {**run, "configuration_hash": "1234"})
-    with pytest.raises(SamunetError, match="fold 3 trained on another plan or with other settings than the"):
+    with pytest.raises(SamunetError) as error:
         gather(made)
+    assert "folds 0 1 2 4 and fold 3 were trained on different plans or with different" in str(error.value)
+    assert "all like folds 0 1 2 4: samunet_train 950 2d_unet 3 --overwrite" in str(error.value)
+    assert "all like fold 3: samunet_train 950 2d_unet 0 1 2 4 --overwrite" in str(error.value)
+
+
+def test_commands_repeat_the_settings_and_the_teacher_of_the_folds_that_are_there(made: MadeUp) -> None:
+    folder = made.add("3d_student__small", missing(0.2))
+    told = {"overrides": {"settings": {"epochs": 3, "base_width": 8}}, "seed": 5}
+    taught = {
+        **{"teacher": "3d_adapter__samunetPlans__big", "weight": 0.25, "target": "logits", "mirroring": True},
+        **{"checkpoint": "checkpoint_final.pth", "step_size": 0.5, "unlabelled_folder": None},
+    }
+    for fold in range(5):
+        file = folder / f"fold_{fold}" / "run.json"
+        write_json(file, {**read_json(file), **told, "distillation": {**taught, "folds": [fold]}})
+    shutil.rmtree(folder / "fold_1")
+    (folder / "fold_3" / "checkpoint_final.pth").rename(folder / "fold_3" / "checkpoint_latest.pth")
+    shutil.rmtree(folder / "fold_3" / "validation")
+    shutil.rmtree(folder / "fold_4" / "validation")
+    (left,) = gather(made).left_out
+    distill = "samunet_distill 950 3d_adapter 3d_student"
+    settings = "--epochs 3 --set base_width=8 --seed 5 --teacher_tag big --lambda 0.25 --target logits"
+    assert f"fold 1 not trained: {distill} 1 --tag small {settings};" in left
+    assert f"to the end: {distill} 3 --tag small --teacher_tag big --c;" in left
+    assert "of all its cases: samunet_train 950 3d_student 4 --tag small --val." in left
 
 
 def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
@@ -104,7 +129,9 @@ def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
 def test_another_checkpoint_in_one_fold(made: MadeUp) -> None:
     validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation"
     write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_best.pth"}]})
-    with pytest.raises(SamunetError, match=r"fold 2 validated with another checkpoint .*2d_unet 2 --val"):
+    with pytest.raises(
+        SamunetError, match=r"fold 2 were validated with different checkpoints: .*2d_unet 0 1 2 3 4 --val"
+    ):
         gather(made)
 
 

@@ -1,0 +1,34 @@
+"""One process to a run folder: two that write checkpoints and history into one would spoil both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from samunet.errors import SamunetError
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into `folder`; the system ends the claim of one that died.
+
+    Raises:
+        SamunetError: another process has it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which --overwrite removes.
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as taken:
+        raise SamunetError(
+            f"Another process is training into {folder}. Wait until it has ended, or stop it and continue "
+            "with --c; another training of the same fold needs a --tag (samunet_pretrain: another -o)."
+        ) from taken
+    try:
+        yield
+    finally:
+        lock.release()
