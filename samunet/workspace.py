@@ -54,7 +54,9 @@ class Workspace:
         """
         env = os.environ if environment is None else environment
         if flag is not None:
-            return cls._at_root(Path(flag), f"{Path(flag)} (flag --workspace)", env)
+            return cls._at_root(
+                Path(flag), f"{Path(flag)} (flag --workspace; commands named below need it too)", env
+            )
         if env.get(ROOT_VARIABLE):
             root = env[ROOT_VARIABLE]
             return cls._at_root(Path(root), f"{root} (variable {ROOT_VARIABLE})", env)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 _FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -122,13 +123,16 @@ def _refuse(prog: str, message: str) -> int:
 
 
 def _explain(problem: BaseException) -> str | None:
-    """A readable message for a full disk, a forbidden folder or too little memory; None for anything else."""
+    """A readable message for a full disk, a path that cannot be used or too little memory, else None."""
     for error in _chain(problem):
         if isinstance(error, OSError) and error.errno in _FULL_DISK:
             name = f" while writing {error.filename}" if error.filename else ""
             return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
     if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:
         return f"Not allowed to use {problem.filename}: {problem.strerror}. Check its permissions."
+    if isinstance(problem, OSError) and problem.filename and problem.errno in _WRONG_KIND:
+        kinds = ("folder", "file") if problem.errno == errno.EISDIR else ("file", "folder")
+        return f"{problem.filename} is a {kinds[0]} where a {kinds[1]} is needed. Give another path."
     if isinstance(problem, MemoryError):
         return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
     if type(problem).__name__ == "OutOfMemoryError":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,10 @@ def parse_channel_names(content: Mapping[str, Any], where: str) -> tuple[str, ..
     key = "channel_names" if "channel_names" in content else "modality"
     declared = content.get(key)
     if not isinstance(declared, Mapping) or not declared:
+        close = get_close_matches("channel_names", [str(name) for name in content if name != key], n=1)
+        hint = f" There is a key `{close[0]}`; is it meant?" if close else ""
         raise SamunetError(
-            f'{where}: key `channel_names` must be an object such as {{"0": "T1", "1": "T2"}}.'
+            f'{where}: key `channel_names` must be an object such as {{"0": "T1", "1": "T2"}}.{hint}'
         )
     for number, name in declared.items():
         if not str(number).strip().isdecimal():

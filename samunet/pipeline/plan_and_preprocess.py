@@ -116,6 +116,7 @@ def plan(
         fingerprint = extract(workspace, name, FingerprintRequest(workers=workers))
     else:
         fingerprint = _fingerprint_without_writing(workspace, name, workers)
+    _warn_of_absent_classes(fingerprint, workspace.raw / name / "dataset.json")
     budget = make_budget(
         BudgetRequest(
             device=options.device,
@@ -130,6 +131,17 @@ def plan(
     if save:
         made.save(workspace.plan_file(name, made.name))
     return made
+
+
+def _warn_of_absent_classes(fingerprint: Fingerprint, file: Path) -> None:
+    for name in fingerprint.labels.foreground:
+        if not any(case.class_voxels.get(name) for case in fingerprint.cases):
+            logger.warning(
+                "No case contains %s, so it cannot be learnt. Take it out of the labels in %s, or correct "
+                "the label files.",
+                name,
+                file,
+            )
 
 
 def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int | None) -> Fingerprint:

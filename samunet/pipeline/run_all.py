@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.splits import load_or_create_splits
+from samunet.data.splits import load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
@@ -101,9 +101,10 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     """
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
+    folds = _folds(workspace, options)
     _check_options(workspace, options, names)
     preprocess(workspace, made, names, options.workers, screen)
-    trainings = _trainings(workspace, options, made, names)
+    trainings = _trainings(workspace, options, made, names, folds)
     clock = _Clock(options.time_budget_minutes)
     for number, training in enumerate(trainings, start=1):
         told = f"[{number} of {len(trainings)}] {training.configuration}, fold {training.fold}"
@@ -198,7 +199,11 @@ def _check_options(workspace: Workspace, options: RunAllOptions, names: tuple[st
 
 
 def _trainings(
-    workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]
+    workspace: Workspace,
+    options: RunAllOptions,
+    made: Plan,
+    names: Sequence[str],
+    folds: Sequence[int | str],
 ) -> tuple[Training, ...]:
     """Every fold of every method; fold by fold, so that methods can be compared early."""
     return tuple(
@@ -208,22 +213,28 @@ def _trainings(
             model_folder=workspace.model_folder(options.dataset, name, made.name, options.tag),
             hours=made.configuration(name).forecast.train_hours,
         )
-        for fold in options.folds or _all_folds(workspace, options.dataset)
+        for fold in folds
         for name in names
     )
 
 
-def _all_folds(workspace: Workspace, dataset: str) -> tuple[int | str, ...]:
-    """Numbers of the split's folds; `all` where the cases are too few to keep one out."""
-    raw = RawDataset.load(workspace.raw_folder(dataset))
+def _folds(workspace: Workspace, options: RunAllOptions) -> tuple[int | str, ...]:
+    """The folds asked for, else those of the split; `all` where the cases are too few to keep one out.
+
+    Raises:
+        SamunetError: one of them does not exist; nothing is trained before it is met.
+    """
+    raw = RawDataset.load(workspace.raw_folder(options.dataset))
     splits = load_or_create_splits(
-        workspace.splits_file(dataset),
+        workspace.splits_file(options.dataset),
         raw.case_names,
         groups=raw.groups,
         scheme="kfold",
-        raw_file=workspace.raw / dataset / "splits_final.json",
+        raw_file=workspace.raw / options.dataset / "splits_final.json",
     )
-    return tuple(range(len(splits))) or ("all",)
+    for fold in options.folds or ():
+        select_fold(splits, fold, raw.case_names)
+    return options.folds or tuple(range(len(splits))) or ("all",)
 
 
 def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> bool:

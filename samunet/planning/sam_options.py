@@ -193,9 +193,8 @@ def require_weights(context: PlanningContext, variant: SamVariant, user: dict[st
     if variant.from_scratch and user.get("encoder") == "frozen":
         raise SamunetError(
             f"--set encoder=frozen: there are no weights of {variant.name}, and random ones should not be "
-            "frozen. "
-            "Put weights into the weights folder or name them with -w, leave the setting out to train the "
-            "encoder too, or (as a control) add --set encoder_weights=random."
+            "frozen. Fetch some (`samunet_download_weights vit_b`) or name a file with -w; leave the setting "
+            "out to train the encoder too; as a control, add --set encoder_weights=random."
         )
     if variant.from_scratch or user.get("encoder") == "full":
         return

@@ -51,6 +51,11 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def rename_key(path: Path, old: str, new: str) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({new if key == old else key: value for key, value in content.items()}))
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1500])
 
@@ -85,6 +90,10 @@ RAW_FAULTS = {
     "non-numeric key": (
         lambda raw: edit_json(raw / "dataset.json", channel_names={"T1": "T1", "1": "T2"}),
         "channel_names",
+    ),
+    "misspelt key": (
+        lambda raw: rename_key(raw / "dataset.json", "channel_names", "chanel_names"),
+        "`chanel_names`; is it meant",
     ),
     "label that is no number": (
         lambda raw: edit_json(raw / "dataset.json", labels={"background": 0, "organ": "one"}),
@@ -134,6 +143,24 @@ def test_unknown_setting(workspace: Path, refused) -> None:
 
 def test_setting_of_a_wrong_type(workspace: Path, refused) -> None:
     assert "momentum" in refused(train.main, workspace, "901", "2d", "1", "--set", "momentum=high")
+
+
+def test_a_class_that_no_case_contains_is_warned_of(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny_copy / RAW / "dataset.json"
+    edit_json(file, labels={**json.loads(file.read_text())["labels"], "cyst": 7})
+    words = ["-d", "901", "-np", "1", "--no_pp", "--workspace", str(tiny_copy)]
+    assert plan_and_preprocess.main(words) == 0
+    assert "Warning: No case contains cyst" in capsys.readouterr().out
+
+
+def test_a_file_where_a_folder_is_needed(workspace: Path, tmp_path: Path, refused) -> None:
+    (tmp_path / "out").touch()
+    images = workspace / RAW / "imagesTr"
+    model = ("-d", "901", "-c", "2d", "-f", "0")
+    told = refused(predict.main, workspace, "-i", str(images), "-o", str(tmp_path / "out"), *model)
+    assert f"{tmp_path / 'out'} is a file where a folder is needed" in told
 
 
 @pytest.mark.parametrize("number", ["5", "99"])

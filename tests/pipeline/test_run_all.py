@@ -101,5 +101,10 @@ def test_from_raw_data_to_a_report_and_on_from_a_stop(
     page = file.read_text()
     assert "2d_unet" in page
 
+    words = ["901", "-c", "2d", "-f", "1", "9", *SHORT, "--tag", "other", "--workspace", str(tiny_copy)]
+    assert command.main(words) == 2  # before fold 1 is trained for nothing
+    assert "Fold 9 does not exist" in capsys.readouterr().err
+    assert not list((tiny_copy / "results" / NAME).glob("*__other"))
+
     assert command.main([*flags, "--seed", "4"]) == 2
     assert "seed was None, is 4" in capsys.readouterr().err
