@@ -31,6 +31,7 @@ from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json, to_data
+from samunet.trainers import get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
@@ -215,7 +216,11 @@ class Predictor:
             slice_context=getattr(config_of(self.configuration), "slice_context", 0),
             shared_encoder=self.shared_encoder,
             device=self.device,
-            precision=config_of(self.configuration).precision,
+            precision=Precision.for_prediction(
+                self.device,
+                get_trainer(self.configuration.method).precision,
+                config_of(self.configuration).precision,
+            ),
         )
 
     def _tiles_at_once(self) -> int:
@@ -308,6 +313,5 @@ def predict_with(
     observer: PassObserver | None = None,
 ) -> Any:
     """Logits of networks over a preprocessed image (C, Z, Y, X), in the device's number type."""
-    precision = Precision.for_prediction(window.device, window.precision)
-    with torch.inference_mode(), precision.autocast(window.device):
+    with torch.inference_mode(), window.precision.autocast(window.device):
         return predict_logits(networks, torch.from_numpy(image), window, storage=storage, observer=observer)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from samunet.networks.sam_slices import shared_features
+from samunet.trainers.devices import FP32, Precision
 
 Progress = Callable[[int, int], None]
 """Called with (tiles done, all tiles)."""
@@ -49,7 +50,7 @@ class WindowSettings:
         group_sizes: numbers of networks that are averaged together, in order; the logits of the groups stand
             one after the other along the class axis. Empty averages all.
         device: where the networks are.
-        precision: what the model was trained in, a setting of its method.
+        precision: number format of the forward pass.
         store_device / store_dtype: of the result; bands are accumulated in float32 whatever is stored.
     """
 
@@ -61,7 +62,7 @@ class WindowSettings:
     shared_encoder: bool = False
     group_sizes: tuple[int, ...] = ()
     device: torch.device = CPU
-    precision: str = "auto"
+    precision: Precision = FP32
     store_device: torch.device = CPU
     store_dtype: torch.dtype = torch.float32
 

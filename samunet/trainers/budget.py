@@ -6,10 +6,11 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from samunet.preprocessing.streams import BatchStream
+from samunet.preprocessing.streams import PREFETCH, BatchStream
 from samunet.trainers.base import Phase
 from samunet.trainers.devices import synchronize
 from samunet.trainers.sampling import VAL, Position, SampleKey, batch_keys
@@ -27,6 +28,8 @@ TIMING_SHARE = 0.03
 LEAST_SECONDS = 3.0
 WARM_UP = 2
 MOST_STEPS = 50
+MOST_BATCHES = 4
+"""That each worker makes while it is timed."""
 FEW_STEPS = 100
 """Below this many steps a training is called pointless, so that nobody waits for its result."""
 SAVES_AN_EPOCH = 2
@@ -84,16 +87,29 @@ def measure(run: LoopRun, budget_seconds: float) -> Timing:
     """Seconds of a training step and a validation step; network and random state are left as they were."""
     network = run.module.network
     before = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    stream = BatchStream(run.source, _keys(run), run.workers, run.device)
     step = TrainingStep(run, run.phases[0])
-    try:
+    with closing(BatchStream(run.source, _keys(run), run.workers, run.device)) as stream:
         train = _time_steps(run, lambda: step.train(lambda: next(stream), 0.0), budget_seconds)
-    finally:
-        stream.close()
-    stream = BatchStream(run.source, _keys(run, validation=True), 0, run.device)
-    val = _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4)
+        # A few steps live on batches that were made ahead. Where making them takes longer, that counts.
+        train = max(train, _time_batches(stream, run.workers, budget_seconds / 4))
+    with closing(BatchStream(run.source, _keys(run, validation=True), run.workers, run.device)) as stream:
+        val = _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4)
     network.load_state_dict(before)
     return Timing(train_step=train, val_step=val, epoch_overhead=SAVES_AN_EPOCH * _time_save(run, step))
+
+
+def _time_batches(stream: BatchStream, workers: int, budget_seconds: float) -> float:
+    """Seconds that workers take for a batch when nothing but they hold up the training; 0 without workers."""
+    limit = time.monotonic() + max(TIMING_SHARE * budget_seconds, LEAST_SECONDS)
+    for _ in range(workers * PREFETCH):
+        next(stream)
+        if time.monotonic() > limit:
+            break
+    started, made = time.monotonic(), 0
+    while workers and made < MOST_BATCHES * workers and (made < workers or time.monotonic() < limit):
+        next(stream)
+        made += 1
+    return (time.monotonic() - started) / max(made, 1)
 
 
 def _time_save(run: LoopRun, step: TrainingStep) -> float:

@@ -37,7 +37,12 @@ def choose_device(name: str | None = None) -> torch.device:
         raise SamunetError(
             f"There is no device {name!r} on this machine. Use -device with one of: {present}."
         )
-    return torch.device(str(name))
+    device = torch.device(str(name))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SamunetError(
+            f"There is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)."
+        )
+    return device
 
 
 def cpu_has_bf16() -> bool:
@@ -84,11 +89,14 @@ class Precision:
         return cls(name=cast(Any, setting))
 
     @classmethod
-    def for_prediction(cls, device: torch.device, setting: str) -> Precision:
-        """The format to predict in: fp16 on CUDA; bf16 on a CPU that has it, for a model trained in it."""
-        if device.type == "cpu" and setting == "bf16" and cpu_has_bf16():
-            return cls(name="bf16")
-        return cls.choose(device, "fp16")
+    def for_prediction(cls, device: torch.device, own: HalfFormat, setting: str) -> Precision:
+        """The format to predict in: that of a training on this device, as far as the device can.
+
+        Args:
+            device / own / setting: as for `choose`; values that overflowed fp16 in training would do so here.
+        """
+        able = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("bf16",) if cpu_has_bf16() else ()}
+        return cls.choose(device, own, setting if setting in able.get(device.type, ()) else "auto")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         if self.name == "fp32":
@@ -103,6 +111,9 @@ class Precision:
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Loss scaler; does nothing unless fp16."""
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+FP32 = Precision(name="fp32")
 
 
 def peak_memory_gb(device: torch.device) -> float:

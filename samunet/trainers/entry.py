@@ -91,8 +91,6 @@ def train_fold(request: RunRequest, reporter: Reporter | None = None) -> Trainin
         with ExitStack() as held, fixed_random(seed):
             run = _prepare(request, seed, found, reporter, held)
             _settle_samples_and_schedule(request, run, found, started)
-            if run.device.type == "cuda":
-                torch.backends.cudnn.benchmark = True
             with fixed_random(seed):
                 status = fit(run)
     finally:
@@ -146,6 +144,8 @@ def _prepare(
     resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
     held.enter_context(claimed(request.folder))
     device = choose_device(request.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
     _warn_of_device(plan, device, reporter)
     if device.type == "cpu" and config.precision == "auto" and cpu_has_bf16():
         reporter.message(BF16_HINT)

@@ -1,12 +1,15 @@
-"""Batches made ahead by worker processes."""
+"""Batches made ahead by worker processes, and how long they take."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
 
 from samunet.errors import SamunetError
 from samunet.preprocessing.streams import BatchStream, Sample
+from samunet.trainers.budget import _time_batches
 
 
 class Source:
@@ -27,3 +30,23 @@ def test_a_mistake_met_by_a_worker_is_told_without_its_traceback(workers: int) -
             next(stream)
     finally:
         stream.close()
+
+
+class Slow:
+    """A twentieth of a second a sample."""
+
+    def sample(self, key: int) -> Sample:
+        time.sleep(0.05)
+        return {"value": torch.tensor([float(key)])}
+
+
+@pytest.mark.parametrize(("workers", "least"), [(1, 0.05), (0, 0.0)])
+def test_a_time_budget_sees_workers_that_are_slower_than_the_network(workers: int, least: float) -> None:
+    """Sleep never ends early, so the bound holds on a busy machine too."""
+    stream = BatchStream(Slow(), iter([[k] for k in range(100)]), workers, torch.device("cpu"))
+    try:
+        seconds = _time_batches(stream, workers, budget_seconds=60.0)
+    finally:
+        stream.close()
+    assert seconds >= 0.7 * least  # the first of four timed batches may have been made before
+    assert workers or seconds < 0.04  # nothing was made

@@ -51,6 +51,23 @@ STEP = StepReport(
 )
 
 
+def test_cuda_predicts_in_the_format_that_it_trains_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for capability, expected in (((8, 0), "bf16"), ((7, 5), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert Precision.for_prediction(cuda, "bf16", "auto").name == expected
+        assert Precision.for_prediction(cuda, "fp16", "auto").name == "fp16"
+        assert Precision.for_prediction(cuda, "bf16", "fp32").name == "fp32"
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(SamunetError, match="2 CUDA device"):
+        choose_device("cuda:7")
+
+
 def test_device_and_precision() -> None:
     cpu = choose_device("cpu")
     assert choose_device("auto") == choose_device(None)
@@ -59,8 +76,9 @@ def test_device_and_precision() -> None:
     assert Precision.choose(cpu, "fp16", "bf16").name == "bf16"
     with pytest.raises(SamunetError, match="give fp32 or bf16"):
         Precision.choose(cpu, "bf16", "fp16")
-    assert Precision.for_prediction(cpu, "auto").name == "fp32"
-    assert Precision.for_prediction(cpu, "bf16").name == ("bf16" if cpu_has_bf16() else "fp32")
+    assert Precision.for_prediction(cpu, "bf16", "auto").name == "fp32"
+    assert Precision.for_prediction(cpu, "bf16", "fp16").name == "fp32"  # trained so on a GPU
+    assert Precision.for_prediction(cpu, "fp16", "bf16").name == ("bf16" if cpu_has_bf16() else "fp32")
     assert 0 < peak_memory_gb(cpu) < 1000
     assert hardware(cpu)["cores"] >= 1
     if Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64":

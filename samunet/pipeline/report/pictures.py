@@ -86,7 +86,8 @@ def draw_curves(model: Model) -> str:
         losses.plot(epochs, [r.val.get("loss", math.nan) for r in fold.history], ":", color=colour)
         dice.plot(epochs, _smooth_dice(fold.history), color=colour)
     losses.set_ylabel("loss (dotted: validation)")
-    losses.legend(fontsize=8, ncols=2)
+    if losses.lines:
+        losses.legend(fontsize=8, ncols=2)
     dice.set_ylabel("patch Dice, moving average")
     dice.set_ylim(0, 1)
     dice.set_xlabel("epoch")
