@@ -15,7 +15,8 @@ class PlanningContext:
     Attributes:
         data: data configurations by name; `3d` is absent for natural or single-slice 2D images.
         num_cases: training cases; `num_slices` all slices of the 2D data configuration.
-        num_channels / num_outputs: of the network; `num_labels` names under `labels` (nnU-Net's count).
+        num_channels / num_outputs: of the network; `exclusive` unless the outputs are regions.
+        num_labels: names under `labels` (nnU-Net's count).
         dataset_voxels: median case at the target spacing times the cases, voxels (nnU-Net's estimate).
         batch_dice_3d: nnU-Net's rule (True only where nnU-Net would make a low-resolution stage).
         mirror_axes: axes of (z, y, x after transpose) that may be mirrored (left/right pairs removed).
@@ -34,6 +35,7 @@ class PlanningContext:
     num_channels: int
     num_outputs: int
     num_labels: int
+    exclusive: bool
     dataset_voxels: float
     batch_dice_3d: bool
     mirror_axes: tuple[int, ...]

@@ -34,7 +34,7 @@ def desam_head_cost(place: HeadInput, *, prompted: bool, fused: bool) -> PartCos
         parameters += 4 * inputs * outputs
         work += 4 * cells * inputs * outputs
         values += 4 * cells * outputs
-    classes = _foreground(place)
+    classes = place.foreground
     parameters += width // 4 * classes
     work += 16 * tokens * width // 4 * classes
     if prompted:
@@ -47,10 +47,6 @@ def desam_head_cost(place: HeadInput, *, prompted: bool, fused: bool) -> PartCos
         values=float(values),
         passing_values=float(values / 4),
     )
-
-
-def _foreground(place: HeadInput) -> int:
-    return max(1, place.num_outputs - 1)
 
 
 def _blocks(place: HeadInput, fused: bool) -> list[tuple[int, int, int]]:
@@ -99,6 +95,6 @@ def _relevant_parameters(place: HeadInput, width: int) -> int:
     crossing = 4 * width * inner + 3 * inner + width
     layer = own + 2 * crossing + 2 * width * mlp + mlp + width + 4 * 2 * width
     transformer = TRANSFORMER_LAYERS * layer + crossing + 2 * width
-    judged = max(IOU_OUTPUTS, _foreground(place))
+    judged = max(IOU_OUTPUTS, place.foreground)
     head = (width + 1) * IOU_HIDDEN + (IOU_HIDDEN + 1) * (IOU_HIDDEN + judged)
     return transformer + head + (1 + MASK_TOKENS) * width + 6 * width

@@ -25,6 +25,7 @@ class HeadInput:
     """What a head stands on.
 
     Attributes:
+        exclusive: the first output is the background; regions have none.
         detail: the head also sees the picture, as it does on a small encoder that is trained along.
         normalised: instance norms in the CNN head (not in the paper's code).
     """
@@ -35,6 +36,12 @@ class HeadInput:
     num_outputs: int
     detail: bool
     normalised: bool = True
+    exclusive: bool = True
+
+    @property
+    def foreground(self) -> int:
+        """Outputs besides the background's."""
+        return self.num_outputs - self.exclusive
 
     @property
     def tokens(self) -> int:

@@ -143,6 +143,7 @@ def _context(fingerprint: Fingerprint, request: PlanningRequest, grid: _Grid) ->
         num_slices=int(slices.sum()),
         num_channels=len(fingerprint.channel_names),
         num_outputs=labels.num_outputs,
+        exclusive=not labels.has_regions,
         num_labels=len(labels.labels) + (labels.ignore is not None),
         dataset_voxels=median_voxels * len(fingerprint.cases),
         batch_dice_3d=False,

@@ -313,6 +313,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
         num_outputs=context.num_outputs,
         detail=config.sees_picture(way.variant),
         normalised=not config.paper_compat,
+        exclusive=context.exclusive,
     )
     head = spec.cost(place, config)
     parameters = encoder.parameters + head.parameters

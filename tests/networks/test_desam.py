@@ -68,6 +68,8 @@ def test_arithmetic_of_the_shared_part(variant, context):
     cost = desam_head_cost(place, prompted=True, fused=True)
     assert 2 * cost.multiply_adds == pytest.approx(counter.get_total_flops(), rel=0.05)
     assert cost.parameters == sum(p.numel() for p in built.parameters())
+    regions = dataclasses.replace(place, num_outputs=1, exclusive=False)
+    assert desam_head_cost(regions, prompted=True, fused=True) == cost
 
 
 def test_depths_are_sams_global_blocks_but_the_last():

@@ -57,7 +57,7 @@ class AdapterConfig(MethodConfig):
     weight_decay: NotNegative = 0.0
     """Weight decay of AdamW (the paper's code has none)."""
     warmup_steps: Natural = 500
-    """Steps of linear warm-up in the first stage."""
+    """Steps of linear warm-up in each stage: the second one brings the generator, untrained."""
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether SAM's own weights are kept, or trained too (as they must be where none are pretrained)."""
     encoder_weights: str | None = None
@@ -134,7 +134,7 @@ def row(context: PlanningContext) -> Candidate:
     if data is None:
         reason = (
             "The cases are single 2D images: there is no third axis for its tokens. The 2D methods on a SAM "
-            "encoder are 2d_cnn, 2d_autosam and 2d_linear."
+            "encoder are 2d_cnn, 2d_autosam, 2d_linear and 2d_desam."
         )
         return Candidate(method="3d_adapter", configuration=None, fits=False, score=0.0, reasons=(reason,))
     variant, weights = _encoder(context)
