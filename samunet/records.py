@@ -141,7 +141,7 @@ def _convert_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, .
 
 def _convert_record(kind: Any, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), where, "an object", data)
-    hints = _hints(kind)
+    hints = field_types(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     unknown = sorted(set(data) - set(fields))
     required = {
@@ -156,7 +156,7 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
     return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
-def _hints(kind: Any) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
     """Types of a record's fields; one that a subclass declares anew with the plain type keeps its bounds."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for base in filter(dataclasses.is_dataclass, kind.__mro__[1:]):

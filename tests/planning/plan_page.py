@@ -7,7 +7,10 @@ import dataclasses
 import inspect
 import sys
 import textwrap
+import types
+import typing
 from pathlib import Path
+from typing import Any
 
 from samunet.planning.methods import MethodConfig
 from samunet.planning.methods.adapter3d import AdapterConfig
@@ -15,19 +18,23 @@ from samunet.planning.methods.autosam import AutoSamConfig
 from samunet.planning.methods.cnn import CnnConfig
 from samunet.planning.methods.desam import DesamConfig
 from samunet.planning.methods.linear import LinearConfig
+from samunet.planning.methods.student import StudentConfig
 from samunet.planning.methods.unet import UNetConfig
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import SamHeadConfig, SkipHeadConfig
+from samunet.records import field_types
 
 PAGE = Path(__file__).resolve().parents[2] / "documentation" / "plan_file.md"
 BEGIN, END = "<!-- settings: written by tests/planning/plan_page.py -->", "<!-- end of settings -->"
 SECTIONS = {
     MethodConfig: "Every method",
-    SamHeadConfig: "`2d_linear`, `2d_cnn`, `2d_autosam`",
+    SamHeadConfig: "`2d_linear`, `2d_cnn`, `2d_autosam`, `2d_desam`",
+    SkipHeadConfig: "`2d_cnn`, `2d_autosam`",
     LinearConfig: "`2d_linear`",
     CnnConfig: "`2d_cnn`",
     AutoSamConfig: "`2d_autosam`",
     DesamConfig: "`2d_desam`",
     AdapterConfig: "`3d_adapter`",
+    StudentConfig: "`3d_student`",
     UNetConfig: "`2d_unet`, `3d_unet`",
 }
 
@@ -52,9 +59,27 @@ def tables() -> str:
         if not fields:
             continue
         defaults = {field.name: field.default for field in dataclasses.fields(record)}
-        lines += ["", f"**{title}**", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{name}` | {shown(defaults[name])} | {text} |" for name, text in fields.items()]
+        kinds = field_types(record)
+        lines += ["", f"**{title}**", "", "| setting | default | values | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"| `{name}` | {shown(defaults[name])} | {allowed(kinds[name])} | {text} |"
+            for name, text in fields.items()
+        ]
     return "\n".join([*lines, "", END])
+
+
+def allowed(kind: Any) -> str:
+    """A type in the reader's words, with the range of a number."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return f"{allowed(arguments[0])} {arguments[1].told()}"
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return allowed(next(part for part in arguments if part is not type(None)))
+    if origin is tuple:
+        return f"list of {allowed(arguments[0])}"
+    return {int: "whole", float: "number", bool: "true, false", str: "text"}[kind]
 
 
 def shown(value: object) -> str:
