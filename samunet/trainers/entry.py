@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from samunet.trainers.identity import (
     clear_for_new_run,
     identify,
     read_run,
+    settle_replaced,
     write_run,
 )
 from samunet.trainers.loop import Outcome, fit
@@ -84,17 +85,19 @@ def train_fold(request: RunRequest, reporter: Reporter | None = None) -> Trainin
             continue; a loss that is not finite.
     """
     started = time.monotonic()
-    request, found = _repeat_settings(request)
-    seed = request.seed or 0
     reporter = make_reporter() if reporter is None else reporter
-    try:
-        with ExitStack() as held, fixed_random(seed):
-            run = _prepare(request, seed, found, reporter, held)
-            _settle_samples_and_schedule(request, run, found, started)
+    with closing(reporter), claimed(request.folder):
+        settle_replaced(request.folder)
+        request, found = _repeat_settings(request)
+        seed = request.seed or 0
+        try:
             with fixed_random(seed):
-                status = fit(run)
-    finally:
-        reporter.close()
+                run = _prepare(request, seed, found, reporter)
+                _settle_samples_and_schedule(request, run, found, started)
+                with fixed_random(seed):
+                    status = fit(run)
+        finally:
+            settle_replaced(request.folder)
     return TrainingOutcome(status=status, folder=request.folder, seconds=time.monotonic() - started)
 
 
@@ -123,10 +126,8 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
     )
 
 
-def _prepare(
-    request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter, held: ExitStack
-) -> TrainingRun:
-    """Everything but the samples and the length of the schedule; `held` gets the claim to the folder."""
+def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter) -> TrainingRun:
+    """Everything but the samples and the length of the schedule."""
     plan = apply_overrides(request.plan, request.configuration, request.settings, request.method)
     configuration = plan.configuration(request.configuration)
     method = get_method(configuration.method)
@@ -142,7 +143,6 @@ def _prepare(
     cases = (tuple(request.split.train), tuple(request.split.val))
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
     resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
-    held.enter_context(claimed(request.folder))
     device = choose_device(request.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True

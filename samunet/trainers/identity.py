@@ -172,10 +172,30 @@ def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any
 
 
 def clear_for_new_run(folder: Path) -> None:
-    """Remove the run that --overwrite replaces; to be called when nothing can refuse the new one any more."""
+    """Put the run that --overwrite replaces aside; to be called when nothing can refuse the new one any more.
+
+    `settle_replaced` removes it, or puts it back.
+    """
     if folder.exists():
         logger.info("Replacing the run in %s.", folder)
-        shutil.rmtree(folder)
+        folder.rename(_aside(folder))
+
+
+def settle_replaced(folder: Path) -> None:
+    """Remove a run that was put aside once the new one has a checkpoint; without one it comes back."""
+    aside = _aside(folder)
+    if not aside.is_dir():
+        return
+    if any((folder / name).exists() for name in (FINAL, LATEST, BEST)):
+        shutil.rmtree(aside)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+    logger.warning("The new run left no checkpoint, so the one that it was to replace is back in %s.", folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def check_unclaimed(folder: Path, wanted: Identity) -> None:

@@ -86,6 +86,32 @@ def test_a_folder_of_another_run_is_refused(
     assert train_fold(replace(other, overwrite=True), SilentReporter()).status == "finished"
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["raised", "killed"])
+def test_a_run_that_fails_before_its_first_checkpoint_replaces_nothing(
+    killed: bool, trained: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed: the process had no time to put anything back, so the next one does."""
+    before = (trained.folder / FINAL).read_bytes()
+
+    def fail(run: object) -> None:
+        raise SamunetError("The loss is not finite.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("samunet.trainers.entry.fit", fail)
+        if killed:
+            patch.setattr("samunet.trainers.entry.settle_replaced", lambda folder: None)
+        with pytest.raises(SamunetError, match="not finite"):
+            train_fold(replace(trained, overwrite=True, seed=4), SilentReporter())
+    if killed:
+        assert not (trained.folder / FINAL).exists()
+        with pytest.raises(SamunetError, match="a finished training"):
+            train_fold(trained, SilentReporter())
+    assert (trained.folder / FINAL).read_bytes() == before
+    assert train_fold(replace(trained, overwrite=True, seed=4), SilentReporter()).status == "finished"
+    assert (trained.folder / FINAL).read_bytes() != before
+    assert [f.name for f in trained.folder.parent.glob("*fold*replaced")] == []
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
