@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.variants import PATCH, VARIANTS, SamVariant, get_variant
+from samunet.networks.sam.variants import PATCH, VARIANTS, Prior, SamVariant, get_variant
 from samunet.planning.cache_storage import Storage
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.head_costs import HeadInput
@@ -35,9 +35,10 @@ from samunet.planning.standing import shortage
 
 INPUT_SIZES = (224, 448, 672, 896, 1024)
 """14 tokens of 16 pixels fill a window; 1024 is the size that SAM was trained at (windows padded by 20 %)."""
-ENLARGEMENT = {"pretrained": 4, "scratch": 2}
+ENLARGEMENT: dict[Prior, int] = {"sam": 4, "own weights": 2, "encoder without prior": 2}
 """Input pixels wanted per slice pixel. Logits have a quarter of the input, and SAM was trained on large
-objects (AutoSAM enlarges 224-pixel slices 4.6 times); trained from scratch, more tokens mostly cost time."""
+objects (AutoSAM enlarges 224-pixel slices 4.6 times). A small encoder learnt at 224 pixels and attends over
+all tokens in every block, so that twice the side takes up to 16 times the work."""
 NEAR_ENOUGH = 0.8
 MARGIN = 1.25
 """Slices up to this many times the median are planned to be seen whole; larger ones are tiled."""
@@ -163,17 +164,18 @@ def option_chain(context: PlanningContext, spec: HeadSpec) -> list[tuple[SamVari
     if context.encoder is not None:
         variant = get_variant(context.encoder)
         require_weights(context, variant, user)
-        pretrained = variant.name in context.weights
-        return [(variant, size) for size in input_sizes(variant, data, pretrained=pretrained)]
-    if user.get("encoder_weights") == RANDOM:
-        return [(VARIANTS["vit_b"], size) for size in input_sizes(VARIANTS["vit_b"], data, pretrained=True)]
+        weights = context.weights.get(variant.name, "none")
+        return [(variant, size) for size in input_sizes(variant, data, variant.prior(weights))]
+    if user.get("encoder_weights") == RANDOM:  # sized as SAM's own, whose speed it stands for
+        return [(VARIANTS["vit_b"], size) for size in input_sizes(VARIANTS["vit_b"], data, "sam")]
     at_hand = sorted((VARIANTS[name] for name in context.weights), key=lambda v: v.width * v.depth)
     large = [variant for variant in at_hand if not variant.from_scratch]
     if not large:
         tiny = VARIANTS["vit_tiny"]
         require_weights(context, tiny, user)
-        return [(tiny, size) for size in input_sizes(tiny, data, pretrained=tiny in at_hand)]
-    sizes = input_sizes(large[0], data, pretrained=True)
+        prior = tiny.prior(context.weights.get(tiny.name, "none"))
+        return [(tiny, size) for size in input_sizes(tiny, data, prior)]
+    sizes = input_sizes(large[0], data, "sam")
     # A small encoder stands in only at its own size: a larger one would shrink where the large one begins.
     chain = [
         (variant, sizes[0]) for variant in at_hand if variant.from_scratch and variant.input_size == sizes[0]
@@ -205,11 +207,11 @@ def require_weights(context: PlanningContext, variant: SamVariant, user: dict[st
     )
 
 
-def input_sizes(variant: SamVariant, data: DataConfiguration, *, pretrained: bool) -> tuple[int, ...]:
+def input_sizes(variant: SamVariant, data: DataConfiguration, prior: Prior) -> tuple[int, ...]:
     """Input sizes worth planning for slices of this data, ascending, the wanted one last."""
     if variant.native_size < INPUT_SIZES[0]:
         return (variant.native_size,)
-    wanted = max(slice_size(data)) * ENLARGEMENT["pretrained" if pretrained else "scratch"]
+    wanted = max(slice_size(data)) * ENLARGEMENT[prior]
     enough = [size for size in INPUT_SIZES if size >= NEAR_ENOUGH * wanted]
     last = enough[0] if enough else INPUT_SIZES[-1]
     return tuple(size for size in INPUT_SIZES if size <= last)
