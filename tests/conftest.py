@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny and the machines small
@@ -36,6 +37,16 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().startswith(("samunet", "nnunet")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_shipped_weights() -> Iterator[None]:
+    """Tests say themselves which weights they mean; those of the package would stand in every plan."""
+    from samunet.networks.sam import weight_files
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_files, "SHIPPED", Path(__file__).with_name("no_weights"))
+        yield
 
 
 @pytest.fixture(scope="session")

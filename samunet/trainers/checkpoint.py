@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.networks.sam import weight_files
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import SHIPPED, weights_sha256, weights_with_hash
+from samunet.networks.sam.weight_files import weights_sha256, weights_with_hash
 from samunet.planning.plan import Plan
 from samunet.records import atomic_path, from_data, to_data
 from samunet.trainers import import_trainer
@@ -198,7 +199,7 @@ def find_base_weights(base: BaseWeights, folder: Path | None) -> Path:
         SamunetError: it is in none of them, or another file has its name.
     """
     given = () if folder is None else (Path(folder),)
-    places = tuple(dict.fromkeys((*given, SHIPPED, user_weights())))
+    places = tuple(dict.fromkeys((*given, weight_files.SHIPPED, user_weights())))
     named = [place if place.is_file() else place / base.file for place in places]
     found = {path: weights_sha256(path) for path in named if path.is_file()}
     alike = next((path for path, sha256 in found.items() if sha256 == base.sha256), None)

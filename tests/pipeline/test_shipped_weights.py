@@ -18,7 +18,6 @@ from samunet.networks.sam.weights import build_parts
 from samunet.networks.sam.weights_card import WeightsCard, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
 from samunet.pipeline import calibrate
-from samunet.trainers import checkpoint
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
@@ -28,7 +27,6 @@ from samunet.trainers.reporter import SilentReporter
 def ship(folder: Path, variant: str, patch: pytest.MonkeyPatch) -> Path:
     """Put random weights where those of the package would lie."""
     patch.setattr(weight_files, "SHIPPED", folder)
-    patch.setattr(checkpoint, "SHIPPED", folder)
     torch.manual_seed(0)
     state = whole_state(build_parts(get_variant(variant)), variant)
     return write_pair(state, folder, f"samunet_{variant}")

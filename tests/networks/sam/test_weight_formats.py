@@ -41,7 +41,6 @@ def state() -> dict[str, Tensor]:
 def shipped(tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "package"
     monkeypatch.setattr(weight_files, "SHIPPED", folder)
-    monkeypatch.setattr("samunet.trainers.checkpoint.SHIPPED", folder)
     return write_pair(state, folder, STEM)
 
 
@@ -135,8 +134,7 @@ def test_shipped_weights_are_found_last(tmp_path: Path, shipped: Path, state: di
     assert weights_at_hand(folder) == {VARIANT: "file"}
 
 
-def test_without_shipped_files_nothing_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_files, "SHIPPED", tmp_path / "absent")
+def test_without_shipped_files_nothing_is_at_hand(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "weights", VARIANT) is None
     assert weights_at_hand(None) == {}
 
