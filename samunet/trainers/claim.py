@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, which --overwrite removes.
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    path = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as taken:
@@ -31,4 +33,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held, so that nobody's file is removed but our own; Windows lets no open file go.
+        if os.name != "nt":
+            path.unlink(missing_ok=True)
         lock.release()

@@ -46,7 +46,7 @@ def test_tokens_that_do_not_fit(workspace: Path, capsys: pytest.CaptureFixture[s
     assert plan_and_preprocess.main(["-d", "901", "-c", "3d_adapter", "-np", "1", *where]) == 0
     capsys.readouterr()
     assert train.main(["901", "3d_adapter", "0", *TINY, "--set", "token_size=[3,4,4]", *where]) == 2
-    assert "token_size (3, 4, 4)" in capsys.readouterr().err
+    assert "token_size[0]: 3 is not one of 1, 2, 4" in capsys.readouterr().err
 
 
 def test_single_images_are_refused_by_name_of_what_suits(

@@ -138,6 +138,7 @@ def test_two_processes_do_not_train_into_one_folder(trained: RunRequest) -> None
         other.communicate()
     assert train_fold(request, SilentReporter()).status == "finished"
     assert train_fold(request, SilentReporter()).status == "finished"
+    assert [file.name for file in trained.folder.parent.glob(".*")] == []
 
 
 def test_nothing_to_continue(request_fcn: RunRequest) -> None:
