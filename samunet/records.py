@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -41,7 +42,7 @@ class Bounds:
         return math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below
 
     def told(self) -> str:
-        """`at least 1`, `from 0 to 1`, `above 0`."""
+        """`at least 1`, `at least 0 and below 1`, `above 0`."""
         parts = [
             f"at least {self.least:g}" if self.least > -math.inf else "",
             f"above {self.above:g}" if self.above > -math.inf else "",
@@ -156,6 +157,7 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
     return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
+@functools.lru_cache(maxsize=None)
 def field_types(kind: Any) -> dict[str, Any]:
     """Types of a record's fields; one that a subclass declares anew with the plain type keeps its bounds."""
     hints = typing.get_type_hints(kind, include_extras=True)
