@@ -157,7 +157,7 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
     return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def field_types(kind: Any) -> dict[str, Any]:
     """Types of a record's fields; one that a subclass declares anew with the plain type keeps its bounds."""
     hints = typing.get_type_hints(kind, include_extras=True)
