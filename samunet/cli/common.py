@@ -303,6 +303,12 @@ def positive_int(text: str) -> int:
     return int(_positive(text, int))
 
 
+def checkpoint_name(text: str) -> str:
+    """Read a checkpoint's file name; `best` is checkpoint_best.pth (for argparse)."""
+    stem = text.removesuffix(".pth")
+    return f"checkpoint_{stem}.pth" if stem in ("final", "best", "latest") else f"{stem}.pth"
+
+
 def seed_number(text: str) -> int:
     """Read a random seed, a whole number from 0 (for argparse)."""
     try:

@@ -11,6 +11,7 @@ from samunet.cli.common import (
     CommandParser,
     add_common,
     add_plan_name,
+    checkpoint_name,
     fold,
     open_workspace,
     positive_int,
@@ -69,6 +70,7 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "-chk",
         dest="checkpoint",
+        type=checkpoint_name,
         default="checkpoint_final.pth",
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",

@@ -15,6 +15,7 @@ from samunet.cli.common import (
     add_device,
     add_plan_name,
     add_probabilities,
+    checkpoint_name,
     fold,
     open_workspace,
     parse_settings,
@@ -101,6 +102,7 @@ def _add_model(parser: CommandParser) -> None:
     group.add_argument(
         "-chk",
         dest="checkpoint",
+        type=checkpoint_name,
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )

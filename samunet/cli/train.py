@@ -16,6 +16,7 @@ from samunet.cli.common import (
     add_plan_name,
     add_probabilities,
     add_workers,
+    checkpoint_name,
     chosen_weights,
     fold,
     open_workspace,
@@ -105,6 +106,7 @@ def add_run(parser: CommandParser) -> None:
     group.add_argument(
         "-chk",
         dest="checkpoint",
+        type=checkpoint_name,
         default=FINAL,
         metavar="NAME",
         help="checkpoint that --val predicts with (default checkpoint_final.pth)",

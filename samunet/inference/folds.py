@@ -23,12 +23,15 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
             f"There is no model folder {model_folder}. Train first, or correct -c, -p or --tag."
         )
     stored = _stored_name(model_folder, checkpoint)
+    if model_folder.name.startswith("fold_") and (model_folder / stored).is_file():
+        raise SamunetError(
+            f"{model_folder} is one fold of a model. Give the model's folder {model_folder.parent}, and the "
+            f"fold with -f {model_folder.name.removeprefix('fold_')}."
+        )
     names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / stored).is_file()]
     if not names:
-        others = sorted(
-            str(f.relative_to(model_folder)) for f in model_folder.glob("fold_*/checkpoint_*.pth")
-        )
-        found = f" Found: {', '.join(others)} (choose with -chk, or finish with --c)." if others else ""
+        others = sorted({f.name for f in model_folder.glob("fold_*/checkpoint_*.pth")})
+        found = f" There is {' and '.join(others)}: choose with -chk, or finish with --c." if others else ""
         raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
     numbers = sorted(int(name) for name in names if name.isdecimal())
     return (*numbers, *(name for name in names if not name.isdecimal()))

@@ -91,6 +91,9 @@ def find_model(workspace: Workspace, request: ModelRequest) -> Path:
     Raises:
         SamunetError: nothing is trained, or `auto` is ambiguous; lists what is there.
     """
+    configuration, _, tag = request.configuration.partition("__")
+    if tag and request.tag is None:  # as samunet_find_best_configuration names models
+        request = replace(request, configuration=configuration, tag=tag)
     ending = "__".join(["", request.plans, *([request.tag] if request.tag else [])])
     trained = _trained(workspace, request.dataset)
     suitable = [name.removesuffix(ending) for name in trained if name.endswith(ending)]

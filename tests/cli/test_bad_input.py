@@ -281,6 +281,18 @@ def test_prediction_with_a_model_that_is_not_trained(workspace: Path, images: Pa
     assert "2d_unet__samunetPlans" in refused(predict.main, workspace, *words)
 
 
+def test_a_folder_of_one_fold_is_named_with_its_model(
+    workspace: Path, images: Path, tmp_path: Path, refused
+) -> None:
+    fold = workspace / MODEL / "fold_0"
+    words = ("-i", str(images), "-o", str(tmp_path / "out"))
+    assert f"folder {fold.parent}, and the fold with -f 0" in refused(
+        predict.main, workspace, *words, "-m", str(fold)
+    )
+    told = refused(predict.main, workspace, *words, "-m", str(fold.parent), "-f", "0", "-chk", "nobody")
+    assert "holds no fold with nobody.pth. There is checkpoint_" in told
+
+
 def test_a_cut_off_checkpoint(workspace: Path, images: Path, refused) -> None:
     truncate(workspace / MODEL / "fold_0/checkpoint_final.pth")
     assert "checkpoint_final.pth" in refused(predict.main, workspace, *predict_words(images))

@@ -76,6 +76,13 @@ def test_among_several_the_recommended_one(workspace: Workspace) -> None:
     assert find_model(workspace, request()) == folder
 
 
+def test_a_model_by_the_name_that_the_selection_gives_it(workspace: Workspace) -> None:
+    folder = make_trained(workspace, "2d_cnn", "wide")
+    make_trained(workspace, "2d_cnn")
+    assert find_model(workspace, request("2d_cnn__wide")) == folder
+    assert find_model(workspace, request("2d_cnn", "wide")) == folder
+
+
 def test_a_model_that_is_not_trained(workspace: Workspace) -> None:
     make_trained(workspace, "2d_cnn")
     with pytest.raises(SamunetError, match="samunet_train 900 2d_linear 0"):
