@@ -39,11 +39,12 @@ SMALL_BATCH = 2
 PREDICTING = ("--disable_tta",)
 """Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
 FROZEN, RANDOM, TUNED = (), ("--set", "encoder_weights=random"), ("--set", "encoder=full")
-SMALLER, SEEING = ("--set", "input_size=448"), ("--set", "image_skip=true")
+SMALLEST, SMALLER = ("--set", "input_size=224"), ("--set", "input_size=448")
+SEEING = ("--set", "image_skip=true")
 REMEDIES = {
-    "2d_cnn_224": ("--set", "input_size=224"),
+    "2d_cnn_224": SMALLEST,
+    "2d_cnn_224_skip": (*SMALLEST, *SEEING),
     "2d_cnn_448": SMALLER,
-    "2d_cnn_skip": SEEING,
     "2d_cnn_448_skip": (*SMALLER, *SEEING),
 }
 """What may suit a small encoder better than the plan: smaller inputs, a head that sees the picture too."""
