@@ -166,8 +166,18 @@ def _introduction(page: DemoPage, seconds: Mapping[str, float]) -> str:
         f"<p>{page.num_training} generated abdominal volumes to train on, {cases} others to score. The "
         "organs are about as grey as their surroundings and vary from body to body: a rule that sees one "
         "voxel's grey value stays under 0.25 mean Dice, an average label map under 0.65. Every network below "
-        f"was trained from scratch, for minutes.{low}</p>"
+        f"was trained for minutes, {_beginnings(page.results)}.{low}</p>"
     )
+
+
+def _beginnings(results: Sequence[MethodResult]) -> str:
+    """From scratch, or what began with which weights."""
+    begun = [
+        f"{r.name} on {r.configuration.encoder} with pretrained weights ({r.configuration.encoder_weights})"
+        for r in results
+        if r.configuration.encoder_weights != "none"
+    ]
+    return " and ".join(begun) + ", the rest from scratch" if begun else "from scratch"
 
 
 def _score_table(results: Sequence[MethodResult]) -> str:
@@ -185,7 +195,10 @@ def _score_table(results: Sequence[MethodResult]) -> str:
 def _training_words(result: MethodResult) -> str:
     chosen = result.configuration
     records = [json.loads(line) for line in result.history.read_text(encoding="utf-8").splitlines()]
-    encoder = f", encoder {chosen.encoder} trained too, input {chosen.input_size}" if chosen.encoder else ""
+    encoder = ""
+    if chosen.encoder:
+        state = "trained too" if chosen.settings.get("encoder") == "full" else "frozen"
+        encoder = f", encoder {chosen.encoder} {state}, input {chosen.input_size}"
     patch = " x ".join(map(str, chosen.patch_size))
     settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
     return (
