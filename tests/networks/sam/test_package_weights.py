@@ -36,7 +36,7 @@ def test_pair_and_card(encoder_file: Path) -> None:
     assert card is not None
     assert card.variant == "vit_tiny"
     assert {source.name for source in card.sources} == {"synthetic", "Dataset004_HaN_CT", "Dataset005_Nuclei"}
-    assert card.excluded == {"Dataset004_HaN_CT": 24, "Dataset005_Nuclei": 52}
+    assert card.excluded == {"Dataset004_HaN_CT": 24, "Dataset005_Nuclei": 52, "synthetic": 0}
 
 
 def test_a_point_and_a_box_find_objects_that_were_never_seen(encoder_file: Path) -> None:
