@@ -104,6 +104,20 @@ def test_a_users_setting_stands_above_the_recipe_also_where_it_is_the_methods_de
     assert "checkpointing" not in getattr(never.configurations.get("3d_adapter"), "settings", {})
 
 
+def test_a_small_encoder_with_weights_of_its_own_is_frozen_in_2d_and_trained_too_in_3d(monkeypatch):
+    monkeypatch.setitem(golden.WEIGHTS, "own", {"vit_tiny": "shipped"})
+    plan = planned(weights="own")
+    assert "encoder" not in plan.configurations["2d_cnn"].settings
+    assert plan.configurations["2d_cnn"].forecast.cache_gb > 0
+    adapter = plan.configurations["3d_adapter"]
+    assert (adapter.encoder, adapter.encoder_weights) == ("vit_tiny", "shipped")
+    assert adapter.settings["encoder"] == "full"
+    scratch = planned().configurations
+    assert adapter.settings == scratch["3d_adapter"].settings
+    sam = planned(weights="official", encoder="vit_b").configurations["2d_cnn"]
+    assert plan.configurations["2d_cnn"].input_size < sam.input_size
+
+
 def test_nothing_is_frozen_without_weights_unless_it_is_meant():
     for weights, settings in (("none", {"encoder": "frozen"}), ("none", {"encoder": "frozen", "views": 1})):
         with pytest.raises(SamunetError, match="encoder_weights=random"):

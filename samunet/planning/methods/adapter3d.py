@@ -234,7 +234,9 @@ def _option(
     """The way that needs the least time within the memory: whole batch, checkpointing, one sample at a
     time."""
     user = settings_of(AdapterConfig, context.settings)
-    start = FULL_FROM_SCRATCH if weights == "none" else {}
+    # Adapters alone suit an encoder that knows much: a small one of our own is trained too.
+    begins = weights != RANDOM and variant.prior(weights) != "sam"
+    start = FULL_FROM_SCRATCH if begins else {}
     ways = [(STEP_BATCH, 1, False), (STEP_BATCH, 1, True), (1, STEP_BATCH, False), (1, STEP_BATCH, True)]
     made = []
     for batch, accumulate, checkpointing in ways:
@@ -305,7 +307,7 @@ def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str
             "`samunet_download_weights vit_b` fetches official weights."
         )
     if variant.prior(weights) == "own weights":
-        return own_weights_reason(variant.name)
+        return f"{own_weights_reason(variant.name)} The encoder is trained too, from these weights."
     return (
         f"With {counted_cases(context)} it may equal a U-Net: reviews of AutoProSAM speak of up to 3 Dice "
         "points over 3D networks with 24 training cases, which nobody has confirmed; of few cases nothing is "
