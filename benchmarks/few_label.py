@@ -48,8 +48,8 @@ REMEDIES = {
     "2d_cnn_448_skip": (*SMALLER, *SEEING),
     "2d_cnn_224_tuned": (*SMALLEST, *TUNED),
 }
-"""What may suit a small encoder better than the plan: smaller inputs, a head that sees the picture too, all of
-it trained at the size that it learnt at."""
+"""What may suit a small encoder better than the plan: smaller inputs, a head that sees the picture too, all
+of it trained at the size that it learnt at."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
