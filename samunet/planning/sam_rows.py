@@ -98,7 +98,8 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "`samunet_download_weights vit_b` fetches official weights."
         )
     if option.variant.prior(option.weights) == "own weights":
-        return own_weights_reason(name)
+        seeing = " The head sees the picture too, not only its embedding (image_skip)."
+        return own_weights_reason(name) + seeing * bool(option.settings.get("image_skip"))
     if spec.elsewhere and other_sites(context):
         return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."
     if few_cases(context) and spec.prior < 0:

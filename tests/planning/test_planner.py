@@ -109,6 +109,10 @@ def test_a_small_encoder_with_weights_of_its_own_is_frozen_in_2d_and_trained_too
     plan = planned(weights="own")
     assert "encoder" not in plan.configurations["2d_cnn"].settings
     assert plan.configurations["2d_cnn"].forecast.cache_gb > 0
+    assert plan.configurations["2d_cnn"].settings["image_skip"] is True
+    assert "image_skip" not in plan.configurations["2d_linear"].settings
+    unseeing = planned(weights="own", settings={"image_skip": False}).configurations["2d_cnn"]
+    assert not unseeing.settings["image_skip"]
     adapter = plan.configurations["3d_adapter"]
     assert (adapter.encoder, adapter.encoder_weights) == ("vit_tiny", "shipped")
     assert adapter.settings["encoder"] == "full"
