@@ -9,7 +9,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
-from samunet.trainers.checkpoint import BEST, FINAL, LATEST
+from samunet.trainers.checkpoint import FINAL, checkpoints_in
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, distillation_differences, read_run
 from samunet.workspace import Workspace, fold_folder, is_validated
@@ -167,5 +167,4 @@ def _check_teacher(run: PreparedRun, distillation: Distillation | None, folder: 
 
 
 def _started(run: PreparedRun, fold: Fold) -> bool:
-    folder = fold_folder(run.model_folder, fold)
-    return any((folder / name).exists() for name in (FINAL, LATEST, BEST))
+    return bool(checkpoints_in(fold_folder(run.model_folder, fold)))

@@ -80,6 +80,11 @@ class Checkpoint:
     training: dict[str, Any]
 
 
+def checkpoints_in(folder: Path) -> list[str]:
+    """Names of the checkpoints that a run folder holds; none where it was never begun."""
+    return [name for name in (FINAL, LATEST, BEST) if (folder / name).exists()]
+
+
 def network_state(network: nn.Module, base_weights: BaseWeights | None) -> dict[str, Tensor]:
     """State dict without what the base weights hold."""
     state = network.state_dict()

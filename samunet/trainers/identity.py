@@ -11,7 +11,7 @@ from typing import Any, Literal
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_record, to_data, write_json
-from samunet.trainers.checkpoint import BEST, FINAL, LATEST
+from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def settle_replaced(folder: Path) -> None:
     aside = _aside(folder)
     if not aside.is_dir():
         return
-    if any((folder / name).exists() for name in (FINAL, LATEST, BEST)):
+    if checkpoints_in(folder):
         shutil.rmtree(aside)
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -205,7 +205,7 @@ def check_unclaimed(folder: Path, wanted: Identity) -> None:
         SamunetError: it holds a run, the same or another one.
     """
     found = read_run(folder)
-    started = [name for name in (FINAL, LATEST, BEST) if (folder / name).exists()]
+    started = checkpoints_in(folder)
     told = differences(found, wanted) if found is not None else []
     if told and started:
         raise SamunetError(

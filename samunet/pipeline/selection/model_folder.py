@@ -89,18 +89,22 @@ class _Faults:
     """Folds by what is wrong with them, so that one command mends all of a kind.
 
     Attributes:
-        runs: what is known of every fold that was begun, asked for or not; new ones are to be like them.
+        folder: of the model; new folds are to be like those that were begun, asked for or not.
     """
 
-    runs: dict[str, RunRecord]
+    folder: Path
     of_model: list[str] = field(default_factory=list)
     untrained: list[int] = field(default_factory=list)
     unfinished: list[int] = field(default_factory=list)
     unscored: list[int] = field(default_factory=list)
     other_split: list[int] = field(default_factory=list)
 
+    @property
+    def _any_fold(self) -> bool:
+        return any((self.untrained, self.unfinished, self.unscored, self.other_split))
+
     def told(self, trained: TrainedAs) -> tuple[str, ...]:
-        parts = list(self.of_model)
+        parts, runs = list(self.of_model), _runs(self.folder) if self._any_fold else {}
         for folds, words, flags in (
             (self.untrained, "not trained", ()),
             (self.unfinished, "not trained to the end", ("--c",)),
@@ -112,7 +116,7 @@ class _Faults:
             ),
         ):
             if folds:
-                like = self.runs.get(str(folds[0])) or next(iter(self.runs.values()), None)
+                like = runs.get(str(folds[0])) or next(iter(runs.values()), None)
                 command = trained.command(folds, *flags, like=like)
                 parts.append(f"{fold_words(folds)} {words}: {command}")
         return tuple(parts)
@@ -123,7 +127,7 @@ def look_at(
 ) -> ModelFolder:
     """Read what a model folder holds of the folds in `splits`; never raises for what is wrong with it."""
     folder = workspace.model_folder(trained.dataset, trained.configuration, trained.plans, trained.tag)
-    faults, folds = _Faults(runs=_runs(folder)), {}
+    faults, folds = _Faults(folder=folder), {}
     faults.of_model += _plan_faults(workspace, raw, trained, folder)
     for number, split in splits.items():
         fold = _scored_fold(folder, number, split, raw, faults)

@@ -158,7 +158,7 @@ def settings_of(config: type[MethodConfig], settings: Mapping[str, Any]) -> dict
 def known_settings(config: type[MethodConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that this method has and that differ from its defaults, as a plan stores them."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    return {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
+    return {key: value for key, value in settings_of(config, settings).items() if value != defaults[key]}
 
 
 def build_config(method: Method, settings: dict[str, Any]) -> MethodConfig:
