@@ -38,15 +38,19 @@ SMALL_BATCH = 2
 """Slices a step of the U-Nets: planned are dozens, which on a CPU leaves some ten steps in ten minutes."""
 PREDICTING = ("--disable_tta",)
 """Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
-FROZEN, RANDOM, TUNED = (), ("--set", "encoder_weights=random"), ("--set", "encoder=full")
 SMALLEST, SMALLER = ("--set", "input_size=224"), ("--set", "input_size=448")
 SEEING = ("--set", "image_skip=true")
+# Planned as the shipped weights' row is, so that nothing but the weights differs.
+FROZEN, RANDOM = (), ("--set", "encoder_weights=random", *SEEING)
+TUNED = ("--set", "encoder=full")
 REMEDIES = {
     "2d_cnn_224": SMALLEST,
     "2d_cnn_224_skip": (*SMALLEST, *SEEING),
     "2d_cnn_448": SMALLER,
     "2d_cnn_448_skip": (*SMALLER, *SEEING),
+    "2d_cnn_448_random": (*SMALLER, *RANDOM),
     "2d_cnn_224_tuned": (*SMALLEST, *TUNED),
+    "2d_cnn_224_scratch": (*SMALLEST, *TUNED, *RANDOM),
 }
 """What may suit a small encoder better than the plan: smaller inputs, a head that sees the picture too, all
 of it trained at the size that it learnt at."""

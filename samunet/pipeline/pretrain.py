@@ -293,9 +293,9 @@ def read_excluded(path: Path) -> dict[str, frozenset[str]]:
 
 
 def with_settings(settings: PretrainSettings, changes: dict[str, Any]) -> PretrainSettings:
-    """Settings with some replaced, checked by name and type.
+    """Settings with some replaced, checked by name, type and range.
 
     Raises:
-        SamunetError: an unknown name, or a value of another type.
+        SamunetError: an unknown name, or a value of another type or out of its range.
     """
     return from_data(PretrainSettings, {**to_data(settings), **changes}, where="--set")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from samunet.networks.sam.variants import PATCH, SamVariant, get_variant
 from samunet.networks.sam.weights import SamWeights
 from samunet.networks.teacher import EmbeddingMatch
 from samunet.networks.token_tasks import MixedExamples, ShuffledTokens
+from samunet.records import Bounds, Count, Natural, NotNegative, Positive, Share
 from samunet.trainers.base import Phase, TrainingModule, decayed_apart
 from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.prompt_rounds import PromptSettings, prompt_losses
@@ -31,7 +32,7 @@ SCORES = ("first prompt", "after clicks")
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """What is pretrained, and how.
+    """What is pretrained, and how. Ranges beside the types are checked where settings come from a user.
 
     Attributes:
         encoder: variant whose three parts are trained.
@@ -57,26 +58,26 @@ class PretrainSettings:
 
     encoder: str = "vit_tiny"
     adapters: bool = False
-    adapter_width: int = 0
-    input_size: int = 0
+    adapter_width: Natural = 0
+    input_size: Natural = 0
     tasks: tuple[str, ...] = ("prompt", "mae")
-    weights: tuple[float, ...] = (1.0, 0.5)
-    steps: int = 2000
-    batch_size: int = 8
-    objects: int = 8
-    clicks: int = 2
-    loss_stride: int = 2
-    focal_weight: float = 1.0
-    focal_alpha: float = 0.5
-    masked_share: float = 0.75
-    self_share: float = 0.5
-    teacher_size: int = 0
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.05
-    warmup_steps: int = 250
-    clip: float = 1.0
-    epoch_steps: int = 100
-    val_batches: int = 4
+    weights: tuple[Positive, ...] = (1.0, 0.5)
+    steps: Count = 2000
+    batch_size: Count = 8
+    objects: Count = 8
+    clicks: Natural = 2
+    loss_stride: Count = 2
+    focal_weight: NotNegative = 1.0
+    focal_alpha: Share = 0.5
+    masked_share: Annotated[float, Bounds(above=0, below=1)] = 0.75
+    self_share: Annotated[float, Bounds(above=0, most=1)] = 0.5
+    teacher_size: Natural = 0
+    learning_rate: Positive = 8e-4
+    weight_decay: NotNegative = 0.05
+    warmup_steps: Natural = 250
+    clip: Positive = 1.0
+    epoch_steps: Count = 100
+    val_batches: Count = 4
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 0
 
@@ -86,18 +87,10 @@ class PretrainSettings:
                 raise unknown_name("task", task, TASKS)
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise SamunetError(f"--tasks {','.join(self.tasks)}: name each task once, at least one.")
-        if len(self.weights) != len(self.tasks) or not all(weight > 0 for weight in self.weights):
+        if len(self.weights) != len(self.tasks):
             raise SamunetError(
-                f"The tasks {', '.join(self.tasks)} need one weight above 0 each, found {self.weights}."
+                f"The tasks {', '.join(self.tasks)} need one weight each, found {self.weights}."
             )
-        counts = ("steps", "batch_size", "objects", "loss_stride", "epoch_steps", "val_batches")
-        low = [name for name in counts if getattr(self, name) < 1]
-        if low or self.clicks < 0:
-            raise SamunetError(f"{', '.join(low or ['clicks'])}: must be at least {1 if low else 0}.")
-        if not 0 < self.masked_share < 1:
-            raise SamunetError(f"masked_share {self.masked_share} must lie between 0 and 1.")
-        if not 0 < self.self_share <= 1:
-            raise SamunetError(f"self_share {self.self_share} must be above 0 and at most 1.")
         if "emix" in self.tasks and self.self_pictures < 2:
             raise SamunetError(
                 "emix mixes pictures of a batch: --batch times self_share must be at least 2 (8 or more is "
@@ -112,11 +105,8 @@ class PretrainSettings:
                 f"{changed[0]} goes with --adapters: a whole encoder is trained at its native input size, "
                 "which its position tables are made for."
             )
-        if self.adapter_width < 0 or self.input_size < 0 or self.input_size % PATCH:
-            raise SamunetError(
-                f"adapter_width {self.adapter_width} must not be negative, input_size {self.input_size} "
-                f"must be a multiple of {PATCH}."
-            )
+        if self.input_size % PATCH:
+            raise SamunetError(f"input_size {self.input_size} must be a multiple of {PATCH}.")
         get_variant(self.encoder)
 
     @property

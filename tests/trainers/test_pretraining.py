@@ -19,6 +19,7 @@ from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weights import SamWeights, build_parts, expected_shapes
 from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
+from samunet.pipeline.pretrain import with_settings
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
@@ -278,16 +279,18 @@ def test_a_time_budget_shortens_the_run_and_leaves_the_weights(tmp_path: Path) -
         ({"tasks": ("prompts",), "weights": (1.0,)}, "Did you mean prompt"),
         ({"tasks": ("mae", "mae"), "weights": (1.0, 1.0)}, "once"),
         ({"weights": (1.0,)}, "one weight"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"clicks": -1}, "clicks"),
-        ({"masked_share": 1.0}, "masked_share"),
+        ({"weights": (1.0, 0.0, 1.0)}, r"weights\[1\]: 0.0 must be above 0"),
+        ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
+        ({"clicks": -1}, "clicks: -1 must be at least 0"),
+        ({"masked_share": 1.0}, "masked_share: 1.0 must be above 0 and below 1"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan must be a finite number"),
         ({"encoder": "vit_t"}, "MobileSAM"),
         ({"batch_size": 1}, "emix"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SamunetError, match=message):
-        replace(SMALL, **change)
+        with_settings(SMALL, change)
 
 
 def test_shuffled_tokens_all_move_and_nothing_is_lost() -> None:
