@@ -62,13 +62,23 @@ def test_a_pair_is_placed_under_the_name_that_is_looked_for(few_label: Any, tmp_
     assert (tmp_path / "other" / "samunet_vit_tiny.pth").is_file()
 
 
-def test_every_system_is_reported_against_the_shipped_weights(
+def test_every_system_is_reported_against_the_weights_that_ship(
     few_label: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = few_label.STUDIES["primary"][0].name(0)
-    steps = {f"{name} 2d_cnn_shipped scores": {"dice": 0.5}, f"{name} 2d_cnn_random scores": {"dice": 0.375}}
-    few_label.report(steps)
-    assert "2d_cnn_shipped - 2d_cnn_random: +12.5 points (1 seeds)" in capsys.readouterr().out
+    scores = {"2d_cnn_tuned": 0.5, "2d_cnn_scratch": 0.375, "2d_unet": 0.625}
+    few_label.report({f"{name} {system} scores": {"dice": dice} for system, dice in scores.items()})
+    printed = capsys.readouterr().out
+    assert "2d_cnn_tuned - 2d_cnn_scratch: +12.5 points (1 seeds)" in printed
+    assert "2d_cnn_tuned - 2d_unet: -12.5 points (1 seeds)" in printed
+
+
+def test_the_studys_pairs_differ_by_the_weights_only(few_label: Any) -> None:
+    control = set(few_label.RANDOM)
+    for method in ("2d_cnn", "2d_autosam"):
+        for kind, without in (("frozen", "frozen_random"), ("tuned", "scratch")):
+            ours, theirs = (few_label.SYSTEMS[f"{method}_{name}"] for name in (kind, without))
+            assert set(theirs[1]) - set(ours[1]) == control - {"--set"}
 
 
 def test_the_long_run_notices_a_held_out_case(load: Callable[[str], Any], tmp_path: Path) -> None:
