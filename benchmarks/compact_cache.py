@@ -57,7 +57,7 @@ def prepare(bench: Bench, arguments: argparse.Namespace) -> None:
 
 
 def encoder_words(arguments: argparse.Namespace) -> list[str]:
-    words = ["-encoder", arguments.encoder]
+    words = ["-encoder", arguments.encoder, "--set", "encoder=frozen"]
     return words + (
         ["--set", "encoder_weights=random"] if arguments.random else ["-w", str(arguments.weights)]
     )

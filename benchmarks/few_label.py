@@ -52,6 +52,7 @@ RECIPE = settings("learning_rate=0.001", "encoder_learning_rate_factor=1", "weig
 TUNED = (*settings("encoder=full"), *RECIPE, *SEEING)
 GENTLE = settings("learning_rate=0.0005", "encoder_learning_rate_factor=0.1", "weight_decay=0.01")
 """What large pretrained encoders are tuned with."""
+THIRD = settings("learning_rate=0.001", "encoder_learning_rate_factor=0.3", "weight_decay=0.05")
 KINDS = {
     "frozen": FROZEN,
     "frozen_random": (*FROZEN, *RANDOM),
@@ -65,6 +66,7 @@ REMEDIES = {
     "2d_cnn_frozen_224": (*FROZEN, *settings("input_size=224")),
     "2d_cnn_frozen_live": (*FROZEN, *settings("input_size=224", "cache=false")),
     "2d_cnn_tuned_gentle": (*settings("encoder=full"), *GENTLE, *SEEING),
+    "2d_cnn_tuned_third": (*settings("encoder=full"), *THIRD, *SEEING),
     "2d_cnn_tuned_448": (*TUNED, *settings("input_size=448")),
 }
 """What may suit a small encoder better than the plan: a head that sees the embedding only, other input

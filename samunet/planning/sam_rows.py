@@ -99,7 +99,15 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
         )
     if option.variant.prior(option.weights) == "own weights":
         seeing = " The head sees the picture too, not only its embedding (image_skip)."
-        return own_weights_reason(name) + seeing * bool(option.settings.get("image_skip"))
+        trained = (
+            f" {name} is trained too: it knows too little to be kept as it is, and is small enough "
+            "(--set encoder=frozen keeps it)."
+        )
+        return (
+            own_weights_reason(name)
+            + trained * (option.config.encoder == "full" and "encoder" not in context.settings)
+            + seeing * bool(option.settings.get("image_skip"))
+        )
     if spec.elsewhere and other_sites(context):
         return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."
     if few_cases(context) and spec.prior < 0:

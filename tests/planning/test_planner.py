@@ -104,22 +104,31 @@ def test_a_users_setting_stands_above_the_recipe_also_where_it_is_the_methods_de
     assert "checkpointing" not in getattr(never.configurations.get("3d_adapter"), "settings", {})
 
 
-def test_a_small_encoder_with_weights_of_its_own_is_frozen_in_2d_and_trained_too_in_3d(monkeypatch):
+def test_a_small_encoder_with_weights_of_its_own_is_trained_too_and_kept_where_asked(monkeypatch):
     monkeypatch.setitem(golden.WEIGHTS, "own", {"vit_tiny": "shipped"})
-    plan = planned(weights="own")
-    assert "encoder" not in plan.configurations["2d_cnn"].settings
-    assert plan.configurations["2d_cnn"].forecast.cache_gb > 0
+    plan, scratch = planned(weights="own"), planned()
+    for name in ("2d_cnn", "2d_linear", "2d_desam", "3d_adapter"):
+        row, without = plan.configurations[name], scratch.configurations[name]
+        assert (row.encoder, row.encoder_weights) == ("vit_tiny", "shipped")
+        assert {"image_skip": True, **row.settings} == {"image_skip": True, **without.settings}
+        assert row.settings["encoder"] == "full"
+    assert "encoder_learning_rate_factor" not in plan.configurations["2d_cnn"].settings
     assert plan.configurations["2d_cnn"].settings["image_skip"] is True
     assert "image_skip" not in plan.configurations["2d_linear"].settings
     unseeing = planned(weights="own", settings={"image_skip": False}).configurations["2d_cnn"]
     assert not unseeing.settings["image_skip"]
-    adapter = plan.configurations["3d_adapter"]
-    assert (adapter.encoder, adapter.encoder_weights) == ("vit_tiny", "shipped")
-    assert adapter.settings["encoder"] == "full"
-    scratch = planned().configurations
-    assert adapter.settings == scratch["3d_adapter"].settings
     sam = planned(weights="official", encoder="vit_b").configurations["2d_cnn"]
     assert plan.configurations["2d_cnn"].input_size < sam.input_size
+    for kept in ({"encoder": "frozen"}, {"cache": True}):
+        row = planned(weights="own", settings=kept).configurations["2d_cnn"]
+        assert "encoder" not in row.settings
+        assert row.forecast.cache_gb > 0
+        assert row.settings["image_skip"] is True
+
+
+def test_only_sams_own_encoders_are_tuned_at_a_lower_rate():
+    row = planned(weights="official", settings={"encoder": "full"}).configurations["2d_cnn"]
+    assert row.settings["encoder_learning_rate_factor"] == 0.1
 
 
 def test_nothing_is_frozen_without_weights_unless_it_is_meant():
