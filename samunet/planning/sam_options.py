@@ -53,7 +53,8 @@ SLOWEST_SLICE_SECONDS = 5.0
 FULL_SMALL = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
 """A network that is trained as a whole, at one rate: any that knows nothing, and a small encoder whatever it
 knows. With 5 volumes of Dataset002 in ten minutes on two cores `2d_cnn` had a Dice of 0.65 so, 0.61 with
-the rates of large encoders (5e-4, in the encoder 5e-5), 0.59 with the encoder frozen (documentation/experiments.md)."""
+the rates of large encoders (5e-4, in the encoder 5e-5), 0.59 with the encoder frozen: one seed
+(documentation/experiments.md)."""
 FULL_LARGE = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
 """SAM's own encoders, where the user wants them trained too."""
 SEEING = {"image_skip": True}
