@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware, machine_load
-from real_runs import Bench, Training
+from real_runs import Bench, Training, setting_words
 from subsets import dice_scores, held_out_cases
 
 from samunet.networks.sam.weight_files import (
@@ -40,19 +40,16 @@ PREDICTING = ("--disable_tta",)
 """Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
 
 
-def settings(*pairs: str) -> tuple[str, ...]:
-    """Words of samunet_train for KEY=VALUE pairs."""
-    return tuple(word for pair in pairs for word in ("--set", pair))
+def trained(learning_rate: str, encoder_factor: str, weight_decay: str) -> tuple[str, ...]:
+    """Words for an encoder that is trained with its head."""
+    rates = (f"learning_rate={learning_rate}", f"encoder_learning_rate_factor={encoder_factor}")
+    return (*setting_words("encoder=full", *rates, f"weight_decay={weight_decay}"), *SEEING)
 
 
-SEEING, RANDOM = settings("image_skip=true"), settings("encoder_weights=random")
-FROZEN = (*settings("encoder=frozen"), *SEEING)
-RECIPE = settings("learning_rate=0.001", "encoder_learning_rate_factor=1", "weight_decay=0.05")
-"""The planner's for a small encoder that is trained too, whatever it knew before."""
-TUNED = (*settings("encoder=full"), *RECIPE, *SEEING)
-GENTLE = settings("learning_rate=0.0005", "encoder_learning_rate_factor=0.1", "weight_decay=0.01")
-"""What large pretrained encoders are tuned with."""
-THIRD = settings("learning_rate=0.001", "encoder_learning_rate_factor=0.3", "weight_decay=0.05")
+SEEING, RANDOM = setting_words("image_skip=true"), setting_words("encoder_weights=random")
+FROZEN = (*setting_words("encoder=frozen"), *SEEING)
+TUNED = trained("0.001", "1", "0.05")
+"""The planner's recipe for a small encoder, whatever it knew before."""
 KINDS = {
     "frozen": FROZEN,
     "frozen_random": (*FROZEN, *RANDOM),
@@ -62,15 +59,16 @@ KINDS = {
 """Shipped weights frozen, random ones frozen, shipped ones trained too, and the same from random ones: by
 pairs nothing but the weights differs."""
 REMEDIES = {
-    "2d_cnn_frozen_blind": settings("encoder=frozen", "image_skip=false"),
-    "2d_cnn_frozen_224": (*FROZEN, *settings("input_size=224")),
-    "2d_cnn_frozen_live": (*FROZEN, *settings("input_size=224", "cache=false")),
-    "2d_cnn_tuned_gentle": (*settings("encoder=full"), *GENTLE, *SEEING),
-    "2d_cnn_tuned_third": (*settings("encoder=full"), *THIRD, *SEEING),
-    "2d_cnn_tuned_448": (*TUNED, *settings("input_size=448")),
+    "2d_cnn_frozen_blind": setting_words("encoder=frozen", "image_skip=false"),
+    "2d_cnn_frozen_224": (*FROZEN, *setting_words("input_size=224")),
+    "2d_cnn_frozen_live": (*FROZEN, *setting_words("input_size=224", "cache=false")),
+    "2d_cnn_tuned_gentle": trained("0.0005", "0.1", "0.01"),
+    "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
+    "2d_cnn_tuned_448": (*TUNED, *setting_words("input_size=448")),
 }
 """What may suit a small encoder better than the plan: a head that sees the embedding only, other input
-sizes, new augmentations in every step instead of stored views, the rates of large encoders."""
+sizes, new augmentations in every step instead of stored views, the rates of large encoders,
+less in the encoder only."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
@@ -78,7 +76,7 @@ SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
         for kind, words in KINDS.items()
     },
     **{name: ("2d_cnn", ("-encoder", ENCODER, *words)) for name, words in REMEDIES.items()},
-    "2d_unet": ("2d_unet", settings(f"batch_size={SMALL_BATCH}")),
+    "2d_unet": ("2d_unet", setting_words(f"batch_size={SMALL_BATCH}")),
     PEER: (PEER, ()),
 }
 """Name -> (method, words of samunet_train)."""

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware
-from real_runs import Bench, Training, interval
+from real_runs import Bench, Training, interval, setting_words
 from subsets import dice_scores
 
 GRIDS = (1, 9, 25)
@@ -129,7 +129,7 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
 def training_of(bench: Bench, run: Run, arguments: argparse.Namespace) -> Training:
     """The training with its words: augmentation, the arm's settings, weights or batch, seed, budget."""
     settings = [f"augmentation={run.augmentation}", *run.arm.settings]
-    words = [word for setting in settings for word in ("--set", setting)]
+    words = [*setting_words(*settings)]
     if run.arm.method.endswith("_unet"):
         words += CPU_UNET if bench.device == "cpu" else ()
     else:

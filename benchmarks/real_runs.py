@@ -18,6 +18,11 @@ from subsets import dice_scores, held_out_cases, make_test_folders, make_trainin
 RESAMPLES = 2000
 
 
+def setting_words(*pairs: str) -> tuple[str, ...]:
+    """Words of a command for KEY=VALUE pairs."""
+    return tuple(word for pair in pairs for word in ("--set", pair))
+
+
 @dataclass(frozen=True)
 class Training:
     """One training of a benchmark: what is trained, under which tag, with which further words.

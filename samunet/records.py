@@ -157,6 +157,17 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
     return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
 
 
+def check_fields(record: Any) -> None:
+    """Refuse fields of the wrong type or out of the range beside it, for records that are made in Python.
+
+    Raises:
+        RecordError: names the field.
+    """
+    kinds: Mapping[str, Any] = field_types(record.__class__)
+    for name, kind in kinds.items():
+        _convert(kind, getattr(record, name), name)
+
+
 @functools.cache
 def field_types(kind: Any) -> dict[str, Any]:
     """Types of a record's fields; one that a subclass declares anew with the plain type keeps its bounds."""

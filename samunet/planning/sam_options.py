@@ -50,12 +50,12 @@ ENCODE_BATCH = 4
 """Slices encoded at once for the cache."""
 SLOWEST_SLICE_SECONDS = 5.0
 """A larger input or encoder is not taken where encoding a slice takes longer: prediction would crawl."""
-FULL_SMALL = {"encoder": "full", "cache": False, "learning_rate": 1e-3, "weight_decay": 0.05}
+TRAINED_WHOLE = {"encoder": "full", "learning_rate": 1e-3, "weight_decay": 0.05}
 """A network that is trained as a whole, at one rate: any that knows nothing, and a small encoder whatever it
 knows. With 5 volumes of Dataset002 in ten minutes on two cores `2d_cnn` had a Dice of 0.65 so, 0.61 with
 the rates of large encoders (5e-4, in the encoder 5e-5), 0.59 with the encoder frozen: one seed
 (documentation/experiments.md)."""
-FULL_LARGE = {"encoder": "full", "cache": False, "encoder_learning_rate_factor": 0.1}
+FULL_LARGE = {"encoder": "full", "encoder_learning_rate_factor": 0.1}
 """SAM's own encoders, where the user wants them trained too."""
 SEEING = {"image_skip": True}
 """Under a small encoder with weights of its own, frozen or not, a head that can see the picture does: with 5
@@ -249,7 +249,7 @@ def _ways(prior: Prior, weights: str, asked: Mapping[str, Any]) -> list[dict[str
     """Recipes to weigh, the preferred one first; what the user asked for is laid over them."""
     kept = asked.get("encoder") == "frozen" or bool(asked.get("cache"))
     if asked.get("encoder") == "full" or weights == "none" or (prior == "own weights" and not kept):
-        return [dict(FULL_LARGE if prior == "sam" else FULL_SMALL)]
+        return [{"encoder": "full", "cache": False, **(FULL_LARGE if prior == "sam" else TRAINED_WHOLE)}]
     if asked.get("channel_map") == "stem":
         return [{"cache": False}]
     views = [{"views": number} for number in VIEWS] if "views" not in asked else [{}]

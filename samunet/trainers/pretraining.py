@@ -17,7 +17,7 @@ from samunet.networks.sam.variants import PATCH, SamVariant, get_variant
 from samunet.networks.sam.weights import SamWeights
 from samunet.networks.teacher import EmbeddingMatch
 from samunet.networks.token_tasks import MixedExamples, ShuffledTokens
-from samunet.records import Bounds, Count, Natural, NotNegative, Positive, Share
+from samunet.records import Bounds, Count, Natural, NotNegative, Positive, Share, check_fields
 from samunet.trainers.base import Phase, TrainingModule, decayed_apart
 from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.prompt_rounds import PromptSettings, prompt_losses
@@ -32,7 +32,7 @@ SCORES = ("first prompt", "after clicks")
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
-    """What is pretrained, and how. Ranges beside the types are checked where settings come from a user.
+    """What is pretrained, and how.
 
     Attributes:
         encoder: variant whose three parts are trained.
@@ -82,6 +82,7 @@ class PretrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for task in self.tasks:
             if task not in TASKS:
                 raise unknown_name("task", task, TASKS)

@@ -291,6 +291,8 @@ def test_a_time_budget_shortens_the_run_and_leaves_the_weights(tmp_path: Path) -
 def test_settings_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SamunetError, match=message):
         with_settings(SMALL, change)
+    with pytest.raises(SamunetError, match=message):
+        replace(SMALL, **change)
 
 
 def test_shuffled_tokens_all_move_and_nothing_is_lost() -> None:

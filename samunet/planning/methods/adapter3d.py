@@ -27,7 +27,7 @@ from samunet.planning.methods import (
     settings_of,
 )
 from samunet.planning.plan import RANDOM, Configuration, DataConfiguration, Forecast
-from samunet.planning.sam_options import require_weights
+from samunet.planning.sam_options import TRAINED_WHOLE, require_weights
 from samunet.planning.sam_rows import random_reason
 from samunet.planning.standing import (
     FITTING_DIMENSION,
@@ -104,7 +104,6 @@ SMALL_CASE = 64
 """Cases that are no longer than this along any axis, in voxels, get tokens of two voxels instead of four."""
 STEP_BATCH = 2
 """Samples of an optimizer step; where memory allows one, two are accumulated."""
-FULL_FROM_SCRATCH = {"encoder": "full", "learning_rate": 1e-3, "weight_decay": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +235,7 @@ def _option(
     user = settings_of(AdapterConfig, context.settings)
     # Adapters alone suit an encoder that knows much: a small one of our own is trained too.
     begins = weights != RANDOM and variant.prior(weights) != "sam"
-    start = FULL_FROM_SCRATCH if begins else {}
+    start = TRAINED_WHOLE if begins else {}
     ways = [(STEP_BATCH, 1, False), (STEP_BATCH, 1, True), (1, STEP_BATCH, False), (1, STEP_BATCH, True)]
     made = []
     for batch, accumulate, checkpointing in ways:
