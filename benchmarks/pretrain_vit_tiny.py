@@ -1,11 +1,13 @@
-"""The run that makes the weights of vit_tiny which ship: same sources, same seed, same settings.
+"""The runs that make the weights of vit_tiny which ship: same sources, same seeds, same settings.
 
-    python benchmarks/pretrain_vit_tiny.py --data FOLDER --work FOLDER --minutes 600 --keep FOLDER
+    python benchmarks/pretrain_vit_tiny.py --data FOLDER --work FOLDER --stage 1 --minutes 125 --keep FOLDER
+    python benchmarks/pretrain_vit_tiny.py --data FOLDER --work FOLDER --stage 2 --minutes 122 --keep FOLDER
 
 Generated pictures, Dataset004 (MIT) and Dataset005 (CC0) without the cases of held_out.json; no other set is
-seen, so that what it shows there is transfer. Stop it with Ctrl-C and call it again to go on: the schedule is
-fixed by the first call's `--minutes`, which count training only. WORK/workspace/weights/samunet_vit_tiny_fp16
-then holds the two files that go into samunet/networks/sam/shipped; card, history and curve go to `--keep`.
+seen, so that what it shows there is transfer. Each stage begins with the weights of the one before and draws
+pictures of its own. Stop a stage with Ctrl-C and call it again to go on: its schedule is fixed by the first
+call's `--minutes`, which count training only. WORK/stage_N/workspace/weights/samunet_vit_tiny_fp16 then holds
+the two files that go into samunet/networks/sam/shipped; card, history and curve go to `--keep`/stage_N.
 """
 
 from __future__ import annotations
@@ -21,16 +23,22 @@ from pathlib import Path
 from real_runs import Bench
 from subsets import held_out_cases, make_training_dataset
 
+from samunet.networks.sam.weight_files import ENCODER_ENDING
+from samunet.networks.sam.weights_card import CARD_ENDING
+
 DATASETS = ("Dataset004_HaN_CT", "Dataset005_Nuclei")
 """Whose licences (MIT, CC0) let weights be given away."""
 NAME = "samunet_vit_tiny"
 MOST_BYTES = 25_000_000
 ENDLESS = 10_000_000
 """Steps; the time budget shortens them to what fits."""
-SETTINGS = (
-    *("--tasks", "prompt=1,mae=0.25", "--synthetic_share", "0.6", "--batch", "8", "--seed", "0"),
-    *("--set", "clicks=1"),
-)
+COMMON = ("--synthetic_share", "0.6", "--batch", "8", "--set", "clicks=1")
+STAGES = {
+    1: ("--tasks", "prompt=1,mae=0.25", "--seed", "0"),
+    2: ("--tasks", "prompt=1,mae=0.5", "--seed", "1", "--set", "objects=4"),
+}
+"""Prompts first, for the decoder; then more pictures in the same time: half the objects of each, and more of
+the encoder's own task. A seed twice would show the same pictures twice."""
 
 
 def prepare(data: Path, workspace: Path) -> Path:
@@ -41,6 +49,25 @@ def prepare(data: Path, workspace: Path) -> Path:
         names = sorted(f.name.removesuffix(ending) for f in (source / "labelsTr").glob(f"*{ending}"))
         make_training_dataset(source, workspace / "raw" / dataset, names)
     return Path(__file__).with_name("held_out.json").resolve()
+
+
+def stage_workspace(work: Path, stage: int) -> Path:
+    return work.resolve() / f"stage_{stage}" / "workspace"
+
+
+def half_weights(workspace: Path) -> Path:
+    """Folder of the pair in fp16."""
+    return workspace / "weights" / f"{NAME}_fp16"
+
+
+def start(work: Path, stage: int) -> tuple[str, ...]:
+    """Words that name the weights which a stage begins with: those of the one before, none for the first."""
+    if stage == min(STAGES):
+        return ()
+    file = half_weights(stage_workspace(work, stage - 1)) / f"{NAME}{ENCODER_ENDING}"
+    if not file.is_file():
+        raise SystemExit(f"Stage {stage} begins with the weights of stage {stage - 1}, {file}: not there.")
+    return ("-w", str(file))
 
 
 def check_sources(run: Path) -> None:
@@ -55,7 +82,7 @@ def check_sources(run: Path) -> None:
 def keep_record(workspace: Path, run: Path, folder: Path) -> None:
     """Card, history and curve of the run, and what it printed, without the paths of this machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    card = workspace / "weights" / f"{NAME}_fp16" / f"{NAME}_card.json"
+    card = half_weights(workspace) / f"{NAME}{CARD_ENDING}"
     for file in (card, run / "history.jsonl", run / "progress.png"):
         if file.exists():
             shutil.copyfile(file, folder / file.name)
@@ -85,7 +112,8 @@ def call(command: Sequence[str], log: Path) -> int:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the weights of vit_tiny that ship.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
-    parser.add_argument("--work", type=Path, required=True, help="its `workspace` is made here")
+    parser.add_argument("--work", type=Path, required=True, help="stage_1 and stage_2 are made here")
+    parser.add_argument("--stage", type=int, choices=tuple(STAGES), default=1, help="default: 1")
     parser.add_argument("--minutes", type=float, required=True, help="training time, fixed by the first call")
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_pretrain")
     parser.add_argument("--device", default="cpu")
@@ -101,24 +129,25 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
-    workspace = arguments.work.resolve() / "workspace"
+    workspace = stage_workspace(arguments.work, arguments.stage)
     run = workspace / "results" / "pretraining" / NAME
     weights = workspace / "weights" / f"{NAME}.pth"
     excluded = prepare(arguments.data, workspace)
     command = [
         *(arguments.bin / "samunet_pretrain", "--synthetic", "-d", "4", "5", "--exclude", excluded),
-        *("-encoder", "vit_tiny", *SETTINGS, "--set", f"precision={arguments.precision}"),
+        *("-encoder", "vit_tiny", *COMMON, *STAGES[arguments.stage], *start(arguments.work, arguments.stage)),
+        *("--set", f"precision={arguments.precision}"),
         *("--steps", ENDLESS, "--time_budget", f"{arguments.minutes:g}"),
         *("-o", NAME, "--fp16", "-device", arguments.device, "--workspace", workspace, *arguments.words),
     ]
     begun = (run / "checkpoint_latest.pth").exists()
     code = call([str(word) for word in (*command, *(["--c"] if begun else []))], run / "log.txt")
     if (run / "history.jsonl").exists() and arguments.keep:
-        keep_record(workspace, run, arguments.keep)
+        keep_record(workspace, run, arguments.keep / f"stage_{arguments.stage}")
     if code or not weights.exists():
         return code
     check_sources(run)
-    pair = sorted((weights.parent / f"{NAME}_fp16").glob("*.safetensors"))
+    pair = sorted(half_weights(workspace).glob("*.safetensors"))
     size = sum(file.stat().st_size for file in pair)
     print(f"{len(pair)} files, {size / 1e6:.1f} MB together: {pair[0].parent}")
     return 0 if size <= MOST_BYTES else 1

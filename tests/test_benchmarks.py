@@ -94,6 +94,24 @@ def test_the_long_run_notices_a_held_out_case(load: Callable[[str], Any], tmp_pa
         script.check_sources(tmp_path)
 
 
+def test_a_stage_of_the_long_run_begins_with_the_one_before(
+    load: Callable[[str], Any], tmp_path: Path
+) -> None:
+    script = load("pretrain_vit_tiny")
+    first, second = script.STAGES
+    assert script.start(tmp_path, first) == ()
+    with pytest.raises(SystemExit, match="stage 1"):
+        script.start(tmp_path, second)
+    file = (
+        script.half_weights(script.stage_workspace(tmp_path, first)) / "samunet_vit_tiny_encoder.safetensors"
+    )
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert script.start(tmp_path, second) == ("-w", str(file))
+    seeds = [words[words.index("--seed") + 1] for words in script.STAGES.values()]
+    assert len(set(seeds)) == len(seeds)  # the same seed would show the same pictures again
+
+
 def test_what_a_command_prints_is_kept(
     load: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

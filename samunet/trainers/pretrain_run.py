@@ -101,7 +101,9 @@ class PretrainRun:
     @property
     def identity(self) -> str:
         """Hash of what decides the numbers."""
-        teacher = None if self.teacher is None else to_data(self.teacher.card)
+        teacher = None
+        if self.teacher is not None:
+            teacher = {"sha256": self.teacher.card.sha256, "input_size": self.teacher.card.input_size}
         told = {"settings": to_data(self.settings), "data": self.data, "teacher": teacher}
         return content_hash(told if self.start is None else {**told, "start": self.start.sha256})
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.weights import SamWeights, read_any_weights
-from samunet.networks.sam.weights_card import CardTeacher
+from samunet.networks.sam.weights_card import CardTeacher, read_card
 from samunet.networks.teacher import teacher_embedding
 
 
@@ -56,13 +56,23 @@ def load_teacher(path: Path, size: int | None, device: torch.device) -> Teacher:
 
 
 def card_of(weights: SamWeights, input_size: int) -> CardTeacher:
-    """What a card says of another SAM that went into a pretraining."""
-    official = weights.variant.official
-    known = official is not None and official.sha256 == weights.sha256
+    """What a card says of another SAM that went into a pretraining, its own card within.
+
+    Raises:
+        SamunetError: the card beside the weights is damaged, or of others.
+    """
+    official, card = weights.variant.official, read_card(weights.path)
+    if official is not None and official.sha256 == weights.sha256:
+        licence = official.licence
+    elif card is not None:
+        licence = "; ".join(f"{source.name}: {source.licence}" for source in card.sources)
+    else:
+        licence = "unknown"
     return CardTeacher(
         name=weights.path.name,
         variant=weights.variant.name,
         sha256=weights.sha256,
         input_size=input_size,
-        licence=official.licence if official is not None and known else "unknown",
+        licence=licence,
+        card=card,
     )

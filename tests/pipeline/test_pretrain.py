@@ -90,6 +90,21 @@ def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
     assert foreign.read_bytes() == b"official"
 
 
+def test_the_card_tells_the_whole_descent(tmp_path: Path) -> None:
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "first") == 0
+    first = tmp_path / "weights" / "first.pth"
+    words = ["--synthetic", *QUICK, "--seed", "1", "-w", "first", "-o", "second"]
+    assert command(tmp_path, *words) == 0
+    card = read_card(first.with_name("second.pth"))
+    assert card is not None
+    assert card.start is not None
+    assert (card.start.sha256, card.start.card) == (weights_sha256(first), read_card(first))
+    assert "Apache-2.0" in card.start.licence
+    # The card is told, but is not what decides the numbers: the run is still known without it.
+    first.with_name("first_card.json").unlink()
+    assert command(tmp_path, *words, "--c") == 0
+
+
 def test_only_names_with_the_encoder_are_found_without_being_named(tmp_path: Path) -> None:
     assert command(tmp_path, "--synthetic", *QUICK) == 0
     assert find_weights(tmp_path / "weights", "vit_micro") is None

@@ -37,7 +37,8 @@ class CardTeacher:
     Attributes:
         name: of its file.
         variant / sha256 / input_size: what it is, and the side in pixels of what it was shown.
-        licence: of its weights; `unknown` where nobody said.
+        licence: of its weights; `unknown` where nobody said, the sources' where it has a card.
+        card: its own, or None.
     """
 
     name: str
@@ -45,6 +46,7 @@ class CardTeacher:
     sha256: str
     input_size: int
     licence: str
+    card: WeightsCard | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
