@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import find_weights, is_shipped, weights_kind, weights_sha256
+from samunet.networks.sam.weight_files import find_weights, weights_kind, weights_sha256
 from samunet.planning.plan import Configuration
 from samunet.trainers.base import PretrainedFile
 
@@ -63,12 +63,12 @@ def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
     kind = weights_kind(path, variant)
     sha256 = weights_sha256(path)
     official = get_variant(variant).official
-    is_known = kind == "shipped" or (official is not None and sha256 == official.sha256)
+    is_known = official is not None and sha256 == official.sha256
     in_folder = folder is not None and path.resolve().parent == Path(folder).resolve()
     return PretrainedFile(
         path=path,
         kind=kind,
         variant=variant,
         sha256=sha256,
-        retrievable=kind != "file" and is_known and (in_folder or is_shipped(path)),
+        retrievable=is_known and in_folder,
     )

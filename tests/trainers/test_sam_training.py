@@ -23,6 +23,8 @@ from tiny_runs import (
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.variants import VARIANTS, OfficialFile
+from samunet.networks.sam.weight_files import weights_sha256
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.records import read_record
 from samunet.trainers import get_trainer
@@ -50,14 +52,24 @@ def pretrained(tmp_path: Path) -> RunRequest:
     )
 
 
+@pytest.fixture
+def published(pretrained: RunRequest, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
+    """The same, where the file is the published one of its variant."""
+    assert pretrained.weights_folder is not None
+    file = pretrained.weights_folder / WEIGHTS_FILE
+    official = OfficialFile(name=file.name, size=file.stat().st_size, sha256=weights_sha256(file))
+    monkeypatch.setitem(VARIANTS, "vit_micro", replace(VARIANTS["vit_micro"], official=official))
+    return pretrained
+
+
 def logits(network: torch.nn.Module) -> Tensor:
     torch.manual_seed(1)
     with torch.no_grad():
         return network(torch.randn(1, CHANNELS, *PATCH_2D))
 
 
-def test_a_known_frozen_encoder_is_left_out_of_checkpoints(pretrained: RunRequest, tmp_path: Path) -> None:
-    folder = train_fold(pretrained, SilentReporter()).folder
+def test_a_published_frozen_encoder_is_left_out_of_checkpoints(published: RunRequest, tmp_path: Path) -> None:
+    folder = train_fold(published, SilentReporter()).folder
     stored = load_checkpoint(folder / FINAL)
     assert stored.base_weights is not None
     assert stored.base_weights.file == WEIGHTS_FILE
@@ -86,6 +98,16 @@ def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: 
     assert stored.plan.configuration("2d_cnn").encoder_weights == "file"
     own.unlink()
     assert torch.isfinite(logits(network_from_checkpoint(stored))).all()
+
+
+def test_an_encoder_that_the_user_may_pretrain_again_is_kept(pretrained: RunRequest, tmp_path: Path) -> None:
+    """Its file has the name under which `vit_tiny` is looked for, and another content tomorrow."""
+    folder = train_fold(pretrained, SilentReporter()).folder
+    stored = load_checkpoint(folder / FINAL)
+    assert stored.base_weights is None
+    before = logits(network_from_checkpoint(stored, tmp_path / "weights"))
+    write_weights(tmp_path / "weights", seed=1)
+    assert torch.equal(before, logits(network_from_checkpoint(stored, tmp_path / "weights")))
 
 
 def test_missing_weights_say_what_to_do(pretrained: RunRequest, tmp_path: Path) -> None:
@@ -125,6 +147,21 @@ def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_pat
     fresh = Listener()
     train_fold(replace(pretrained, settings={"cache": False}, folder=tmp_path / "fresh"), fresh)
     assert not any("embedding" in text for text in fresh.messages)
+
+
+def test_a_cache_is_of_one_number_format(pretrained: RunRequest, tmp_path: Path) -> None:
+    train_fold(pretrained, SilentReporter())
+    listener = Listener()
+    settings = {**pretrained.settings, "precision": "bf16"}
+    train_fold(replace(pretrained, settings=settings, folder=tmp_path / "half"), listener)
+    assert any("Building the embedding cache" in text for text in listener.messages)
+
+
+def test_a_budget_is_not_blamed_for_what_was_asked_for(pretrained: RunRequest) -> None:
+    listener = Listener()
+    settings = {**pretrained.settings, "augmentation": "none"}
+    train_fold(replace(pretrained, settings=settings, time_budget_minutes=5), listener)
+    assert not any("time budget allows" in text for text in listener.messages)
 
 
 @pytest.mark.parametrize("method", ["2d_cnn", "2d_autosam"])

@@ -52,11 +52,6 @@ def shipped_weights(variant: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a file is one of the package's own."""
-    return Path(path).resolve().parent == SHIPPED.resolve()
-
-
 def named_weights(folder: Path, given: Path) -> Path:
     """What `-w GIVEN` means: an existing file or folder, else weights of that name in the weights folder.
 
