@@ -44,7 +44,7 @@ def fit(run: LoopRun) -> Outcome:
     """Train until the schedule ends, or a signal asks to stop; both leave a checkpoint.
 
     Raises:
-        SamunetError: the loss is not finite; the last checkpoint is left as it was.
+        SamunetError: loss or weights are not finite; the last checkpoint is left as it was.
     """
     session = _Session(run)
     with stop_signals() as stop:
@@ -159,16 +159,16 @@ class _Session:
             self.progress.iteration = iteration + 1
             meter.step(iteration, losses["loss"])
             if stop.name is not None:
-                meter.finish()
+                meter.finish(self.step.trained)
                 return False
         val = Sums()
         for batch in range(self.phase.val_iterations):
             val.add(self.step.validate(meter.wait_for(stream)))
             meter.step(self.phase.iterations + batch, None)
             if stop.name is not None:
-                meter.finish()
+                meter.finish(self.step.trained)
                 return False
-        meter.finish()
+        meter.finish(self.step.trained)
         self._end_epoch(val)
         return True
 

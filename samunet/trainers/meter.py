@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,19 @@ class EpochMeter:
                 self._check()
         self.run.reporter.step(self._report(iteration + 1))
 
-    def finish(self) -> None:
-        """At the end of the epoch, or where it was interrupted."""
+    def finish(self, trained: Sequence[Tensor]) -> None:
+        """At the end of the epoch, or where it was interrupted.
+
+        Raises:
+            SamunetError: a loss or one of the trained parameters is not finite.
+        """
         if self.pending:
             self._check()
+        # A finite loss may have an infinite gradient, which nothing shows after the last step.
+        with torch.no_grad():
+            finite = [parameter.isfinite().all() for parameter in trained]
+        if finite and not bool(torch.stack(finite).all()):
+            raise _not_finite("Weights became infinite or NaN at the end", self.progress, self.run.folder)
         synchronize(self.run.device)
         self.progress.seconds = self.seconds_before + time.monotonic() - self.started
 
@@ -83,15 +93,16 @@ class EpochMeter:
         values = torch.stack([loss.float() for _, loss in self.pending]).tolist()
         for (iteration, _), value in zip(self.pending, values):
             if not math.isfinite(value):
-                raise _not_finite(value, self.progress.epoch, iteration, self.run.folder)
+                told = f"The loss became {value} in step {iteration + 1}"
+                raise _not_finite(told, self.progress, self.run.folder)
         self.shown_loss = values[-1]
         self.pending = []
 
 
-def _not_finite(value: float, epoch: int, iteration: int, folder: Path) -> SamunetError:
+def _not_finite(told: str, progress: Progress, folder: Path) -> SamunetError:
     latest = folder / LATEST
     kept = f"The last checkpoint is {latest}." if latest.exists() else "No checkpoint was written yet."
     return SamunetError(
-        f"The loss became {value} in epoch {epoch + 1}, step {iteration + 1}. {kept} "
-        "Lower the rate with --set learning_rate=..., and look at the images for extreme intensities."
+        f"{told} of epoch {progress.epoch + 1}. {kept} Look at the images for extreme intensities, or start "
+        "anew with a lower rate (--overwrite --set learning_rate=...)."
     )

@@ -25,6 +25,7 @@ class TrainingStep:
         self.module = run.module.to(run.device)
         self.optimizer = build_optimizer(phase, run.module.network)
         self.scaler = run.precision.scaler(run.device)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train(self, next_batch: Callable[[], dict[str, Tensor]], rate_factor: float) -> dict[str, Tensor]:
         """Losses, averaged over the accumulated batches.
@@ -46,8 +47,7 @@ class TrainingStep:
             self.scaler.scale(losses["loss"] / phase.accumulate).backward()
             parts.add(losses)
         self.scaler.unscale_(self.optimizer)
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, phase.clip)
+        torch.nn.utils.clip_grad_norm_(self.trained, phase.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {name: value / phase.accumulate for name, value in parts.values.items()}

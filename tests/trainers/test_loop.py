@@ -85,6 +85,18 @@ def test_a_signal_stops_at_a_step_and_the_run_continues_exactly(
     assert [record.patch_dice for record in found] == [record.patch_dice for record in expected]
 
 
+@pytest.mark.parametrize("step", [2, 4], ids=["training", "validation"])
+def test_draws_of_the_method_continue_exactly(tmp_path: Path, step: int) -> None:
+    """Points of `2d_desam`: what validation draws is none of the training's business."""
+    settings = {**SETTINGS, "epochs": 2, "iterations": 3}
+    del settings["width"]
+    request = make_request(tmp_path, "2d_desam", settings=settings)
+    whole = train_fold(replace(request, folder=tmp_path / "whole"), SilentReporter())
+    train_fold(request, _SignalAt(signal.SIGINT, step))
+    assert train_fold(replace(request, resume=True), SilentReporter()).status == "finished"
+    assert_equal(weights(whole.folder / FINAL), weights(request.folder / FINAL))
+
+
 def test_a_run_goes_on_with_scaled_losses(request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun in fp32, as on a CPU, and continued in fp16, as the same setting means on CUDA."""
     train_fold(request_fcn, _SignalAt(signal.SIGINT, 2))
@@ -151,9 +163,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     trainer = import_trainer("examples.small_fcn:SmallFcnTrainer")
     build = trainer.build_training
     monkeypatch.setattr(trainer, "build_training", lambda *a: _Broken(build(*a), 6))
-    with pytest.raises(SamunetError, match=r"nan in epoch 2, step 2.*checkpoint_latest\.pth"):
+    with pytest.raises(SamunetError, match=r"nan in step 2 of epoch 2.*checkpoint_latest\.pth"):
         train_fold(request_fcn, SilentReporter())
     assert load_checkpoint(request_fcn.folder / LATEST).epoch == 1
+
+
+class _Steep(_Broken):
+    """Losses are finite, and a gradient is not, at a step."""
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = self.inner(batch)
+        if self.training:
+            self.at -= 1
+            if self.at == 0:
+                losses["loss"].register_hook(lambda gradient: gradient * float("inf"))
+        return losses
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(4, 0), (8, 1), (12, 2)])
+def test_weights_that_are_not_finite_are_never_written(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch, step: int, epochs: int
+) -> None:
+    """In the last step of an epoch no further training loss shows it."""
+    trainer = import_trainer("examples.small_fcn:SmallFcnTrainer")
+    build = trainer.build_training
+    monkeypatch.setattr(trainer, "build_training", lambda *a: _Steep(build(*a), step))
+    with pytest.raises(
+        SamunetError, match=f"Weights became infinite or NaN at the end of epoch {epochs + 1}"
+    ):
+        train_fold(request_fcn, SilentReporter())
+    assert not (request_fcn.folder / FINAL).exists()
+    assert (request_fcn.folder / LATEST).exists() == bool(epochs)
+    if epochs:
+        latest = load_checkpoint(request_fcn.folder / LATEST)
+        assert latest.epoch == epochs
+        assert all(value.isfinite().all() for value in latest.network.values())
 
 
 def test_phases_follow_each_other(request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
