@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from samunet.errors import SamunetError
 from samunet.networks.detail import DetailPyramid, wants_image_skip
 from samunet.networks.features import Features
 from samunet.networks.mask_upscaling import upscaled_masks
 from samunet.networks.picture import SliceSettings
+from samunet.networks.position import grid_position
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import STRIDE, SamVariant, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
@@ -95,12 +97,21 @@ class AutoSamHead(SliceHead):
         embedding = self.project(features.levels[-1])
         if self.no_mask_embed is not None:
             embedding = embedding + self.no_mask_embed.weight[:, :, None, None]
-        position = self.pe_layer(tuple(embedding.shape[-2:])).flatten(1).T.to(embedding.dtype)
+        position = grid_position(self.pe_layer, embedding.shape[-2:]).to(embedding.dtype)
         details = self._details(features.image)
         outputs = self.settings.outputs
         step = self.settings.class_chunk or outputs
         chunks = [range(k, min(k + step, outputs)) for k in range(0, outputs, step)]
-        return torch.cat([self._decode(embedding, position, details, chunk) for chunk in chunks], dim=1)
+        parts = [self._decode_apart(embedding, position, details, chunk) for chunk in chunks]
+        return torch.cat(parts, dim=1)
+
+    def _decode_apart(
+        self, embedding: Tensor, position: Tensor, details: list[Tensor], classes: range
+    ) -> Tensor:
+        """Logits of a chunk; its activations are computed again in the backward pass, one chunk at a time."""
+        if len(classes) == self.settings.outputs or not torch.is_grad_enabled():
+            return self._decode(embedding, position, details, classes)
+        return checkpoint(self._decode, embedding, position, details, classes, use_reentrant=False)
 
     def _details(self, image: Tensor | None) -> list[Tensor]:
         """Maps to add while upscaling, finest first; none without an image skip."""
@@ -164,7 +175,8 @@ def build_autosam(
     Args:
         settings: everything but the head.
         head_width: width of the transformer; None takes the embedding's (256 for the official encoders).
-        class_chunk: classes decoded at once, which bounds the memory; None all together.
+        class_chunk: classes decoded at once, which bounds the memory, in training for a second forward pass;
+            None all together.
         image_skip: add maps computed from the picture; None does so where the encoder is small and trained.
     """
     variant = get_variant(settings.variant)

@@ -18,6 +18,7 @@ from samunet.errors import SamunetError
 from samunet.networks.desam_masks import DecoupledMasks
 from samunet.networks.features import Features, zeros_of
 from samunet.networks.picture import SliceSettings, covered_pixels
+from samunet.networks.position import grid_position, point_position
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import SamVariant, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
@@ -44,7 +45,6 @@ class DesamSettings:
         background: the logits get a background channel of zeros in front (exclusive classes), so that two
             classes are the paper's single sigmoid.
         input_size: side in pixels of the encoder's square.
-        stretched: slices fill the square whatever their shape (`SliceSettings.paper_compat`).
         mode: points of a grid, or one box around everything.
         grid_side: points along a side of the grid at prediction.
         top_prompts: masks that each class averages, weighted by predicted IoU; 1 takes the best.
@@ -59,7 +59,6 @@ class DesamSettings:
     outputs: int
     background: bool
     input_size: int
-    stretched: bool = False
     mode: Mode = "grid_points"
     grid_side: int = 9
     top_prompts: int = 1
@@ -129,9 +128,7 @@ class FrozenPrompts(nn.Module):
         return corners + torch.cat([self.point_embeddings[index].weight for index in CORNERS])
 
     def _place(self, points_xy: Tensor) -> Tensor:
-        size = (self.input_size, self.input_size)
-        flat = points_xy.reshape(1, -1, 2) + 0.5
-        return self.pe_layer.forward_with_coords(flat, size).reshape(*points_xy.shape[:-1], -1)
+        return point_position(self.pe_layer, points_xy, (self.input_size, self.input_size))
 
 
 class DesamHead(SliceHead):
@@ -210,7 +207,7 @@ class DesamHead(SliceHead):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         queries = torch.cat([zeros_of(tokens[..., :1, :]) + own, tokens], dim=-2)
         image = (neck + self.prompts.no_mask_embed.weight[:, :, None, None]).flatten(2).transpose(1, 2)
-        position = self.prompts.pe_layer(neck.shape[-2:]).flatten(1).T.to(image.dtype)
+        position = grid_position(self.prompts.pe_layer, neck.shape[-2:]).to(image.dtype)
         queries, keys = two_way(self.transformer, image, position, queries)
         if not self.judged:
             return None, keys
@@ -285,9 +282,7 @@ class DesamHead(SliceHead):
         """Points (grid_side ** 2, 2), input pixels: in the middle of equal cells of what the slices fill of
         the square, like the points of training never in the padding."""
         side, size = self.settings.grid_side, self.settings.input_size
-        filled = (size, size)
-        if not self.settings.stretched:
-            filled = covered_pixels([int(n) for n in features.output_size], size)
+        filled = covered_pixels([int(n) for n in features.output_size], size)
         places = torch.arange(side, device=features.levels[-1].device) + 0.5
         rows, columns = torch.meshgrid(*(places * n / side - 0.5 for n in filled), indexing="ij")
         return torch.stack([columns, rows], dim=-1).reshape(-1, 2)

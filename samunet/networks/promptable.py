@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.networks.mask_upscaling import upscaled_masks
+from samunet.networks.position import grid_position, point_position
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD, SamVariant
 from samunet.networks.sam.weights import build_parts
 from samunet.networks.two_way import two_way
@@ -75,7 +76,7 @@ class PromptableSam(nn.Module):
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         sparse = self._tokens(prompts)
         tokens = torch.cat([own.expand(batch, objects, -1, -1), sparse.to(own.dtype)], dim=2)
-        position = self.prompt_encoder.pe_layer(grid).flatten(1).T.to(embedding.dtype)
+        position = grid_position(self.prompt_encoder.pe_layer, grid).to(embedding.dtype)
         image = embedding.flatten(2).transpose(1, 2)
         if prompts.masks is None:
             image = image + self.prompt_encoder.no_mask_embed.weight
@@ -98,9 +99,7 @@ class PromptableSam(nn.Module):
     def _tokens(self, prompts: Prompts) -> Tensor:
         """Embeddings (B, K, T, E) of the prompt tokens, as the package's prompt encoder makes them."""
         encoder, labels = self.prompt_encoder, prompts.labels
-        flat = prompts.points_xy.flatten(0, 1) + 0.5
-        placed = encoder.pe_layer.forward_with_coords(flat, encoder.input_image_size)
-        placed = placed.view(*labels.shape, -1)
+        placed = point_position(encoder.pe_layer, prompts.points_xy, encoder.input_image_size)
         table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])
         known = (labels != PADDING).unsqueeze(-1)
         return placed * known + table[labels + 1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.networks.autosam import AutoSamHead, AutoSamHeadSettings, build_autosam
@@ -14,6 +15,7 @@ from samunet.networks.cnn import CnnHead, CnnHeadSettings, build_cnn
 from samunet.networks.features import Features
 from samunet.networks.linear import LinearHead, build_linear
 from samunet.networks.picture import SliceSettings
+from samunet.networks.position import grid_position, point_position
 from samunet.networks.sam.variants import finest_stride, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork
 
@@ -161,6 +163,58 @@ def test_class_chunks_change_nothing_but_memory() -> None:
             variant=head.settings.variant, outputs=5, width=256, class_chunk=2
         )
         torch.testing.assert_close(head(features), together, atol=1e-5, rtol=1e-4)
+
+
+def test_class_chunks_keep_less_for_the_backward_pass() -> None:
+    """And the same gradients: each chunk is computed again when its turn comes."""
+    features = Features(levels=(slices(2, 256, 4, 4),), output_size=(8, 8))
+    kept, gradients = [], []
+    for chunk in (None, 1):
+        torch.manual_seed(0)
+        head = autosam_head(5)
+        head.settings = replace(head.settings, class_chunk=chunk)
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = head(features).square().mean()
+        loss.backward()
+        kept.append(sum(sizes))
+        gradients.append(head.mask_tokens.weight.grad)
+    assert kept[1] < kept[0] / 5
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (64, 64)])
+def test_the_position_is_exact_under_autocast(grid: tuple[int, int]) -> None:
+    """In bf16 a token's code is off by as much as its neighbour's differs."""
+    code = autosam_head(1).pe_layer
+    exact = grid_position(code, grid)
+    points = torch.rand(3, 2, 2) * 224
+    placed = point_position(code, points, (224, 224))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(grid_position(code, grid), exact)
+        assert torch.equal(point_position(code, points, (224, 224)), placed)
+    torch.testing.assert_close(exact, code(grid).flatten(1).T)
+
+
+@pytest.mark.parametrize("build", [build_cnn, build_autosam])
+def test_activations_of_a_trained_encoder_may_be_computed_again(build: Builder) -> None:
+    torch.manual_seed(0)
+    usual = build(settings(frozen=False))
+    lean = build(settings(frozen=False, checkpointing=True))
+    lean.load_state_dict(usual.state_dict())
+    picture = slices(1, 2, 30, 40)
+    for network in (usual, lean):
+        network(picture).square().mean().backward()
+    assert lean.encoder.checkpointing
+    for (name, first), second in zip(usual.named_parameters(), lean.parameters()):
+        assert (first.grad is None) == (second.grad is None), name
+        if first.grad is not None:
+            torch.testing.assert_close(second.grad, first.grad, atol=1e-6, rtol=1e-3)
 
 
 def test_logits_of_a_class_are_those_of_sams_decoder() -> None:
