@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from samunet.data.labels import OUTSIDE
 from samunet.preprocessing.boxes import read_box, read_slice
@@ -121,7 +122,8 @@ class PatchSource:
         self.unlabelled = None if extra is None else OpenCases(extra)
 
     def sample(self, key: SampleKey) -> Sample:
-        """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool}.
+        """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool,
+        "draw": () int64, which seeds what a method draws for the sample itself}.
 
         With a teacher also {"soft": (K, *patch) float16, "labelled": () bool}.
         """
@@ -138,12 +140,18 @@ class PatchSource:
         transform, seed = self.augment if key.stream == TRAIN else self.finish, int(rng.integers(2**63))
         if self.soft is None:
             image_t, target = transform(image, label, seed)
-            return {"image": image_t, "target": target}
+            return {"image": image_t, "target": target, "draw": draw_of(rng)}
         stored = self.soft.read(case.name, lower, sampler.load_size)
         stored = stored if len(settings.augmentation.patch_size) == 3 else stored[:, 0]
         image_t, target, soft = transform.with_soft(image, label, stored, seed)
         soft = decode(soft, self.soft.identity).half()
-        return {"image": image_t, "target": target, "soft": soft, "labelled": torch.tensor(labelled)}
+        return {
+            "image": image_t,
+            "target": target,
+            "soft": soft,
+            "labelled": torch.tensor(labelled),
+            "draw": draw_of(rng),
+        }
 
     def _draw_case(self, rng: np.random.Generator, stream: int) -> tuple[StoredCase, bool]:
         """A case, and whether it has a label of its own."""
@@ -164,6 +172,11 @@ class PatchSource:
         if len(self.settings.augmentation.patch_size) == 3:
             return read_box(case.image, lower, size, 0), label
         return read_slice(case.image, lower, size[1:], self.settings.slice_context), label[0]
+
+
+def draw_of(rng: np.random.Generator) -> Tensor:
+    """A seed, () int64, for what a method draws for a sample: the same whenever the sample is made again."""
+    return torch.tensor(int(rng.integers(2**63)))
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from samunet.preprocessing.embeddings import EmbeddingCache
 from samunet.preprocessing.streams import Sample
-from samunet.trainers.batches import SourceSettings
+from samunet.trainers.batches import SourceSettings, draw_of
 from samunet.trainers.sampling import TRAIN, SampleKey, sample_generator
 
 
@@ -25,7 +25,7 @@ class EmbeddingSource:
         self.views = views
 
     def sample(self, key: SampleKey) -> Sample:
-        """{"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8}."""
+        """{"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8, "draw": () int64}."""
         settings = self.settings
         rng = sample_generator(settings.seed, settings.fold, key)
         names = settings.names(key.stream)
@@ -33,7 +33,7 @@ class EmbeddingSource:
         chances = item_chances(*self.cache.tables(case), settings, key, rng)
         index = int(rng.choice(len(chances), p=chances))
         view = int(rng.integers(self.views)) if key.stream == TRAIN else 0
-        return self.cache.read(case, view, index)
+        return {**self.cache.read(case, view, index), "draw": draw_of(rng)}
 
 
 def item_chances(

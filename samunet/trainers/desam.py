@@ -54,7 +54,7 @@ class DesamModule(TrainingModule):
         inside_classes: Tensor | None = None
         points: Tensor | None = None
         if head.judged:
-            points, inside_classes = self._draw(target, head.settings.outputs, network)
+            points, inside_classes = self._draw(target, head.settings.outputs, network, batch["draw"])
         masks, iou = head.prompted(head.context(features), features, head.training_tokens(points))
         logits = network.picture.to_slice(head.with_background(masks[:, 0]), size)
         losses = self.loss(logits, target)
@@ -63,12 +63,14 @@ class DesamModule(TrainingModule):
             losses = {**losses, "loss": losses["loss"] + self.iou_weight * error, "iou": error}
         return losses if self.training else {**losses, **patch_counts(logits, target, self.settings)}
 
-    def _draw(self, target: Tensor, outputs: int, network: SamSliceNetwork) -> tuple[Tensor, Tensor]:
-        """A point for each slice: points (B, 2), input pixels x, y; classes that it lies on (B, K), 0 or
-        1."""
+    def _draw(
+        self, target: Tensor, outputs: int, network: SamSliceNetwork, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A point for each slice, by its seed (B,): points (B, 2), input pixels x, y; classes that it lies on
+        (B, K), 0 or 1."""
         maps = foreground_maps(outputs, target, self.settings)
         labelled = labelled_voxels(target, self.settings)
-        pixels = torch.stack([_draw_pixel(*sample) for sample in zip(maps, labelled[:, 0])])
+        pixels = torch.stack([_draw_pixel(*slice_) for slice_ in zip(maps, labelled[:, 0], seeds.tolist())])
         rows, columns = pixels.unbind(1)
         numbers = torch.arange(len(maps), device=maps.device)
         covered = network.picture.covered(tuple(target.shape[2:]))
@@ -77,20 +79,25 @@ class DesamModule(TrainingModule):
         return places.flip(1), maps[numbers, :, rows, columns]
 
 
-def _draw_pixel(maps: Tensor, labelled: Tensor) -> Tensor:
+def _draw_pixel(maps: Tensor, labelled: Tensor, seed: int) -> Tensor:
     """Row and column of a pixel of (K, H, W) maps: of a random class that is present, or of none, 1 : 1.
 
     Pixels that are not labelled (H, W) may be anything, so they are taken only where a slice has no others.
     """
+    generator = torch.Generator().manual_seed(seed)
     present = maps.flatten(1).any(1).nonzero()[:, 0]
-    wants_object = bool(torch.rand(()) < INSIDE)
+    wants_object = bool(torch.rand((), generator=generator) < INSIDE)
     background = ~maps.bool().any(0) & labelled
     if len(present) and (wants_object or not background.any()):
-        chosen = maps[present[int(torch.randint(len(present), ()))]].bool()
+        chosen = maps[present[_any(len(present), generator)]].bool()
     else:
         chosen = background if background.any() else ~labelled
     places = chosen.nonzero()
-    return places[int(torch.randint(len(places), ()))]
+    return places[_any(len(places), generator)]
+
+
+def _any(number: int, generator: torch.Generator) -> int:
+    return int(torch.randint(number, (), generator=generator))
 
 
 class DesamTrainer(SamHeadTrainer):
@@ -103,7 +110,6 @@ class DesamTrainer(SamHeadTrainer):
             outputs=settings.num_outputs - settings.exclusive,
             background=settings.exclusive,
             input_size=settings.input_size,
-            stretched=settings.paper_compat,
             mode=config.mode,
             grid_side=config.grid_side,
             top_prompts=config.top_prompts,

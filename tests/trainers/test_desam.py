@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, make_plan
 
+from samunet.errors import SamunetError
 from samunet.trainers import get_trainer
 from samunet.trainers.desam import _draw_pixel
 
@@ -36,8 +37,9 @@ def test_points_lie_where_their_classes_say():
     module = module_of()
     torch.manual_seed(0)
     inside = 0
-    for _ in range(50):
-        points, classes = module._draw(quadrant_target(), 2, module.network)
+    for round_ in range(50):
+        seeds = torch.arange(4) + 4 * round_
+        points, classes = module._draw(quadrant_target(), 2, module.network, seeds)
         cells = ((points + 0.5) * PATCH_2D[0] / SIZE).long()
         for (x, y), found in zip(cells.tolist(), classes):
             expected = [float(x < 8 and y < 8), float(x >= 8 and y >= 8)]
@@ -48,9 +50,9 @@ def test_points_lie_where_their_classes_say():
 
 def test_a_slice_without_objects_gives_a_point_outside():
     everywhere = torch.ones(3, 3, dtype=torch.bool)
-    assert _draw_pixel(torch.zeros(2, 3, 3), everywhere).shape == (2,)
-    assert _draw_pixel(torch.ones(1, 3, 3), everywhere).shape == (2,)
-    assert _draw_pixel(torch.zeros(1, 3, 3), ~everywhere).shape == (2,)
+    assert _draw_pixel(torch.zeros(2, 3, 3), everywhere, 0).shape == (2,)
+    assert _draw_pixel(torch.ones(1, 3, 3), everywhere, 0).shape == (2,)
+    assert _draw_pixel(torch.zeros(1, 3, 3), ~everywhere, 0).shape == (2,)
 
 
 @pytest.mark.parametrize("labels", [IGNORE, IGNORE_REGIONS], ids=["classes", "regions"])
@@ -62,8 +64,8 @@ def test_no_point_falls_where_nobody_has_labelled(labels):
     if labels.has_regions:
         target = torch.cat([target == 1, target == 2, target == labels.ignore_index], dim=1)
     torch.manual_seed(0)
-    for _ in range(20):
-        points, _ = module._draw(target, 2, module.network)
+    for round_ in range(20):
+        points, _ = module._draw(target, 2, module.network, torch.arange(4) + 4 * round_)
         columns = ((points[:, 0] + 0.5) * PATCH_2D[1] / SIZE).long()
         assert not ((columns >= 4) & (columns < 8)).any()
 
@@ -72,7 +74,8 @@ def test_no_point_falls_where_nobody_has_labelled(labels):
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 def test_modes_and_ablations_train(settings, labels):
     module = module_of(labels, **settings).train()
-    batch = {"image": torch.randn(4, CHANNELS, *PATCH_2D), "target": quadrant_target()}
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.arange(4)
+    batch = {"image": image, "target": quadrant_target(), "draw": draw}
     if labels is REGIONS:
         first = quadrant_target()
         batch["target"] = torch.cat([first > 0, first == 2, first < 0], dim=1)
@@ -84,6 +87,13 @@ def test_modes_and_ablations_train(settings, labels):
 
 def test_the_iou_weighs_ten():
     module = module_of(iou_weight=10.0).eval()
-    batch = {"image": torch.randn(4, CHANNELS, *PATCH_2D), "target": quadrant_target()}
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.arange(4)
+    batch = {"image": image, "target": quadrant_target(), "draw": draw}
     losses = module(batch)
     assert losses["loss"].item() == pytest.approx((losses["dice"] + losses["ce"] + 10 * losses["iou"]).item())
+
+
+@pytest.mark.parametrize("setting", [{"head_width": 8}, {"paper_compat": True}])
+def test_what_the_other_heads_have_is_refused(setting):
+    with pytest.raises(SamunetError, match=next(iter(setting))):
+        module_of(**setting)
