@@ -27,6 +27,8 @@ class SamHeadConfig(MethodConfig):
     """`random` forces a randomly initialised encoder (speed figures, tests); None takes the plan's choice."""
     encoder_learning_rate_factor: Positive = 1.0
     """Learning rate of the trained encoder relative to the head's (below 1 for a pretrained encoder)."""
+    checkpointing: bool = False
+    """Compute a trained encoder's activations again in the backward pass: less memory, a third more work."""
     cache: bool = True
     """Keep the frozen encoder's outputs on disk instead of encoding in every step."""
     views: Count = 6
@@ -38,9 +40,9 @@ class SamHeadConfig(MethodConfig):
     channel_map: Literal["fixed", "stem"] = "fixed"
     """Channels to SAM's three by a fixed map, or by a trainable 1x1 stem (then nothing is cached)."""
     head_width: Count | None = None
-    """Base width of the head; None scales it with the encoder (the method's page has the values)."""
+    """Base width of the head, not of `2d_desam`; None scales it with the encoder (see the method's page)."""
     paper_compat: bool = False
-    """Behave like the paper's public code where it differs from the sound choice."""
+    """Behave like AutoSAM's public code where it differs from the sound choice. Not of `2d_desam`."""
 
     def __post_init__(self) -> None:
         Storage.parse(self.cache_storage)

@@ -21,6 +21,7 @@ class PartCost:
     Attributes:
         multiply_adds: forward, one sample.
         values: kept for the backward pass when trained, one sample.
+        lean_values: the same where activations are computed again in the backward pass; 0 if never.
         passing_values: held for a moment without gradients, one sample.
     """
 
@@ -28,6 +29,7 @@ class PartCost:
     multiply_adds: float
     values: float
     passing_values: float
+    lean_values: float = 0.0
 
 
 def encoder_cost(variant: SamVariant, input_size: int) -> PartCost:
@@ -40,7 +42,7 @@ def encoder_cost(variant: SamVariant, input_size: int) -> PartCost:
     tokens = grid**2
     padded = padded_grid(variant, grid) ** 2
     multiply_adds = tokens * 3 * PATCH**2 * width
-    values, attention_values = 0.0, 0.0
+    values, largest, attention_values = 0.0, 0.0, 0.0
     for block in range(variant.depth):
         is_global = block in variant.global_blocks
         inside, side = (tokens, grid) if is_global else (padded, variant.window)
@@ -49,26 +51,30 @@ def encoder_cost(variant: SamVariant, input_size: int) -> PartCost:
         )
         bias = inside * side**2 * variant.heads
         attention_values = max(attention_values, bias)
-        values += width * (5 * inside + (TRANSFORMER_VALUES - 5) * tokens)
+        kept = float(width * (5 * inside + (TRANSFORMER_VALUES - 5) * tokens))
+        values, largest = values + kept, max(largest, kept)
     neck = variant.prompt_dim
     multiply_adds += tokens * (width * neck + 9 * neck**2)
     return PartCost(
         parameters=encoder_parameters(variant, input_size),
         multiply_adds=float(multiply_adds),
         values=values + 4 * tokens * neck,
+        lean_values=variant.depth * tokens * width + largest + 4 * tokens * neck,
         passing_values=attention_values + 8 * padded * width,
     )
 
 
-def attention_bias_values(variant: SamVariant, input_size: int) -> float:
-    """Values of all attention biases and weights, which only a CPU keeps for a trained encoder."""
+def attention_bias_values(variant: SamVariant, input_size: int, *, lean: bool = False) -> float:
+    """Values of all attention biases and weights, which only a CPU keeps for a trained encoder; of the block
+    with most of them where activations are computed again."""
     grid = input_size // PATCH
-    total = 0.0
+    total = largest = 0.0
     for block in range(variant.depth):
         is_global = block in variant.global_blocks
         inside, side = (grid**2, grid) if is_global else (padded_grid(variant, grid) ** 2, variant.window)
-        total += 2 * inside * side**2 * variant.heads
-    return total
+        kept = 2.0 * inside * side**2 * variant.heads
+        total, largest = total + kept, max(largest, kept)
+    return largest if lean else total
 
 
 def padded_grid(variant: SamVariant, grid: int) -> int:

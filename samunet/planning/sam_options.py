@@ -331,18 +331,20 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
     values = head.values + LOGIT_COPIES * context.num_outputs * math.prod(shown)
     trained = {spec.work: head.multiply_adds}
     if not frozen:
-        values += encoder.values
+        lean = config.checkpointing
+        values += encoder.lean_values if lean else encoder.values
         trained["vit"] = trained.get("vit", 0.0) + encoder.multiply_adds
         if context.budget.device == "cpu":
-            values += attention_bias_values(way.variant, way.input_size)
+            values += attention_bias_values(way.variant, way.input_size, lean=lean)
     encodes = frozen and not is_cached(config)
+    again = config.checkpointing and not frozen
     train = Load(
         batch_size=min(BATCH, max(LEAST_BATCH, context.num_slices)),
         parameters=parameters,
         trainable=head.parameters if frozen else parameters,
         optimizer_values=2,
         trained=trained,
-        frozen={"vit": encoder.multiply_adds} if encodes else {},
+        frozen={"vit": encoder.multiply_adds} if encodes or again else {},
         values=values,
         value_cost=TOKEN_VALUES,
         passing_values=encoder.passing_values if encodes else 0.0,

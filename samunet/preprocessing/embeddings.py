@@ -52,6 +52,7 @@ class CacheIdentity:
         items_per_case: most slices or tiles kept of a case; None keeps all.
         data_hash: of the preprocessing.
         storage: how levels are kept, see planning/cache_storage.py.
+        precision: number format that they were computed in.
     """
 
     encoder_sha256: str
@@ -69,6 +70,7 @@ class CacheIdentity:
     items_per_case: int | None
     data_hash: str
     storage: str = "fp16"
+    precision: str = "fp32"
 
     @property
     def signature(self) -> str:

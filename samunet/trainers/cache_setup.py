@@ -130,6 +130,7 @@ class _Setup:
             items_per_case=items_per_case,
             data_hash=plan.data_hash(configuration.data),
             storage=self.config.cache_storage,
+            precision=self.run.precision.name,
         )
         return EmbeddingCache(self.folder(identity.signature), identity)
 
@@ -153,6 +154,7 @@ class _Setup:
 
     def reduced(self, cache: EmbeddingCache, units: list[Unit], views: int, affordable: int) -> _Wanted:
         """Fewer views, then fewer slices of each case, so that about `affordable` items are encoded."""
+        wanted = views
         while views > LEAST_VIEWS and _count(units) > affordable:
             views -= 1
             units = missing_units(cache, self.store, self.per_case(views))
@@ -164,7 +166,7 @@ class _Setup:
                 f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
                 f"{cache.identity.items_per_case} slices of each case."
             )
-        elif views < self.config.views:
+        elif views < wanted:
             self.run.reporter.message(f"The time budget allows {views} views a slice in the cache.")
         return _Wanted(cache=cache, units=units, views=views)
 

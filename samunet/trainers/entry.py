@@ -115,7 +115,7 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
     return (
         replace(
             request,
-            settings=request.settings or dict(told.get("settings", {})),
+            settings={**told.get("settings", {}), **request.settings},
             method=request.method or told.get("method"),
             encoder=request.encoder or told.get("encoder"),
             weights=request.weights or (Path(told["weights"]) if told.get("weights") else None),

@@ -28,7 +28,7 @@ from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
 from samunet.trainers.schedule import fit_to_budget
 
-FORMAT = 1
+FORMAT = 2
 ENCODER_PREFIX = "sam.image_encoder."
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
 
@@ -39,14 +39,14 @@ class PretrainCheckpoint:
 
     Attributes:
         identity: hash of settings and data; another one is another pretraining.
-        length: epochs, and steps an epoch, as they were fixed at the start.
+        length: epochs, steps and validation batches an epoch, as they were fixed at the start.
         epoch: complete epochs.
         network: state dict of the SAM and the objectives' heads.
         training: what only continuing needs.
     """
 
     identity: str
-    length: tuple[int, int]
+    length: tuple[int, int, int]
     epoch: int
     network: dict[str, Tensor]
     training: dict[str, Any]
@@ -145,7 +145,7 @@ class PretrainRun:
             "format": FORMAT,
             "kind": "pretraining",
             "identity": self.identity,
-            "length": [phase.epochs, phase.iterations],
+            "length": [phase.epochs, phase.iterations, phase.val_iterations],
             "epoch": epoch,
             "network": network_state(self.module.network, self.base_weights),
             "training": training,
@@ -165,8 +165,7 @@ class PretrainRun:
                 f"{path} is of a pretraining with other settings or data. Repeat the command that started it "
                 "and add --c, or take another -o NAME."
             )
-        epochs, iterations = checkpoint.length
-        self._set_length(epochs, iterations)
+        self._set_length(*checkpoint.length)
         self.resume_from = replace(checkpoint, base_weights=self.base_weights)
 
     def fit_to_budget(self, minutes: float) -> None:
@@ -174,15 +173,16 @@ class PretrainRun:
         with fixed_random(self.settings.seed):
             timing = measure(self, minutes * 60)
             phase = fit_to_budget(self.phases, timing, minutes * 60)[0]
-        self._set_length(phase.epochs, phase.iterations)
+        self._set_length(phase.epochs, phase.iterations, phase.val_iterations)
         self.reporter.message(
             f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; {self.steps} steps."
         )
         if self.steps < FEW_STEPS:
             self.reporter.message(f"Warning: {self.steps} steps teach an encoder next to nothing.")
 
-    def _set_length(self, epochs: int, iterations: int) -> None:
-        self.phases = (replace(self.phases[0], epochs=epochs, iterations=iterations),)
+    def _set_length(self, epochs: int, iterations: int, val_iterations: int) -> None:
+        length = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations}
+        self.phases = (replace(self.phases[0], **length),)
 
     def train(self) -> Outcome:
         """Run the loop; see `fit`."""

@@ -51,6 +51,7 @@ class PretrainSettings:
         teacher_size: side in pixels of the teacher's input; 0 takes the one its tables are made for.
         learning_rate / weight_decay / warmup_steps / clip: AdamW, linear warm-up, then polynomial to zero.
         epoch_steps / val_batches: steps between two lines of the history, and batches it is validated on.
+        checkpointing: compute the encoder's activations again in the backward pass, for less memory.
         precision: as the setting of that name in training (`Precision.choose`): `auto` is bf16 on CUDA and
             fp32 elsewhere.
         seed: of weights, pictures and every draw.
@@ -78,6 +79,7 @@ class PretrainSettings:
     clip: Positive = 1.0
     epoch_steps: Count = 100
     val_batches: Count = 4
+    checkpointing: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = 0
 
@@ -150,6 +152,7 @@ class PretrainNetwork(nn.Module):
         super().__init__()
         variant = settings.variant
         self.sam = PromptableSam(variant, settings.size)
+        self.sam.image_encoder.checkpointing = settings.checkpointing
         if start is None:
             start_from_nothing(self.sam)
         else:

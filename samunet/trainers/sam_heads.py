@@ -74,7 +74,7 @@ class SamHeadTrainer(MethodTrainer):
         groups = _Groups(config.encoder_learning_rate_factor)
         phase = Phase.of(config, optimizer="adamw", schedule="poly_step", clip=GRADIENT_CLIP, groups=groups)
         if config.paper_compat:
-            # The public code: Adam at a fixed rate, no decay, gradients not clipped.
+            # The public code, without its plateau rule: Adam, no decay, gradients not clipped.
             phase = replace(phase, optimizer="adam", weight_decay=0.0, schedule="constant", clip=float("inf"))
         return (phase,)
 
@@ -132,4 +132,5 @@ def _slice_settings(plan: Plan, configuration: Configuration, config: SamHeadCon
         slice_context=config.slice_context,
         frozen=config.encoder == "frozen",
         paper_compat=config.paper_compat,
+        checkpointing=config.checkpointing,
     )

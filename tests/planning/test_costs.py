@@ -43,6 +43,12 @@ def test_windows_are_filled_at_multiples_of_224():
     assert waste[1024] == pytest.approx(1.2, abs=0.01)
 
 
+def test_computing_activations_again_leaves_the_inputs_of_the_blocks_and_one_block():
+    cost = encoder_cost(VARIANTS["vit_b"], 1024)
+    inputs = 12 * 64**2 * 768
+    assert inputs < cost.lean_values < 4 * inputs < cost.values / 3
+
+
 def settings(variant: str, size: int, frozen: bool, paper_compat: bool):
     from samunet.networks.picture import SliceSettings
 

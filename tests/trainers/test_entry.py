@@ -153,6 +153,13 @@ def test_continuing_repeats_settings_that_are_not_given(trained: RunRequest) -> 
     assert load_checkpoint(trained.folder / FINAL).epoch == 1
 
 
+def test_continuing_repeats_the_other_settings_where_one_is_given(trained: RunRequest) -> None:
+    (trained.folder / FINAL).unlink()
+    name, value = next(iter(trained.settings.items()))
+    one = replace(trained, resume=True, settings={name: value})
+    assert train_fold(one, SilentReporter()).status == "finished"
+
+
 def test_cases_that_are_not_preprocessed_are_named(request_fcn: RunRequest) -> None:
     split = Split(train=("case_0", "case_8"), val=("case_9",))
     with pytest.raises(SamunetError, match=r"2 cases of the split.*case_8, case_9"):

@@ -20,6 +20,7 @@ from samunet.networks.sam.weights import SamWeights, build_parts, expected_shape
 from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
 from samunet.pipeline.pretrain import with_settings
+from samunet.trainers import pretrain_run
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
@@ -28,6 +29,7 @@ from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+from samunet.trainers.schedule import Timing, phase_seconds
 
 OWN_TASKS = tuple(task for task in TASKS if task != "teacher")
 SMALL = PretrainSettings(
@@ -271,6 +273,20 @@ def test_a_time_budget_shortens_the_run_and_leaves_the_weights(tmp_path: Path) -
     run.fit_to_budget(0.2)
     assert 1 <= run.steps < 5000
     assert all(torch.equal(before[name], value) for name, value in run.sam_state().items())
+
+
+def test_a_time_budget_keeps_the_validation_that_it_counted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, replace(SMALL, steps=100_000, epoch_steps=100, val_batches=4))
+    slow = Timing(train_step=2.0, val_step=1.5, epoch_overhead=0.5)
+    monkeypatch.setattr(pretrain_run, "measure", lambda *a: slow)
+    run.fit_to_budget(2)
+    assert phase_seconds(run.phases[0], slow) <= 120
+    run.save(run.folder / LATEST, 0, {})
+    again = make_run(tmp_path, replace(SMALL, steps=100_000, epoch_steps=100, val_batches=4))
+    again.resume(run.folder / LATEST)
+    assert again.phases[0].val_iterations == run.phases[0].val_iterations
 
 
 @pytest.mark.parametrize(
