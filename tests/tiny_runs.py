@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from samunet.data.geometry import Box, Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.splits import Split
-from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.variants import VARIANTS, OfficialFile
+from samunet.networks.sam.weight_files import weights_sha256
 from samunet.networks.sam.weights import build_parts
 from samunet.planning.methods import get_method, known_settings
 from samunet.planning.plan import (
@@ -32,7 +34,7 @@ from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 
 WEIGHTS_FILE = VARIANTS["vit_micro"].file_name
-"""Counts as shipped with samunet: found by this name in the weights folder."""
+"""The name under which weights of this variant are looked for in the weights folder."""
 CLASSES = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)})
 REGIONS = LabelSet(labels={"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, region_order=(1, 2))
 NAMES = ("case_0", "case_1", "case_2", "case_3")
@@ -186,3 +188,10 @@ def write_weights(folder: Path, seed: int = 0) -> Path:
     }
     torch.save(state, folder / WEIGHTS_FILE)
     return folder / WEIGHTS_FILE
+
+
+def publish_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make what `write_weights` has written the official file of its variant."""
+    file = folder / WEIGHTS_FILE
+    official = OfficialFile(name=file.name, size=file.stat().st_size, sha256=weights_sha256(file))
+    monkeypatch.setitem(VARIANTS, "vit_micro", replace(VARIANTS["vit_micro"], official=official))

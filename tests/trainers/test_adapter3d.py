@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import CHANNELS, PATCH_3D, make_configuration, make_plan, make_request, write_weights
+from tiny_runs import (
+    CHANNELS,
+    PATCH_3D,
+    make_configuration,
+    make_plan,
+    make_request,
+    publish_weights,
+    write_weights,
+)
 
 from samunet.errors import SamunetError
 from samunet.inference.predictor import Predictor
@@ -125,8 +133,9 @@ def pretrained_request(root: Path, **settings):
     return make_request(root, METHOD, configuration_changes=changes, weights_folder=root / "weights")
 
 
-def test_checkpoints_leave_out_sams_tensors_and_nothing_else(tmp_path):
+def test_checkpoints_leave_out_sams_tensors_and_nothing_else(tmp_path, monkeypatch):
     request = pretrained_request(tmp_path)
+    publish_weights(monkeypatch, tmp_path / "weights")
     outcome = train_fold(request, SilentReporter())
     stored = load_checkpoint(outcome.folder / FINAL)
     network = network_from_checkpoint(stored, tmp_path / "weights")

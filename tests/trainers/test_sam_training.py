@@ -18,13 +18,12 @@ from tiny_runs import (
     Listener,
     make_configuration,
     make_request,
+    publish_weights,
     write_weights,
 )
 from torch import Tensor
 
 from samunet.errors import SamunetError
-from samunet.networks.sam.variants import VARIANTS, OfficialFile
-from samunet.networks.sam.weight_files import weights_sha256
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.records import read_record
 from samunet.trainers import get_trainer
@@ -53,12 +52,9 @@ def pretrained(tmp_path: Path) -> RunRequest:
 
 
 @pytest.fixture
-def published(pretrained: RunRequest, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
+def published(pretrained: RunRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
     """The same, where the file is the published one of its variant."""
-    assert pretrained.weights_folder is not None
-    file = pretrained.weights_folder / WEIGHTS_FILE
-    official = OfficialFile(name=file.name, size=file.stat().st_size, sha256=weights_sha256(file))
-    monkeypatch.setitem(VARIANTS, "vit_micro", replace(VARIANTS["vit_micro"], official=official))
+    publish_weights(monkeypatch, tmp_path / "weights")
     return pretrained
 
 
