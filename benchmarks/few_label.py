@@ -7,7 +7,8 @@ Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Data
 Remedies, on request: other inputs and recipes. Test cases are those of held_out.json. Each seed draws its
 own labelled volumes (never two of one patient), the same for all systems; every training has `--minutes`,
 and all predict without mirroring. Finished steps stand in WORK/few_label.json; start again to go on where it
-stopped.
+stopped. A results file is of one set of weights; what does not depend on them (random starts, U-Nets) is
+taken over from one of others with --take.
 """
 
 from __future__ import annotations
@@ -102,6 +103,21 @@ STUDIES = {
     "secondary": [Study(name, 5, SECONDARY) for name in ("Dataset001_Hippocampus", "Dataset008_Prostate")],
     "remedies": [Study("Dataset002_ACDC", number, tuple(REMEDIES)) for number in (1, 5)],
 }
+
+
+def knows_no_weights(system: str) -> bool:
+    """Whether a system gives the same whatever weights are compared."""
+    method, words = SYSTEMS[system]
+    return not method.startswith("2d_") or method == "2d_unet" or set(RANDOM) <= set(words)
+
+
+def taken_over(steps: dict[str, Any]) -> dict[str, Any]:
+    """Those steps of results with other weights that do not depend on them, and the draws of cases."""
+    return {
+        name: value
+        for name, value in steps.items()
+        if (words := name.split())[-1] == "cases" or (len(words) > 4 and knows_no_weights(words[3]))
+    }
 
 
 def labelled_cases(source: Path, dataset: str, number: int, seed: int) -> list[str]:
@@ -266,6 +282,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--peer-bin", type=Path, help="folder of nnUNetv2_train (an environment of its own)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--take", type=Path, help="results with other weights, for what needs none")
     parser.add_argument("--report", action="store_true", help="only print what there is")
     parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
     return parser.parse_args(words)
@@ -285,7 +302,14 @@ def main(words: Sequence[str] | None = None) -> None:
     results = ResultsFile(file, {"hardware": hardware(), "load_at_start": machine_load(), **setup})
     present = {key: results.content["header"].get(key) for key in setup}
     if present != setup:
-        raise SystemExit(f"{file} was made with {present}, not {setup}. Take another --work.")
+        raise SystemExit(
+            f"{file} was made with {present}, not {setup}. Take another --work, and --take {file} for what "
+            "needs no weights."
+        )
+    if arguments.take is not None:
+        for name, value in taken_over(json.loads(arguments.take.read_text())["steps"]).items():
+            if name not in results.steps:
+                results.save(name, value)
     comparison = Comparison(arguments, work / "few_label", weights, results)
     # Seed by seed, so that an interrupted comparison has all systems on the same draws.
     for seed in arguments.seeds:

@@ -81,6 +81,17 @@ def test_the_studys_pairs_differ_by_the_weights_only(few_label: Any) -> None:
             assert set(theirs[1]) - set(ours[1]) == control - {"--set"}
 
 
+def test_what_needs_no_weights_is_taken_over_from_results_with_others(few_label: Any) -> None:
+    draw = "Dataset002_ACDC n5 seed0"
+    kept = [
+        f"{draw} {system} scores" for system in ("2d_cnn_scratch", "2d_autosam_frozen_random", "nnunetv2")
+    ]
+    kept += [f"{draw} 2d_unet train", f"{draw} cases"]
+    left = [f"{draw} {system} scores" for system in ("2d_cnn_frozen", "2d_autosam_tuned")]
+    left += [f"{draw} plan"]  # it names the weights
+    assert set(few_label.taken_over(dict.fromkeys([*kept, *left], 1))) == set(kept)
+
+
 def test_the_long_run_notices_a_held_out_case(load: Callable[[str], Any], tmp_path: Path) -> None:
     script = load("pretrain_vit_tiny")
     for dataset in script.DATASETS:
