@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -93,7 +94,7 @@ class RawDataset:
         if faults and strict:
             raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
         return cls(
-            name=folder.resolve().name,
+            name=Path(os.path.abspath(folder)).name,
             folder=folder,
             channel_names=channel_names,
             labels=labels,

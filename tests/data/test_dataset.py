@@ -42,6 +42,12 @@ def test_the_tiny_dataset(tiny_dataset: Path) -> None:
         dataset.case("tiny_00")
 
 
+def test_a_linked_folder_keeps_the_name_that_it_is_given(folder: Path, tmp_path: Path) -> None:
+    data = folder.rename(tmp_path / "heart")
+    folder.symlink_to(data)
+    assert RawDataset.load(folder).name == "Dataset901_Tiny3D"
+
+
 def test_rgb_pictures_need_one_file(tiny_rgb_dataset: Path) -> None:
     dataset = RawDataset.load(tiny_rgb_dataset)
     assert dataset.read(dataset.cases[0]).image.shape == (3, 1, 48, 56)
