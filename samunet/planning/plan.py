@@ -12,6 +12,8 @@ from samunet.networks.sam.variants import get_variant
 from samunet.records import content_hash, read_record, write_json
 
 PLAN_VERSION = 1
+MODEL_PLAN = "plan.json"
+"""A model folder's copy of its plan, whatever the plan's name."""
 RANDOM = "random"
 """`encoder_weights` of an encoder that is random on purpose."""
 
@@ -216,9 +218,11 @@ class Plan:
         """Read a plan file.
 
         Raises:
-            SamunetError: no such file, another version, unknown or missing keys (with their path).
+            SamunetError: no such file, another version, unknown or missing keys (with their path), or a name
+                that is not the file's, by which another plan's cases and models would be taken.
         """
-        if not Path(path).exists():
+        path = Path(path)
+        if not path.exists():
             raise SamunetError(
                 f"There is no plan {path}. Run `samunet_plan_and_preprocess -d DATASET` first, "
                 "or name another plan with -p."
@@ -228,5 +232,10 @@ class Plan:
             raise SamunetError(
                 f"{path} has plan version {plan.version}; this samunet reads version {PLAN_VERSION}. "
                 "Plan again."
+            )
+        if path.stem != plan.name and path.name != MODEL_PLAN:
+            raise SamunetError(
+                f"{path} cannot be used: its `name` is {plan.name}, whose cases and models belong to "
+                f"{plan.name}.json. For a plan of its own set it to {path.stem}, or rename the file."
             )
         return plan

@@ -43,6 +43,13 @@ def test_plan_is_pure_and_survives_the_disk(tmp_path):
     assert Plan.load(tmp_path / "plan.json") == plan
 
 
+def test_a_copied_plan_needs_a_name_of_its_own(tmp_path):
+    plan = planned()
+    plan.save(tmp_path / "mine.json")
+    with pytest.raises(SamunetError, match=r"mine\.json .*`name` is samunetPlans.* set it to mine"):
+        Plan.load(tmp_path / "mine.json")
+
+
 def test_every_configuration_builds_its_settings():
     for weights in golden.WEIGHTS:
         for name, chosen in planned(weights=weights).configurations.items():
