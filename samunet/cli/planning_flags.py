@@ -57,7 +57,8 @@ def add_planning_flags(parser: CommandParser) -> None:
         nargs="+",
         type=positive_float,
         metavar="MM",
-        help="target spacing z y x in the files' order of axes (2D data take its in-plane part)",
+        help="target spacing z y x in the files' order of axes; of pictures and planes z is ignored, and 2D "
+        "configurations take the part in plane",
     )
     parser.add_argument(
         "--hours",

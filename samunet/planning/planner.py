@@ -112,9 +112,11 @@ class _Grid:
 def _grid(fingerprint: Fingerprint, spacing: Any) -> _Grid:
     target = target_spacing(fingerprint.spacings_mm, fingerprint.shapes)
     if spacing is not None:
-        target = tuple(float(s) for s in spacing)
-        if len(target) != 3 or min(target) <= 0:
+        wanted = tuple(float(s) for s in spacing)
+        if len(wanted) != 3 or min(wanted) <= 0:
             raise SamunetError(f"Target spacing {spacing}: give three positive numbers, z y x in mm.")
+        are_planes = all(case.is_2d for case in fingerprint.cases)
+        target = (target[0] if are_planes else wanted[0], *wanted[1:])
     forward, backward = transpose_axes(target)
     shapes = resampled_shapes(fingerprint.spacings_mm, fingerprint.shapes, target)
     order = list(forward)

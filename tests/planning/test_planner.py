@@ -191,6 +191,14 @@ def test_target_spacing_of_the_user():
     assert plan.data["2d"].spacing_mm == (2.0, 2.0)
 
 
+@pytest.mark.parametrize("across", [1.0, 2.0, 5000.0])
+def test_pictures_have_no_spacing_across(across):
+    plan = planned(FINGERPRINTS["Dataset005_Nuclei"], spacing=(across, 2.0, 3.0))
+    assert plan.transpose_forward == (0, 1, 2)
+    assert list(plan.data) == ["2d"]
+    assert plan.data["2d"].spacing_mm == (2.0, 3.0)
+
+
 def test_memory_target_moves_the_unet_patch():
     small = planned(HEAD_NECK, unet_memory_gb=2.0).configurations["3d_unet"]
     large = planned(HEAD_NECK, unet_memory_gb=24.0).configurations["3d_unet"]
