@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -218,7 +219,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = partial_path(path)
     try:
         yield temporary
         if not (keep_existing and _linked(temporary, path)):
@@ -229,6 +230,11 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A hidden name beside `path` (same suffixes) that no other process takes, on other machines neither."""
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial.{path.name}")
 
 
 def _linked(temporary: Path, path: Path) -> bool:

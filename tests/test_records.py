@@ -159,6 +159,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_writers_of_one_number_do_not_share_a_name(tmp_path: Path) -> None:
+    """Two containers on one disk give their processes the same numbers."""
+    file = tmp_path / "a.txt"
+    with atomic_path(file) as slow:
+        slow.write_text("sl")
+        with atomic_path(file) as quick:
+            quick.write_text("quick")
+        assert file.read_text() == "quick"
+        assert slow.read_text() == "sl"
+        slow.write_text("slow")
+    assert file.read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match=r"no file .*a\.json"):
         read_json(tmp_path / "a.json")

@@ -22,7 +22,7 @@ from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
-from samunet.records import write_json
+from samunet.records import partial_path, write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
@@ -280,8 +280,7 @@ def _gather(sources: Mapping[str, Path], folder: Path, record: CrossvalRecord, m
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
         raise SamunetError(f"{folder} holds other files; name another folder with -o.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{os.getpid()}.partial.{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_path(folder)
     partial.mkdir()
     try:
         for file in sources.values():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from samunet import records
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
@@ -110,15 +111,18 @@ def test_bad_cases_are_named_and_the_others_finish(raw: RawDataset, plan: Plan, 
         preprocess_dataset(raw, replace(plan, labels=only_organ), "3d", tmp_path / "q", workers=1)
 
 
-def test_no_space_left_is_one_clear_error(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+def test_no_space_left_is_one_clear_error(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
     folder = tmp_path / "p"
     folder.mkdir()
     # Every array is written under a name of its own first; these names lead to a full device.
+    monkeypatch.setattr(records, "partial_path", lambda path: path.with_name(f".partial.{path.name}"))
     for case in raw.cases:
-        (folder / f".{os.getpid()}.partial.{case.name}.image.b2nd").symlink_to(full)
+        (folder / f".partial.{case.name}.image.b2nd").symlink_to(full)
     with pytest.raises(SamunetError, match="No space is left"):
         preprocess_dataset(raw, plan, "3d", folder, workers=1)
     assert CaseStore(folder).names() == ()
