@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
     from samunet.pipeline import plan_and_preprocess as pipeline
-    from samunet.planning.plan import Plan
+    from samunet.pipeline.models import load_plan
 
     workspace = open_workspace(arguments)
     for dataset in arguments.datasets:
         name = workspace.dataset_name(dataset)
-        plan = Plan.load(workspace.plan_file(name, arguments.plans))
+        plan = load_plan(workspace, name, arguments.plans)
         pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
     return 0

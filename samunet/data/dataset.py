@@ -140,13 +140,22 @@ class RawDataset:
         if case.label is None:
             return LoadedCase(image, None, geometry)
         label, label_geometry = read_label(case.label)
-        differences = label_differences(case, geometry, label_geometry)
-        if differences:
-            raise SamunetError(
-                f"{case.label} does not lie on the grid of {case.images[0]}: {'; '.join(differences)}. "
-                "Resample or re-export the label on the image's grid."
-            )
+        check_label_grid(case, geometry, label_geometry)
         return LoadedCase(image, label, geometry)
+
+
+def check_label_grid(case: Case, image: Geometry, label: Geometry) -> None:
+    """See that the label of a case lies on its image's grid.
+
+    Raises:
+        SamunetError: it does not; names both files and what differs.
+    """
+    differences = label_differences(case, image, label)
+    if differences:
+        raise SamunetError(
+            f"{case.label} does not lie on the grid of {case.images[0]}: {'; '.join(differences)}. "
+            "Resample or re-export the label on the image's grid."
+        )
 
 
 def label_differences(case: Case, image: Geometry, label: Geometry) -> list[str]:

@@ -17,7 +17,7 @@ from samunet.networks.sam.variants import VARIANTS, get_variant
 from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
-from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
+from samunet.planning.fingerprint import Fingerprint, dataset_stamp, extract_fingerprint, load_or_extract
 from samunet.planning.methods import ALIASES
 from samunet.planning.plan import Budget, Plan
 from samunet.planning.planner import PlanningRequest, make_plan
@@ -145,8 +145,6 @@ def _warn_of_absent_classes(fingerprint: Fingerprint, file: Path) -> None:
 
 
 def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int | None) -> Fingerprint:
-    from samunet.planning.fingerprint import dataset_stamp
-
     dataset = RawDataset.load(workspace.raw_folder(name))
     file = workspace.fingerprint_file(name)
     if file.exists():
@@ -225,11 +223,28 @@ def preprocess(
     workers: int | None = None,
     screen: Screen = no_screen,
 ) -> None:
-    """Preprocess the cases that the configurations need; finished cases are kept."""
+    """Preprocess the cases that the configurations need; finished cases are kept.
+
+    A label that was corrected after planning is taken as it is now, with a warning that the plan is older.
+    """
     from samunet.preprocessing.dataset import preprocess_folders
 
     dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
+    _warn_of_changed_files(dataset, workspace.fingerprint_file(plan.dataset), plan.name)
     names = data_names(plan, configurations)
     folders = {name: workspace.case_folder(plan.dataset, plan.name, name) for name in names}
     with screen(f"{plan.dataset}: preprocessing {', '.join(names)}") as progress:
         preprocess_folders(dataset, plan, folders, workers, progress)
+
+
+def _warn_of_changed_files(dataset: RawDataset, file: Path, plans: str) -> None:
+    if file.is_file() and read_record(Fingerprint, file).stamp != dataset_stamp(dataset):
+        logger.warning(
+            "%s was measured on other files than %s holds now (names, sizes or times differ). Cases are made "
+            "from what is there now, but by a plan for the earlier data. If more than a few labels changed, "
+            "plan again: samunet_plan_and_preprocess -d %s -p %s.",
+            file,
+            dataset.folder,
+            dataset.name,
+            plans,
+        )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samunet.data.dataset import Case, RawDataset
+from samunet.data.dataset import Case, RawDataset, check_label_grid
 from samunet.data.geometry import resampled_shape
 from samunet.data.readers import read_header, read_image, read_label
 from samunet.data.workers import QUEUED_PER_WORKER, Progress, worker_count
@@ -240,9 +240,10 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
     case = order.case
     try:
         image, geometry = read_image(case.images)
-        label = None if case.label is None else read_label(case.label)[0]
-        if label is None and order.blank:
-            label = np.zeros(image.shape[1:], np.uint8)
+        label = np.zeros(image.shape[1:], np.uint8) if order.blank else None
+        if case.label is not None:
+            label, label_geometry = read_label(case.label)
+            check_label_grid(case, geometry, label_geometry)
         bytes_hash = hash_files(_files_of(case))
         for name, key in order.keys.items():
             data = plan.data[name]

@@ -179,6 +179,25 @@ def test_plan_from_other_data(workspace: Path, refused) -> None:
     assert "samunetPlans.json was made from other data" in told
 
 
+def test_cases_are_not_preprocessed_by_a_plan_from_other_data(workspace: Path, refused) -> None:
+    fingerprint = workspace / "preprocessed/Dataset901_Tiny3D/fingerprint.json"
+    edit_json(fingerprint, data_hash="0" * 16)
+    told = refused(preprocess.main, workspace, "-d", "901", "-c", "2d", "-np", "1")
+    assert "other data" in told
+    assert "Plan again" in told
+
+
+def test_data_that_changed_after_planning_are_told_of(
+    workspace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["-d", "901", "-c", "2d", "-np", "1", "--workspace", str(workspace)]
+    assert preprocess.main(words) == 0
+    assert "fingerprint.json" not in caplog.text
+    rewrite(workspace / RAW / "labelsTr/tiny_001.nii.gz", set_voxel(2, np.uint8))
+    assert preprocess.main(words) == 0
+    assert "samunet_plan_and_preprocess -d Dataset901_Tiny3D -p samunetPlans" in caplog.text
+
+
 def test_plan_with_a_foreign_key(workspace: Path, refused) -> None:
     edit_json(workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json", patchsize=3)
     assert "patchsize" in refused(train.main, workspace, "901", "2d", "1")

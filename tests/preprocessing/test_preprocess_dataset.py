@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from samunet import records
 from samunet.data.dataset import RawDataset
@@ -109,6 +110,16 @@ def test_bad_cases_are_named_and_the_others_finish(raw: RawDataset, plan: Plan, 
     assert len(CaseStore(tmp_path / "p").names()) == 5
     with pytest.raises(SamunetError, match="does not declare"):
         preprocess_dataset(raw, replace(plan, labels=only_organ), "3d", tmp_path / "q", workers=1)
+
+
+def test_a_label_elsewhere_in_space_is_refused(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
+    file = raw.cases[1].label
+    moved = sitk.ReadImage(str(file))
+    moved.SetOrigin((500.0, 0.0, 0.0))
+    sitk.WriteImage(moved, str(file))
+    with pytest.raises(SamunetError, match=r"1 of 6 (.|\n)*tiny_001\.nii\.gz does not lie on .*origin"):
+        preprocess_dataset(raw, plan, "2d", tmp_path / "p", workers=1)
+    assert raw.case_names[1] not in CaseStore(tmp_path / "p").names()
 
 
 def test_no_space_left_is_one_clear_error(
