@@ -88,12 +88,15 @@ def load_or_create_splits(
     user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`.
 
     Raises:
-        SamunetError: the file is malformed or does not fit the cases; see `check_splits`.
+        SamunetError: the file is malformed or does not fit the cases (see `check_splits`), or it is of a
+            scheme by groups and a group stands on both sides of a fold.
     """
     for source in (file, raw_file if scheme == "kfold" else None):
         if source is not None and source.is_file():
             splits = read_splits(source)
             check_splits(splits, case_names, source)
+            if scheme != "kfold":
+                _check_groups(splits, groups or {}, source)
             if source != file:
                 logger.info("Splits are taken from %s.", source)
                 write_splits(file, splits)
@@ -167,6 +170,21 @@ def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path)
     unused = sorted(known - {name for split in splits for name in (*split.train, *split.val)})
     if unused and splits:
         logger.warning("%s leaves out %d case(s): %s.", file, len(unused), _few(unused))
+
+
+def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path) -> None:
+    """Refuse folds that were made for other groups; a case without a group stands for itself."""
+    faults = []
+    for number, split in enumerate(splits):
+        trained = {groups[name] for name in split.train if name in groups}
+        torn = sorted(trained & {groups[name] for name in split.val if name in groups})
+        if torn:
+            faults.append(f"fold {number} has cases of group {_few(torn)} in train and in val")
+    if faults:
+        raise SamunetError(
+            f"{file} does not fit the groups as they are declared now: {'; '.join(faults)}. Correct the "
+            "groups, or delete it to have it made again."
+        )
 
 
 def _random_folds(names: list[str]) -> list[list[str]]:

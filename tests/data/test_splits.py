@@ -109,6 +109,18 @@ def test_the_users_file_in_the_raw_folder_is_honoured(tmp_path: Path) -> None:
     assert read_splits(file) == splits
 
 
+@pytest.mark.parametrize("scheme", ["group_kfold", "leave_one_group_out", "single_source:a"])
+def test_folds_of_earlier_groups_are_refused(scheme: str, tmp_path: Path) -> None:
+    file = tmp_path / "splits_group.json"
+    groups = {name: "abc"[i % 3] for i, name in enumerate(NAMES)}
+    made = load_or_create_splits(file, NAMES, groups=groups, scheme=scheme)
+    assert load_or_create_splits(file, NAMES, groups=groups, scheme=scheme) == made
+    assert load_or_create_splits(file, NAMES, groups=None, scheme=scheme) == made
+    moved = {**groups, NAMES[0]: "b"}
+    with pytest.raises(SamunetError, match=r"splits_group\.json .*fold 0 .* group b .*delete it"):
+        load_or_create_splits(file, NAMES, groups=moved, scheme=scheme)
+
+
 def test_a_file_that_does_not_fit_lists_all_faults(tmp_path: Path) -> None:
     file = tmp_path / "splits_final.json"
     file.write_text(json.dumps([{"train": [*NAMES, "ghost"], "val": ["case_003"]}, {"train": [], "val": []}]))
