@@ -85,22 +85,30 @@ def load_or_create_splits(
     """Read the dataset's splits, or make and write them.
 
     A file that is there is honoured, whoever wrote it: first `file`, then the `splits_final.json` that a
-    user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`.
+    user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`. A file without
+    folds, as a dataset of one case has it, counts as absent.
 
     Raises:
-        SamunetError: the file is malformed or does not fit the cases (see `check_splits`), or it is of a
-            scheme by groups and a group stands on both sides of a fold.
+        SamunetError: the file is malformed or does not fit the cases (see `check_splits`), both files are
+            there and differ, or a scheme's group stands on both sides of a fold.
     """
-    for source in (file, raw_file if scheme == "kfold" else None):
-        if source is not None and source.is_file():
-            splits = read_splits(source)
-            check_splits(splits, case_names, source)
-            if scheme != "kfold":
-                _check_groups(splits, groups or {}, source)
-            if source != file:
-                logger.info("Splits are taken from %s.", source)
-                write_splits(file, splits)
-            return splits
+    sources = (file, raw_file) if raw_file is not None and scheme == "kfold" else (file,)
+    found = {source: read_splits(source) for source in sources if source.is_file()}
+    found = {source: splits for source, splits in found.items() if splits}
+    if len(found) > 1 and not _same_folds(*found.values()):
+        raise SamunetError(
+            f"The folds in use, {file}, are not those of {raw_file}. Delete {file} to take your own (what "
+            f"was trained is then of another split), or {raw_file} to go on with those in use."
+        )
+    if found:
+        source, splits = next(iter(found.items()))
+        check_splits(splits, case_names, source)
+        if scheme != "kfold":
+            _check_groups(splits, groups or {}, source)
+        if source != file:
+            logger.info("Splits are taken from %s.", source)
+            write_splits(file, splits)
+        return splits
     splits = make_splits(case_names, groups, scheme)
     write_splits(file, splits)
     return splits
@@ -170,6 +178,13 @@ def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path)
     unused = sorted(known - {name for split in splits for name in (*split.train, *split.val)})
     if unused and splits:
         logger.warning("%s leaves out %d case(s): %s.", file, len(unused), _few(unused))
+
+
+def _same_folds(one: Sequence[Split], other: Sequence[Split]) -> bool:
+    def sets(splits: Sequence[Split]) -> list[tuple[set[str], set[str]]]:
+        return [(set(split.train), set(split.val)) for split in splits]
+
+    return sets(one) == sets(other)
 
 
 def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path) -> None:

@@ -109,6 +109,27 @@ def test_the_users_file_in_the_raw_folder_is_honoured(tmp_path: Path) -> None:
     assert read_splits(file) == splits
 
 
+def test_folds_of_the_users_that_came_later_are_not_passed_over(tmp_path: Path) -> None:
+    file, raw = tmp_path / "preprocessed" / "splits_final.json", tmp_path / "raw.json"
+    load_or_create_splits(file, NAMES, raw_file=raw)
+    raw.write_text(json.dumps([{"train": NAMES[1:], "val": NAMES[:1]}]))
+    with pytest.raises(SamunetError, match=rf"{file}, .*{raw}\. Delete {file} to .*{raw} to go on"):
+        load_or_create_splits(file, NAMES, raw_file=raw)
+    groups = {name: f"patient_{i // 2}" for i, name in enumerate(NAMES)}
+    other = {"groups": groups, "scheme": "group_kfold", "raw_file": raw}
+    assert len(load_or_create_splits(tmp_path / "splits_group_kfold.json", NAMES, **other)) == 5
+    file.unlink()
+    kept = load_or_create_splits(file, NAMES, raw_file=raw)
+    raw.write_text(json.dumps([{"val": NAMES[:1], "train": NAMES[:0:-1]}]))  # the same folds
+    assert load_or_create_splits(file, NAMES, raw_file=raw) == kept
+
+
+def test_a_file_without_folds_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "splits_final.json"
+    assert load_or_create_splits(file, NAMES[:1]) == ()
+    assert load_or_create_splits(file, NAMES) == make_splits(NAMES) == read_splits(file)
+
+
 @pytest.mark.parametrize("scheme", ["group_kfold", "leave_one_group_out", "single_source:a"])
 def test_folds_of_earlier_groups_are_refused(scheme: str, tmp_path: Path) -> None:
     file = tmp_path / "splits_group.json"
