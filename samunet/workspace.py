@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,7 @@ class Workspace:
 
     def splits_file(self, dataset: str, scheme: str = "kfold") -> Path:
         """The default scheme has nnU-Net's file name, so that a user's own file is honoured."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", scheme)
+        plain = _scheme_name(scheme, lambda text: re.sub(r"[^A-Za-z0-9._-]+", "_", text))
         name = "splits_final.json" if scheme == "kfold" else f"splits_{plain}.json"
         return self.preprocessed_folder(dataset) / name
 
@@ -209,12 +209,20 @@ def split_tag(scheme: str | None) -> str | None:
     """Tag of a training by another split scheme than the default one, when the user gives none.
 
     Runs of different splits would otherwise meet in one folder: `single_source:UCL` gives
-    `single_source-UCL`.
+    `single_source-UCL`. A group whose name cannot be part of a folder's gets a few digits of its own.
     """
-    if scheme in (None, "kfold"):
+    if scheme is None or scheme == "kfold":
         return None
-    plain = re.sub(r"[^A-Za-z0-9._]+", "-", str(scheme))
-    return re.sub(r"_{2,}", "_", plain).strip("-")
+    return _scheme_name(
+        scheme, lambda text: re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9._]+", "-", text)).strip("-")
+    )
+
+
+def _scheme_name(scheme: str, plain: Callable[[str], str]) -> str:
+    """A scheme in plain characters; with digits of its own where its group's name has others."""
+    group = scheme.partition(":")[2]
+    digits = "" if plain(group) == group else f"-{hashlib.sha256(group.encode()).hexdigest()[:8]}"
+    return plain(scheme) + digits
 
 
 def short_dataset_name(dataset: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,22 @@ def test_a_missing_raw_folder_is_named(tmp_path: Path) -> None:
 def test_splits_have_tags_of_their_own() -> None:
     assert split_tag(None) is split_tag("kfold") is None
     assert split_tag("leave_one_group_out") == "leave_one_group_out"
-    tags = [split_tag(f"single_source:{group}") for group in ("UCL", "site A/3", "x__y")]
-    assert tags == ["single_source-UCL", "single_source-site-A-3", "single_source-x_y"]
+    assert split_tag("single_source:UCL-2_b.c") == "single_source-UCL-2_b.c"
+    groups = ("site A/3", "site A 3", "x__y", "x_y", "北京", "上海", "a", "a-", "-a", "a--b", "a-b")
+    tags = [split_tag(f"single_source:{group}") for group in groups]
+    assert len(set(tags)) == len(tags)
+    assert tags[0].startswith("single_source-site-A-3-")
     for tag in tags:
         Workspace.find(environment={}).model_folder("Dataset001_A", "2d_cnn", tag=tag)
+
+
+def test_splits_have_files_of_their_own(tmp_path: Path) -> None:
+    workspace = Workspace.find(tmp_path)
+    assert workspace.splits_file("D", "single_source:UCL").name == "splits_single_source_UCL.json"
+    groups = ("A B", "A/B", "A_B", "北京", "上海")
+    names = [workspace.splits_file("D", f"single_source:{group}").name for group in groups]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names)
 
 
 def test_names_of_a_selection(tmp_path: Path) -> None:

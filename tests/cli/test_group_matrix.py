@@ -12,6 +12,7 @@ from commands import SHORT
 from PIL import Image
 
 from samunet.cli import group_matrix, train
+from samunet.workspace import split_tag
 
 NAME = "Dataset901_Tiny3D"
 GROUPS = {f"tiny_{i:03d}": "north" if i < 3 else "south side" for i in range(6)}
@@ -59,9 +60,10 @@ def test_a_single_source_is_trained_beside_the_default_split(
 ) -> None:
     words = ["901", "2d", "0", "--splits", "single_source:south side", *SHORT]
     assert train.main([*words, "--workspace", str(grouped)]) == 0
-    assert "--tag single_source-south-side" in capsys.readouterr().out
+    tag = split_tag("single_source:south side")
+    assert f"--tag {tag}" in capsys.readouterr().out
     content = collected(grouped, "-c", "2d")
-    run = run_folder(grouped, "single_source-south-side")
+    run = run_folder(grouped, tag)
     summary = json.loads((run / "validation/summary.json").read_text())
     cell = content["methods"]["2d_unet"]["sources"]["south side"]["targets"]["north"]
     assert cell["cases"] == 3
