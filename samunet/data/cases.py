@@ -45,7 +45,7 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case,
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise SamunetError(f"There is no folder {folder}.")
+        raise SamunetError(absent(folder, "folder"))
     cases, faults = group_files(folder, file_ending, num_channels)
     if not cases:
         raise SamunetError(empty_folder(folder, file_ending, num_channels))
@@ -56,11 +56,14 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case,
 
 
 def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tuple[Case, ...], list[str]]:
-    """Group the images of a folder into cases by their names; also what is wrong with the names."""
+    """Group the images of a folder into cases by their names; also what is wrong with the names.
+
+    A link to a file that is gone belongs to its case, so that `channel_faults` tells of it.
+    """
     suffixed: dict[str, dict[int, Path]] = {}
     plain: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(file_ending) or not path.is_file():
+        if path.name.startswith(".") or not path.name.endswith(file_ending) or path.is_dir():
             continue
         stem = path.name[: -len(file_ending)]
         match = CHANNEL_SUFFIX.fullmatch(stem)
@@ -108,9 +111,9 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
 
     Where the file names already give one file per channel nothing is opened.
     """
-    absent = [path for path in case.images if not path.is_file()]
-    if absent:
-        return [f"Case {case.name}: there is no file {path}." for path in absent]
+    missing = [path for path in case.images if not path.is_file()]
+    if missing:
+        return [f"Case {case.name}: {absent(path)}" for path in missing]
     if len(case.images) == num_channels:
         return []
     try:
@@ -125,6 +128,13 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
         f"Case {case.name} has {found} channel(s) in {names}; dataset.json declares {num_channels}, so the "
         f"files {_expected_names(case.name, case.images[0], num_channels)} are expected.{hint}"
     ]
+
+
+def absent(path: Path, kind: str = "file") -> str:
+    """Say that a file or folder is not there; of a link, where it points."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {os.readlink(path)}, which is not there."
+    return f"There is no {kind} {path}."
 
 
 def empty_folder(folder: Path, file_ending: str, num_channels: int) -> str:

@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from samunet.data.cases import Case, cases_of_map, channel_faults, empty_folder, find_cases, group_files
+from samunet.data.cases import (
+    Case,
+    absent,
+    cases_of_map,
+    channel_faults,
+    empty_folder,
+    find_cases,
+    group_files,
+)
 from samunet.data.geometry import Geometry, grid_differences
 from samunet.data.groups import read_groups
 from samunet.data.labels import LabelSet
@@ -222,9 +230,9 @@ def _find_training_cases(
         faults = [] if cases else [f"{folder / 'dataset.json'}: `dataset` lists no case."]
     else:
         images, labels = folder / "imagesTr", folder / "labelsTr"
-        absent = [f"There is no folder {f}." for f in (images, labels) if not f.is_dir()]
-        if absent:
-            return (), absent
+        missing = [absent(f, "folder") for f in (images, labels) if not f.is_dir()]
+        if missing:
+            return (), missing
         found, faults = group_files(images, ending, num_channels)
         label_ending = segmentation_ending(ending)
         cases = tuple(Case(c.name, c.images, labels / f"{c.name}{label_ending}") for c in found)
@@ -232,7 +240,7 @@ def _find_training_cases(
     for case in cases:
         faults += channel_faults(case, num_channels)
         if case.label is not None and not case.label.is_file():
-            faults.append(f"Case {case.name}: there is no label file {case.label}.")
+            faults.append(f"Case {case.name}: {absent(case.label, 'label file')}")
     return cases, faults
 
 

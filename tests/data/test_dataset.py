@@ -126,6 +126,24 @@ def test_missing_channels_and_labels_are_all_named(folder: Path) -> None:
     assert len(lenient.faults) >= 3
 
 
+def test_links_to_files_that_are_gone_are_named(folder: Path, tmp_path: Path) -> None:
+    gone = ("imagesTr/tiny_001_0000", "imagesTr/tiny_001_0001", "imagesTr/tiny_002_0001", "labelsTr/tiny_003")
+    links = [folder / f"{name}.nii.gz" for name in gone]
+    for link in links:
+        link.unlink()
+        link.symlink_to(tmp_path / "disk" / link.name)
+    told = [f"{link} is a link to {tmp_path / 'disk' / link.name}, which is not there." for link in links]
+    with pytest.raises(SamunetError) as caught:
+        RawDataset.load(folder)
+    assert all(words in str(caught.value) for words in told)
+    assert len(RawDataset.load(folder, strict=False).faults) == 4
+    with pytest.raises(SamunetError) as caught:
+        find_cases(folder / "imagesTr", ".nii.gz", 2)
+    assert [words in str(caught.value) for words in told] == [True, True, True, False]
+    with pytest.raises(SamunetError, match="is a link to"):
+        find_cases(links[0], ".nii.gz", 2)
+
+
 def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match=r"CASE_0000\.nii\.gz, CASE_0001\.nii\.gz.*It is empty"):
         find_cases(tmp_path, ".nii.gz", 2)

@@ -277,6 +277,10 @@ def test_a_file_is_named_as_in_its_folder(tmp_path: Path) -> None:
             single_case(file, ".png", 2)
     both = tuple(tmp_path / f"scan[1]_000{channel}.png" for channel in range(2))
     assert single_case(both[1], ".png", 2) == Case("scan[1]", both)
+    both[0].unlink()
+    both[0].symlink_to(tmp_path / "gone.png")
+    with pytest.raises(SamunetError, match=r"scan.*is a link to .*gone\.png, which is not there"):
+        single_case(both[1], ".png", 2)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.123, "0.12 s"), (98.0, "98 s"), (150.0, "150 s")])
