@@ -90,19 +90,25 @@ def cases_of_map(folder: Path, entries: Any, where: str) -> tuple[Case, ...]:
     Paths are absolute or relative to `folder`; environment variables are expanded.
 
     Raises:
-        SamunetError: an entry is malformed; names its key.
+        SamunetError: an entry is malformed, or a case's name cannot be a file's; names its key.
     """
     if not isinstance(entries, Mapping):
         raise SamunetError(f"{where}: key `dataset` must map each case to its `images` and `label`.")
     cases = []
     for name, entry in entries.items():
-        paths = [*entry.get("images", []), entry.get("label")] if isinstance(entry, Mapping) else []
-        if len(paths) < 2 or not all(isinstance(path, str) for path in paths):
+        if not name or name.startswith(".") or set(name) & {"/", "\\"}:
+            raise SamunetError(
+                f"{where}: `dataset` names a case {name!r}. Files are named by it, so it must not "
+                "hold / or \\ nor start with a dot."
+            )
+        images = entry.get("images") if isinstance(entry, Mapping) else None
+        paths = [*images, entry.get("label")] if isinstance(images, list) else []
+        if len(paths) < 2 or not all(isinstance(path, str) and path for path in paths):
             raise SamunetError(
                 f'{where}: `dataset.{name}` must look like {{"images": ["a.nii.gz"], "label": "b.nii.gz"}}.'
             )
         files = [Path(os.path.abspath(folder / os.path.expandvars(path))) for path in paths]
-        cases.append(Case(str(name), tuple(files[:-1]), files[-1]))
+        cases.append(Case(name, tuple(files[:-1]), files[-1]))
     return tuple(sorted(cases, key=lambda case: case.name))
 
 

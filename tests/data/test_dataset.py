@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,23 @@ def test_the_explicit_map_takes_relative_and_absolute_paths(
     assert all(dataset.read(case).label is not None for case in dataset.cases)
     edit_json(folder, dataset={"a": {"images": "one.nii.gz"}})
     with pytest.raises(SamunetError, match=r"dataset\.json: `dataset\.a` must look like"):
+        RawDataset.load(folder)
+
+
+@pytest.mark.parametrize(
+    "images", [None, "imagesTr/tiny_000_0000.nii.gz", {"0": "imagesTr/tiny_000_0000.nii.gz"}, [""]]
+)
+def test_a_map_with_images_of_another_kind_is_refused(images: Any, folder: Path) -> None:
+    edit_json(folder, dataset={"a": {"images": images, "label": "labelsTr/tiny_000.nii.gz"}})
+    with pytest.raises(SamunetError, match=r"dataset\.json: `dataset\.a` must look like"):
+        RawDataset.load(folder)
+
+
+@pytest.mark.parametrize("name", ["site/a", "..\\a", "../a", "..", ".", "", ".a"])
+def test_names_of_a_map_become_file_names(name: str, folder: Path) -> None:
+    images = [f"imagesTr/tiny_000_000{channel}.nii.gz" for channel in range(2)]
+    edit_json(folder, dataset={name: {"images": images, "label": "labelsTr/tiny_000.nii.gz"}})
+    with pytest.raises(SamunetError, match=rf"dataset\.json: `dataset` names a case {re.escape(repr(name))}"):
         RawDataset.load(folder)
 
 
