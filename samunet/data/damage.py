@@ -89,7 +89,9 @@ def _nifti_layout(path: Path, header: bytes) -> _NiftiLayout:
             continue
         voxels = math.prod(max(n, 1) for n in dims[1 : 1 + max(0, min(dims[0], 7))])
         kind = NIFTI_FLOATS.get(code)
-        return _NiftiLayout(int(start), int(start) + voxels * bits // 8, kind and order + kind)
+        # SimpleITK takes a start inside the header, and one that is no number, for the header's end.
+        first = int(start) if size <= start < math.inf else size
+        return _NiftiLayout(first, first + voxels * bits // 8, kind and order + kind)
     raise SamunetError(f"{path} is not a NIfTI file (its header starts with {header[:4]!r}).")
 
 

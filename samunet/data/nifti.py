@@ -6,6 +6,7 @@ Only plain real types without scaling are read here; SimpleITK reads everything 
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from samunet.data.damage import NIFTI1_HEADER, NIFTI2_HEADER, truncated
 
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 """NIfTI datatype code -> numpy type."""
+EXTENSION_FLAG = 4
+"""Bytes between the header and the first voxel that a file without extensions has."""
 
 
 def read_compressed_voxels(path: Path, size: Sequence[int]) -> np.ndarray | None:
@@ -45,7 +48,7 @@ def read_compressed_voxels(path: Path, size: Sequence[int]) -> np.ndarray | None
 
 
 def _plain_layout(content: bytes, size: Sequence[int]) -> tuple[np.dtype, int] | None:
-    """Type and first byte of the voxels; None for scaled values, other types and other shapes."""
+    """Type and first byte of the voxels; None for scaled values, other types and shapes, and odd starts."""
     if len(content) < NIFTI1_HEADER:
         return None
     for order in "<>":
@@ -61,8 +64,8 @@ def _plain_layout(content: bytes, size: Sequence[int]) -> tuple[np.dtype, int] |
             slope, intercept = struct.unpack_from(f"{order}2d", content, 176)
         else:
             continue
-        is_scaled = slope != 0 and (slope, intercept) != (1, 0)
-        if is_scaled or code not in TYPES or tuple(dims[1 : 1 + dims[0]]) != tuple(size):
+        is_plain = slope in (0, 1) and intercept == 0 and header + EXTENSION_FLAG <= start < math.inf
+        if not is_plain or code not in TYPES or tuple(dims[1 : 1 + dims[0]]) != tuple(size):
             return None
         return np.dtype(order + TYPES[code]), int(start)
     return None

@@ -71,6 +71,35 @@ def test_scaled_values_are_left_to_simpleitk(tmp_path: Path) -> None:
     np.testing.assert_allclose(volumes.read(path)[0][0], array * 0.5 - 10)
 
 
+@pytest.mark.parametrize("numbers", [(0.0, 5.0), (0.0, 0.0), (1.0, 5.0), (float("nan"), 5.0)])
+def test_odd_scalings_are_read_as_by_simpleitk(tmp_path: Path, numbers: tuple[float, float]) -> None:
+    array = np.arange(60, dtype="i2").reshape(3, 4, 5)
+    path = patched(write(tmp_path / "a.nii.gz", array), 112, struct.pack("<2f", *numbers))
+    np.testing.assert_array_equal(volumes.read(path)[0][0], sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+
+
+@pytest.mark.parametrize("start", [0.0, -5.0, 100.0, 348.0, 350.0, float("nan"), float("inf"), 352.0])
+@pytest.mark.parametrize("kind", ["i2", "f4"])
+def test_odd_starts_of_the_voxels_are_read_as_by_simpleitk(tmp_path: Path, kind: str, start: float) -> None:
+    array = np.arange(60, dtype=kind).reshape(3, 4, 5)
+    path = patched(write(tmp_path / "a.nii.gz", array), 108, struct.pack("<f", start))
+    read = volumes.read(path)[0][0]
+    np.testing.assert_array_equal(read, sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+    assert read.any()
+
+
+@pytest.mark.parametrize("start", [0.0, 352.0])
+def test_nan_is_found_wherever_the_voxels_start(tmp_path: Path, start: float) -> None:
+    array = np.zeros((3, 4, 5), "f4")
+    array[2, 3, 2] = np.nan
+    path = patched(write(tmp_path / "a.nii.gz", array), 108, struct.pack("<f", start))
+    with pytest.raises(SamunetError, match="1 voxels that are NaN"):
+        volumes.read(path)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-20]))
+    with pytest.raises(SamunetError, match="truncated"):
+        volumes.read(path)
+
+
 def test_damage_inside_the_file_is_named(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 1000, (20, 30, 30)).astype("i2")
     path = write(tmp_path / "a.nii.gz", array)
