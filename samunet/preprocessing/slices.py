@@ -110,7 +110,7 @@ def slice_folder(source: Path, folder: Path) -> SliceIndex:
     """
     if not source.is_dir():
         raise SamunetError(f"There is no folder {source} (--images).")
-    files = sorted(p for p in source.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
+    files = sorted(p for p in source.rglob("[!.]*") if p.is_file() and p.name.lower().endswith(ENDINGS))
     if not files:
         raise SamunetError(f"{source} holds no images; supported endings: {', '.join(ENDINGS)}.")
     head = SliceIndex(source=str(source), licence="not declared", excluded=0)
@@ -130,6 +130,7 @@ def _write(head: SliceIndex, folder: Path, names: list[str], loaded: Iterable[Lo
         ):
             return found
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
     cases = tuple(_write_cases(folder, names, loaded))
     index = SliceIndex(source=head.source, licence=head.licence, excluded=head.excluded, cases=cases)
     if not index.slices:

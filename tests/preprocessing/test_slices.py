@@ -14,6 +14,7 @@ from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import Geometry
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
+from samunet.preprocessing import slices as module
 from samunet.preprocessing.slices import (
     SliceIndex,
     Slices,
@@ -120,6 +121,34 @@ def test_a_folder_of_images_has_no_objects(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SamunetError, match="holds no images"):
         slice_folder(tmp_path / "empty", tmp_path / "out")
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """macOS leaves ._NAME beside NAME on foreign disks."""
+    (tmp_path / "in").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "in/a.png")
+    (tmp_path / "in/._a.png").write_bytes(b"Mac OS X")
+    assert [c.name for c in slice_folder(tmp_path / "in", tmp_path / "out").cases] == ["a.png"]
+
+
+def test_slices_cut_off_while_they_are_written_anew_are_not_complete(
+    tiny_rgb_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = RawDataset.load(tiny_rgb_dataset)
+    whole = slice_dataset(dataset, tmp_path, frozenset())
+    before = (tmp_path / "0_image.npy").read_bytes()
+
+    def interrupted(path: Path, array: np.ndarray) -> None:
+        np.save(path, array)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        slice_dataset(dataset, tmp_path, frozenset(dataset.case_names[:1]))
+    monkeypatch.undo()
+    assert slice_dataset(dataset, tmp_path, frozenset()) == whole
+    assert (tmp_path / "0_image.npy").read_bytes() == before
 
 
 def test_one_case_in_ten_is_for_validation_only() -> None:
