@@ -39,14 +39,14 @@ def sample_locations(label: np.ndarray, labels: LabelSet) -> Locations:
     from scipy.ndimage import find_objects
 
     rng = np.random.default_rng(SEED)
-    boxes = find_objects(np.maximum(label, 0), max_label=len(labels.values))
+    everything = tuple(slice(0, n) for n in label.shape)
+    boxes = [everything, *find_objects(np.maximum(label, 0), max_label=len(labels.values))]
     classes = {}
     for name, indices in labels.foreground.items():
-        present = [boxes[i - 1] for i in indices if boxes[i - 1] is not None]
+        present = [boxes[i] for i in indices if boxes[i] is not None]
         classes[name] = _sample(label, _union(present), indices, rng) if present else _no_voxels()
     annotated = None
     if labels.ignore_index is not None:
-        everything = tuple(slice(0, n) for n in label.shape)
         annotated = _sample(label, everything, (labels.ignore_index,), rng, others=True)
     return Locations(classes=classes, annotated=annotated)
 

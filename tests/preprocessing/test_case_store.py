@@ -136,6 +136,15 @@ def test_one_percent_of_a_large_class() -> None:
     assert np.all(np.abs(voxels.mean(axis=0) - (14.5, 104.5, 99.5)) < 2)
 
 
+def test_a_region_with_the_background_lies_everywhere() -> None:
+    labels = LabelSet(labels={"background": (0,), "body": (0, 1), "tumour": (1,)}, region_order=(0, 1))
+    label = np.zeros((4, 8, 8), np.int16)
+    label[0, 0, 0], label[3] = 1, -1
+    found = sample_locations(label, labels)
+    assert len(found.classes["body"]) == 3 * 64
+    assert found.classes["tumour"].tolist() == [[0, 0, 0]]
+
+
 def test_regions_and_ignore_label() -> None:
     labels = LabelSet(
         labels={"background": (0,), "whole": (1, 2), "core": (2,)}, ignore=3, region_order=(1, 2)
