@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ MEMORY_SHARE = 0.8
 PROCESS_BYTES = 150_000_000
 """A worker process before it has read anything."""
 QUEUED_PER_WORKER = 2
+GUARD = 'In a script of your own the call must stand under `if __name__ == "__main__":`.'
+"""Workers start by importing the script; without the guard each ends at once."""
 
 
 def free_memory_bytes() -> int:
@@ -30,17 +33,27 @@ def free_memory_bytes() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit_file, used_file, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
+            limit, used = (Path(folder, name).read_text().strip() for name in (limit_file, used_file))
         except OSError:
             continue
         if limit.isdecimal() and used.isdecimal():
-            free = min(free, int(limit) - int(used))
+            free = min(free, int(limit) - int(used) + _cached_bytes(Path(folder), cached))
     return max(free, 0)
+
+
+def _cached_bytes(folder: Path, key: str) -> int:
+    """Files in the cache, which count as used and are dropped when memory is wanted."""
+    with suppress(OSError):
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == key and value.isdecimal():
+                return int(value)
+    return 0
 
 
 def worker_count(wanted: int | None, bytes_per_case: int, num_items: int) -> int:
@@ -93,7 +106,7 @@ def map_in_workers(
         names = ", ".join(name(items[index]) for index in sorted(running.values()))
         raise SamunetError(
             f"A worker process died while these were worked on: {names}. Most likely the memory was used up; "
-            "run again with fewer workers (-np 1)."
+            f"run again with fewer workers (-np 1). {GUARD}"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -21,7 +21,7 @@ import numpy as np
 from samunet.data.dataset import Case, RawDataset, check_label_grid
 from samunet.data.geometry import resampled_shape
 from samunet.data.readers import read_header, read_image, read_label
-from samunet.data.workers import QUEUED_PER_WORKER, Progress, worker_count
+from samunet.data.workers import GUARD, QUEUED_PER_WORKER, Progress, worker_count
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
@@ -284,7 +284,8 @@ def _run(task: Task, orders: list[CaseOrder], workers: int, state: _Progress) ->
                     state.finished(
                         order.case.name,
                         "its worker process died, most likely because the memory was used up. Run again on a "
-                        "machine with more memory, or plan a coarser spacing (-overwrite_target_spacing).",
+                        "machine with more memory, or plan a coarser spacing (-overwrite_target_spacing). "
+                        + GUARD,
                     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -36,8 +37,35 @@ def test_errors_of_a_task_come_through():
 
 
 def test_a_worker_that_dies_names_its_cases():
-    with pytest.raises(SamunetError, match="hippo_3"):
+    with pytest.raises(SamunetError, match="hippo_3") as caught:
         map_in_workers(die, [3], 2, "hippo_{}".format)
+    assert 'if __name__ == "__main__":' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "key"),
+    [
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_cached_files_are_free_memory(folder, limit, used, key, monkeypatch):
+    files = {limit: "1600000\n", used: "1590000\n", "memory.stat": f"anon 90000\n{key} 1400000\nother 7\n"}
+
+    def read(self):
+        if str(self.parent) != folder or self.name not in files:
+            raise FileNotFoundError
+        return files[self.name]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert free_memory_bytes() == 1_410_000
+    del files["memory.stat"]
+    assert free_memory_bytes() == 10_000
 
 
 def test_worker_count_obeys_memory_and_the_user():

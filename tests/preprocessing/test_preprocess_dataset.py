@@ -156,6 +156,7 @@ def test_a_death_is_named_and_the_others_finish(
         preprocess_dataset(three, plan, "3d", tmp_path / "p", workers=2)
     assert raw.case_names[1] in str(error.value)
     assert "died" in str(error.value)
+    assert 'if __name__ == "__main__":' in str(error.value)
     assert CaseStore(tmp_path / "p").names() == (raw.case_names[0], raw.case_names[2])
 
 
