@@ -14,7 +14,6 @@ SE_REDUCTION = 8
 IOU_OUTPUTS = 4
 IOU_HIDDEN = 256
 MASK_TOKENS = 4
-PROMPT_TOKENS = 2
 TRANSFORMER_LAYERS = 2
 BLOCK_VALUES = 7
 """Values kept per cell and output channel of a residual block: convolutions, norms, activations, scaling."""

@@ -87,21 +87,6 @@ def masked_normalization(schemes: Sequence[Normalization], median_relative_size:
     return tuple(scheme == "zscore" and median_relative_size < MASKED_NORM_BELOW for scheme in schemes)
 
 
-def separate_axis(
-    spacing_mm: Sequence[float], target_mm: Sequence[float], threshold: float = ANISOTROPY
-) -> int | None:
-    """Axis that is resampled apart (nearest across it), or None.
-
-    The present spacing decides if it is anisotropic, else the target spacing; a tie for the coarsest axis
-    means no separate axis.
-    """
-    for spacing in (spacing_mm, target_mm):
-        if max(spacing) / min(spacing) > threshold:
-            coarsest = [axis for axis, s in enumerate(spacing) if s == max(spacing)]
-            return coarsest[0] if len(coarsest) == 1 else None
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class UNetRequest:
     """What patch and batch depend on.

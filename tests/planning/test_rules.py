@@ -13,7 +13,6 @@ from samunet.planning.rules import (
     normalization_scheme,
     plan_unet_patch,
     resampled_shapes,
-    separate_axis,
     target_spacing,
     transpose_axes,
 )
@@ -110,20 +109,6 @@ def test_more_memory_never_shrinks_the_patch(entries):
 def test_next_to_no_memory_still_gives_a_patch():
     patch = plan_unet_patch(requests(CT, 30, 4, memory_gb=1e-6)[1])
     assert min(patch.patch_size) >= 4
-
-
-@pytest.mark.parametrize(
-    ("now", "target", "axis"),
-    [
-        ((3, 0.76, 0.76), (1.6, 0.76, 0.76), 0),
-        ((1.6, 0.76, 0.76), (3, 0.76, 0.76), 0),
-        ((2.2, 0.76, 0.76), (1.6, 0.76, 0.76), None),
-        ((0.24, 1.25, 1.25), (0.24, 1.25, 1.25), None),
-        ((2.28, 0.76, 0.76), (1, 1, 1), None),
-    ],
-)
-def test_separate_axis(now, target, axis):
-    assert separate_axis(now, target) == axis
 
 
 def test_resampled_shape():
