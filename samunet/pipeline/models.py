@@ -11,7 +11,6 @@ from samunet.errors import SamunetError, unknown_name
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
-from samunet.records import read_record
 from samunet.trainers.portable import MODEL_FILE
 from samunet.workspace import DEFAULT_PLANS, Workspace, training_command
 
@@ -52,7 +51,7 @@ def load_plan(workspace: Workspace, dataset: str, plans: str) -> Plan:
         raise SamunetError(f"{file} is a plan for {plan.dataset}, not for {dataset}. {again}")
     fingerprint = workspace.fingerprint_file(dataset)
     if fingerprint.exists():
-        measured = read_record(Fingerprint, fingerprint)
+        measured = Fingerprint.load(fingerprint)
         if measured.data_hash != plan.fingerprint_hash:
             raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
     return plan

@@ -62,7 +62,7 @@ def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> En
     name = next(n for n in plan.configurations if plan.configuration_hash(n) == configuration_hash)
     data = plan.data_of(plan.configuration(name))
     if file.is_file():
-        return Envelope.of(read_record(Fingerprint, file), data.normalization)
+        return Envelope.of(Fingerprint.load(file), data.normalization)
     return Envelope(read_record(FingerprintEnvelope, ranges), data.normalization)
 
 
@@ -104,7 +104,7 @@ def read_fold(
 def read_groups(model_folder: Path, folds: Sequence[int | str], labels: LabelSet) -> dict[str, str]:
     """Case -> declared group, of the fingerprint's cases and of the validated ones."""
     file = model_folder / "fingerprint.json"
-    groups = dict(read_record(Fingerprint, file).groups) if file.is_file() else {}
+    groups = dict(Fingerprint.load(file).groups) if file.is_file() else {}
     for fold in folds:
         groups |= read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels).groups
     return groups

@@ -17,11 +17,16 @@ from samunet.networks.sam.variants import VARIANTS, get_variant
 from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
-from samunet.planning.fingerprint import Fingerprint, dataset_stamp, extract_fingerprint, load_or_extract
+from samunet.planning.fingerprint import (
+    Fingerprint,
+    dataset_stamp,
+    extract_fingerprint,
+    load_or_extract,
+    read_known,
+)
 from samunet.planning.methods import ALIASES
 from samunet.planning.plan import Budget, Plan
 from samunet.planning.planner import PlanningRequest, make_plan
-from samunet.records import read_record
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
@@ -146,11 +151,9 @@ def _warn_of_absent_classes(fingerprint: Fingerprint, file: Path) -> None:
 
 def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int | None) -> Fingerprint:
     dataset = RawDataset.load(workspace.raw_folder(name))
-    file = workspace.fingerprint_file(name)
-    if file.exists():
-        known = read_record(Fingerprint, file)
-        if known.stamp == dataset_stamp(dataset):
-            return known
+    known = read_known(workspace.fingerprint_file(name))
+    if known is not None and known.stamp == dataset_stamp(dataset):
+        return known
     return extract_fingerprint(dataset, workers)
 
 
@@ -238,7 +241,7 @@ def preprocess(
 
 
 def _warn_of_changed_files(dataset: RawDataset, file: Path, plans: str) -> None:
-    if file.is_file() and read_record(Fingerprint, file).stamp != dataset_stamp(dataset):
+    if file.is_file() and Fingerprint.load(file).stamp != dataset_stamp(dataset):
         logger.warning(
             "%s was measured on other files than %s holds now (names, sizes or times differ). Cases are made "
             "from what is there now, but by a plan for the earlier data. If more than a few labels changed, "

@@ -19,7 +19,6 @@ from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import Method, MethodConfig, get_method, list_methods
 from samunet.planning.plan import Plan
 from samunet.planning.planner import make_plan
-from samunet.records import read_record
 from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
     request = planning_request(workspace, wanted, plan.budget)
     if name not in list_methods():  # a dotted name: a method of somebody else's
         request = dataclasses.replace(request, extra_methods=(name,))
-    made = make_plan(read_record(Fingerprint, fingerprint_file), request)
+    made = make_plan(Fingerprint.load(fingerprint_file), request)
     return _with_configuration(plan, made, name, structural, options.settings)
 
 

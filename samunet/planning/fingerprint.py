@@ -97,6 +97,21 @@ class Fingerprint:
     groups: dict[str, str]
     natural_image: bool
 
+    @classmethod
+    def load(cls, path: Path) -> Fingerprint:
+        """Read a fingerprint file.
+
+        Raises:
+            SamunetError: no such file, another version, unknown or missing keys (with their path).
+        """
+        fingerprint = read_record(cls, path)
+        if fingerprint.version != FINGERPRINT_VERSION:
+            raise SamunetError(
+                f"{path} has fingerprint version {fingerprint.version}; this samunet reads version "
+                f"{FINGERPRINT_VERSION}. Measure again: samunet_extract_fingerprint -d {fingerprint.dataset}."
+            )
+        return fingerprint
+
     @property
     def spacings_mm(self) -> list[tuple[float, float, float]]:
         return [case.spacing_mm for case in self.cases]
@@ -129,7 +144,7 @@ def load_or_extract(
         clean: measure in any case.
     """
     stamp = dataset_stamp(dataset)
-    known = None if clean else _read_known(file)
+    known = None if clean else read_known(file)
     if known is not None and known.stamp == stamp:
         return known
     if known is not None:
@@ -141,11 +156,12 @@ def load_or_extract(
     return fingerprint
 
 
-def _read_known(file: Path) -> Fingerprint | None:
+def read_known(file: Path) -> Fingerprint | None:
+    """The fingerprint in `file`; None, with a warning, where it cannot be used."""
     if not file.exists():
         return None
     try:
-        return read_record(Fingerprint, file)
+        return Fingerprint.load(file)
     except SamunetError as fault:
         logger.warning("%s It cannot be used; measuring again.", fault)
         return None

@@ -16,7 +16,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.planning.case_measurement import CaseArrays, ForegroundSample, measure_arrays, pool_intensities
 from samunet.planning.fingerprint import Fingerprint, extract_fingerprint, load_or_extract
-from samunet.records import read_record
+from samunet.records import read_record, to_data, write_json
 
 LABELS = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)}, ignore=3)
 EMPTY = "tiny_005"
@@ -103,6 +103,17 @@ def test_rgb_dataset_is_natural(tiny_rgb_dataset):
     fingerprint = extract_fingerprint(RawDataset.load(tiny_rgb_dataset), 1)
     assert fingerprint.natural_image
     assert len(fingerprint.cases[0].channels) == 3
+
+
+def test_a_fingerprint_of_another_version_is_measured_again(tiny_rgb_dataset, tmp_path):
+    file = tmp_path / "fingerprint.json"
+    dataset = RawDataset.load(tiny_rgb_dataset)
+    first = load_or_extract(dataset, file, 1)
+    assert Fingerprint.load(file) == first
+    write_json(file, {**to_data(first), "version": 0})
+    with pytest.raises(SamunetError, match=r"version 0.* samunet_extract_fingerprint -d Dataset902_TinyRGB"):
+        Fingerprint.load(file)
+    assert load_or_extract(dataset, file, 1) == first == Fingerprint.load(file)
 
 
 def test_stored_fingerprint_is_used_until_the_data_change(tiny_copy, tmp_path):

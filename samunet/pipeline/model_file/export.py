@@ -38,7 +38,7 @@ from samunet.pipeline.model_file.selected import Selected, SelectionFiles, selec
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope, envelope_of
 from samunet.planning.plan import Plan
-from samunet.records import atomic_path, read_json, read_record
+from samunet.records import atomic_path, read_json
 from samunet.trainers.checkpoint import Checkpoint, base_keys, load_checkpoint, network_from_checkpoint
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import (
@@ -296,7 +296,7 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 def _envelope(folder: Path) -> FingerprintEnvelope | None:
     file = folder / "fingerprint.json"
-    return envelope_of(read_record(Fingerprint, file)) if file.is_file() else None
+    return envelope_of(Fingerprint.load(file)) if file.is_file() else None
 
 
 def _description(folder: Path) -> str:

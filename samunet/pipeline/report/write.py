@@ -24,7 +24,7 @@ from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scor
 from samunet.pipeline.report.verdict import verdict_content
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
-from samunet.records import read_record, write_text
+from samunet.records import write_text
 from samunet.workspace import Workspace, training_command
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         m.title: {name: dice_interval(m, (name,)) for name in m.plan.labels.foreground} for m in scored
     }
     fingerprint_file = workspace.fingerprint_file(options.dataset)
-    fingerprint = read_record(Fingerprint, fingerprint_file) if fingerprint_file.exists() else None
+    fingerprint = Fingerprint.load(fingerprint_file) if fingerprint_file.exists() else None
     galleries = _galleries(workspace.raw / options.dataset, scored) if options.pictures else ()
     plans = options.plans or models[0].plan.name
     verdict = verdict_content(workspace, options.dataset, plans, scored=bool(scored))
