@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from samunet.records import from_data, read_json, to_data
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.claim import claimed
 from samunet.trainers.devices import choose_device, worker_count
+from samunet.trainers.identity import clear_for_new_run, settle_replaced
 from samunet.trainers.pretrain_run import PretrainRun
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
 from samunet.trainers.pretrain_teacher import Teacher, load_teacher
@@ -111,20 +111,23 @@ def pretrain(
     folder, target = workspace.pretraining_folder(options.name), workspace.weights / f"{options.name}.pth"
     if not options.resume:
         check_target(target, overwrite=options.overwrite)
-    if (folder / LATEST).exists() and not (options.resume or options.overwrite):
-        raise SamunetError(
-            f"{folder} holds a pretraining already. Continue it with --c, replace it with --overwrite, or "
-            "take another name with -o."
-        )
-    device = choose_device(options.device)
-    teacher = _teacher(workspace, options, device)
-    start = _start(workspace, options)
     reporter = make_reporter() if reporter is None else reporter
     with ExitStack() as held:
         held.callback(reporter.close)
         held.enter_context(claimed(folder))
-        if options.overwrite and folder.exists():
-            shutil.rmtree(folder)  # slices of data that may have changed, history, checkpoints: all of it
+        settle_replaced(folder)
+        if (folder / LATEST).exists() and not (options.resume or options.overwrite):
+            raise SamunetError(
+                f"{folder} holds a pretraining already. Continue it with --c, replace it with --overwrite, "
+                "or take another name with -o."
+            )
+        device = choose_device(options.device)
+        teacher = _teacher(workspace, options, device)
+        start = _start(workspace, options)
+        if options.overwrite:
+            # Slices too: the data may have changed. All of it comes back unless the new run gets going.
+            held.callback(settle_replaced, folder)
+            clear_for_new_run(folder)
         sources = find_sources(workspace, options)
         run = PretrainRun(
             settings=options.settings,

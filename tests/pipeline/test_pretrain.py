@@ -90,6 +90,43 @@ def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
     assert foreign.read_bytes() == b"official"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-d", "999"],
+        ["--images", "absent"],
+        ["-d", "901", "--exclude", "absent.json"],
+        ["--synthetic", "--set", "precision=fp16"],
+    ],
+)
+def test_a_refused_overwrite_costs_nothing(tiny_copy: Path, words: list[str]) -> None:
+    folder = tiny_copy / "results" / "pretraining" / "one"
+    folder.mkdir(parents=True)
+    for name in ("checkpoint_latest.pth", "checkpoint_final.pth", "history.jsonl"):
+        (folder / name).write_text(name)
+    assert command(tiny_copy, *words, *QUICK, "-o", "one", "--overwrite") == 2
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "checkpoint_final.pth",
+        "checkpoint_latest.pth",
+        "history.jsonl",
+    ]
+    assert [f.name for f in folder.parent.iterdir()] == ["one"]
+
+
+def test_a_pretraining_that_died_while_it_replaced_another_gives_it_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results" / "pretraining" / "one"
+    aside = folder.with_name(".one.replaced")
+    aside.mkdir(parents=True)
+    (aside / "checkpoint_latest.pth").write_text("older")
+    (folder / "slices").mkdir(parents=True)
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "one") == 2
+    assert "holds a pretraining already" in capsys.readouterr().err
+    assert (folder / "checkpoint_latest.pth").read_text() == "older"
+
+
 def test_the_card_tells_the_whole_descent(tmp_path: Path) -> None:
     assert command(tmp_path, "--synthetic", *QUICK, "-o", "first") == 0
     first = tmp_path / "weights" / "first.pth"
