@@ -29,6 +29,7 @@ from samunet.workspace import (
     SUMMARY_FILE,
     Workspace,
     fold_folder,
+    is_validated,
     validation_folder,
 )
 
@@ -192,7 +193,8 @@ def _check_complete(
     """
     lacking: dict[int, list[str]] = {}
     for name, fold in sorted(fold_of_case.items()):
-        if not (validation_folder(model_folder, fold) / f"{name}{ending}").is_file():
+        there = (validation_folder(model_folder, fold) / f"{name}{ending}").is_file()
+        if not (there and is_validated(model_folder, fold)):
             lacking.setdefault(fold, []).append(name)
     first = next(iter(runs.values()))
     faults = [

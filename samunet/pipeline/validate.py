@@ -23,6 +23,7 @@ from samunet.workspace import SUMMARY_FILE, validation_folder
 logger = logging.getLogger(__name__)
 
 MOST_OVERLAYS = 12
+TABLE_FILE = "summary.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,9 @@ def validate(request: ValidationRequest) -> ValidationResult:
     )
     folder = validation_folder(request.model_folder, request.fold)
     logger.info("Validation on %d whole cases. %s", len(request.cases), predictor.describe())
+    # An interruption must not leave the scores of earlier predictions beside new ones.
+    for name in (SUMMARY_FILE, TABLE_FILE):
+        (folder / name).unlink(missing_ok=True)
     outcome = predictor.predict_files(
         request.cases, folder, FileOptions(save_probabilities=request.save_probabilities)
     )
@@ -77,7 +81,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
     pairs = [(_label_of(case), folder / f"{case.name}{ending}") for case in request.cases]
     evaluation = evaluate_cases(pairs, predictor.plan.labels, groups=request.groups or None)
     evaluation.save(folder / SUMMARY_FILE)
-    evaluation.save_csv(folder / "summary.csv")
+    evaluation.save_csv(folder / TABLE_FILE)
     draw_overlays(request.cases, folder, ending, evaluation)
     return ValidationResult(folder=folder, evaluation=evaluation)
 

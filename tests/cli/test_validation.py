@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from commands import SHORT
 
-from samunet.cli import train
+from samunet.cli import accumulate_crossval_results, find_best_configuration, train
+from samunet.inference.predictor import Predictor
 
 DESAM = ["901", "2d_desam", "0", "-encoder", "vit_micro", "--set", "grid_side=2", *SHORT]
 
@@ -34,3 +36,23 @@ def test_what_training_has_fixed_is_refused(workspace: Path, refused) -> None:
     told = refused(train.main, workspace, "901", "2d", "0", *changed)
     assert "batch_size" in told
     assert "another value" in told
+
+
+def test_an_interrupted_validation_leaves_no_scores_of_the_one_before(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    validation = workspace / "results/Dataset901_Tiny3D/2d_unet__samunetPlans/fold_0/validation"
+    genuine = Predictor.predict_files
+
+    def stopped(self: Predictor, cases, folder: Path, options) -> None:
+        genuine(self, cases[:1], folder, options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict_files", stopped)
+    words = ["901", "2d", "0", "--val", "-chk", "best", "-device", "cpu", "--workspace", str(workspace)]
+    assert train.main(words) == 130
+    assert not list(validation.glob("summary.*"))
+    told = refused(find_best_configuration.main, workspace, "901", "-f", "0")
+    assert "samunet_train 901 2d_unet 0 --val" in told
+    told = refused(accumulate_crossval_results.main, workspace, "-d", "901", "-c", "2d")
+    assert "samunet_train 901 2d_unet 0 --val" in told
