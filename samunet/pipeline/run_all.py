@@ -5,30 +5,36 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import load_or_create_splits, select_fold
-from samunet.errors import SamunetError
+from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
+from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.report.write import ReportOptions, write_report
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
 from samunet.pipeline.train import TrainOptions, train
+from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
 from samunet.records import read_json, to_data, write_json
 from samunet.trainers.checkpoint import FINAL, LATEST
+from samunet.trainers.settings import CONFIGURATION_FIELDS, apply_overrides
 from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 
 FIRST_RIVAL = "2d_cnn"
 """The SAM method that a recommended U-Net is compared with, where it fits: it suits data of any kind."""
+
+MEMORY_ROUNDING = 0.06
+"""A plan holds its memory in tenths of a GB."""
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
@@ -102,6 +108,7 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
     folds = _folds(workspace, options)
+    _check_methods(workspace, options, made, names)
     _check_options(workspace, options, names)
     preprocess(workspace, made, names, options.workers, screen)
     trainings = _trainings(workspace, options, made, names, folds)
@@ -139,11 +146,47 @@ def _select(workspace: Workspace, options: RunAllOptions, made: Plan, trainings:
 
 
 def _plan(workspace: Workspace, options: RunAllOptions) -> Plan:
-    """The plan of that name, made now where there is none."""
-    if workspace.plan_file(options.dataset, options.planning.plans).is_file():
-        logger.info("The plan %s is there and is used.", options.planning.plans)
-        return load_plan(workspace, options.dataset, options.planning.plans)
-    return plan(workspace, options.dataset, options.planning, workers=options.workers)
+    """The plan of that name, made now where there is none.
+
+    Raises:
+        SamunetError: it is there, and was made otherwise than the flags say.
+    """
+    wanted = options.planning
+    if not workspace.plan_file(options.dataset, wanted.plans).is_file():
+        return plan(workspace, options.dataset, wanted, workers=options.workers)
+    made = load_plan(workspace, options.dataset, wanted.plans)
+    differing = _plan_differences(wanted, made)
+    if differing:
+        raise SamunetError(
+            f"The plan {made.name} is there and was made otherwise: {'; '.join(differing)}. Leave these "
+            "flags out to use it, or name a plan of its own with -p."
+        )
+    logger.info(
+        "The plan %s is there and is used (goal %s, %g h a fold, %g GB).",
+        made.name,
+        made.goal,
+        made.budget.hours,
+        made.budget.memory_gb,
+    )
+    return made
+
+
+def _plan_differences(wanted: PlanOptions, made: Plan) -> list[str]:
+    """Flags that a plan which is there does not follow; what was not given asks for nothing."""
+    default, budget, told = PlanOptions(), made.budget, []
+    if wanted.goal not in (default.goal, made.goal):
+        told.append(f"--goal {wanted.goal}, but the plan's is {made.goal}")
+    if wanted.hours not in (default.hours, budget.hours):
+        told.append(f"--hours {wanted.hours:g}, but the plan's are {budget.hours:g}")
+    if wanted.gpu_memory_gb is not None and abs(wanted.gpu_memory_gb - budget.memory_gb) > MEMORY_ROUNDING:
+        there = f"{budget.memory_gb:g} GB ({budget.device})"
+        told.append(f"-gpu_memory_target {wanted.gpu_memory_gb:g}, but it is for {there}")
+    spacing = made.overrides.get("spacing")
+    if wanted.spacing_mm is not None and (spacing is None or tuple(spacing) != wanted.spacing_mm):
+        there = "the planner's" if spacing is None else " ".join(f"{mm:g}" for mm in spacing)
+        asked = " ".join(f"{mm:g}" for mm in wanted.spacing_mm)
+        told.append(f"-overwrite_target_spacing {asked}, but the plan's is {there}")
+    return told
 
 
 def chosen_methods(made: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -167,6 +210,49 @@ def chosen_methods(made: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
     sam = [n for n, c in made.configurations.items() if c.encoder is not None and n in fitting]
     rivals = [FIRST_RIVAL] if FIRST_RIVAL in sam else sam[:1]
     return (made.recommended, *rivals)
+
+
+def _known(name: str) -> set[str]:
+    """Settings that a method has."""
+    method = get_method(name)
+    of_encoder = set() if method.uses_encoder else {"encoder", "input_size"}
+    return {f.name for f in fields(method.config)} | set(CONFIGURATION_FIELDS) - of_encoder
+
+
+def _overrides(options: RunAllOptions, name: str) -> Overrides:
+    """What of the flags concerns a method: the settings that it has; encoder and weights if it has one."""
+    known, uses_encoder = _known(name), get_method(name).uses_encoder
+    return Overrides(
+        settings={key: value for key, value in options.settings.items() if key in known},
+        encoder=options.planning.encoder if uses_encoder else None,
+        weights=options.planning.weights if uses_encoder else None,
+    )
+
+
+def _check_methods(workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]) -> None:
+    """Refuse now what one of the trainings would refuse hours later.
+
+    Raises:
+        SamunetError: a flag that concerns none of the methods, or that one of them cannot follow.
+    """
+    known, told = {name: _known(name) for name in names}, ", ".join(names)
+    for key in options.settings:
+        concerned = [name for name in names if key in known[name]]
+        if not concerned:
+            raise unknown_name(f"setting of {told}", key, set().union(*known.values()))
+        if len(concerned) < len(names):
+            logger.info("--set %s concerns %s only.", key, ", ".join(concerned))
+    if options.planning.encoder or options.planning.weights:
+        concerned = [name for name in names if get_method(name).uses_encoder]
+        if not concerned:
+            raise SamunetError(f"-encoder and -w do not apply: none of {told} has an encoder.")
+        if len(concerned) < len(names):
+            logger.info("-encoder and -w concern %s only.", ", ".join(concerned))
+    for name in names:
+        made.configuration(name)
+        given = _overrides(options, name)
+        if given != Overrides():
+            apply_overrides(replan(workspace, made, name, given), name, given.settings)
 
 
 def _check_options(workspace: Workspace, options: RunAllOptions, names: tuple[str, ...]) -> None:
@@ -239,7 +325,7 @@ def _folds(workspace: Workspace, options: RunAllOptions) -> tuple[int | str, ...
 
 def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> bool:
     """Train or go on with one fold and score it; false when a signal ended it."""
-    state = training.state
+    state, given = training.state, _overrides(options, training.configuration)
     outcome = train(
         workspace,
         TrainOptions(
@@ -248,9 +334,9 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> 
             fold=training.fold,
             plans=options.planning.plans,
             device=options.device,
-            settings=options.settings,
-            encoder=options.planning.encoder,
-            weights=options.planning.weights,
+            settings=given.settings,
+            encoder=given.encoder,
+            weights=given.weights,
             time_budget_minutes=options.time_budget_minutes,
             seed=options.seed,
             tag=options.tag,

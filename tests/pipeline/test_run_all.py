@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 from commands import SHORT, no_measuring
-from tiny_runs import make_configuration, make_plan
+from tiny_runs import make_configuration, make_plan, write_weights
 
 from samunet.cli import run_all as command
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate, run_all
 from samunet.pipeline.run_all import DONE, HALFWAY, NEW, UNSCORED, Training, chosen_methods
+from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
 from samunet.planning.plan import Plan, Verdict
+from samunet.workspace import Workspace
 
 NAME = "Dataset901_Tiny3D"
 
@@ -108,3 +110,67 @@ def test_from_raw_data_to_a_report_and_on_from_a_stop(
 
     assert command.main([*flags, "--seed", "4"]) == 2
     assert "seed was None, is 4" in capsys.readouterr().err
+
+
+def test_flags_of_sam_methods_do_not_meet_the_u_nets(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_weights(tiny_copy / "weights")
+    trained: dict[str, TrainOptions] = {}
+
+    def pretend(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
+        prepare_run(workspace, options)
+        trained[options.configuration] = options
+        return TrainOutcome(folder=tiny_copy, interrupted=len(trained) == 2)
+
+    monkeypatch.setattr(run_all, "train", pretend)
+    words = [
+        "901",
+        "-c",
+        "2d",
+        "2d_cnn",
+        "-f",
+        "0",
+        "-np",
+        "1",
+        "-device",
+        "cpu",
+        "--workspace",
+        str(tiny_copy),
+    ]
+    only_sam = ["-encoder", "vit_micro", "--set", "image_skip=true"]
+    told_before = tiny_copy / "results" / NAME / "run_all_samunetPlans.json"
+
+    assert command.main([*words, *only_sam, "--set", "image_skp=true"]) == 2
+    assert "image_skp" in capsys.readouterr().err
+    assert command.main([*words, *only_sam, "--set", "head_width=x"]) == 2
+    assert "head_width" in capsys.readouterr().err
+    assert command.main(["901", "-c", "2d", *words[4:], *only_sam[:2]]) == 2
+    assert "none of 2d_unet has an encoder" in capsys.readouterr().err
+    assert not told_before.exists()
+
+    assert command.main([*words, *only_sam, "--epochs", "1"]) == 130
+    assert "-encoder and -w concern 2d_cnn only" in capsys.readouterr().out
+    assert told_before.exists()
+    unet, cnn = trained["2d_unet"], trained["2d_cnn"]
+    assert (unet.encoder, unet.settings) == (None, {"epochs": 1})
+    assert (cnn.encoder, cnn.settings) == ("vit_micro", {"image_skip": True, "epochs": 1})
+
+
+def test_a_plan_that_is_there_does_not_swallow_planning_flags(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_all, "train", lambda *_: TrainOutcome(folder=tiny_copy, interrupted=True))
+    words = ["901", "-c", "2d", "-f", "0", "-np", "1", "-device", "cpu", "--workspace", str(tiny_copy)]
+    first = ["--goal", "speed", "--hours", "3", "-gpu_memory_target", "5.04"]
+    first += ["-overwrite_target_spacing", "4", "1.2", "1.2"]
+    assert command.main([*words, *first]) == 130
+    assert command.main([*words, *first]) == 130
+    assert command.main(words) == 130
+    assert "goal speed, 3 h a fold, 5 GB" in capsys.readouterr().out
+    others = ["--goal", "generalize", "--hours", "4", "-gpu_memory_target", "6"]
+    others += ["-overwrite_target_spacing", "4", "1", "1"]
+    assert command.main([*words, *others]) == 2
+    told = capsys.readouterr().err
+    assert all(flag in told for flag in others if flag.startswith("-"))
+    assert "-p" in told
