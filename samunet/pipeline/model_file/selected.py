@@ -38,8 +38,8 @@ def selected(files: SelectionFiles | None, configuration: str, plans: str, tag: 
     name = configuration if tag is None else f"{configuration}__{tag}"
     if selection.plans != plans or not any(name in found.members for found in selection.candidates):
         return Selected()
-    # The hashes are of files that stay behind.
-    kept = replace(selection, made_from={})
+    # Hashes are of files that stay behind; commands and faults name folders of this machine.
+    kept = replace(selection, made_from={}, commands=(), left_out=())
     members = [(member.configuration, member.plans, member.tag) for member in selection.recommended]
     if members != [(configuration, plans, tag)] or not files.postprocessing.is_file():
         return Selected(selection=kept)

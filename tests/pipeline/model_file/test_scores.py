@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from samunet.pipeline.model_file.scores import shared_scores
 from samunet.pipeline.model_file.selected import SelectionFiles, selected
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
-from samunet.records import read_json, write_json
+from samunet.records import read_json, to_data, write_json
 
 FINAL = "checkpoint_final.pth"
 
@@ -69,6 +70,22 @@ def test_scores_of_another_checkpoint_and_of_other_splits(tmp_path: Path) -> Non
     write_json(model / "fold_1/validation/summary.json", read_json(summary))
     with pytest.raises(SamunetError, match="different splits"):
         shared_scores(model, (0, 1), CLASSES, FINAL)
+
+
+def test_no_folder_of_this_machine_goes_with_a_selection(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path)
+    made.add("2d_unet", missing(0.1), seed=1)
+    (made.add("2d_cnn", missing(0.5), seed=2) / "plan.json").write_text("{}")
+    wanted = ModelsWanted(dataset=DATASET)
+    options = SelectionOptions(wanted=wanted, ensembles=False, postprocessing=False)
+    found = find_best(made.workspace, options)
+    assert str(tmp_path) in " ".join(found.left_out)
+    file = made.workspace.selection_file(DATASET)
+    write_json(file, replace(found, commands=(*found.commands, f"samunet_predict -m {tmp_path}")))
+    files = SelectionFiles(selection=file, postprocessing=made.workspace.postprocessing_file(DATASET))
+    shared = selected(files, "2d_unet", "samunetPlans", None)
+    assert shared.selection is not None
+    assert str(tmp_path) not in json.dumps(to_data(shared.selection))
 
 
 def test_rules_go_with_the_model_that_they_were_learned_for(tmp_path: Path) -> None:
