@@ -11,7 +11,6 @@ from samunet.cli.common import (
     add_common,
     add_device,
     add_plan_name,
-    add_workers,
     fold,
     open_workspace,
     positive_int,
@@ -43,7 +42,7 @@ def build_parser() -> CommandParser:
         nargs="+",
         required=True,
         metavar="CONFIGURATION",
-        help="trained methods, side by side",
+        help="trained methods, side by side; 2d_unet__TAG is the training with that --tag",
     )
     add_plan_name(parser)
     parser.add_argument("--tag", metavar="NAME", help="tag, where the trainings had --tag or --splits")
@@ -58,7 +57,9 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results that were made otherwise")
     add_device(parser, "to predict on")
-    add_workers(parser)
+    parser.add_argument(
+        "-np", type=positive_int, default=1, metavar="N", help="worker processes that score (default 1)"
+    )
     add_common(parser)
     return parser
 
@@ -132,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
         weights_folder=arguments.weights or workspace.weights,
         mirroring=not arguments.disable_tta,
         overwrite=arguments.overwrite,
-        workers=arguments.np or 1,
+        workers=arguments.np,
     )
     result = run_suite(workspace, request)
     case = result.cases[0]

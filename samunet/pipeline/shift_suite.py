@@ -110,7 +110,7 @@ class SuiteResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """A trained fold of one method."""
+    """A trained fold of one method; `name` is its configuration, with the tag where it is not the suite's."""
 
     name: str
     folder: Path
@@ -135,14 +135,17 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     """Predict and score every method under every condition; what is there already is kept.
 
     Raises:
-        SamunetError: an unknown shift, a method that is not trained, methods with different validation
-            cases, cases that were trained on, or results of another model or seed in the output folder.
+        SamunetError: an unknown shift, a method that is not trained or named twice, methods with different
+            validation cases, cases that were trained on, or results of another model or seed in the output
+            folder.
     """
     for kind in request.kinds:
         for severity in request.severities:
             check_condition(kind, severity)
     dataset = RawDataset.load(workspace.raw_folder(request.dataset), strict=False)
     models = [_model(workspace, request, name) for name in request.configurations]
+    if len({model.folder for model in models}) < len(models):
+        raise SamunetError(f"-c {' '.join(request.configurations)} names a model twice; each has one curve.")
     if request.images is None:
         cases = tuple(dataset.case(name) for name in _common_cases(models))
     else:
@@ -172,13 +175,12 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     )
 
 
-def _model(workspace: Workspace, request: SuiteRequest, configuration: str) -> _Model:
+def _model(workspace: Workspace, request: SuiteRequest, word: str) -> _Model:
     folder = find_model(
         workspace,
-        ModelRequest(
-            dataset=request.dataset, configuration=configuration, plans=request.plans, tag=request.tag
-        ),
+        ModelRequest(dataset=request.dataset, configuration=word, plans=request.plans, tag=request.tag),
     )
+    configuration, _, *tag = folder.name.split("__")
     fold = find_folds(folder)[0] if request.fold is None else request.fold
     record = read_run(fold_folder(folder, fold))
     train = () if record is None else record.train
@@ -189,7 +191,7 @@ def _model(workspace: Workspace, request: SuiteRequest, configuration: str) -> _
             "Name a numbered fold with -f, or give held-out cases with -i and -l."
         )
     return _Model(
-        name=folder.name.split("__")[0],
+        name="__".join([configuration, *(part for part in tag if part != request.tag)]),
         folder=folder,
         fold=fold,
         sha256=file_sha256(checkpoint_file(folder, fold, FINAL)),

@@ -34,10 +34,11 @@ def describe(result: SuiteResult, metric: str) -> str:
     """A table: methods in rows, the clean images, the mean of all changed ones, each kind at its worst."""
     kinds, severities = asked(result)
     width = max(12, *(len(kind) + 4 for kind in kinds))
+    first = max(14, *(len(method) + 2 for method in result.outcomes))
     heads = ("clean", "all shifts", *(f"{kind} {severities[-1]}" for kind in kinds))
     lines = [
         f"{metric} on {_cases(result)} of {result.dataset}, fold {result.fold}",
-        f"{'method':14}" + "".join(f"{head:>{width}}" for head in heads),
+        f"{'method':{first}}" + "".join(f"{head:>{width}}" for head in heads),
     ]
     for method in result.outcomes:
         values = [
@@ -45,7 +46,7 @@ def describe(result: SuiteResult, metric: str) -> str:
             result.mean_shifted(method, metric),
             *(result.value(method, kind, severities[-1], metric) for kind in kinds),
         ]
-        lines.append(f"{method:14}" + "".join(f"{_shown(value):>{width}}" for value in values))
+        lines.append(f"{method:{first}}" + "".join(f"{_shown(value):>{width}}" for value in values))
     return "\n".join(lines)
 
 

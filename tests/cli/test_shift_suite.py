@@ -67,6 +67,22 @@ def test_the_suite(
     assert json.loads((output / "shifts.json").read_text())["cases"][0].startswith("other")
 
 
+def test_two_trainings_of_one_method_have_a_name_and_a_folder_each(workspace: Path, refused) -> None:
+    results = workspace / "results" / NAME
+    shutil.copytree(results / "2d_unet__samunetPlans", results / "2d_unet__samunetPlans__slow")
+    words = [*QUICK[:4], "--severities", "1", *QUICK[-3:], "--limit", "1", "-np", "1"]
+    where = ["--workspace", str(workspace)]
+    assert shift_suite.main([*words, "-c", "2d", "2d_unet__slow", *where]) == 0
+    output = results / "shift_suite"
+    assert set(json.loads((output / "shifts.json").read_text())["methods"]) == {"2d_unet", "2d_unet__slow"}
+    assert (output / "2d_unet" / "noise_1").is_dir()
+    assert (output / "2d_unet__slow" / "noise_1").is_dir()
+    told = refused(shift_suite.main, workspace, *words, "-c", "2d", "2d_unet")
+    assert "names a model twice" in told
+    assert shift_suite.main([*words, "-c", "2d", "--tag", "slow", *where]) == 0
+    assert (results / "shift_suite-slow" / "2d_unet" / "noise_1").is_dir()
+
+
 def test_what_cannot_be_tested(workspace: Path, refused) -> None:
     assert "Train it" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d_cnn")
     model = workspace / "results" / NAME / "2d_unet__samunetPlans"
