@@ -14,10 +14,18 @@ from samunet.data.splits import SINGLE_SOURCE
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import OTHER_METRICS
 from samunet.pipeline.models import configuration_name
+from samunet.pipeline.run_commands import command_like
 from samunet.records import read_json
-from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, training_command, validation_folder
+from samunet.workspace import (
+    DEFAULT_PLANS,
+    SUMMARY_FILE,
+    Workspace,
+    split_tag,
+    training_command,
+    validation_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +117,12 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
             "groups.csv (columns case,group) or under `groups` in dataset.json."
         )
     sources = tuple(sorted(group for group, cases in members.items() if len(cases) > 1))
+    # A group of one case is no source, and keeps `single_source` from splitting at all.
+    order = sources if len(sources) == len(members) else ()
     names = [configuration_name(name, None, "") for name in request.configurations]
     methods = tuple(dict.fromkeys(names)) or _trained_methods(workspace, request)
     if not methods:
-        example = _command(request, "2d_unet", sources[0]) if sources else "-"
+        example = _command(request, "2d_unet", sources[0], order) if sources else "-"
         raise SamunetError(f"Nothing of {request.dataset} was trained on a single group. Train: {example}")
     cells, missing = {}, []
     for method in methods:
@@ -120,8 +130,7 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
         cells[method] = _cells(method, runs, sorted(members))
         for source in sources:
             if not any((source, target) in cells[method] for target in members):
-                mine = [run for run in runs if run.source == source]
-                missing.append((method, source, _mending(request, method, source, mine)))
+                missing.append((method, source, _mending(request, method, source, runs, order)))
     matrix = GroupMatrix(
         dataset=request.dataset,
         plans=request.plans,
@@ -149,7 +158,28 @@ class _Run:
 
     @property
     def summary(self) -> Path:
-        return validation_folder(self.folder.parent, self.folder.name.removeprefix("fold_")) / SUMMARY_FILE
+        return validation_folder(self.folder.parent, self.fold) / SUMMARY_FILE
+
+    @property
+    def fold(self) -> int | str:
+        name = self.folder.name.removeprefix("fold_")
+        return int(name) if name.isdecimal() else name
+
+    @property
+    def splits(self) -> str:
+        """Scheme that it was trained on; where that was not written down, as fold and tag tell it."""
+        is_one_of_all = self.fold != 0 or self.tag == SINGLE_SOURCE
+        guess = SINGLE_SOURCE if is_one_of_all else f"{SINGLE_SOURCE}:{self.source}"
+        return str(self.record.overrides.get("splits") or guess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where a training goes."""
+
+    fold: int | str
+    splits: str
+    tag: str | None
 
 
 def _trained_methods(workspace: Workspace, request: MatrixRequest) -> tuple[str, ...]:
@@ -206,23 +236,61 @@ def _cells(method: str, runs: Sequence[_Run], groups: Sequence[str]) -> dict[tup
     return cells
 
 
-def _mending(request: MatrixRequest, method: str, source: str, runs: Sequence[_Run]) -> str:
-    """The command that makes a source's row: a new training, or what an existing one lacks."""
-    if not runs:
-        return _command(request, method, source)
-    run = runs[0]
-    fold = run.folder.name.removeprefix("fold_")
-    splits = SINGLE_SOURCE if fold != "0" or run.tag == SINGLE_SOURCE else f"{SINGLE_SOURCE}:{source}"
-    flag = "--val" if (run.folder / FINAL).exists() else "--c"
-    return training_command(
-        request.dataset, method, [fold], plans=request.plans, tag=run.tag, splits=splits, flags=[flag]
+def _mending(
+    request: MatrixRequest, method: str, source: str, runs: Sequence[_Run], order: Sequence[str]
+) -> str:
+    """The command that makes a source's row: what its own run lacks, or a training like the other sources'.
+
+    Args:
+        order: sources by the fold that `single_source` gives them; empty where it cannot split.
+    """
+    mine = next((run for run in runs if run.source == source), None)
+    if mine is not None:
+        is_trained, is_begun = ((mine.folder / name).exists() for name in (FINAL, LATEST))
+        flags = ["--val"] if is_trained else ["--c"] * is_begun
+        like, place = mine.record, _Place(fold=mine.fold, splits=mine.splits, tag=mine.tag)
+    elif runs:
+        flags, like, place = [], runs[0].record, _place_beside(runs, source, order)
+    else:
+        return _command(request, method, source, order)
+    return command_like(
+        like,
+        request.dataset,
+        method,
+        [place.fold],
+        plans=request.plans,
+        tag=place.tag,
+        splits=place.splits,
+        flags=flags,
     )
 
 
-def _command(request: MatrixRequest, method: str, source: str) -> str:
-    """A first training on one group."""
+def _command(request: MatrixRequest, method: str, source: str, order: Sequence[str]) -> str:
+    """A first training on one group; with a tag of one's own every source is a fold of it."""
+    place = _place_alone(source, request.tags[0] if request.tags else None)
+    if request.tags and order:
+        place = _Place(fold=order.index(source), splits=SINGLE_SOURCE, tag=request.tags[0])
+    return training_command(
+        request.dataset, method, [place.fold], plans=request.plans, tag=place.tag, splits=place.splits
+    )
+
+
+def _place_beside(runs: Sequence[_Run], source: str, order: Sequence[str]) -> _Place:
+    """Where a source is trained so that it meets the others' runs and takes no place of theirs."""
+    like = runs[0]
+    tag = None if like.tag == split_tag(like.splits) else like.tag
+    if tag is None and like.splits != SINGLE_SOURCE:
+        return _place_alone(source, None)
+    if order and all((run.tag, run.fold) != (like.tag, order.index(source)) for run in runs):
+        return _Place(fold=order.index(source), splits=SINGLE_SOURCE, tag=tag)
+    return _place_alone(source, like.tag)
+
+
+def _place_alone(source: str, tag: str | None) -> _Place:
+    """The split with this source alone is fold 0, so each source needs a tag of its own."""
     splits = f"{SINGLE_SOURCE}:{source}"
-    return training_command(request.dataset, method, [0], plans=request.plans, splits=splits)
+    ending = str(split_tag(splits)).removeprefix(SINGLE_SOURCE)
+    return _Place(fold=0, splits=splits, tag=None if tag is None else f"{tag}{ending}")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -127,3 +128,45 @@ def test_a_training_without_scores_is_named(grouped: Path, refused) -> None:
     shutil.rmtree(pretend(grouped, "single_source-north", "north", 0.5) / "validation")
     told = refused(group_matrix.main, grouped, "-d", "901")
     assert "--tag single_source-north --splits single_source:north --val" in told
+
+
+def commands_of(told: str) -> list[list[str]]:
+    """The training commands in a message, each as samunet_train reads it."""
+    found = [shlex.split(line)[1:] for line in told.splitlines() if line.startswith("  samunet_train ")]
+    for words in found:
+        train.build_parser().parse_args(words)
+    return found
+
+
+def test_what_is_missing_is_trained_as_the_other_sources_were(
+    grouped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--set", "val_iterations=1", "--set", "batch_size=2", "--epochs", "1", "--iterations", "2"]
+    assert group_matrix.main(["-d", "901", "-c", "2d", "--tag", "new", "--workspace", str(grouped)]) == 2
+    assert commands_of(capsys.readouterr().err) == [
+        ["901", "2d_unet", "0", "--tag", "new", "--splits", "single_source"],
+        ["901", "2d_unet", "1", "--tag", "new", "--splits", "single_source"],
+    ]
+    pretend(grouped, "seed0", "north", 0.6)
+    collected(grouped, "--tag", "seed0")
+    beside = ["901", "2d_unet", "1", "--tag", "seed0", "--splits", "single_source", *settings]
+    assert commands_of(capsys.readouterr().out) == [beside]
+    pretend(grouped, "seed1", "south side", 0.6)  # its fold 0 would be that of the north
+    collected(grouped, "--tag", "seed1")
+    apart = ["901", "2d_unet", "0", "--tag", "seed1-north", "--splits", "single_source:north", *settings]
+    assert commands_of(capsys.readouterr().out) == [apart]
+
+
+def test_only_what_has_a_checkpoint_is_continued(grouped: Path, refused) -> None:
+    folder = pretend(grouped, "single_source-north", "north", 0.5)
+    (folder / "checkpoint_final.pth").unlink()
+    words = ["901", "2d_unet", "0", "--tag", "single_source-north", "--splits", "single_source:north"]
+    told = refused(group_matrix.main, grouped, "-d", "901")
+    assert [*words, "--c"] in commands_of(told)
+    for file in folder.glob("checkpoint_*"):
+        file.unlink()
+    told = refused(group_matrix.main, grouped, "-d", "901")
+    first, second = commands_of(told)
+    assert "--c" not in first
+    assert first[: len(words)] == words
+    assert second[3:5] == ["--splits", "single_source:south side"]
