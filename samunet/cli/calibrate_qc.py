@@ -23,7 +23,7 @@ def build_parser() -> CommandParser:
         EXAMPLES,
     )
     group = parser.add_argument_group("model")
-    add_model(group)
+    add_model(group, several=False)
     group.add_argument(
         "-f", dest="folds", nargs="+", type=fold, metavar="FOLD", help="folds to use (default: all validated)"
     )

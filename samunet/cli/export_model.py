@@ -17,6 +17,7 @@ from samunet.cli.common import (
     positive_int,
     run_command,
 )
+from samunet.cli.predict import refuse_names_beside_folder
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if (arguments.model is None) == (arguments.dataset is None):
         raise SamunetError("Name the model: either -d DATASET with -c CONFIGURATION, or -m FOLDER.")
+    if arguments.model is not None:
+        refuse_names_beside_folder(arguments, arguments.configuration)
     needs_workspace = arguments.dataset is not None or arguments.workspace is not None
     workspace = open_workspace(arguments) if needs_workspace else Workspace.find()
     _refuse_mixed(arguments)

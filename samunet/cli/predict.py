@@ -64,8 +64,8 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def add_model(group: argparse._ActionsContainer) -> None:
-    """Add -d, -c, -tr, --tag and -m: which trained model is meant."""
+def add_model(group: argparse._ActionsContainer, *, several: bool = True) -> None:
+    """Add -d, -c, -tr, --tag and -m: which trained model is meant, or which ones."""
     group.add_argument("-d", dest="dataset", metavar="DATASET", help="dataset by id or name")
     group.add_argument(
         "-c",
@@ -73,8 +73,12 @@ def add_model(group: argparse._ActionsContainer) -> None:
         nargs="+",
         default=[],
         metavar="CONFIGURATION",
-        help="configuration (default: auto); of several the probabilities are averaged; best is what "
-        "samunet_find_best_configuration recommends, with its postprocessing",
+        help="configuration (default: auto)"
+        + several
+        * (
+            "; of several the probabilities are averaged; best is what samunet_find_best_configuration "
+            "recommends, with its postprocessing"
+        ),
     )
     group.add_argument("-tr", dest="method", metavar="METHOD", help="method, where training had -tr")
     group.add_argument("--tag", metavar="NAME", help="tag, where training had --tag")
@@ -84,7 +88,7 @@ def add_model(group: argparse._ActionsContainer) -> None:
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="model folder instead of -d and -c, or several",
+        help="model folder instead of -d and -c" + several * ", or several",
     )
 
 
@@ -244,6 +248,25 @@ def _load_best(
     return load_recommended(workspace, selection, **settings), postprocessing
 
 
+def refuse_names_beside_folder(arguments: argparse.Namespace, configurations: object) -> None:
+    """Refuse flags that name a trained model where -m names its folder: they would be ignored.
+
+    Raises:
+        SamunetError: lists them.
+    """
+    from samunet.workspace import DEFAULT_PLANS
+
+    given = {
+        "-c": configurations,
+        "-tr": arguments.method,
+        "--tag": arguments.tag,
+        "-p": arguments.plans != DEFAULT_PLANS,
+    }
+    wrong = [flag for flag, value in given.items() if value]
+    if wrong:
+        raise SamunetError(f"-m FOLDER names the model already; leave {', '.join(wrong)} out.")
+
+
 def model_folders(arguments: argparse.Namespace, workspace: Workspace) -> tuple[Path, ...]:
     """The model folders that -m, or -d and -c, mean.
 
@@ -255,8 +278,7 @@ def model_folders(arguments: argparse.Namespace, workspace: Workspace) -> tuple[
     if (arguments.models is None) == (arguments.dataset is None):
         raise SamunetError("Name the model: either -d DATASET with -c CONFIGURATION, or -m FOLDER.")
     if arguments.models is not None:
-        if arguments.configurations:
-            raise SamunetError("-m FOLDER names the models already; leave -c out.")
+        refuse_names_beside_folder(arguments, arguments.configurations)
         return tuple(arguments.models)
     request = ModelRequest(
         dataset=workspace.dataset_name(arguments.dataset),
