@@ -9,6 +9,7 @@ import argparse
 import errno
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -129,10 +130,10 @@ def _explain(problem: BaseException) -> str | None:
             name = f" while writing {error.filename}" if error.filename else ""
             return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
     if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:
-        return f"Not allowed to use {problem.filename}: {problem.strerror}. Check its permissions."
+        return f"Not allowed to use {_place_of(problem)}: {problem.strerror}. Check its permissions."
     if isinstance(problem, OSError) and problem.filename and problem.errno in _WRONG_KIND:
         kinds = ("folder", "file") if problem.errno == errno.EISDIR else ("file", "folder")
-        return f"{problem.filename} is a {kinds[0]} where a {kinds[1]} is needed. Give another path."
+        return f"{_place_of(problem)} is a {kinds[0]} where a {kinds[1]} is needed. Give another path."
     if isinstance(problem, MemoryError):
         return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
     if type(problem).__name__ == "OutOfMemoryError":
@@ -141,6 +142,12 @@ def _explain(problem: BaseException) -> str | None:
             "lower the batch with --set batch_size=N, or use -device cpu."
         )
     return None
+
+
+def _place_of(error: OSError) -> str:
+    """The path that an error is about; of a rename not the hidden temporary name."""
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    return next((name for name in names if not Path(name).name.startswith(".")), names[0] if names else "?")
 
 
 def _chain(problem: BaseException | None) -> Iterator[BaseException]:
@@ -341,7 +348,7 @@ def _positive(text: str, kind: type[int] | type[float]) -> float:
         number = kind(text)
     except ValueError:
         number = kind(0)
-    if not number > 0:
+    if not (number > 0 and math.isfinite(number)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number above 0.")
     return number
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet import __version__
+from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS
 from samunet.planning.methods import ALIASES, list_methods
 from samunet.workspace import Workspace
@@ -117,8 +118,15 @@ def _weights(workspace: Workspace) -> dict[str, Any]:
     from samunet.networks.sam.weight_files import find_weights
 
     offered = [name for name in VARIANTS if name != TEST_ENCODER]
-    found = {name: find_weights(workspace.weights, name) for name in offered}
-    return {name: None if file is None else str(file) for name, file in found.items()}
+    found: dict[str, Any] = {}
+    for name in offered:
+        try:
+            file = find_weights(workspace.weights, name)
+        except SamunetError as ambiguity:
+            found[name] = str(ambiguity)
+        else:
+            found[name] = None if file is None else str(file)
+    return found
 
 
 def describe(facts: dict[str, Any]) -> str:

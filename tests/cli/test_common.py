@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samunet.cli import common, train
-from samunet.cli.common import CommandParser, fold, parse_settings, run_command
+from samunet.cli.common import CommandParser, fold, parse_settings, positive_float, run_command
 from samunet.errors import SamunetError
 
 
@@ -89,6 +89,10 @@ def fail_with(error: BaseException):
             "No space left on the disk while writing",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "results"), "Not allowed to use results"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "a/.7.partial.out", None, "a/out"),
+            "a/out is a folder where a file is needed",
+        ),
         (MemoryError(), "Not enough main memory"),
     ],
 )
@@ -127,6 +131,13 @@ def test_none_is_a_word_and_null_is_nothing() -> None:
 def test_bad_settings_are_refused(pairs: list[str]) -> None:
     with pytest.raises(SamunetError):
         parse_settings(pairs)
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "0", "-1", "1e999", "many"])
+def test_numbers_are_finite_and_above_zero(text: str) -> None:
+    assert positive_float("1e-3") == 1e-3
+    with pytest.raises(argparse.ArgumentTypeError):
+        positive_float(text)
 
 
 def test_folds() -> None:

@@ -1,0 +1,19 @@
+"""What samunet_info gathers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from samunet.pipeline.info import collect, describe
+from samunet.workspace import Workspace
+
+
+def test_weights_that_could_be_meant_in_two_ways_do_not_hide_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    for name in ("med_vit_b.pth", "tuned_vit_b.pth"):
+        (tmp_path / "weights" / name).touch()
+    facts = collect(Workspace.find(tmp_path))
+    assert "med_vit_b.pth, tuned_vit_b.pth" in facts["weights"]["vit_b"]
+    assert facts["weights"]["vit_l"] is None
+    (line,) = (line for line in describe(facts).splitlines() if line.startswith("  vit_b "))
+    assert "several files" in line
