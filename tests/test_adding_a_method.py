@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import examples.small_fcn
 import pytest
 import SimpleITK as sitk
+from commands import no_measuring
 
+from samunet.cli import plan_experiment, preprocess
 from samunet.cli.plan_and_preprocess import main as plan_and_preprocess
 from samunet.cli.predict import main as predict
 from samunet.cli.train import main as train
+from samunet.pipeline import calibrate
+from samunet.pipeline.plan_and_preprocess import data_names
 from samunet.planning.methods import get_method
+from samunet.planning.plan import Plan
 from samunet.trainers import get_trainer
+from samunet.workspace import Workspace
 
 NAME = "examples.small_fcn"
 PAGE = Path(__file__).resolve().parents[1] / "documentation" / "adding_a_method.md"
@@ -30,6 +38,25 @@ def test_the_page_shows_the_file() -> None:
 def test_found_by_its_dotted_name() -> None:
     assert get_method(NAME).name == NAME
     assert get_trainer(NAME) is examples.small_fcn.SmallFcnTrainer
+
+
+def test_its_cases_are_preprocessed_by_a_name_that_the_plan_knows(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+    common = ["--workspace", str(tiny_copy)]
+    assert plan_experiment.main(["-d", "901", *common]) == 0
+    file = Workspace.find(tiny_copy).plan_file("Dataset901_Tiny3D")
+    plan = Plan.load(file)
+    own = {name: found for name, found in plan.configurations.items() if name != NAME}
+    plan = replace(plan, configurations=own)  # planned by a process that had not imported the method
+    plan.save(file)
+    assert train(["901", NAME, "0", "-device", "cpu", *common]) == 2
+    command = capsys.readouterr().err.split("Run ")[1].strip().removesuffix(".")
+    program, *words = shlex.split(command)
+    assert program == "samunet_preprocess"
+    asked = preprocess.build_parser().parse_args(words)
+    assert data_names(plan, asked.configurations) == ("2d",)
 
 
 def test_from_plan_to_prediction(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

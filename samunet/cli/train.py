@@ -195,6 +195,9 @@ def check_run_flags(arguments: argparse.Namespace) -> None:
     """Refuse flags that contradict each other."""
     if arguments.val and arguments.resume:
         raise SamunetError("--val and --c exclude each other: --val trains nothing.")
+    for flag, given in (("--c", arguments.resume), ("--val", arguments.val)):
+        if given and arguments.overwrite:
+            raise SamunetError(f"{flag} and --overwrite exclude each other: keep the run, or replace it.")
     if arguments.checkpoint != FINAL and not arguments.val:
         raise SamunetError("-chk chooses what --val predicts with; without --val it has no meaning here.")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 FOLD = "all"
 """Both methods train on every training case; the held-out cases lie in imagesTs and are never trained on."""
 ENCODER = "vit_tiny"
+TAG = "by_hand"
+"""Of the trainings that the page's commands make."""
 QUICK_EPOCHS = 3
 """Fewer epochs, fewer checkpoints."""
 
@@ -284,16 +287,20 @@ def _predict(workspace: Workspace, method: DemoMethod, options: DemoOptions) -> 
 
 
 def _commands(options: DemoOptions) -> tuple[str, ...]:
-    """The same by hand, from the folder above the workspace."""
-    place = f"--workspace {options.workspace}"
-    lines = [f"samunet_plan_and_preprocess -d 900 -c 2d_unet 2d_cnn -encoder {ENCODER} {place}"]
+    """The same by hand, from the folder above the workspace; with a tag, for the demo's runs are there."""
+    place = ["--workspace", str(options.workspace)]
+    device = [] if options.device == "auto" else ["-device", options.device]
+    images = str(Path(options.workspace) / "raw" / PHANTOM_DATASET / "imagesTs")
+    names = [method.name for method in DEMO_METHODS]
+    lines = [["samunet_plan_and_preprocess", "-d", "900", "-c", *names, "-encoder", ENCODER, *device]]
     for method in DEMO_METHODS:
         minutes, settings = method.chosen(options.quick)
-        changed = " ".join(f"--set {key}={_word(value)}" for key, value in settings.items())
-        lines.append(f"samunet_train 900 {method.name} {FOLD} --time_budget {minutes:g} {changed} {place}")
-        images = Path(options.workspace) / "raw" / PHANTOM_DATASET / "imagesTs"
-        lines.append(f"samunet_predict -i {images} -o OUT_{method.name} -d 900 -c {method.name} {place}")
-    return tuple(lines)
+        changed = [word for key, value in settings.items() for word in ("--set", f"{key}={_word(value)}")]
+        chosen = ["--time_budget", f"{minutes:g}", "--seed", str(options.seed), *changed, *device]
+        lines.append(["samunet_train", "900", method.name, FOLD, "--tag", TAG, *chosen])
+        lines.append(["samunet_predict", "-i", images, "-o", f"OUT_{method.name}", "-d", "900"])
+        lines[-1] += ["-c", method.name, "--tag", TAG, *device]
+    return tuple(shlex.join([*line, *place]) for line in lines)
 
 
 def _word(value: Any) -> str:

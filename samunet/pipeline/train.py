@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,21 +149,22 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, or no such fold.
     """
-    plan = load_plan(workspace, options.dataset, options.plans)
-    name = configuration_name(options.configuration, options.method, plan.recommended)
-    model_folder = workspace.model_folder(plan.dataset, name, plan.name, options.run_tag)
+    stored = load_plan(workspace, options.dataset, options.plans)
+    name = configuration_name(options.configuration, options.method, stored.recommended)
+    model_folder = workspace.model_folder(stored.dataset, name, stored.name, options.run_tag)
     if is_shared_model(model_folder):
         raise SamunetError(
             f"{model_folder} holds a model that was installed, not trained here; nothing is trained into it. "
             "Give this training a --tag, or remove that folder."
         )
     found = read_run(fold_folder(model_folder, options.fold))
-    plan = replan(workspace, plan, name, _planning_overrides(options, found))
+    plan = replan(workspace, stored, name, _planning_overrides(options, found))
     data_name = plan.configuration(name).data
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset
     dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
-    names = _preprocessed_names(dataset, plan, name, case_folder)
+    again = _preprocess_command(stored, name, data_name)
+    names = _preprocessed_names(dataset, plan, data_name, case_folder, again)
     splits = load_or_create_splits(
         workspace.splits_file(plan.dataset, options.splits or "kfold"),
         names,
@@ -191,18 +193,30 @@ def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overr
     return Overrides(settings=settings, encoder=encoder, weights=weights)
 
 
+def _preprocess_command(stored: Plan, name: str, data_name: str) -> str:
+    """What makes the cases that a configuration trains on, by a name that the plan on disk knows."""
+    alike = [other for other, found in stored.configurations.items() if found.data == data_name]
+    known = [name] if name in stored.configurations else alike[:1]
+    words = ["samunet_preprocess", "-d", stored.dataset, "-p", stored.name]
+    return shlex.join([*words, *(["-c", *known] if known else [])])
+
+
 def _preprocessed_names(
-    dataset: RawDataset | None, plan: Plan, configuration: str, folder: Path
+    dataset: RawDataset | None, plan: Plan, data_name: str, folder: Path, command: str
 ) -> tuple[str, ...]:
     """Names of the preprocessed cases, all of them up to date with the raw data where those are here.
+
+    Args:
+        dataset: raw data, where they are here.
+        plan / data_name / folder: what the cases are to be, and where.
+        command: that makes them.
 
     Raises:
         SamunetError: cases are missing, or were made from other files or by another plan.
     """
     store = CaseStore(folder)
     present = store.names() if folder.is_dir() else ()
-    again = f"Run samunet_preprocess -d {plan.dataset} -p {plan.name} -c {configuration}."
-    data_name = plan.configuration(configuration).data
+    again = f"Run {command}."
     if dataset is None:
         if not present:
             raise SamunetError(f"There are no preprocessed cases in {folder}. {again}")

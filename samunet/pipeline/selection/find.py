@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -166,7 +167,7 @@ def _commands(
     plans = members[0].plans
     start = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-d", short_dataset_name(dataset)]
     start += [] if plans == DEFAULT_PLANS else ["-p", plans]
-    commands = [" ".join([*start, "-c", "best"])]
+    commands = [shlex.join([*start, "-c", "best"])]
     tags, checkpoints = {member.tag for member in members}, {member.checkpoint for member in members}
     if len(checkpoints) > 1:
         return tuple(commands)  # no other command names members of different checkpoints
@@ -178,10 +179,8 @@ def _commands(
         words = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-m", *map(str, folders)]
     words += ["-f", *map(str, members[0].folds)]
     words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
-    commands.append(" ".join(words))
+    commands.append(shlex.join(words))
     if has_rules:
-        commands.append(
-            "samunet_apply_postprocessing -i OUTPUT -o OUTPUT_POSTPROCESSED "
-            f"-pp_file {workspace.postprocessing_file(dataset, plans)}"
-        )
+        words = ["samunet_apply_postprocessing", "-i", "OUTPUT", "-o", "OUTPUT_POSTPROCESSED"]
+        commands.append(shlex.join([*words, "-pp_file", str(workspace.postprocessing_file(dataset, plans))]))
     return tuple(commands)
