@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def accumulate_crossval(
     """Gather the validation predictions of all trained folds of a model and score them as one set.
 
     Segmentations are copied; probabilities, where the validation kept them, are hard links where the file
-    system has those. The folder appears once it is complete and takes the place of an older one.
+    system has those. The folder appears once it is complete, scores included, and takes the place of an
+    older one.
 
     Args:
         workspace: where raw data and splits lie.
@@ -135,13 +136,13 @@ def accumulate_crossval(
         left_out=left_out,
     )
     folder = output or crossval_folder(model_folder, numbers)
-    _gather(sources, folder, record, model_folder)
-    pairs = [(_label(dataset, name), folder / file.name) for name, file in sources.items()]
-    evaluation = evaluate_cases(
-        pairs, plan.labels, groups=dataset.groups or None, workers=workers, progress=progress
+    _check_place(folder)
+    pairs = [(_label(dataset, name), file) for name, file in sources.items()]
+    evaluation = _as_in(
+        folder,
+        evaluate_cases(pairs, plan.labels, groups=dataset.groups or None, workers=workers, progress=progress),
     )
-    evaluation.save(folder / SUMMARY_FILE)
-    evaluation.save_csv(folder / "summary.csv")
+    _gather(sources, folder, record, model_folder, evaluation)
     return CrossvalResult(folder=folder, record=record, evaluation=evaluation)
 
 
@@ -273,14 +274,26 @@ def _way(model_folder: Path, fold: int) -> dict[str, Any]:
     return {key: arguments[key] for key in ("checkpoint", "step_size", "mirroring")}
 
 
-def _gather(sources: Mapping[str, Path], folder: Path, record: CrossvalRecord, model_folder: Path) -> None:
-    """Copy the predictions into a new folder, which then takes the place of `folder`.
-
-    Raises:
-        SamunetError: there is another kind of folder at its place.
-    """
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that holds something else."""
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD_FILE).is_file():
         raise SamunetError(f"{folder} holds other files; name another folder with -o.")
+
+
+def _as_in(folder: Path, evaluation: Evaluation) -> Evaluation:
+    """The scores of files that are going to lie in a folder."""
+    cases = [replace(c, prediction_file=str(folder / Path(c.prediction_file).name)) for c in evaluation.cases]
+    return replace(evaluation, cases=tuple(cases))
+
+
+def _gather(
+    sources: Mapping[str, Path],
+    folder: Path,
+    record: CrossvalRecord,
+    model_folder: Path,
+    evaluation: Evaluation,
+) -> None:
+    """Copy the predictions into a new folder with their scores, which then takes the place of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(folder)
     partial.mkdir()
@@ -292,6 +305,8 @@ def _gather(sources: Mapping[str, Path], folder: Path, record: CrossvalRecord, m
         for name in ("plan.json", "dataset.json"):
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, partial / name)
+        evaluation.save(partial / SUMMARY_FILE)
+        evaluation.save_csv(partial / "summary.csv")
         write_json(partial / RECORD_FILE, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
