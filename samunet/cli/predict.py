@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 FINAL = "checkpoint_final.pth"
 BEST = "best"
+SEVERAL = (
+    "; of several the probabilities are averaged; best is what samunet_find_best_configuration recommends, "
+    "with its postprocessing"
+)
 EXAMPLES = """\
   samunet_predict -i IMAGES -o OUT -d 101 -c 2d_cnn          # every trained fold, averaged
   samunet_predict -i IMAGES -o OUT -d 101 -c 3d_fullres -f 0
@@ -73,12 +77,7 @@ def add_model(group: argparse._ActionsContainer, *, several: bool = True) -> Non
         nargs="+",
         default=[],
         metavar="CONFIGURATION",
-        help="configuration (default: auto)"
-        + several
-        * (
-            "; of several the probabilities are averaged; best is what samunet_find_best_configuration "
-            "recommends, with its postprocessing"
-        ),
+        help=f"configuration (default: auto){SEVERAL if several else ''}",
     )
     group.add_argument("-tr", dest="method", metavar="METHOD", help="method, where training had -tr")
     group.add_argument("--tag", metavar="NAME", help="tag, where training had --tag")
@@ -88,7 +87,7 @@ def add_model(group: argparse._ActionsContainer, *, several: bool = True) -> Non
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="model folder instead of -d and -c" + several * ", or several",
+        help=f"model folder instead of -d and -c{', or several' if several else ''}",
     )
 
 
