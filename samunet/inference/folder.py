@@ -11,6 +11,7 @@ from typing import Any
 from samunet.data.cases import Case, channel_faults, find_cases, group_files
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
+from samunet.inference.case_features import features_file
 from samunet.inference.files import (
     CaseStages,
     FileOptions,
@@ -43,7 +44,8 @@ class FolderTask:
         records: file name -> content left beside the predictions.
         prepare: reads and preprocesses a case; in a thread.
         predict: what `prepare` gave, and room for logits -> result.
-        export: writes a result, given what `prepare` gave and where it goes; in a thread.
+        export: writes a result and last its features, given what `prepare` gave and where it goes; in a
+            thread.
     """
 
     file_ending: str
@@ -79,6 +81,10 @@ def predict_folder(
 
     present = [case for case in chosen if options.skip_existing and _is_complete(target(case))]
     output.mkdir(parents=True, exist_ok=True)
+    if not options.skip_existing:
+        # A segmentation stays until its successor is there; without its features it counts for nothing.
+        for case in chosen:
+            features_file(output, case.name).unlink(missing_ok=True)
     check_arguments(output, task.arguments, continuing=options.skip_existing)
     for name, content in task.records.items():
         write_json(output / name, content)
@@ -99,8 +105,8 @@ def predict_folder(
 
 
 def _is_complete(target: Target) -> bool:
-    """Whether an earlier run left all that is asked for."""
-    wanted = [target.file]
+    """Whether the run that is continued left all that is asked for; features are written last."""
+    wanted = [target.file, features_file(target.file.parent, target.case)]
     if storage_of(target.options.save_probabilities) is not None:
         wanted += probability_files(target.file)
     return all(file.exists() for file in wanted)

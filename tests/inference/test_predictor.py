@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,31 @@ def test_a_case_without_its_probabilities_is_not_finished(model: Path, tmp_path:
     wanted = FileOptions(skip_existing=True, save_probabilities=True)
     assert predictor.predict_files(tmp_path / "in", out, wanted).done == ("a",)
     assert predictor.predict_files(tmp_path / "in", out, wanted).skipped == ("a",)
+
+
+def test_continuing_a_run_that_died_keeps_no_segmentation_of_another_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "in", ("a", "b", "c"))
+    first, second, out = load(model, mirroring=False), load(model, folds=(1,), mirroring=False), tmp_path / "out"
+    first.predict_files(tmp_path / "in", out)
+    earlier = (out / "c.nii.gz").read_bytes()
+    predict, predicted = second.predict_observed, iter((True, False))
+
+    def dying(*arguments: Any) -> Any:
+        assert next(predicted), "the machine is gone"
+        return predict(*arguments)
+
+    monkeypatch.setattr(second, "predict_observed", dying)
+    with pytest.raises(AssertionError, match="gone"):
+        second.predict_files(tmp_path / "in", out)
+    assert (out / "c.nii.gz").read_bytes() == earlier  # until its successor is there
+    monkeypatch.undo()
+    outcome = second.predict_files(tmp_path / "in", out, FileOptions(skip_existing=True))
+    assert (outcome.skipped, outcome.done) == (("a",), ("b", "c"))
+    second.predict_files(tmp_path / "in", tmp_path / "whole")
+    for name in ("a", "b", "c"):
+        assert (out / f"{name}.nii.gz").read_bytes() == (tmp_path / f"whole/{name}.nii.gz").read_bytes()
 
 
 def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
