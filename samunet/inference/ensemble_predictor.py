@@ -29,9 +29,10 @@ from samunet.inference.export import finished, write_case
 from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold
+from samunet.inference.forward import Forward
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.pass_statistics import PassFigures, PassStatistics, mean_figures
-from samunet.inference.predictor import Predictor, arguments_of, predict_with
+from samunet.inference.predictor import Predictor, arguments_of
 from samunet.inference.sharing import one_pass
 from samunet.inference.sliding_window import PassObserver
 from samunet.inference.sliding_window import Storage as Room
@@ -80,6 +81,7 @@ class EnsemblePredictor:
         _check_alike(members)
         self.members = tuple(members)
         self.groups = _group_by_encoder(members)
+        self._forwards = [_forward(group) for group in self.groups]
         self.plan = members[0].plan
 
     @classmethod
@@ -172,15 +174,19 @@ class EnsemblePredictor:
 
     def predict_prepared(self, case: PreparedCase, storage: Room | None = None) -> list[MemberLogits]:
         """Mean logits of each configuration's folds, in the order of the groups."""
-        return [found for group in self.groups for found in _predict_group(group, case, storage)]
+        return [
+            found
+            for group, forward in zip(self.groups, self._forwards)
+            for found in _predict_group(group, forward, case, storage)
+        ]
 
     def predict_observed(self, case: PreparedCase, storage: Room | None = None) -> Observed:
         """The same logits, and what the single passes of all networks say about the case."""
         found, passes = [], []
-        for group in self.groups:
+        for group, forward in zip(self.groups, self._forwards):
             image = case[_data_key(group[0])].image
             seen = PassStatistics(self.plan.labels, group[0].window, image.shape)
-            found += _predict_group(group, case, storage, seen)
+            found += _predict_group(group, forward, case, storage, seen)
             passes.append((seen.figures(), sum(len(member.networks) for member in group)))
         return found, mean_figures(passes)
 
@@ -233,32 +239,33 @@ def _export(found: list[MemberLogits], target: Target) -> np.ndarray:
 
 def _predict_group(
     group: tuple[Predictor, ...],
+    forward: Forward,
     case: PreparedCase,
     storage: Room | None,
     observer: PassObserver | None = None,
 ) -> list[MemberLogits]:
     """What each member of a group says, by one pass over the tiles."""
     ready = case[_data_key(group[0])]
-    logits = _group_logits(group, ready.image, storage, observer)
+    logits = _apart(forward(ready.image, storage, observer), len(group))
     return [
         MemberLogits(logits=own, record=ready.record, plan=member.plan) for member, own in zip(group, logits)
     ]
 
 
-def _group_logits(
-    group: tuple[Predictor, ...], image: np.ndarray, storage: Room | None, observer: PassObserver | None
-) -> list[Logits]:
-    if len(group) == 1:
-        return [group[0].predict_preprocessed(image, storage, observer)]
-    window = replace(
-        group[0].window,
-        shared_encoder=True,
-        group_sizes=tuple(len(member.networks) for member in group),
-    )
+def _forward(group: tuple[Predictor, ...]) -> Forward:
+    """One pass over the tiles for all members of a group."""
+    window = group[0].window
+    if len(group) > 1:
+        sizes = tuple(len(member.networks) for member in group)
+        window = replace(window, shared_encoder=True, group_sizes=sizes)
     networks = [network for member in group for network in member.networks]
-    together = predict_with(networks, image, window, storage, observer)
-    count = together.shape[0] // len(group)
-    bounds = [(number * count, (number + 1) * count) for number in range(len(group))]
+    return Forward(networks, window, [member.model_folder for member in group])
+
+
+def _apart(together: Logits, groups: int) -> list[Logits]:
+    """The logits (groups K, Z, Y, X) of each member."""
+    count = together.shape[0] // groups
+    bounds = [(number * count, (number + 1) * count) for number in range(groups)]
     if isinstance(together, LogitsOnDisk):
         return [together.classes(first, stop) for first, stop in bounds]
     return [together[first:stop] for first, stop in bounds]

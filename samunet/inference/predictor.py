@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from samunet.inference.export import export_case
 from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
+from samunet.inference.forward import Forward
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
-from samunet.inference.sliding_window import PassObserver, Storage, WindowSettings, predict_logits
+from samunet.inference.sliding_window import PassObserver, Storage, WindowSettings
 from samunet.planning.plan import Configuration, Plan
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
@@ -195,8 +197,11 @@ class Predictor:
             image: float32.
             storage: gives room for the logits; None takes a tensor in memory.
             observer: sees every single pass.
+
+        Raises:
+            SamunetError: they are not finite.
         """
-        return predict_with(self.networks, image, self.window, storage, observer)
+        return self._forward(image, storage, observer)
 
     def predict_observed(
         self, image: np.ndarray, storage: Storage | None = None
@@ -204,6 +209,10 @@ class Predictor:
         """The same logits, and what the single passes say about the case."""
         passes = PassStatistics(self.plan.labels, self.window, image.shape)
         return self.predict_preprocessed(image, storage, passes), passes
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.networks, self.window, (self.model_folder,))
 
     @property
     def window(self) -> WindowSettings:
@@ -303,15 +312,3 @@ def _changed(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         return checkpoint
     plan = apply_prediction_settings(checkpoint.plan, checkpoint.configuration, dict(settings))
     return replace(checkpoint, plan=plan)
-
-
-def predict_with(
-    networks: Sequence[nn.Module],
-    image: np.ndarray,
-    window: WindowSettings,
-    storage: Storage | None = None,
-    observer: PassObserver | None = None,
-) -> Any:
-    """Logits of networks over a preprocessed image (C, Z, Y, X), in the device's number type."""
-    with torch.inference_mode(), window.precision.autocast(window.device):
-        return predict_logits(networks, torch.from_numpy(image), window, storage=storage, observer=observer)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,9 @@ def predict_logits(
     Returns:
         (K, Z, Y, X) in that room; the mean over networks and flips, blended over tiles. With several groups
         of networks (groups K, Z, Y, X).
+
+    Raises:
+        FloatingPointError: a logit is NaN or infinite.
     """
     assert image.ndim == 4
     assert networks
@@ -135,7 +138,10 @@ def predict_logits(
             low, high = max(first, inner[0].start), min(first + band.shape[1], inner[0].stop)
             if low < high:
                 planes = slice(low - inner[0].start, high - inner[0].start)
-                result[:, planes] = band[:, low - first : high - first, inner[1], inner[2]]
+                part = band[:, low - first : high - first, inner[1], inner[2]]
+                if not all(map(isfinite, part.aminmax())):  # NaN is handed on by both
+                    raise FloatingPointError("a network gives NaN or infinity")
+                result[:, planes] = part
     assert result is not None
     return result
 

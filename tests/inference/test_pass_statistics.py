@@ -155,5 +155,6 @@ def test_what_is_not_found_and_what_is_not_finite_has_no_figures() -> None:
     figures = seen.figures()["organ"]
     assert (figures.entropy, figures.mirror_disagreement, figures.intensity) == (None, None, None)
     broken = PassStatistics(CLASSES, window, SHAPE)
-    predict_logits([lambda b: background * torch.nan + b[:, :1]], noise(SHAPE), window, observer=broken)
+    with pytest.raises(FloatingPointError):
+        predict_logits([lambda b: background * torch.nan + b[:, :1]], noise(SHAPE), window, observer=broken)
     assert broken.figures()["organ"].soft_dice is None

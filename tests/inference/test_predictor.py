@@ -127,6 +127,20 @@ def test_nan_is_refused(model: Path, volume: np.ndarray) -> None:
         load(model).predict(volume, spacing_mm=SPACING)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_has_come_to_nothing_is_a_fault(model: Path, tmp_path: Path, value: float) -> None:
+    write_images(tmp_path / "in", ("a",))
+    predictor, out = load(model, folds=(0,), mirroring=False), tmp_path / "out"
+    with torch.no_grad():
+        for parameter in predictor.networks[0].parameters():
+            parameter.fill_(value)
+    outcome = predictor.predict_files(tmp_path / "in", out, FileOptions(save_probabilities=True))
+    assert not outcome.done
+    assert f"{model} gives NaN or infinity" in outcome.failed["a"]
+    assert "train it again" in outcome.failed["a"]
+    assert not [file.name for file in out.iterdir() if file.name.startswith("a.")]
+
+
 def test_folds_of_one_frozen_encoder_share_it(tmp_path: Path, volume: np.ndarray) -> None:
     model = tmp_path / "model"
     for fold in (0, 1):
@@ -239,7 +253,7 @@ def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
 
 STAGES = {
     "read": "samunet.inference.predictor.read_image",
-    "predict": "samunet.inference.predictor.predict_logits",
+    "predict": "samunet.inference.forward.predict_logits",
     "write": "samunet.inference.predictor.export_case",
 }
 
