@@ -138,8 +138,9 @@ def _explain(problem: BaseException) -> str | None:
         return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
     if type(problem).__name__ == "OutOfMemoryError":
         return (
-            f"Not enough GPU memory ({str(problem).splitlines()[0]}). Plan for less with -gpu_memory_target, "
-            "lower the batch with --set batch_size=N, or use -device cpu."
+            f"Not enough GPU memory ({str(problem).splitlines()[0]}). Free it from other programs, or use "
+            "-device cpu; for a training also plan for less with -gpu_memory_target, or lower the batch with "
+            "--set batch_size=N."
         )
     return None
 

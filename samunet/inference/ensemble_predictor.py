@@ -34,7 +34,6 @@ from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.pass_statistics import PassFigures, PassStatistics, mean_figures
 from samunet.inference.predictor import Predictor, arguments_of
 from samunet.inference.sharing import one_pass
-from samunet.inference.sliding_window import PassObserver
 from samunet.inference.sliding_window import Storage as Room
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
@@ -242,7 +241,7 @@ def _predict_group(
     forward: Forward,
     case: PreparedCase,
     storage: Room | None,
-    observer: PassObserver | None = None,
+    observer: PassStatistics | None = None,
 ) -> list[MemberLogits]:
     """What each member of a group says, by one pass over the tiles."""
     ready = case[_data_key(group[0])]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,24 @@ import torch
 from torch import nn
 
 from samunet.errors import SamunetError
-from samunet.inference.sliding_window import PassObserver, Storage, WindowSettings, predict_logits
+from samunet.inference.pass_statistics import PassStatistics
+from samunet.inference.sliding_window import CPU, Storage, WindowSettings, predict_logits
+
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+"""torch before 2.5 has it for CUDA only."""
 
 
 class Forward:
     """Runs networks over preprocessed images, in the device's number type.
 
+    Where the device's memory does not suffice, fewer tiles are run at once, then logits are gathered in main
+    memory; what sufficed once is kept for the next images.
+
     Attributes:
         networks: in the order of the window's groups.
-        window: how tiles are laid and averaged.
+        window: how tiles are laid and averaged, as far as memory allows.
         models: folders that the networks are from, for messages.
     """
 
@@ -29,21 +41,52 @@ class Forward:
         self.models = tuple(models)
 
     def __call__(
-        self, image: np.ndarray, storage: Storage | None = None, observer: PassObserver | None = None
+        self, image: np.ndarray, storage: Storage | None = None, observer: PassStatistics | None = None
     ) -> Any:
         """Logits of an image (C, Z, Y, X); see `predict_logits`.
 
         Raises:
-            SamunetError: they are not finite.
+            SamunetError: they are not finite, or there is too little memory for a single tile.
         """
-        window = self.window
-        try:
-            with torch.inference_mode(), window.precision.autocast(window.device):
-                return predict_logits(
-                    self.networks, torch.from_numpy(image), window, storage=storage, observer=observer
-                )
-        except FloatingPointError as fault:
-            raise SamunetError(self._not_finite()) from fault
+        room = None if storage is None else cache(storage)  # one room, however often it is tried
+        while True:
+            window = self.window
+            try:
+                with torch.inference_mode(), window.precision.autocast(window.device):
+                    return predict_logits(
+                        self.networks, torch.from_numpy(image), window, storage=room, observer=observer
+                    )
+            except FloatingPointError as fault:
+                raise SamunetError(self._not_finite()) from fault
+            except OUT_OF_MEMORY as fault:
+                reason = str(fault).split("\n")[0]
+            # Out of the block above, whose traceback holds the tensors of this attempt.
+            if observer is not None:
+                observer.restart()
+            self.window = self._smaller(window, reason)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _smaller(self, window: WindowSettings, reason: str) -> WindowSettings:
+        """A window that takes less of the device's memory.
+
+        Raises:
+            SamunetError: there is none.
+        """
+        short = f"Not enough memory on {window.device.type} ({reason})"
+        if window.batch_size > 1:
+            fewer = window.batch_size // 2
+            logger.warning(
+                "%s: from here on %d instead of %d tiles at once.", short, fewer, window.batch_size
+            )
+            return replace(window, batch_size=fewer)
+        if window.band_device is None:
+            logger.warning("%s: from here on logits are gathered in main memory, which is slower.", short)
+            return replace(window, band_device=CPU)
+        raise SamunetError(
+            f"{short}, even for one tile at once with the logits in main memory. Free it from other "
+            "programs, predict with fewer folds (-f) or models at once, or use -device cpu."
+        )
 
     def _not_finite(self) -> str:
         precision, device = self.window.precision.name, self.window.device.type

@@ -103,6 +103,11 @@ class PassStatistics:
             self.sums[row, _AGREED] += self._total(one & other)
             self.sums[row, _COMPARED] += self._total(one) + self._total(other)
 
+    def restart(self) -> None:
+        """Forget everything that was seen."""
+        self.sums.zero_()
+        self._plain.clear()
+
     def figures(self) -> dict[str, PassFigures]:
         """Class or region name -> its figures over everything that was seen."""
         return {name: _figures(row) for name, row in zip(self.channels, self.sums.tolist())}

@@ -28,8 +28,9 @@ from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_fol
 from samunet.inference.forward import Forward
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
-from samunet.inference.sliding_window import PassObserver, Storage, WindowSettings
+from samunet.inference.sliding_window import Storage, WindowSettings
 from samunet.planning.plan import Configuration, Plan
+from samunet.planning.sam_options import ENCODE_BATCH
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
 from samunet.records import read_json, to_data
@@ -40,6 +41,9 @@ from samunet.trainers.devices import Precision, choose_device
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
 from samunet.workspace import Workspace
+
+MOST_TILES = 16
+"""Of a network without a SAM encoder in one pass: more do not make a GPU faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +193,7 @@ class Predictor:
         return preprocess_case(image, None, geometry, self.plan, data, where)
 
     def predict_preprocessed(
-        self, image: np.ndarray, storage: Storage | None = None, observer: PassObserver | None = None
+        self, image: np.ndarray, storage: Storage | None = None, observer: PassStatistics | None = None
     ) -> Any:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X).
 
@@ -199,7 +203,7 @@ class Predictor:
             observer: sees every single pass.
 
         Raises:
-            SamunetError: they are not finite.
+            SamunetError: they are not finite, or there is too little memory.
         """
         return self._forward(image, storage, observer)
 
@@ -233,10 +237,12 @@ class Predictor:
         )
 
     def _tiles_at_once(self) -> int:
-        """Tiles in one pass: enough to fill a GPU; few on a CPU, where more only take memory."""
+        """Tiles in one pass: as many as were planned for; few on a CPU, where more only take memory."""
         if len(self.configuration.patch_size) == 3:
             return 1
-        return 16 if self.device.type == "cuda" else 4
+        if self.device.type != "cuda" or self.configuration.encoder is not None:
+            return ENCODE_BATCH
+        return min(MOST_TILES, self.configuration.batch_size)
 
     def predict_files(
         self, source: Path | str | Sequence[Case], output: Path | str, options: FileOptions | None = None

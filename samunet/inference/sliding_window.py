@@ -51,7 +51,7 @@ class WindowSettings:
             one after the other along the class axis. Empty averages all.
         device: where the networks are.
         precision: number format of the forward pass.
-        store_device / store_dtype: of the result; bands are accumulated in float32 whatever is stored.
+        band_device: where logits are accumulated, in float32; None is where the networks are.
     """
 
     patch_size: tuple[int, ...]
@@ -63,8 +63,7 @@ class WindowSettings:
     group_sizes: tuple[int, ...] = ()
     device: torch.device = CPU
     precision: Precision = FP32
-    store_device: torch.device = CPU
-    store_dtype: torch.dtype = torch.float32
+    band_device: torch.device | None = None
 
 
 def tile_starts(size: Sequence[int], patch: Sequence[int], step_size: float = 0.5) -> list[list[int]]:
@@ -110,8 +109,8 @@ def predict_logits(
         image: float32 (C, Z, Y, X) on any device. Axes shorter than the patch are padded with zeros on both
             sides.
         progress: called after every pass of the networks.
-        storage: gives room for the result, a tensor or what stands for one; None takes a tensor on the
-            store device.
+        storage: gives room for the result, a tensor or what stands for one; None takes a float32 tensor on
+            the CPU.
         observer: sees every single pass; the logits are the same with and without it.
 
     Returns:
@@ -133,7 +132,7 @@ def predict_logits(
         for first, band in bands(padded, tiles):
             if result is None:
                 shape = (band.shape[0], *image.shape[1:])
-                result = storage(shape) if storage is not None else _room(shape, settings)
+                result = storage(shape) if storage is not None else torch.empty(shape)
             # The part of the band that lies in the image and not in its padding.
             low, high = max(first, inner[0].start), min(first + band.shape[1], inner[0].stop)
             if low < high:
@@ -144,10 +143,6 @@ def predict_logits(
                 result[:, planes] = part
     assert result is not None
     return result
-
-
-def _room(shape: tuple[int, ...], settings: WindowSettings) -> Tensor:
-    return torch.empty(shape, dtype=settings.store_dtype, device=settings.store_device)
 
 
 def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
@@ -268,11 +263,11 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 class _Band:
-    """Weighted sums of logits over some planes of the image, on the network's device."""
+    """Weighted sums of logits over some planes of the image."""
 
     def __init__(self, depth: int, plane: Sequence[int], settings: WindowSettings) -> None:
         self.shape = (depth, *plane)
-        self.device = settings.device
+        self.device = settings.band_device or settings.device
         self.sums: Tensor | None = None
         patch = settings.patch_size
         self.tile_weights = gaussian_weights(patch if len(patch) == 3 else (1, *patch)).to(self.device)
@@ -285,6 +280,7 @@ class _Band:
         if self.sums is None:
             self.sums = torch.zeros((logits.shape[0], *self.shape), device=self.device)
         place = tuple(slice(c, c + n) for c, n in zip(corner, logits.shape[1:]))
+        logits = logits.to(self.device)
         if self.single:
             self.sums[(slice(None), *place)] = logits
             return

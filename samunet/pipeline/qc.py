@@ -290,7 +290,7 @@ def _judge_all(
     for name, has_features in names.items():
         features = read_record(CaseFeatures, features_file(folder, name)) if has_features else None
         if features is None:
-            left_out[name] = "its features are missing: it was not finished; --continue_prediction predicts it again"
+            left_out[name] = "it was not finished (no features); --continue_prediction predicts it again"
         elif features.arguments_hash != expected:
             left_out[name] = "it was predicted earlier, with other arguments"
         else:

@@ -176,6 +176,19 @@ def test_what_is_not_trained_is_said(model: Path, tmp_path: Path) -> None:
         load(model, checkpoint="checkpoint_best.pth")
 
 
+@pytest.mark.parametrize(
+    ("method", "planned", "tiles"),
+    [("2d_cnn", 8, 4), ("2d_unet", 7, 7), ("2d_unet", 40, 16), ("3d_unet", 2, 1)],
+)
+def test_a_gpu_gets_as_many_tiles_as_were_planned_for(
+    tmp_path: Path, method: str, planned: int, tiles: int
+) -> None:
+    write_fold(tmp_path / "model", 0, method=method, batch_size=planned)
+    predictor = load(tmp_path / "model")
+    predictor.settings = replace(predictor.settings, device=torch.device("cuda"))
+    assert predictor._tiles_at_once() == tiles
+
+
 def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", ("a", "b", "c"))
     predictor = load(model)
@@ -219,7 +232,8 @@ def test_continuing_a_run_that_died_keeps_no_segmentation_of_another_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "in", ("a", "b", "c"))
-    first, second, out = load(model, mirroring=False), load(model, folds=(1,), mirroring=False), tmp_path / "out"
+    first, second = load(model, mirroring=False), load(model, folds=(1,), mirroring=False)
+    out = tmp_path / "out"
     first.predict_files(tmp_path / "in", out)
     earlier = (out / "c.nii.gz").read_bytes()
     predict, predicted = second.predict_observed, iter((True, False))

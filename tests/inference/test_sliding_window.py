@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -169,7 +169,8 @@ def test_storage_type_and_progress() -> None:
     logits = predict_logits(
         [identity],
         source,
-        replace(settings, store_dtype=torch.float16),
+        settings,
+        storage=lambda shape: torch.empty(shape, dtype=torch.float16),
         progress=lambda n, all_: calls.append((n, all_)),
     )
     assert logits.dtype == torch.float16
