@@ -1,8 +1,10 @@
 """Paired bootstrap of mean scores: patients are drawn anew, all candidates are judged on the same draw.
 
 The statistic is the evaluator's: the mean over the classes of the means over the cases in which a class has a
-score. A class counts in a draw only if a drawn case's reference holds it, so all candidates are judged on the
-same classes. The cases of a patient (group) are drawn together.
+score. A class counts only if a (drawn) case is `present` in it. Where candidates are compared, these are the
+cases whose reference holds the class, so all are judged on the same classes; one that is only predicted is
+left out. The mean of one candidate alone (`mean_interval`) is that of summary.json, where such a class counts
+with 0. The cases of a patient (group) are drawn together.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -18,7 +19,8 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 SEED = 12345
 FEWEST_UNITS = 6
-"""Below six pairs no paired test without assumptions reaches 5 %: all five signs agree with p = 2/2^5."""
+"""Below six pairs no paired test without assumptions reaches 5 %: all five signs agree with p = 2/2^5; the
+interval of a mean is too narrow."""
 ROUNDING = 1e-12
 """Means that differ by less are equal: what is left is the order of summation."""
 _CHUNK = 500
@@ -26,11 +28,21 @@ _CHUNK = 500
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; `low` and `high` are NaN where there is none (a single patient)."""
+    """An estimate with its interval; `low` and `high` are NaN where there is none (a single patient).
+
+    Attributes:
+        units: of a mean, patients that it stands on: of its rarest class.
+    """
 
     value: float
     low: float
     high: float
+    units: int | None = None
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether so few patients are behind it that it is too narrow, or none at all."""
+        return self.units is not None and self.units < FEWEST_UNITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +51,8 @@ class ScoreTable:
 
     Attributes:
         values: (M, N, K) candidate x case x class, NaN where the score is not defined.
-        present: bool (N, K), whether the reference holds the class. A score is defined there.
+        present: bool (N, K), whether the case makes the class count: its reference holds it, say. A score is
+            defined there.
         units: (N,) number of the patient of each case, 0 to U - 1; every one occurs.
     """
 
@@ -55,6 +68,13 @@ class ScoreTable:
     @property
     def num_units(self) -> int:
         return int(self.units.max()) + 1
+
+    @property
+    def held(self) -> np.ndarray:
+        """Bool (U, K), which patients make which classes count."""
+        found = np.zeros((self.num_units, self.present.shape[1]), bool)
+        np.logical_or.at(found, self.units, self.present)
+        return found
 
     def means(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Mean over the classes of the means over the cases.
@@ -95,12 +115,14 @@ class Bootstrap:
     Attributes:
         observed: (M,).
         replicates: (B, M).
-        num_units: patients that were drawn from.
+        num_units: patients that make any class count.
+        fewest_units: those of the rarest class that counts.
     """
 
     observed: np.ndarray
     replicates: np.ndarray
     num_units: int
+    fewest_units: int
 
     @classmethod
     def draw(cls, table: ScoreTable, *, seed: int = SEED, resamples: int = RESAMPLES) -> Bootstrap:
@@ -115,31 +137,30 @@ class Bootstrap:
             parts.append(table.means(times[:, table.units]))
         replicates = np.concatenate(parts)
         kept = replicates[~np.isnan(replicates).any(axis=1)]
-        return cls(observed=table.means()[0], replicates=kept, num_units=units)
-
-    @cached_property
-    def _widening(self) -> float:
-        """How much wider a t interval is than a normal one with the bootstrap's standard deviation."""
-        from scipy.special import ndtri, stdtrit
-
-        n, tail = self.num_units, (1 + CONFIDENCE) / 2
-        return float(math.sqrt(n / (n - 1)) * stdtrit(n - 1, tail) / ndtri(tail))
+        of_class = table.held.sum(axis=0)
+        return cls(
+            observed=table.means()[0],
+            replicates=kept,
+            num_units=int(table.held.any(axis=1).sum()),
+            fewest_units=int(of_class[of_class > 0].min(initial=units)),
+        )
 
     def mean(self, candidate: int) -> Interval:
         """Mean score of a candidate with its percentile interval, expanded for few patients.
 
         The plain percentile interval is too narrow by sqrt((n - 1) / n) and by the ratio of normal to t
         quantiles; its tails are moved out by as much (Hesterberg 2015, The American Statistician 69(4),
-        section 5.1, "expanded percentile interval").
+        section 5.1, "expanded percentile interval"). The patients of the rarest class count: drawing the one
+        patient that holds a class again and again says nothing of the next.
         """
         from scipy.special import ndtr, ndtri
 
-        value = float(self.observed[candidate])
-        if self.num_units < 2:
-            return Interval(value, math.nan, math.nan)
-        tail = ndtr(-self._widening * ndtri((1 + CONFIDENCE) / 2))
+        value, units = float(self.observed[candidate]), self.fewest_units
+        if units < 2:
+            return Interval(value, math.nan, math.nan, units)
+        tail = ndtr(-_widening(units) * ndtri((1 + CONFIDENCE) / 2))
         low, high = np.quantile(self.replicates[:, candidate], (tail, 1 - tail))
-        return Interval(value, float(low), float(high))
+        return Interval(value, float(low), float(high), units)
 
     def differences(self, pairs: Sequence[tuple[int, int]]) -> list[Interval]:
         """Differences `first - second` with intervals that hold all at once.
@@ -162,8 +183,32 @@ class Bootstrap:
         spread = np.where(varied, spread, 0.0)
         found = np.where(np.abs(found) > ROUNDING, found, 0.0)
         largest = (np.abs(errors[:, varied]) / spread[varied]).max(axis=1) if varied.any() else np.zeros(1)
-        reach = float(np.quantile(largest, CONFIDENCE)) * self._widening * spread
+        reach = float(np.quantile(largest, CONFIDENCE)) * _widening(self.num_units) * spread
         return [Interval(float(d), float(d - r), float(d + r)) for d, r in zip(found, reach)]
+
+
+def _widening(units: int) -> float:
+    """How much wider a t interval is than a normal one with the bootstrap's standard deviation."""
+    from scipy.special import ndtri, stdtrit
+
+    tail = (1 + CONFIDENCE) / 2
+    return float(math.sqrt(units / (units - 1)) * stdtrit(units - 1, tail) / ndtri(tail))
+
+
+def mean_interval(scores: np.ndarray, units: np.ndarray) -> Interval:
+    """Mean of one candidate as in summary.json, with its interval.
+
+    Args:
+        scores: (N, K) case x class, NaN where the score is not defined.
+        units: (N,) number of the patient of each case.
+
+    Returns:
+        The interval of a mean; all NaN where no score is defined.
+    """
+    present = ~np.isnan(scores)
+    if not present.any():
+        return Interval(math.nan, math.nan, math.nan)
+    return Bootstrap.draw(ScoreTable(values=scores[None], present=present, units=units)).mean(0)
 
 
 def best_against_best(

@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from samunet.evaluation.bootstrap import FEWEST_UNITS, Bootstrap, Interval, ScoreTable, best_against_best
+from samunet.evaluation.bootstrap import (
+    FEWEST_UNITS,
+    Bootstrap,
+    Interval,
+    ScoreTable,
+    best_against_best,
+    mean_interval,
+)
 
 NAN = math.nan
 GOLDEN_MEAN = (0.725885, 0.670908, 0.784812)
@@ -101,7 +108,33 @@ def test_draws_without_any_class_are_left_out() -> None:
     present = np.array([[True], [False], [False], [False]])
     bootstrap = Bootstrap.draw(ScoreTable(values=values, present=present, units=np.arange(4)), resamples=200)
     assert 0 < len(bootstrap.replicates) < 200
-    assert bootstrap.differences([(0, 1)])[0].low == pytest.approx(0.2)
+    # What one patient of four has is a single number, however often it is drawn.
+    assert math.isnan(bootstrap.mean(0).low)
+    assert math.isnan(bootstrap.differences([(0, 1)])[0].low)
+
+
+def test_patients_without_the_class_do_not_narrow_its_interval() -> None:
+    scores = np.full((12, 1), NAN)
+    scores[:3, 0] = (0.6, 0.7, 0.8)
+    found, alone = mean_interval(scores, np.arange(12)), mean_interval(scores[:3], np.arange(3))
+    assert (found.units, found.is_narrow) == (3, True)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.02)
+    # Of a mean over classes the rarest decides.
+    both = np.hstack([np.linspace(0.88, 0.92, 12)[:, None], scores])
+    assert mean_interval(both, np.arange(12)).units == 3
+    both[1:3, 1] = NAN
+    assert math.isnan(mean_interval(both, np.arange(12)).low)
+    assert mean_interval(both[:, :1], np.arange(12)).is_narrow is False
+
+
+def test_a_mean_lies_in_its_interval_where_a_class_is_only_predicted() -> None:
+    scores = np.full((12, 2), NAN)
+    scores[:, 0] = np.linspace(0.88, 0.92, 12)
+    scores[3:5, 1] = 0  # where no reference holds it
+    found = mean_interval(scores, np.arange(12))
+    assert found.value == pytest.approx(0.45)
+    assert found.low <= found.value <= found.high
+    assert math.isnan(mean_interval(scores[:3, 1:], np.arange(3)).value)
 
 
 def test_equal_candidates_and_a_single_patient() -> None:

@@ -20,6 +20,7 @@ from samunet.cli.train import settings_of
 from samunet.data.geometry import FLAT_SPACING_MM
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import Interval
 from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
 from samunet.pipeline.report.commands import training_commands
@@ -225,8 +226,10 @@ def test_planes_of_thin_volumes_stay_legible() -> None:
 
 
 def test_an_undefined_interval_is_left_out() -> None:
-    assert with_interval(0.5, (0.4, 0.61)) == Cell(text="0.500", interval="[0.400, 0.610]")
-    assert with_interval(0.5, (math.nan, math.nan)) == Cell(text="0.500")
+    assert with_interval(0.5, Interval(0.5, 0.4, 0.61, 6)) == Cell(text="0.500", interval="[0.400, 0.610]")
+    assert with_interval(0.5, Interval(0.5, 0.4, 0.61, 5)).interval == "[0.400, 0.610] n = 5"
+    assert with_interval(0.5, Interval(0.5, math.nan, math.nan, 1)).interval == "n = 1"
+    assert with_interval(math.nan, Interval(math.nan, math.nan, math.nan)) == Cell(text="–")
     assert with_interval(math.nan, None).text == "–"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
+from samunet.evaluation.bootstrap import mean_interval
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
 from samunet.records import read_json
@@ -157,13 +157,10 @@ def _mean(values: list[float]) -> Mean:
 def _with_interval(cases: list, names: tuple[str, ...], units: np.ndarray) -> Mean:
     """Mean Dice over classes; cases count in which any of them is defined."""
     values = np.array([[case[name]["Dice"] for name in names] for case in cases])
-    present = np.array([[case[name]["n_ref"] > 0 for name in names] for case in cases])
     count = int((~np.isnan(values)).any(axis=1).sum())
-    if not present.any():
-        return Mean(cases=count, value=None)
-    drawn = Bootstrap.draw(ScoreTable(values=values[None], present=present, units=units)).mean(0)
-    low, high = (None if math.isnan(bound) else bound for bound in (drawn.low, drawn.high))
-    return Mean(cases=count, value=drawn.value, low=low, high=high)
+    found = mean_interval(values, units)
+    value, low, high = (None if math.isnan(n) else n for n in (found.value, found.low, found.high))
+    return Mean(cases=count, value=value, low=low, high=high)
 
 
 def _plain(cases: dict) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from samunet.data.geometry import voxel_volume_mm3
+from samunet.evaluation.bootstrap import Interval
 from samunet.evaluation.scores import mean_of
 from samunet.pipeline.report.collect import FoldRun, Model
 from samunet.planning.explain import data_lines, method_table
@@ -88,7 +89,7 @@ class Page:
     commands: tuple[str, ...] = field(default=())
 
 
-Intervals = Mapping[str, tuple[float, float]]
+Intervals = Mapping[str, Interval]
 """95 % interval of a mean by what it is of."""
 
 
@@ -97,11 +98,13 @@ def number(value: float, digits: int = 3) -> str:
     return DASH if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def with_interval(value: float, interval: tuple[float, float] | None, digits: int = 3) -> Cell:
-    """`0.812` with `[0.790, 0.830]` beside it."""
-    if interval is None or math.isnan(interval[0]):
+def with_interval(value: float, interval: Interval | None, digits: int = 3) -> Cell:
+    """`0.812` with `[0.790, 0.830]` beside it, and `n = 3` where only so many patients are behind it."""
+    if interval is None or math.isnan(value):
         return Cell(text=number(value, digits))
-    return Cell(text=number(value, digits), interval=f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]")
+    bounds = [] if math.isnan(interval.low) else [f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"]
+    few = [f"n = {interval.units}"] if interval.is_narrow else []
+    return Cell(text=number(value, digits), interval=" ".join(bounds + few))
 
 
 def score_table(models: Sequence[Model], intervals: Intervals) -> Table:

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
+from samunet.evaluation.bootstrap import Interval, mean_interval
 from samunet.pipeline.report.collect import Model
 
-Bounds = tuple[float, float]
 
-
-def dice_interval(model: Model, names: Sequence[str] | None = None) -> Bounds:
-    """Interval of a model's mean Dice over its out-of-fold cases.
+def dice_interval(model: Model, names: Sequence[str] | None = None) -> Interval:
+    """A model's mean Dice over its out-of-fold cases, as in summary.json, with its interval.
 
     Args:
         model: with scored cases.
         names: classes to take the mean over; None takes all.
 
     Returns:
-        Low and high; NaN where a single patient says nothing about others.
+        Bounds are NaN where a single patient says nothing about others.
     """
     names = tuple(names or model.plan.labels.foreground)
-    scores = [[case.metrics[name] for name in names] for case in model.cases]
-    values = np.array([[metrics["Dice"] for metrics in row] for row in scores], float)
-    present = np.array([[metrics["n_ref"] > 0 for metrics in row] for row in scores], bool)
+    scores = np.array([[case.metrics[name]["Dice"] for name in names] for case in model.cases], float)
     patients: dict[str, int] = {}
     units = np.array([patients.setdefault(case.group or case.name, len(patients)) for case in model.cases])
-    if not present.any():
-        return math.nan, math.nan
-    interval = Bootstrap.draw(ScoreTable(values=values[None], present=present, units=units)).mean(0)
-    return interval.low, interval.high
+    return mean_interval(scores, units)

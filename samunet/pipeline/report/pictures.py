@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from samunet.data.readers import read_image, read_label
+from samunet.evaluation.bootstrap import Interval
 from samunet.pipeline.overlays import colour_of, display_picture
 from samunet.pipeline.report.collect import Model, ScoredCase
 from samunet.trainers.history import EpochRecord
@@ -42,9 +43,7 @@ def _data_uri(figure: Any, kind: str, dpi: int = 110) -> str:
     return f"data:{mime};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
-def draw_scores(
-    models: Sequence[Model], intervals: Mapping[str, tuple[float, float]], rng: np.random.Generator
-) -> str:
+def draw_scores(models: Sequence[Model], intervals: Mapping[str, Interval], rng: np.random.Generator) -> str:
     """Every case's mean Dice as a dot, a row a model, with the mean and its interval."""
     shown = [model for model in models if model.cases]
     figure = _figure(7.2, 0.9 + 0.55 * len(shown))
@@ -56,7 +55,8 @@ def draw_scores(
         places = row + rng.uniform(-0.18, 0.18, len(values))
         axes.plot(values, places, "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
         if model.title in intervals:
-            axes.plot(intervals[model.title], (row, row), color="#222222", linewidth=2.5)
+            bounds = intervals[model.title].low, intervals[model.title].high
+            axes.plot(bounds, (row, row), color="#222222", linewidth=2.5)
         axes.plot(model.mean_dice, row, "D", color="#222222", markersize=6)
     axes.set_yticks(range(len(shown)), [model.title for model in reversed(shown)])
     axes.set_ylim(-0.6, len(shown) - 0.4)

@@ -14,6 +14,7 @@ import numpy as np
 
 from samunet import __version__
 from samunet.data.dataset import RawDataset
+from samunet.evaluation.bootstrap import FEWEST_UNITS
 from samunet.pipeline.overlays import colour_of, legend_names
 from samunet.pipeline.report import content
 from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
@@ -148,7 +149,8 @@ def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
     return (
         f"{' or '.join(map(str, sorted(counts)))} cases, each predicted by the fold that had not seen it. "
         f"Means over classes of means over cases; a class that is in neither map of a case does not count "
-        f"there.{unequal}"
+        f"there. n stands where fewer than {FEWEST_UNITS} patients (cases, where none are declared) hold the "
+        f"class, of several the rarest: the interval is then too narrow, with one there is none.{unequal}"
     )
 
 

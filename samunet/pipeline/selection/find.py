@@ -72,7 +72,7 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
     table = score_table(
         [candidate.scores for candidate in candidates], collected.cases, labels, options.metric, units
     )
-    judgement = judge(candidates, table, tuple(labels.foreground), units, options.seed)
+    judgement = judge(candidates, table, tuple(labels.foreground), options.seed)
     chosen = candidates[judgement.chosen]
     learned = _learn(collected, chosen, units, options)
     selection = Selection(

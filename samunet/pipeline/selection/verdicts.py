@@ -105,28 +105,30 @@ def score_table(
 
 
 def judge(
-    candidates: Sequence[OutOfFold], table: ScoreTable, names: Sequence[str], units: Units, seed: int = SEED
+    candidates: Sequence[OutOfFold], table: ScoreTable, names: Sequence[str], seed: int = SEED
 ) -> Judgement:
     """Compare candidates, single models before ensembles.
+
+    With too few patients that hold any class every word is `undecided`.
 
     Args:
         candidates: in the order of the table.
         table: their scores.
         names: classes or regions, in the order of the table.
-        units: of the cases; with too few of them every word is `undecided`.
         seed: of the bootstrap.
     """
     bootstrap = Bootstrap.draw(table, seed=seed)
+    enough = bootstrap.num_units >= FEWEST_UNITS
     singles = [i for i, c in enumerate(candidates) if c.kind != "ensemble"]
     pairs = list(combinations(singles, 2))
     differences = dict(zip(pairs, bootstrap.differences(pairs)))
-    gains = _ensemble_gains(candidates, bootstrap, singles, units)
+    gains = _ensemble_gains(candidates, bootstrap, singles, enough)
     return Judgement(
         candidates=tuple(_scores(candidates, table, bootstrap, names)),
         comparisons=tuple(
-            _comparison(candidates, pair, difference, units) for pair, difference in differences.items()
+            _comparison(candidates, pair, difference, enough) for pair, difference in differences.items()
         ),
-        prior=_prior(candidates, bootstrap, differences, units),
+        prior=_prior(candidates, bootstrap, differences, enough),
         ensembles=tuple(gains.values()),
         chosen=_choose(candidates, bootstrap, singles, gains),
     )
@@ -149,13 +151,13 @@ def _scores(
 
 
 def _comparison(
-    candidates: Sequence[OutOfFold], pair: Pair, difference: Interval, units: Units
+    candidates: Sequence[OutOfFold], pair: Pair, difference: Interval, enough: bool
 ) -> Comparison:
     first, second = pair
     if difference.value < 0:
         first, second, difference = second, first, _negative(difference)
     estimate = Estimate.of(difference)
-    beats = units.are_enough and estimate.is_above_zero
+    beats = enough and estimate.is_above_zero
     return Comparison(
         first=candidates[first].name,
         second=candidates[second].name,
@@ -169,7 +171,7 @@ def _negative(interval: Interval) -> Interval:
 
 
 def _prior(
-    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, differences: Mapping[Pair, Interval], units: Units
+    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, differences: Mapping[Pair, Interval], enough: bool
 ) -> PriorVerdict:
     """Best model on SAM's encoder against the best U-Net; with SAM's weights where there are any."""
     kinds = [candidate.kind for candidate in candidates]
@@ -192,7 +194,7 @@ def _prior(
     found = Estimate.of(best_against_best(ordered, pairs, ours))
     sam, unet = (candidates[max(group, key=lambda i: bootstrap.observed[i])].name for group in (ours, unets))
     word = "undecided"
-    if units.are_enough:
+    if enough:
         word = "helps" if found.is_above_zero else "does not help" if found.is_below_zero else "undecided"
     return PriorVerdict(
         word=word,  # type: ignore[arg-type]
@@ -231,7 +233,7 @@ def _prior_text(word: str, sam: str, unet: str, encoder: Prior) -> str:
 
 
 def _ensemble_gains(
-    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, singles: Sequence[int], units: Units
+    candidates: Sequence[OutOfFold], bootstrap: Bootstrap, singles: Sequence[int], enough: bool
 ) -> dict[int, EnsembleGain]:
     """Gain of each ensemble over the best single model, whichever of them it is."""
     ensembles = [i for i in range(len(candidates)) if i not in singles]
@@ -241,9 +243,7 @@ def _ensemble_gains(
     for e in ensembles:
         own = [(e, s) for s in singles]
         gain = Estimate.of(best_against_best([found[pair] for pair in own], own, [e]))
-        gains[e] = EnsembleGain(
-            name=candidates[e].name, gain=gain, is_shown=units.are_enough and gain.is_above_zero
-        )
+        gains[e] = EnsembleGain(name=candidates[e].name, gain=gain, is_shown=enough and gain.is_above_zero)
     return gains
 
 
