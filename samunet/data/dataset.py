@@ -96,7 +96,7 @@ class RawDataset:
             raise SamunetError(f"{file} must hold an object with channel_names, labels and file_ending.")
         channel_names = parse_channel_names(content, str(file))
         labels = LabelSet.from_dataset_json(content, str(file))
-        ending = _parse_ending(content, file)
+        ending = parse_ending(content, file)
         _mention_reader(content, file)
         cases, faults = _find_training_cases(folder, content, ending, len(channel_names))
         if faults and strict:
@@ -200,7 +200,12 @@ def parse_channel_names(content: Mapping[str, Any], where: str) -> tuple[str, ..
     return tuple(str(declared[number]) for number in sorted(declared, key=int))
 
 
-def _parse_ending(content: Mapping[str, Any], file: Path) -> str:
+def parse_ending(content: Mapping[str, Any], file: Path) -> str:
+    """`file_ending` of a dataset.json with that content.
+
+    Raises:
+        SamunetError: it is missing, no text with a dot, or of no kind of file that can be read.
+    """
     ending = content.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise SamunetError(

@@ -20,9 +20,9 @@ import torch
 
 from samunet.data.cases import Case
 from samunet.data.geometry import Geometry
-from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image
 from samunet.errors import SamunetError
+from samunet.evaluation.declared import labels_text
 from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import finished, write_case
@@ -309,7 +309,9 @@ def _check_alike(members: Sequence[Predictor]) -> None:
     for member in members[1:]:
         plan, name = member.plan, member.model_folder
         if plan.labels != first.labels:
-            faults.append(f"{name} has the labels {_told(plan.labels)}, not {_told(first.labels)}")
+            faults.append(
+                f"{name} has the labels {labels_text(plan.labels)}, not {labels_text(first.labels)}"
+            )
         if plan.channel_names != first.channel_names:
             channels = ", ".join(plan.channel_names)
             faults.append(f"{name} has the channels {channels}, not {', '.join(first.channel_names)}")
@@ -320,13 +322,3 @@ def _check_alike(members: Sequence[Predictor]) -> None:
             f"These models cannot be averaged with {members[0].model_folder}: {'; '.join(faults)}. "
             "Choose models of one dataset."
         )
-
-
-def _told(labels: LabelSet) -> str:
-    values = [
-        f"{name} {value[0] if len(value) == 1 else list(value)}" for name, value in labels.labels.items()
-    ]
-    if labels.ignore is not None:
-        values.append(f"ignore {labels.ignore}")
-    order = f" painted in the order {list(labels.region_order)}" if labels.region_order else ""
-    return f"{', '.join(values)}{order}"

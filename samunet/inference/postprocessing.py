@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, read_label, segmentation_ending, write_segmentation
 from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
+from samunet.evaluation.declared import Declared, labels_text
 from samunet.records import read_json, read_record, write_json
 
 logger = logging.getLogger(__name__)
@@ -205,12 +206,12 @@ def postprocess_folder(
         Number of cases, and of those that were changed.
 
     Raises:
-        SamunetError: no label maps, the same folder twice, or a map with other labels.
+        SamunetError: no label maps, the same folder twice, other labels in dataset.json or in a map.
     """
     source, output = Path(source), Path(output)
     if source.resolve() == output.resolve():
         raise SamunetError(f"{output} holds the input; postprocessing needs an output folder of its own.")
-    files = _label_maps(source)
+    files = _label_maps(source, postprocessing.labels)
     output.mkdir(parents=True, exist_ok=True)
     largest = max(files, key=lambda path: path.stat().st_size)
     voxels = int(np.prod(read_header(largest).geometry.shape))
@@ -236,8 +237,8 @@ def postprocess_file(file: Path, output: Path, postprocessing: Postprocessing) -
     return not np.array_equal(result, label_map)
 
 
-def _label_maps(folder: Path) -> list[Path]:
-    """Label maps of a folder of predictions, by the ending that its dataset.json declares."""
+def _label_maps(folder: Path, labels: LabelSet) -> list[Path]:
+    """Label maps of a folder with these labels, by the ending that its dataset.json declares."""
     if not folder.is_dir():
         raise SamunetError(f"There is no folder {folder}.")
     declared = folder / "dataset.json"
@@ -246,10 +247,14 @@ def _label_maps(folder: Path) -> list[Path]:
             f"{folder} has no dataset.json, which says the ending of its label maps. samunet_predict leaves "
             "one there; else copy it from the dataset."
         )
-    content = read_json(declared)
-    if "file_ending" not in content:
-        raise SamunetError(f"{declared}: key `file_ending` is missing.")
-    ending = segmentation_ending(content["file_ending"])
+    found = Declared.read(declared)
+    if replace(found.labels, listed=()) != replace(labels, listed=()):
+        raise SamunetError(
+            f"The rules are for label maps with the labels {labels_text(labels)}, but {declared} says "
+            f"{labels_text(found.labels)}. "
+            "Take the rules of this dataset, or correct the file where it is wrong."
+        )
+    ending = segmentation_ending(found.file_ending)
     files = [
         file
         for file in sorted(folder.iterdir())

@@ -179,7 +179,16 @@ def test_a_folder(tmp_path: Path) -> None:
     pp = Postprocessing(labels=CLASSES, rules=(Rule(kind="largest_component", target=None),))
     with pytest.raises(SamunetError, match=r"no dataset\.json"):
         postprocess_folder(source, output, pp)
-    write_json(source / "dataset.json", {"file_ending": ".nii.gz"})
+    declared = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "file_ending": ".nii.gz"}
+    write_json(source / "dataset.json", {**declared, "labels": {"background": 0, "lesion": 1, "organ": 2}})
+    with pytest.raises(
+        SamunetError, match=r"organ 1, lesion 2, but .*dataset\.json says .*lesion 1, organ 2"
+    ):
+        postprocess_folder(source, output, pp)
+    write_json(source / "dataset.json", {**declared, "file_ending": 5})
+    with pytest.raises(SamunetError, match=r"`file_ending` must be .*: 5\."):
+        postprocess_folder(source, output, pp)
+    write_json(source / "dataset.json", declared)
     assert postprocess_folder(source, output, pp) == (2, 1)
     result, found = read_label(output / "a.nii.gz")
     assert np.count_nonzero(result) == 12
