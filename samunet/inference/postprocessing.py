@@ -1,8 +1,8 @@
 """Postprocessing of label maps by fixed rules: components that are kept, holes that are filled.
 
 A voxel that a rule removes becomes background. Components touch by faces, edges or corners; holes are
-background that is enclosed in all directions (in the plane for a single slice). Sizes are in mm³; a pixel of
-a 2D image counts as a voxel of 1 mm thickness, one of a picture as 1 mm³, as in the evaluation.
+background that is enclosed in all directions (in the plane for an image of one slice). Sizes are in mm³; a
+pixel of a 2D image counts as a voxel of 1 mm thickness, one of a picture as 1 mm³, as in the evaluation.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def apply_rules(indices: np.ndarray, rules: Sequence[Rule], labels: LabelSet, vo
         components, sizes = number_components(mask)
         if rule.kind == "fill_holes":
             assert rule.target is not None
-            inside[holes(components, inside)] = fill_index(labels, rule.target)
+            inside[holes(components, inside, indices.shape)] = fill_index(labels, rule.target)
             continue
         if rule.kind == "largest_component":
             keep = sizes == sizes[1:].max()
@@ -161,19 +161,23 @@ def number_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return components, np.bincount(components[mask])
 
 
-def holes(components: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def holes(components: np.ndarray, indices: np.ndarray, image: Sequence[int]) -> np.ndarray:
     """Background voxels (bool) that a component encloses; those of other classes are no holes.
 
     A hole has one component around it (background touches by faces, components by corners too), so each is
     filled within its own box: stray voxels far away cost nothing.
+
+    Args:
+        components: of the class, in a box of the image.
+        indices: class indices in that box.
+        image: shape of the whole image; an axis of length one is no direction in which a hole could be open.
     """
     from scipy.ndimage import binary_fill_holes, find_objects
 
     found = np.zeros(components.shape, bool)
     for number, box in enumerate(find_objects(components), start=1):
         inside = components[box] == number
-        # An axis of length one is no direction in which a hole could be open.
-        flat = inside.reshape([n for n, whole in zip(inside.shape, components.shape) if whole > 1])
+        flat = inside.reshape([n for n, whole in zip(inside.shape, image) if whole > 1])
         if flat.ndim and min(flat.shape) > 2:
             found[box] |= binary_fill_holes(flat).reshape(inside.shape) & (indices[box] == 0)
     return found

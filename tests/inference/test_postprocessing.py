@@ -92,6 +92,15 @@ def test_in_a_single_slice_holes_are_enclosed_in_the_plane() -> None:
     assert run(array, Rule(kind="fill_holes", target="organ"))[0, 3, 3] == 1
 
 
+def test_a_ring_in_one_slice_of_a_volume_is_open() -> None:
+    array = np.zeros((5, 7, 7), np.uint8)
+    array[2, 1:6, 1:6] = 1
+    array[2, 3, 3] = 0
+    assert run(array, Rule(kind="fill_holes", target="organ"))[2, 3, 3] == 0
+    array[0, 0, 0] = 1  # a stray voxel far away changes nothing
+    assert run(array, Rule(kind="fill_holes", target="organ"))[2, 3, 3] == 0
+
+
 def test_holes_found_one_component_at_a_time_are_those_of_the_whole_mask() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -99,7 +108,7 @@ def test_holes_found_one_component_at_a_time_are_those_of_the_whole_mask() -> No
         mask = rng.random(shape) < rng.uniform(0.4, 0.9)
         expected = binary_fill_holes(mask.squeeze()).reshape(shape) & ~mask
         components, _ = number_components(mask)
-        assert np.array_equal(holes(components, mask.astype(np.uint8)), expected), seed
+        assert np.array_equal(holes(components, mask.astype(np.uint8), shape), expected), seed
 
 
 def test_a_pixel_of_a_picture_is_one_mm3() -> None:

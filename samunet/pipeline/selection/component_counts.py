@@ -93,7 +93,7 @@ def _changes(
     for rule in rules:
         if rule.kind == "fill_holes":
             assert target is not None
-            gained = np.bincount(sought[holes(components, found)], minlength=size)
+            gained = np.bincount(sought[holes(components, found, prediction.array.shape)], minlength=size)
             changes[rule][:, 0] -= gained
             changes[rule][:, fill_index(labels, target)] += gained
             continue
