@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 DEFAULT_TOLERANCE_MM = 2.0
+ROUNDING = 1e-6
+"""Spacings of 0.4 mm are 0.4000000059 in files with single precision: five voxels are then not beyond 2 mm."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,13 @@ def assd(distances: SurfaceDistances) -> float:
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """Share of all surface voxels that lie within the tolerance of the other surface (in 0..1)."""
+    """Share of all surface voxels that lie within the tolerance of the other surface (in 0..1).
+
+    A distance of the tolerance is within it, also where it is larger by one part in a million by rounding.
+    """
+    limit = tolerance_mm * (1 + ROUNDING) + 1e-9
     directed = (distances.from_reference, distances.from_prediction)
-    near = sum(int(np.count_nonzero(d <= tolerance_mm)) for d in directed)
+    near = sum(int(np.count_nonzero(d <= limit)) for d in directed)
     return near / sum(d.size for d in directed)
 
 

@@ -114,3 +114,12 @@ def test_volume_errors() -> None:
     assert volume_error_percent(counts) == pytest.approx(20.0)
     assert math.isnan(volume_error_percent(OverlapCounts(tp=0, fp=3, fn=0, tn=1)))
     assert math.isnan(volume_error_ml(OverlapCounts(tp=0, fp=0, fn=0, tn=1), SPACING))
+
+
+@pytest.mark.parametrize("spacing", [0.4, float(np.float32(0.4)), 0.1, 0.2, float(np.float32(2 / 3))])
+def test_at_exactly_the_tolerance_rounding_has_no_say(spacing: float) -> None:
+    steps = round(2 / spacing)
+    for start, distance, expected in [(s, d, float(d == 0)) for s in range(1, 8) for d in (0, 1)]:
+        one, other = np.zeros((2, 1, 3, 40), bool)
+        one[0, 1, start] = other[0, 1, start + steps + distance] = True
+        assert surface_metrics(one, other, (1.0, spacing, spacing), 2.0)["SurfaceDice"] == expected
