@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from samunet.errors import SamunetError, unknown_name
 
@@ -94,7 +94,9 @@ def run_command(
         arguments = parser.parse_args(argv)
     except SystemExit as leaving:
         return int(leaving.code or 0)
-    _set_up_logging(verbose=getattr(arguments, "verbose", False))
+    # What a program reads holds nothing else.
+    screen = sys.stderr if getattr(arguments, "json", False) else sys.stdout
+    _set_up_logging(screen, verbose=getattr(arguments, "verbose", False))
     # Read when torch is loaded, later on. Threads that spin while they wait make a step five times slower as
     # soon as anything else runs on the machine, be it our own workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -158,13 +160,13 @@ def _chain(problem: BaseException | None) -> Iterator[BaseException]:
         problem = problem.__cause__ or problem.__context__
 
 
-def _set_up_logging(verbose: bool) -> None:
+def _set_up_logging(screen: TextIO, verbose: bool) -> None:
     """Send the package's log to the screen, plain; warnings are marked."""
     logger = logging.getLogger("samunet")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     for old in [h for h in logger.handlers if getattr(h, "is_screen", False)]:
         logger.removeHandler(old)
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(screen)
     handler.is_screen = True  # type: ignore[attr-defined]
     handler.setFormatter(_ScreenFormatter())
     logger.addHandler(handler)

@@ -60,28 +60,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.data.labels import LabelSet
+    from samunet.evaluation.declared import Declared
     from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
-    from samunet.records import read_json, write_json
+    from samunet.records import write_json
 
     file = arguments.djfile or arguments.inputs[0] / "dataset.json"
     if not file.is_file():
         raise SamunetError(
             f"There is no {file}, so the labels are not known: name a dataset.json with -djfile."
         )
-    content = read_json(file)
-    if "file_ending" not in content:
-        raise SamunetError(f"{file}: key `file_ending` is missing.")
+    declared = Declared.read(file)
     outcome = ensemble_folders(
         arguments.inputs,
         arguments.output,
         EnsembleOptions(
-            labels=LabelSet.from_dataset_json(content, str(file)),
-            file_ending=content["file_ending"],
+            labels=declared.labels,
+            file_ending=declared.file_ending,
             save_probabilities=arguments.storage or False,
             workers=arguments.np,
         ),
     )
-    write_json(arguments.output / "dataset.json", content)
+    write_json(arguments.output / "dataset.json", declared.content)
     print(outcome.text(), file=sys.stdout if outcome.complete else sys.stderr)
     return 0 if outcome.complete else EXIT_MISTAKE

@@ -43,7 +43,11 @@ def build_parser() -> CommandParser:
         help="its dataset.json, instead of -d (default: the one that prediction left in PREDICTIONS)",
     )
     parser.add_argument(
-        "-o", dest="output", type=Path, metavar="FILE", help="default PREDICTIONS/summary.json"
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="FILE",
+        help="JSON file, a .csv is written beside it (default PREDICTIONS/summary.json)",
     )
     parser.add_argument(
         "--chill", action="store_true", help="score the cases that are there; some may be missing"
@@ -74,28 +78,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
-    from samunet.data.labels import LabelSet
+    from samunet.evaluation.declared import Declared
     from samunet.evaluation.folder import evaluate_folder
-    from samunet.records import read_json
     from samunet.workspace import SUMMARY_FILE
 
+    output = arguments.output or arguments.prediction / SUMMARY_FILE
+    if output.suffix.lower() == ".csv" or output.is_dir():
+        raise SamunetError(
+            f"-o {output}: name the JSON file, such as {output.with_suffix('.json')}; the table is written "
+            "beside it as .csv."
+        )
     file, groups = _dataset_json(arguments)
-    content = read_json(file)
-    if "file_ending" not in content:
-        raise SamunetError(f"{file}: key `file_ending` is missing.")
+    declared = Declared.read(file)
     with progress_bar("Scoring") as progress:
         evaluation = evaluate_folder(
             arguments.reference,
             arguments.prediction,
-            LabelSet.from_dataset_json(content, str(file)),
-            content["file_ending"],
+            declared.labels,
+            declared.file_ending,
             chill=arguments.chill,
             tolerance_mm=arguments.tolerance_mm,
             groups=groups,
             workers=arguments.np,
             progress=None if arguments.json else progress,
         )
-    output = arguments.output or arguments.prediction / SUMMARY_FILE
     evaluation.save(output)
     evaluation.save_csv(output.with_suffix(".csv"))
     if arguments.json:

@@ -40,11 +40,9 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
     """
     reference, geometry = read_label(pair[0])
     prediction, predicted_geometry = read_label(pair[1])
-    if reference.shape != prediction.shape:
-        raise SamunetError(
-            f"{pair[1]} has the shape {prediction.shape} (z, y, x), but its reference {pair[0]} has "
-            f"{reference.shape}. Predictions and references must lie on the same grid."
-        )
+    fault = shape_fault(pair, (reference.shape, prediction.shape))
+    if fault is not None:
+        raise SamunetError(fault)
     if not _has_spacing(pair[0]):
         geometry = predicted_geometry
     differences = grid_differences(geometry, predicted_geometry, compare_spacing=_has_spacing(pair[1]))
@@ -56,6 +54,16 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
                 f"{path} holds label values that dataset.json does not declare; they count as none."
             )
     return score_indices(sought, found, geometry, labels, tolerance_mm), remarks
+
+
+def shape_fault(pair: Pair, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> str | None:
+    """In words, that the two of a pair cannot be compared."""
+    if shapes[0] == shapes[1]:
+        return None
+    return (
+        f"{pair[1]} has the shape {shapes[1]} (z, y, x), but its reference {pair[0]} has {shapes[0]}. "
+        "Predictions and references must lie on the same grid."
+    )
 
 
 def score_indices(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ EXPLANATION = (
     f"last; {SIZE} x {SIZE} pixels, islands and holes under {LEAST_AREA} pixels removed, {BORDER} pixels at "
     "each border blanked. Comparable with that paper's figures only, not with scores of whole volumes."
 )
+NOTHING_COUNTS = (
+    "no case holds it in two slices, of which the last does not count, away from the blanked border; images "
+    "of one slice have no score by this protocol"
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,9 @@ class ProtocolScores:
         """The figures for the screen, named as the protocol's."""
         mean = self.mean()
         lines = [EXPLANATION]
-        lines += [f"{label[:24]:24} Dice ({LABEL}) {value:.4f}" for label, value in mean.items()]
-        lines.append(f"{'mean of the classes':24} Dice ({LABEL}) {_mean(list(mean.values())):.4f}")
+        shown = {**mean, "mean of the classes": _mean(list(mean.values()))}
+        for label, value in shown.items():
+            lines.append(f"{label[:24]:24} Dice ({LABEL}) {'none' if math.isnan(value) else f'{value:.4f}'}")
         return "\n".join(lines)
 
     def _keyed(self, by_name: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -135,22 +143,32 @@ def evaluate_by_protocol(
                 f"{prediction_file} has the shape {prediction.shape} (z, y, x), but its reference "
                 f"{reference_file} has {reference.shape}."
             )
+        ignored = None if labels.ignore is None else reference == labels.ignore
         cases[name] = {
             label: protocol_dice(
-                np.isin(reference, labels.labels[label]), np.isin(prediction, labels.labels[label])
+                np.isin(reference, labels.labels[label]), np.isin(prediction, labels.labels[label]), ignored
             )
             for label in labels.foreground
         }
-    return ProtocolScores(labels, cases, dict(groups or {}))
+    scores = ProtocolScores(labels, cases, dict(groups or {}))
+    without = [label for label, value in scores.mean().items() if math.isnan(value)]
+    if without:
+        logger.warning("The %s has no Dice of %s: %s.", LABEL, ", ".join(without), NOTHING_COUNTS)
+    return scores
 
 
-def protocol_dice(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Dice of two masks (Z, Y, X) by the protocol; NaN where no slice counts or both are blank."""
+def protocol_dice(reference: np.ndarray, prediction: np.ndarray, ignored: np.ndarray | None = None) -> float:
+    """Dice of two masks (Z, Y, X) by the protocol; NaN where no slice counts or both are blank.
+
+    Voxels that are `ignored` (no paper's matter: ours, as in all scores) count as not predicted.
+    """
     chosen = counted_slices(reference)
     both = sizes = 0
     for index in chosen:
         sought = blank_border(to_square(reference[index]))
         found = blank_border(without_small_parts(to_square(prediction[index])))
+        if ignored is not None:
+            found &= ~to_square(ignored[index])
         both += int(np.count_nonzero(sought & found))
         sizes += int(np.count_nonzero(sought)) + int(np.count_nonzero(found))
     return 2 * both / sizes if sizes else math.nan

@@ -14,7 +14,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, segmentation_ending
 from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
-from samunet.evaluation.case_scores import Pair, score_pair
+from samunet.evaluation.case_scores import Pair, score_pair, shape_fault
 from samunet.evaluation.metrics import DEFAULT_TOLERANCE_MM
 from samunet.evaluation.scores import CaseScores, Evaluation
 
@@ -44,7 +44,7 @@ def evaluate_cases(
         progress: called with (cases done, all cases).
 
     Raises:
-        SamunetError: a file is missing or unreadable, or the two of a pair differ in shape.
+        SamunetError: a file is missing or unreadable, or the two of a pair differ in shape (all are listed).
     """
     if not pairs:
         raise SamunetError("There is nothing to evaluate: no pair of a reference and a prediction was given.")
@@ -54,8 +54,7 @@ def evaluate_cases(
     absent = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if absent:
         raise SamunetError(f"{len(absent)} label file(s) to compare do not exist: {', '.join(absent)}.")
-    largest = max((reference for reference, _ in pairs), key=lambda path: path.stat().st_size)
-    voxels = int(np.prod(read_header(largest).geometry.shape))
+    voxels = _largest(pairs)
     scored = map_in_workers(
         partial(score_pair, labels=labels, tolerance_mm=tolerance_mm),
         pairs,
@@ -78,6 +77,28 @@ def evaluate_cases(
             )
         )
     return Evaluation(labels, tolerance_mm, tuple(cases))
+
+
+def _largest(pairs: Sequence[Pair]) -> int:
+    """Voxels of the largest case, by the headers.
+
+    Raises:
+        SamunetError: every file that cannot be read and every pair that differs in shape.
+    """
+    faults, largest = [], 0
+    for pair in pairs:
+        try:
+            reference, prediction = (read_header(path).geometry.shape for path in pair)
+        except SamunetError as fault:
+            faults.append(str(fault))
+            continue
+        differing = shape_fault(pair, (reference, prediction))
+        if differing is not None:
+            faults.append(differing)
+        largest = max(largest, int(np.prod(reference)))
+    if faults:
+        raise SamunetError("\n".join(faults))
+    return largest
 
 
 def evaluate_folder(

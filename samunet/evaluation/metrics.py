@@ -13,7 +13,7 @@ import numpy as np
 
 DEFAULT_TOLERANCE_MM = 2.0
 ROUNDING = 1e-6
-"""Spacings of 0.4 mm are 0.4000000059 in files with single precision: five voxels are then not beyond 2 mm."""
+"""A spacing of 0.4 mm is 0.4000000059 mm in a file of single precision; five voxels are 2 mm all the same."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from samunet.cli import evaluate_folder
+from samunet.data.labels import LabelSet
 from samunet.evaluation.desam_protocol import (
     counted_slices,
+    evaluate_by_protocol,
     protocol_dice,
     to_square,
     without_small_parts,
@@ -65,6 +68,21 @@ def test_slices_are_resized_by_the_nearest_pixel():
     assert square.shape == (256, 256)
     assert square.sum() == (256 // 2) ** 2
     assert np.array_equal(to_square(disc()), disc())
+
+
+def test_what_is_ignored_does_not_count():
+    reference = volume(disc((128, 100)), NOTHING) | volume(NOTHING, disc())
+    beside = volume(disc((128, 160), 30), NOTHING) & ~reference
+    assert protocol_dice(reference, reference | beside) < 0.9
+    assert protocol_dice(reference, reference | beside, beside) == 1.0
+
+
+def test_pictures_have_no_score_and_are_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, labels = tmp_path / "a.png", LabelSet(labels={"background": (0,), "disc": (1,)})
+    Image.fromarray(disc().astype(np.uint8)).save(file)
+    scores = evaluate_by_protocol([(file, file)], ["a"], labels)
+    assert "has no Dice of disc: no case holds it in two slices" in caplog.text
+    assert "nan" not in scores.describe()
 
 
 def test_figures_are_named_after_the_protocol(
