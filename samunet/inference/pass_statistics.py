@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from samunet.data.labels import LabelSet
-from samunet.inference.sliding_window import WindowSettings, gaussian_weights
+from samunet.inference.sliding_window import WindowSettings, gaussian_weights, inside_padding
 
 _FOUND, _OVERLAP, _EXPECTED, _ENTROPY, _AGREED, _COMPARED = range(6)
 _INTENSITY = 6
@@ -73,8 +73,8 @@ def mean_figures(parts: Sequence[tuple[Mapping[str, PassFigures], int]]) -> dict
 class PassStatistics:
     """Observer of the sliding window (`PassObserver`) that keeps a few sums a class.
 
-    Voxels are weighted as the window weights them. Memory: a few planes of a batch of tiles, and the found
-    classes of one batch for each network.
+    Voxels are weighted as the window weights them, those of its padding not at all. Memory: a few planes of a
+    batch of tiles, and the found classes of one batch for each network.
     """
 
     def __init__(self, labels: LabelSet, window: WindowSettings, image_shape: Sequence[int]) -> None:
@@ -83,10 +83,7 @@ class PassStatistics:
         first = 0 if labels.has_regions else 1  # background is not scored
         self.channels = {name: i for i, name in enumerate(labels.class_names) if i >= first}
         self.context = window.slice_context
-        patch = window.patch_size
-        whole_slices = len(patch) == 2 and all(p >= n for p, n in zip(patch, image_shape[2:]))
-        self.weights = torch.ones(()) if whole_slices else gaussian_weights(patch)
-        self.weights = self.weights.to(window.device)
+        self.weights = _weights(window.patch_size, image_shape[1:]).to(window.device)
         self.sums = torch.zeros(len(self.channels), _INTENSITY + image_shape[0], device=window.device)
         self._plain: dict[int, Tensor] = {}
 
@@ -144,6 +141,18 @@ class PassStatistics:
 
     def _total(self, values: Tensor) -> Tensor:
         return (values * self.weights).sum()
+
+
+def _weights(patch: tuple[int, ...], size: Sequence[int]) -> Tensor:
+    """Weight of each voxel of a tile in an image (Z, Y, X): none where the image is padded to the tile."""
+    size = size[-len(patch) :]
+    is_whole_slice = len(patch) == 2 and all(p >= n for p, n in zip(patch, size))
+    weights = torch.ones(patch) if is_whole_slice else gaussian_weights(patch)
+    # An axis that is padded has one tile, so the image lies in all tiles alike; a longer one fills them.
+    inner = inside_padding(size, patch)
+    inside = torch.zeros(patch)
+    inside[inner] = 1
+    return weights * inside
 
 
 def _figures(sums: Sequence[float]) -> PassFigures:

@@ -147,13 +147,16 @@ def predict_logits(
 
 def _pad_to(image: Tensor, patch: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """Pad the spatial axes to the patch's size at least; also says where the image lies inside."""
-    missing = [max(0, window - length) for window, length in zip(patch, image.shape[1:])]
-    below = [m // 2 for m in missing]
-    inner = tuple(slice(b, b + n) for b, n in zip(below, image.shape[1:]))
-    if not any(missing):
-        return image, inner
-    widths = [width for b, m in reversed(list(zip(below, missing))) for width in (b, m - b)]
-    return pad(image, widths), inner
+    inner = inside_padding(image.shape[1:], patch)
+    above = [max(0, window - part.stop) for window, part in zip(patch, inner)]
+    widths = [width for part, rest in reversed(list(zip(inner, above))) for width in (part.start, rest)]
+    return (pad(image, widths) if any(widths) else image), inner
+
+
+def inside_padding(size: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+    """Where an image of that size lies once it is padded to the patch; axes at least as long stay."""
+    below = [max(0, window - length) // 2 for window, length in zip(patch, size)]
+    return tuple(slice(b, b + n) for b, n in zip(below, size))
 
 
 class _Tiles:

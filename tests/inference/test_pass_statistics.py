@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tiny_runs import CLASSES, REGIONS
 from torch import Tensor
 
-from samunet.inference.pass_statistics import PassStatistics
+from samunet.inference.pass_statistics import PassFigures, PassStatistics
 from samunet.inference.sliding_window import WindowSettings, predict_logits
 
 SHAPE = (2, 5, 18, 14)
@@ -78,6 +79,27 @@ def test_classes_by_hand() -> None:
         assert figures.intensity == pytest.approx(
             [float(slices[:, c][mask].mean()) for c in (0, 1)], rel=1e-3
         )
+
+
+def test_the_padding_of_small_images_has_no_say() -> None:
+    image = noise(SHAPE)
+
+    def figures(run: Any, patch: tuple[int, ...]) -> PassFigures:
+        window = WindowSettings(patch_size=patch, mirror_axes=(1,))
+        seen = PassStatistics(CLASSES, window, SHAPE)
+        predict_logits([run], image, window, observer=seen)
+        return seen.figures()["organ"]
+
+    exact, padded = (figures(network(1.0), patch) for patch in ((18, 14), (33, 14)))
+    for key in ("soft_dice", "entropy", "mirror_disagreement", "intensity"):
+        assert getattr(padded, key) == pytest.approx(getattr(exact, key), rel=1e-4)
+
+    def finds_padding(tiles: torch.Tensor) -> torch.Tensor:
+        found = (tiles == 0).all(1).float() * 9
+        return torch.stack([torch.ones_like(found), found, found - 9], 1)
+
+    for patch in ((18, 20), (24, 8), (9, 18, 14), (4, 32, 8)):
+        assert figures(finds_padding, patch).entropy is None, patch
 
 
 def test_regions_by_hand() -> None:
