@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from samunet.errors import SamunetError
@@ -9,11 +10,15 @@ from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.portable import WEIGHTS_FILE, is_shared_model
 from samunet.workspace import fold_folder
 
+logger = logging.getLogger(__name__)
+
 Fold = int | str
 
 
 def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> tuple[Fold, ...]:
     """Folds of a model folder that have the checkpoint, `all` last; all folds of a shared model.
+
+    Folders of other names, such as a copy `fold_0_old`, are left out with a warning.
 
     Raises:
         SamunetError: no such folder, or no fold has it; says what is there.
@@ -28,13 +33,23 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
             f"{model_folder} is one fold of a model. Give the model's folder {model_folder.parent}, and the "
             f"fold with -f {model_folder.name.removeprefix('fold_')}."
         )
-    names = [f.name.removeprefix("fold_") for f in model_folder.glob("fold_*") if (f / stored).is_file()]
-    if not names:
+    found = {f.name: fold_of(f) for f in sorted(model_folder.glob("fold_*")) if (f / stored).is_file()}
+    foreign = [name for name, fold in found.items() if fold is None]
+    if foreign:
+        logger.warning("%s: %s is no fold_NUMBER or fold_all; left out.", model_folder, ", ".join(foreign))
+    folds = [fold for fold in found.values() if fold is not None]
+    if not folds:
         others = sorted({f.name for f in model_folder.glob("fold_*/checkpoint_*.pth")})
         found = f" There is {' and '.join(others)}: choose with -chk, or finish with --c." if others else ""
         raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
-    numbers = sorted(int(name) for name in names if name.isdecimal())
-    return (*numbers, *(name for name in names if not name.isdecimal()))
+    return (*sorted(fold for fold in folds if isinstance(fold, int)), *(["all"] if "all" in folds else []))
+
+
+def fold_of(folder: Path) -> Fold | None:
+    """The fold that a folder of a model is, by its name; None for copies such as `fold_0_old`."""
+    name = folder.name.removeprefix("fold_")
+    is_number = name.isdecimal() and str(int(name)) == name
+    return int(name) if is_number else name if name == "all" else None
 
 
 def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:

@@ -13,6 +13,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SINGLE_SOURCE
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import OTHER_METRICS
+from samunet.inference.folds import fold_of
 from samunet.pipeline.models import configuration_name
 from samunet.pipeline.run_commands import command_like
 from samunet.records import read_json
@@ -199,7 +200,7 @@ def _runs(workspace: Workspace, request: MatrixRequest, method: str, groups: Map
     start, runs = f"{method}__{request.plans}__", []
     for file in sorted((workspace.results / request.dataset).glob(f"{start}*/fold_*/run.json")):
         tag = file.parents[1].name.removeprefix(start)
-        if not _wanted(request, tag):
+        if not _wanted(request, tag) or fold_of(file.parent) is None:
             continue
         record = read_run(file.parent)
         assert record is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,13 @@ def test_all_trained_folds_are_taken(model: Path) -> None:
     assert "0, 1, all" in predictor.describe()
     assert predictor.num_mirrorings == 4
     assert load(model, folds=(1,), mirroring=False).num_mirrorings == 1
+
+
+def test_copies_of_folds_are_not_averaged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("fold_0_old", "fold_01", "fold_0 (copy)"):
+        shutil.copytree(model / "fold_0", model / name)
+    assert find_folds(model) == (0, 1)
+    assert "fold_0 (copy), fold_01, fold_0_old is no fold_NUMBER" in caplog.text
 
 
 def test_folds_average_their_logits(model: Path, volume: np.ndarray) -> None:

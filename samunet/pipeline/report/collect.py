@@ -12,6 +12,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.summary_file import read_summary
+from samunet.inference.folds import fold_of
 from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
@@ -109,7 +110,8 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
     Raises:
         SamunetError: nothing is trained.
     """
-    folders = sorted({run.parents[1] for run in (workspace.results / dataset).glob("*__*/fold_*/run.json")})
+    runs = (workspace.results / dataset).glob("*__*/fold_*/run.json")
+    folders = sorted({run.parents[1] for run in runs if fold_of(run.parent) is not None})
     models = [model for folder in folders if (model := _read_model(folder)) is not None]
     models = [model for model in models if plans in (None, model.plan.name)]
     if not models:
@@ -129,7 +131,7 @@ def _read_model(folder: Path) -> Model | None:
     plan = Plan.load(folder / "plan.json")
     configuration, _, rest = folder.name.partition("__")
     tag = rest.removeprefix(plan.name).removeprefix("__") or None
-    folds = [_read_fold(fold, plan) for fold in sorted(folder.glob("fold_*"))]
+    folds = [_read_fold(fold, plan) for fold in sorted(folder.glob("fold_*")) if fold_of(fold) is not None]
     return Model(
         folder=folder,
         configuration=configuration,
