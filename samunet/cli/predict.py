@@ -144,7 +144,13 @@ def _add_inference(parser: CommandParser) -> None:
     )
     parser.add_argument("-part_id", type=int, default=0, metavar="K", help="and predict part K, from 0")
     parser.add_argument(
-        "-np", "-npp", "-nps", type=int, metavar="N", help="threads that read and write (default 2)"
+        "-np",
+        "-npp",
+        "-nps",
+        dest="threads",
+        type=int,
+        metavar="N",
+        help="accepted from nnU-Net users, without effect: one thread reads, one writes",
     )
     add_device(parser, "to predict on")
 
@@ -165,6 +171,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SamunetError(
             f"-step_size {arguments.step_size:g}: give a share of the tile above 0, at most 1."
         )
+    if arguments.threads is not None:
+        print("-np, -npp and -nps have no effect here: one thread reads and one writes, whatever they say.")
     predictor, postprocessing = _load(arguments)
     print(predictor.describe())
     if predictor.device.type == "cpu" and predictor.num_mirrorings > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ def as_image(
             f"The array has shape {array.shape}; expected (Z, Y, X) or (C, Z, Y, X) with C = {channels} "
             f"({', '.join(channel_names)}), or for a 2D image (C, Y, X) with two spacings."
         )
-    if spacing_mm is None or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+    if spacing_mm is None or len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm):
         raise SamunetError("spacing_mm: give the voxel size along z, y and x in millimetres, all above 0.")
     shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
     z, y, x = map(float, spacing_mm)

@@ -19,6 +19,7 @@ from torch import nn
 from samunet.data.cases import Case
 from samunet.data.geometry import Geometry
 from samunet.data.readers import read_image
+from samunet.errors import SamunetError
 from samunet.inference.arrays import Prediction, as_image, prediction_of
 from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import export_case
@@ -63,6 +64,10 @@ class PredictorSettings:
     mirroring: bool = True
     checkpoint: str = "checkpoint_final.pth"
     changed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size <= 1:
+            raise SamunetError(f"step_size={self.step_size:g}: give a share of the tile above 0, at most 1.")
 
 
 class Predictor:
@@ -118,8 +123,10 @@ class Predictor:
 
         Raises:
             SamunetError: no such folder, fold or checkpoint; folds of different configurations; a setting
-                that training has fixed.
+                that training has fixed, or out of its range.
         """
+        if folds is not None and not folds:
+            raise SamunetError("folds: name one or more, or give None for all that are trained.")
         folder = Path(model_folder)
         checkpoint = shared_checkpoint(folder, checkpoint)
         chosen = PredictorSettings(

@@ -323,6 +323,14 @@ def test_prediction_flags_out_of_range(workspace: Path, images: Path, refused) -
     assert "-m FOLDER" in refused(predict.main, workspace, "-i", str(images), "-o", "out")
 
 
+def test_numbers_of_processes_have_no_effect_and_are_told_so(
+    workspace: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = predict_words(images, "-npp", "3", "-nps", "1", "--workspace", str(workspace), "-device", "cpu")
+    assert predict.main(words) == 0
+    assert capsys.readouterr().out.count("-np, -npp and -nps have no effect") == 1
+
+
 def test_evaluation_of_missing_predictions(workspace: Path, tmp_path: Path, refused) -> None:
     labels, empty = workspace / RAW / "labelsTr", tmp_path / "predictions"
     empty.mkdir()

@@ -119,6 +119,10 @@ def test_slices_with_context(tmp_path: Path, volume: np.ndarray) -> None:
         ((CHANNELS, 6, 30, 26), None),
         ((CHANNELS, 6, 30, 26), (1.0, 1.0)),
         ((CHANNELS, 6, 30, 26), (0.0, 1.0, 1.0)),
+        ((CHANNELS, 6, 30, 26), (3.0, np.nan, 1.0)),
+        ((CHANNELS, 6, 30, 26), (np.nan, 1.0, 1.0)),
+        ((CHANNELS, 6, 30, 26), (3.0, np.inf, 1.0)),
+        ((CHANNELS, 30, 26), (1.0, np.nan)),
         ((30,), SPACING),
     ],
 )
@@ -127,6 +131,12 @@ def test_arrays_that_do_not_fit(
 ) -> None:
     with pytest.raises(SamunetError):
         load(model).predict(np.zeros(shape), spacing_mm=spacing)
+
+
+@pytest.mark.parametrize("settings", [{"step_size": s} for s in (1.5, 0, -1, np.nan)] + [{"folds": ()}])
+def test_settings_out_of_range_are_refused(model: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(SamunetError, match=next(iter(settings))):
+        load(model, **settings)
 
 
 def test_nan_is_refused(model: Path, volume: np.ndarray) -> None:
