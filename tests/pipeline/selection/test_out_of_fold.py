@@ -113,10 +113,12 @@ def test_commands_repeat_the_settings_and_the_teacher_of_the_folds_that_are_ther
 def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
     folder = made.workspace.model_folder(DATASET, "2d_unet")
     plan = Plan.load(folder / "plan.json")
-    replace(plan, fingerprint_hash="f" * 16).save(made.workspace.plan_file(DATASET))
+    file = made.workspace.plan_file(DATASET)
+    current = replace(plan, name=file.stem)
+    replace(current, fingerprint_hash="f" * 16).save(file)
     with pytest.raises(SamunetError, match="trained on another plan, made from other data than"):
         gather(made)
-    plan.save(made.workspace.plan_file(DATASET))
+    current.save(file)
     assert gather(made)
     replace(plan, labels=REGIONS).save(folder / "plan.json")
     with pytest.raises(SamunetError, match="trained with other labels than"):
