@@ -150,7 +150,7 @@ def _add_inference(parser: CommandParser) -> None:
         dest="threads",
         type=int,
         metavar="N",
-        help="accepted from nnU-Net users, without effect: one thread reads, one writes",
+        help="accepted as nnU-Net has them, without effect: one thread reads, one writes",
     )
     add_device(parser, "to predict on")
 
