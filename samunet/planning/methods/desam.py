@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from samunet.errors import SamunetError
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.desam_costs import DEPTHS, desam_head_cost
 from samunet.planning.head_costs import HeadInput
@@ -38,16 +37,6 @@ class DesamConfig(SamHeadConfig):
     """Learn how good a prompt is (the paper's ablation switches it off)."""
     fusion: bool = True
     """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head_width is not None:
-            raise SamunetError("2d_desam has no head_width: its widths follow from the encoder.")
-        if self.paper_compat:
-            raise SamunetError(
-                "2d_desam has no paper_compat, which means AutoSAM's public code. Where DeSAM's code "
-                "differs, its page names the settings (min_iou, iou_weight)."
-            )
 
 
 def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:
