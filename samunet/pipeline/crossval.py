@@ -27,6 +27,7 @@ from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
     SUMMARY_FILE,
+    TABLE_FILE,
     Workspace,
     fold_folder,
     is_validated,
@@ -306,7 +307,7 @@ def _gather(
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, partial / name)
         evaluation.save(partial / SUMMARY_FILE)
-        evaluation.save_csv(partial / "summary.csv")
+        evaluation.save_csv(partial / TABLE_FILE)
         write_json(partial / RECORD_FILE, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

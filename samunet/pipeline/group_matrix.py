@@ -163,8 +163,9 @@ class _Run:
 
     @property
     def fold(self) -> int | str:
-        name = self.folder.name.removeprefix("fold_")
-        return int(name) if name.isdecimal() else name
+        fold = fold_of(self.folder)
+        assert fold is not None  # copies are passed over where runs are collected
+        return fold
 
     @property
     def splits(self) -> str:

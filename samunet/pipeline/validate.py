@@ -18,12 +18,11 @@ from samunet.inference.predictor import Predictor
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
 from samunet.trainers.checkpoint import FINAL
-from samunet.workspace import SUMMARY_FILE, validation_folder
+from samunet.workspace import SUMMARY_FILE, TABLE_FILE, validation_folder
 
 logger = logging.getLogger(__name__)
 
 MOST_OVERLAYS = 12
-TABLE_FILE = "summary.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
