@@ -166,8 +166,8 @@ class Comparison:
         if f"{name} cases" not in self.results.steps:
             self.results.save(f"{name} cases", cases)
         systems = [system for system in study.systems if system in arguments.systems]
-        methods = list(dict.fromkeys(SYSTEMS[system][0] for system in systems if system != PEER))
-        if methods and not all(bench.is_scored(f"{name} {system}") for system in systems):
+        if any(system != PEER and not bench.is_scored(f"{name} {system}") for system in systems):
+            methods = {SYSTEMS[system][0] for system in study.systems if system != PEER}
             bench.plan(f"{name} plan", study.dataset, sorted(methods), "-encoder", ENCODER)
         for system in systems:
             if system == PEER:
