@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware, machine_load
-from real_runs import Bench, Training, setting_words
-from subsets import dice_scores, held_out_cases
+from real_runs import Bench, Training, mean_scores, paired_interval, setting_words
+from subsets import dice_scores, held_out_cases, patient_of
 
 from samunet.networks.sam.weight_files import (
     ENCODER_ENDING,
@@ -128,7 +128,7 @@ def labelled_cases(source: Path, dataset: str, number: int, seed: int) -> list[s
     drawn = np.random.default_rng(seed).permutation(len(pool))
     chosen: dict[str, str] = {}
     for index in drawn:
-        chosen.setdefault(pool[index].split("_frame")[0], pool[index])
+        chosen.setdefault(patient_of(pool[index]), pool[index])
     return list(chosen.values())[:number]
 
 
@@ -233,7 +233,7 @@ def report(steps: dict[str, Any]) -> None:
         rows = {}
         for system in study.systems:
             found = {
-                seed: steps[f"{study.name(seed)} {system} scores"]["dice"]
+                seed: steps[f"{study.name(seed)} {system} scores"]
                 for seed in range(100)
                 if f"{study.name(seed)} {system} scores" in steps
             }
@@ -242,8 +242,8 @@ def report(steps: dict[str, Any]) -> None:
         if not rows:
             continue
         print(f"\n{study.dataset}, {study.labelled} labelled")
-        for system, found in sorted(rows.items(), key=lambda row: -float(np.mean(list(row[1].values())))):
-            values = list(found.values())
+        dices = {system: [scores["dice"] for scores in found.values()] for system, found in rows.items()}
+        for system, values in sorted(dices.items(), key=lambda row: -float(np.mean(row[1]))):
             spread = f"+- {np.std(values, ddof=1):.3f}" if len(values) > 1 else "        "
             shown = " ".join(f"{value:.3f}" for value in values)
             print(f"  {system:20} {np.mean(values):.3f} {spread}  ({shown})")
@@ -259,12 +259,18 @@ def report(steps: dict[str, Any]) -> None:
                 _difference(rows, f"{method}_tuned", other)
 
 
-def _difference(rows: dict[str, dict[int, float]], ours: str, other: str) -> None:
-    """Mean of the differences over the seeds that both have."""
+def _difference(rows: dict[str, dict[int, dict[str, Any]]], ours: str, other: str) -> None:
+    """Mean difference over the seeds that both have, with its interval over patients."""
     seeds = sorted(set(rows.get(ours, {})) & set(rows.get(other, {})))
     if seeds:
-        points = 100 * float(np.mean([rows[ours][seed] - rows[other][seed] for seed in seeds]))
-        print(f"    {ours} - {other}: {points:+.1f} points ({len(seeds)} seeds)")
+        first, second = ([rows[system][seed] for seed in seeds] for system in (ours, other))
+        points = 100 * float(np.mean([a["dice"] - b["dice"] for a, b in zip(first, second)]))
+        cases = [mean_scores([scores["cases"] for scores in system]) for system in (first, second)]
+        low, high = paired_interval(*cases, {case: patient_of(case) for case in cases[0]})
+        print(
+            f"    {ours} - {other}: {points:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over patients "
+            f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        )
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

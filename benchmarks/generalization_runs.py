@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware
-from real_runs import Bench, Training, interval, setting_words
+from real_runs import Bench, Training, interval, mean_scores, setting_words
 from subsets import dice_scores
 
 GRIDS = (1, 9, 25)
@@ -103,7 +103,7 @@ def prepare(bench: Bench, task: str, arguments: argparse.Namespace) -> None:
     source, targets = TASKS[task]
     for dataset in dict.fromkeys((source, *targets)):
         bench.prepare(dataset)
-    methods = sorted({arm.method for arm in ARMS if arm.name in arguments.arms})
+    methods = sorted({arm.method for arm in ARMS})
     bench.plan(f"{task} plan", source, methods, *weights_words(arguments))
 
 
@@ -163,7 +163,7 @@ def _weights_of(bench: Bench, training: Training) -> dict[str, Any]:
 
 
 def report(steps: dict[str, Any]) -> None:
-    """A row a target, arm, augmentation and grid: mean over seeds, interval over cases, seeds."""
+    """A row a target, arm, augmentation and grid: mean over seeds, interval over patients, seeds."""
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for step, scores in steps.items():
         if not step.endswith(" scores"):
@@ -171,29 +171,18 @@ def report(steps: dict[str, Any]) -> None:
         task, arm, augmentation, _, minutes, _, target, *grid = step.removesuffix(" scores").split(" ")
         rows.setdefault((task, target, minutes, arm, augmentation, *grid[1:]), []).append(scores)
     print(
-        f"{'task':9} {'tested on':22} {'arm':30} {'Dice':>6} 95 % over cases   {'seeds':22} protocol weights"
+        f"{'task':9} {'tested on':22} {'arm':30} {'Dice':>6} 95 % over patients {'seeds':22} protocol weights"
     )
     for (task, target, minutes, *arm), seeds in sorted(rows.items()):
-        low, high = interval(mean_cases(seeds))
+        low, high = interval(mean_scores([scores["cases"] for scores in seeds]))
         each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
         protocol = np.mean([scores["desam_protocol"]["Dice"] for scores in seeds])
         used = seeds[0]
         weights = f"{used['encoder']} {used['encoder_weights']}" if used["encoder"] else "-"
         print(
             f"{task:9} {target:22} {' '.join([*arm, minutes]):30} {np.mean([s['dice'] for s in seeds]):6.3f} "
-            f"[{low:.3f}, {high:.3f}]   {each:22} {protocol:8.3f} {weights}"
+            f"[{low:.3f}, {high:.3f}]     {each:22} {protocol:8.3f} {weights}"
         )
-
-
-def mean_cases(seeds: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Case -> class -> mean Dice over the seeds; None where no seed has one."""
-    found: dict[str, dict[str, float | None]] = {}
-    for case, row in seeds[0]["cases"].items():
-        found[case] = {}
-        for name in row:
-            values = [s["cases"][case][name] for s in seeds if s["cases"][case][name] is not None]
-            found[case][name] = float(np.mean(values)) if values else None
-    return found
 
 
 def parse() -> argparse.Namespace:

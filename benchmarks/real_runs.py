@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from measured_commands import ResultsFile
-from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset
+from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset, patient_of
 
 RESAMPLES = 2000
+
+Scores = Mapping[str, Mapping[str, float | None]]
+"""Case -> class -> Dice; None where it is in neither map."""
 
 
 def setting_words(*pairs: str) -> tuple[str, ...]:
@@ -165,38 +168,51 @@ def _own_scores(summary: Path) -> dict[str, Any]:
     return {"samunet_foreground_mean": content["foreground_mean"]}
 
 
-def interval(cases: dict[str, dict[str, float | None]], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over classes of the mean Dice, cases drawn with replacement."""
-    rows = np.array([[np.nan if v is None else v for v in row.values()] for row in cases.values()], float)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
-    means = np.nanmean(np.nanmean(rows[drawn], axis=1), axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def interval(cases: Scores, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over classes of the mean Dice, patients drawn with replacement."""
+    return _percentiles(_means_of_draws([cases], {name: patient_of(name) for name in cases}, seed)[:, 0])
 
 
 def paired_interval(
-    first: dict[str, dict[str, float | None]],
-    second: dict[str, dict[str, float | None]],
-    patients: dict[str, str],
-    seed: int = 0,
+    first: Scores, second: Scores, patients: Mapping[str, str], seed: int = 0
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the difference of two systems on the same cases, patients drawn.
 
     The score of a draw is the mean over classes of the mean over its cases; `patients` names each case's.
     """
-    names = sorted(first)
-    rows = [
+    means = _means_of_draws([first, second], patients, seed)
+    return _percentiles(means[:, 0] - means[:, 1])
+
+
+def mean_scores(seeds: Sequence[Scores]) -> Scores:
+    """Case -> class -> mean Dice over the seeds; None where no seed has one."""
+    found: dict[str, dict[str, float | None]] = {}
+    for case, row in seeds[0].items():
+        found[case] = {}
+        for name in row:
+            values = [value for scores in seeds if (value := scores[case][name]) is not None]
+            found[case][name] = float(np.mean(values)) if values else None
+    return found
+
+
+def _means_of_draws(systems: Sequence[Scores], patients: Mapping[str, str], seed: int) -> np.ndarray:
+    """Score of every system in every draw, (draws, systems)."""
+    names = sorted(systems[0])
+    tables = [
         np.array([[np.nan if v is None else v for v in scores[name].values()] for name in names], float)
-        for scores in (first, second)
+        for scores in systems
     ]
-    drawn_from = sorted({patients[name] for name in names})
-    cases_of = [np.flatnonzero([patients[name] == patient for name in names]) for patient in drawn_from]
-    rng = np.random.default_rng(seed)
-    differences = []
-    for draw in rng.integers(len(cases_of), size=(RESAMPLES, len(cases_of))):
-        cases = np.concatenate([cases_of[patient] for patient in draw])
-        a, b = (np.nanmean(np.nanmean(system[cases], axis=0)) for system in rows)
-        differences.append(a - b)
-    low, high = np.percentile(differences, [2.5, 97.5])
+    cases_of: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        cases_of.setdefault(patients[name], []).append(index)
+    drawn_from, rng = list(cases_of.values()), np.random.default_rng(seed)
+    means = []
+    for draw in rng.integers(len(drawn_from), size=(RESAMPLES, len(drawn_from))):
+        cases = np.concatenate([drawn_from[patient] for patient in draw])
+        means.append([np.nanmean(np.nanmean(table[cases], axis=0)) for table in tables])
+    return np.array(means)
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -20,6 +20,11 @@ def held_out_cases(dataset: str) -> list[str]:
     return list(HELD_OUT["datasets"][dataset]["held_out"])
 
 
+def patient_of(case: str) -> str:
+    """Whose a case is: Dataset002 has two frames of a patient, the other sets one case."""
+    return case.split("_frame")[0]
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A hard link where the file system allows it, a copy elsewhere; a link that is there stays."""
     target.parent.mkdir(parents=True, exist_ok=True)

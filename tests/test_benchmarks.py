@@ -67,10 +67,14 @@ def test_every_system_is_reported_against_the_weights_that_ship(
 ) -> None:
     name = few_label.STUDIES["primary"][0].name(0)
     scores = {"2d_cnn_tuned": 0.5, "2d_cnn_scratch": 0.375, "2d_unet": 0.625}
-    few_label.report({f"{name} {system} scores": {"dice": dice} for system, dice in scores.items()})
+    steps = {
+        f"{name} {system} scores": {"dice": dice, "cases": {case: {"LV": dice} for case in "ab"}}
+        for system, dice in scores.items()
+    }
+    few_label.report(steps)
     printed = capsys.readouterr().out
-    assert "2d_cnn_tuned - 2d_cnn_scratch: +12.5 points (1 seeds)" in printed
-    assert "2d_cnn_tuned - 2d_unet: -12.5 points (1 seeds)" in printed
+    assert "2d_cnn_tuned - 2d_cnn_scratch: +12.5 points [+12.5, +12.5] over patients (1 seed)" in printed
+    assert "2d_cnn_tuned - 2d_unet: -12.5 points [-12.5, -12.5] over patients (1 seed)" in printed
 
 
 def test_the_studys_pairs_differ_by_the_weights_only(few_label: Any) -> None:
@@ -149,3 +153,12 @@ def test_a_carried_results_file_repeats_only_what_is_gone(load: Callable[[str], 
     assert not product.exists()
     carried.measure("step", command, tmp_path / "log.txt", product=product)
     assert product.read_text() == "x"
+
+
+def test_both_frames_of_a_patient_are_one_draw_of_the_interval(load: Callable[[str], Any]) -> None:
+    script = load("real_runs")
+    dice = {"patient001": 0.5, "patient002": 0.75, "patient003": 0.875}
+    once = {name: {"LV": value} for name, value in dice.items()}
+    twice = {f"{name}_frame{k:02d}": {"LV": value} for name, value in dice.items() for k in (1, 9)}
+    assert script.interval(twice) == script.interval(once)
+    assert script.mean_scores([once, {name: {"LV": None} for name in once}]) == once
