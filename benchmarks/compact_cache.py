@@ -31,6 +31,7 @@ from measured_commands import ResultsFile, hardware
 from real_runs import Bench
 from subsets import make_training_dataset
 
+from samunet.evaluation.bootstrap import mean_interval
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.compact import LEVEL, Codec, fit_bases
 from samunet.preprocessing.embedding_build import cached_features
@@ -40,7 +41,7 @@ from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_che
 from samunet.trainers.identity import read_run
 from samunet.workspace import Workspace
 
-METHOD, FITTED_SLICES, RESAMPLES = "2d_desam", 64, 2000
+METHOD, FITTED_SLICES = "2d_desam", 64
 BAR_POINTS, BAR_GB = 0.3, 2.0
 
 
@@ -160,8 +161,7 @@ def summary(found: dict[str, Any], slices: int, views: int) -> dict[str, Any]:
     result = {}
     for kind, part in found.items():
         differences = np.array([100 * (part["dice"][case] - exact[case]) for case in exact])
-        rng = np.random.default_rng(0)
-        drawn = differences[rng.integers(len(differences), size=(RESAMPLES, len(differences)))].mean(1)
+        interval = mean_interval(differences[:, None], np.arange(len(differences)))
         names = part["errors"][0]
         result[kind] = {
             "mb_a_slice": float(np.mean(part["bytes"])) / 1e6,
@@ -170,7 +170,7 @@ def summary(found: dict[str, Any], slices: int, views: int) -> dict[str, Any]:
             "decode_ms": 1e3 * float(np.mean(part["decode_seconds"])),
             "dice": float(np.mean(list(part["dice"].values()))),
             "difference_points": float(differences.mean()),
-            "interval_points": [float(v) for v in np.percentile(drawn, [2.5, 97.5])],
+            "interval_points": [interval.low, interval.high],
             "cases": part["dice"],
         }
     return result

@@ -266,7 +266,7 @@ def _difference(rows: dict[str, dict[int, dict[str, Any]]], ours: str, other: st
         first, second = ([rows[system][seed] for seed in seeds] for system in (ours, other))
         points = 100 * float(np.mean([a["dice"] - b["dice"] for a, b in zip(first, second)]))
         cases = [mean_scores([scores["cases"] for scores in system]) for system in (first, second)]
-        low, high = paired_interval(*cases, {case: patient_of(case) for case in cases[0]})
+        low, high = paired_interval(*cases)
         print(
             f"    {ours} - {other}: {points:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over patients "
             f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"

@@ -157,14 +157,14 @@ class Study:
         """Save and print what `name` gains over `single` on the held-out cases."""
         steps = self.bench.results.steps
         first, second = steps[f"{name} scores"], steps[f"{single} scores"]
-        patients = {case: self.setup.patient(case) for case in first["cases"]}
-        low, high = paired_interval(first["cases"], second["cases"], patients)
+        patients = [self.setup.patient(case) for case in first["cases"]]
+        low, high = paired_interval(first["cases"], second["cases"], self.setup.patient)
         gain = {
             "over": single,
             "gain": first["dice"] - second["dice"],
             "interval_95": (low, high),
             "cases": len(patients),
-            "patients": len(set(patients.values())),
+            "patients": len(set(patients)),
         }
         self.bench.results.save(f"{name} gain", gain)
         print(f"{name} over {single}: {gain['gain']:+.4f} [{low:+.4f}, {high:+.4f}]", flush=True)

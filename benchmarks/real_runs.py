@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from measured_commands import ResultsFile
 from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset, patient_of
 
-RESAMPLES = 2000
+from samunet.evaluation.bootstrap import Bootstrap, ScoreTable, mean_interval
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Case -> class -> Dice; None where it is in neither map."""
@@ -168,20 +168,22 @@ def _own_scores(summary: Path) -> dict[str, Any]:
     return {"samunet_foreground_mean": content["foreground_mean"]}
 
 
-def interval(cases: Scores, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over classes of the mean Dice, patients drawn with replacement."""
-    return _percentiles(_means_of_draws([cases], {name: patient_of(name) for name in cases}, seed)[:, 0])
+def interval(cases: Scores) -> tuple[float, float]:
+    """95 % interval of the mean over classes of the mean Dice, patients drawn, expanded for few of them."""
+    table = _table([cases], patient_of)
+    found = mean_interval(table.values[0], table.units)
+    return found.low, found.high
 
 
 def paired_interval(
-    first: Scores, second: Scores, patients: Mapping[str, str], seed: int = 0
+    first: Scores, second: Scores, patient: Callable[[str], str] = patient_of
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of the difference of two systems on the same cases, patients drawn.
+    """95 % interval of the difference of two systems on the same cases, patients drawn.
 
-    The score of a draw is the mean over classes of the mean over its cases; `patients` names each case's.
+    `patient` names the one of a case.
     """
-    means = _means_of_draws([first, second], patients, seed)
-    return _percentiles(means[:, 0] - means[:, 1])
+    found = Bootstrap.draw(_table([first, second], patient)).differences([(0, 1)])[0]
+    return found.low, found.high
 
 
 def mean_scores(seeds: Sequence[Scores]) -> Scores:
@@ -195,24 +197,10 @@ def mean_scores(seeds: Sequence[Scores]) -> Scores:
     return found
 
 
-def _means_of_draws(systems: Sequence[Scores], patients: Mapping[str, str], seed: int) -> np.ndarray:
-    """Score of every system in every draw, (draws, systems)."""
+def _table(systems: Sequence[Scores], patient: Callable[[str], str]) -> ScoreTable:
+    """The systems' scores on the cases of the first; a class counts where all of them have a score."""
     names = sorted(systems[0])
-    tables = [
-        np.array([[np.nan if v is None else v for v in scores[name].values()] for name in names], float)
-        for scores in systems
-    ]
-    cases_of: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        cases_of.setdefault(patients[name], []).append(index)
-    drawn_from, rng = list(cases_of.values()), np.random.default_rng(seed)
-    means = []
-    for draw in rng.integers(len(drawn_from), size=(RESAMPLES, len(drawn_from))):
-        cases = np.concatenate([drawn_from[patient] for patient in draw])
-        means.append([np.nanmean(np.nanmean(table[cases], axis=0)) for table in tables])
-    return np.array(means)
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    values = np.array([[list(scores[name].values()) for name in names] for scores in systems], float)
+    patients = list(dict.fromkeys(map(patient, names)))
+    units = np.array([patients.index(patient(name)) for name in names])
+    return ScoreTable(values=values, present=~np.isnan(values).any(axis=0), units=units)
