@@ -4,11 +4,11 @@
     python benchmarks/few_label.py --data FOLDER --work FOLDER --report
 
 Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Dataset001 and of Dataset008.
-Remedies, on request: other inputs and recipes. Test cases are those of held_out.json. Each seed draws its
-own labelled volumes (never two of one patient), the same for all systems; every training has `--minutes`,
-and all predict without mirroring. Finished steps stand in WORK/few_label.json; start again to go on where it
-stopped. A results file is of one set of weights; what does not depend on them (random starts, U-Nets) is
-taken over from one of others with --take.
+Remedies and probes, on request: other inputs and recipes, linear heads. Test cases are those of
+held_out.json. Each seed draws its own labelled volumes (never two of one patient), the same for all systems;
+every training has `--minutes`, and all predict without mirroring. Finished steps stand in
+WORK/few_label.json; start again to go on where it stopped. A results file is of one set of weights; what does
+not depend on them (random starts, U-Nets) is taken over from one of others with --take.
 """
 
 from __future__ import annotations
@@ -70,6 +70,9 @@ REMEDIES = {
 """What may suit a small encoder better than the plan: a head that sees the embedding only, other input
 sizes, new augmentations in every step instead of stored views, the rates of large encoders,
 less in the encoder only."""
+BLIND = setting_words("encoder=frozen", "image_skip=false")
+PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
+"""What a linear head reads from the embedding alone: whether the weights know anything of this task."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
@@ -77,6 +80,7 @@ SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
         for kind, words in KINDS.items()
     },
     **{name: ("2d_cnn", ("-encoder", ENCODER, *words)) for name, words in REMEDIES.items()},
+    **{name: ("2d_linear", ("-encoder", ENCODER, *words)) for name, words in PROBES.items()},
     "2d_unet": ("2d_unet", setting_words(f"batch_size={SMALL_BATCH}")),
     PEER: (PEER, ()),
 }
@@ -95,13 +99,14 @@ class Study:
         return f"{self.dataset} n{self.labelled} seed{seed}"
 
 
-PRIMARY = tuple(system for system in SYSTEMS if system not in REMEDIES)
+PRIMARY = tuple(system for system in SYSTEMS if system not in {**REMEDIES, **PROBES})
 SECONDARY = ("2d_cnn_tuned", "2d_cnn_scratch", "2d_unet")
 """As planned, the same from random weights, and the baseline."""
 STUDIES = {
     "primary": [Study("Dataset002_ACDC", number, PRIMARY) for number in (1, 5)],
     "secondary": [Study(name, 5, SECONDARY) for name in ("Dataset001_Hippocampus", "Dataset008_Prostate")],
     "remedies": [Study("Dataset002_ACDC", number, tuple(REMEDIES)) for number in (1, 5)],
+    "probes": [Study("Dataset002_ACDC", number, tuple(PROBES)) for number in (1, 5)],
 }
 
 
@@ -229,7 +234,7 @@ class Comparison:
 
 def report(steps: dict[str, Any]) -> None:
     """Mean Dice over seeds of each system; what the weights bring, and the lead over other networks."""
-    for study in [study for studies in STUDIES.values() for study in studies]:
+    for kind, study in [(kind, study) for kind, studies in STUDIES.items() for study in studies]:
         rows = {}
         for system in study.systems:
             found = {
@@ -241,13 +246,13 @@ def report(steps: dict[str, Any]) -> None:
                 rows[system] = found
         if not rows:
             continue
-        print(f"\n{study.dataset}, {study.labelled} labelled")
+        print(f"\n{kind}: {study.dataset}, {study.labelled} labelled")
         dices = {system: [scores["dice"] for scores in found.values()] for system, found in rows.items()}
         for system, values in sorted(dices.items(), key=lambda row: -float(np.mean(row[1]))):
             spread = f"+- {np.std(values, ddof=1):.3f}" if len(values) > 1 else "        "
             shown = " ".join(f"{value:.3f}" for value in values)
             print(f"  {system:20} {np.mean(values):.3f} {spread}  ({shown})")
-        for method in ("2d_cnn", "2d_autosam"):
+        for method in ("2d_cnn", "2d_autosam", "2d_linear"):
             _difference(rows, f"{method}_frozen", f"{method}_frozen_random")
             for other in (
                 f"{method}_frozen",
