@@ -63,13 +63,14 @@ REMEDIES = {
     "2d_cnn_frozen_blind": setting_words("encoder=frozen", "image_skip=false"),
     "2d_cnn_frozen_224": (*FROZEN, *setting_words("input_size=224")),
     "2d_cnn_frozen_live": (*FROZEN, *setting_words("input_size=224", "cache=false")),
+    "2d_cnn_frozen_views": (*FROZEN, *setting_words("views=24")),
     "2d_cnn_tuned_gentle": trained("0.0005", "0.1", "0.01"),
     "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
     "2d_cnn_tuned_448": (*TUNED, *setting_words("input_size=448")),
 }
 """What may suit a small encoder better than the plan: a head that sees the embedding only, other input
-sizes, new augmentations in every step instead of stored views, the rates of large encoders,
-less in the encoder only."""
+sizes, new augmentations in every step instead of six stored views or 24 of them, the rates of large
+encoders, less in the encoder only."""
 BLIND = setting_words("encoder=frozen", "image_skip=false")
 PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
 """What a linear head reads from the embedding alone: whether the weights know anything of this task."""
