@@ -24,6 +24,8 @@ QC_FILE = "qc.json"
 QC_FEATURES_FOLDER = "qc_features"
 QC_MODEL_FILE = "qc_model.json"
 QC_MODEL_AFTER_RULES_FILE = "qc_model_postprocessed.json"
+FOLD = "fold_"
+"""What the name of a fold's folder begins with."""
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 
 
@@ -276,7 +278,21 @@ def is_validated(model_folder: Path, fold: int | str) -> bool:
 
 def fold_folder(model_folder: Path, fold: int | str) -> Path:
     """Folder of one trained fold; `fold` is a number or `all`."""
-    return Path(model_folder) / f"fold_{fold}"
+    return Path(model_folder) / f"{FOLD}{fold}"
+
+
+def fold_of(folder: Path) -> int | str | None:
+    """The fold that a folder of a model is, by its name; None for copies such as `fold_0_old`."""
+    name = folder.name.removeprefix(FOLD)
+    is_number = name.isdecimal() and str(int(name)) == name
+    return int(name) if is_number else name if name == "all" else None
+
+
+def fold_folders(model_folder: Path) -> dict[int | str, Path]:
+    """Fold -> folder of all folds begun in a model folder, `all` last; copies are left out."""
+    found = {fold_of(folder): folder for folder in Path(model_folder).glob(f"{FOLD}*")}
+    numbers = sorted(fold for fold in found if isinstance(fold, int))
+    return {fold: found[fold] for fold in (*numbers, *(["all"] if "all" in found else []))}
 
 
 def _absolute(path: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.workspace import Workspace, fold_folder, short_dataset_name, split_tag
+from samunet.workspace import Workspace, fold_folder, fold_folders, short_dataset_name, split_tag
 
 
 def test_the_flag_wins_over_the_variables(tmp_path: Path) -> None:
@@ -132,3 +132,11 @@ def test_names_of_a_selection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("full", "short"), [("Dataset007_Liver", "7"), ("Liver", "Liver")])
 def test_what_a_user_types_for_a_dataset(full: str, short: str) -> None:
     assert short_dataset_name(full) == short
+
+
+def test_folds_of_a_model_without_copies(tmp_path: Path) -> None:
+    for fold in (10, 2, "all", "0_old", "01", "0 (copy)"):
+        fold_folder(tmp_path, fold).mkdir()
+    assert list(fold_folders(tmp_path)) == [2, 10, "all"]
+    assert fold_folders(tmp_path)["all"] == tmp_path / "fold_all"
+    assert fold_folders(tmp_path / "nothing") == {}

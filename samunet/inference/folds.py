@@ -8,7 +8,7 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.portable import WEIGHTS_FILE, is_shared_model
-from samunet.workspace import fold_folder
+from samunet.workspace import fold_folder, fold_folders
 
 logger = logging.getLogger(__name__)
 
@@ -33,23 +33,18 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
             f"{model_folder} is one fold of a model. Give the model's folder {model_folder.parent}, and the "
             f"fold with -f {model_folder.name.removeprefix('fold_')}."
         )
-    found = {f.name: fold_of(f) for f in sorted(model_folder.glob("fold_*")) if (f / stored).is_file()}
-    foreign = [name for name, fold in found.items() if fold is None]
+    trained = {f.name for f in model_folder.glob("fold_*") if (f / stored).is_file()}
+    folds = {
+        fold: folder.name for fold, folder in fold_folders(model_folder).items() if folder.name in trained
+    }
+    foreign = sorted(trained - set(folds.values()))
     if foreign:
         logger.warning("%s: %s is no fold_NUMBER or fold_all; left out.", model_folder, ", ".join(foreign))
-    folds = [fold for fold in found.values() if fold is not None]
     if not folds:
         others = sorted({f.name for f in model_folder.glob("fold_*/checkpoint_*.pth")})
         found = f" There is {' and '.join(others)}: choose with -chk, or finish with --c." if others else ""
         raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
-    return (*sorted(fold for fold in folds if isinstance(fold, int)), *(["all"] if "all" in folds else []))
-
-
-def fold_of(folder: Path) -> Fold | None:
-    """The fold that a folder of a model is, by its name; None for copies such as `fold_0_old`."""
-    name = folder.name.removeprefix("fold_")
-    is_number = name.isdecimal() and str(int(name)) == name
-    return int(name) if is_number else name if name == "all" else None
+    return tuple(folds)
 
 
 def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:

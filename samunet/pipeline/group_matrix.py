@@ -13,7 +13,6 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SINGLE_SOURCE
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import OTHER_METRICS
-from samunet.inference.folds import fold_of
 from samunet.pipeline.models import configuration_name
 from samunet.pipeline.run_commands import command_like
 from samunet.records import read_json
@@ -23,6 +22,8 @@ from samunet.workspace import (
     DEFAULT_PLANS,
     SUMMARY_FILE,
     Workspace,
+    fold_folders,
+    fold_of,
     split_tag,
     training_command,
     validation_folder,
@@ -199,17 +200,18 @@ def _wanted(request: MatrixRequest, tag: str) -> bool:
 def _runs(workspace: Workspace, request: MatrixRequest, method: str, groups: Mapping[str, str]) -> list[_Run]:
     """Folds of the method whose training cases are all of one group."""
     start, runs = f"{method}__{request.plans}__", []
-    for file in sorted((workspace.results / request.dataset).glob(f"{start}*/fold_*/run.json")):
-        tag = file.parents[1].name.removeprefix(start)
-        if not _wanted(request, tag) or fold_of(file.parent) is None:
+    models = sorted((workspace.results / request.dataset).glob(f"{start}*"))
+    wanted = [model for model in models if _wanted(request, model.name.removeprefix(start))]
+    for folder in [fold for model in wanted for fold in fold_folders(model).values()]:
+        record = read_run(folder)
+        if record is None:
             continue
-        record = read_run(file.parent)
-        assert record is not None
+        tag = folder.parent.name.removeprefix(start)
         trained_on = {groups.get(case, "") for case in record.train}
         if len(trained_on) == 1:
-            runs.append(_Run(folder=file.parent, tag=tag, source=trained_on.pop(), record=record))
+            runs.append(_Run(folder=folder, tag=tag, source=trained_on.pop(), record=record))
         else:
-            logger.info("%s was trained on %d groups and is left out.", file.parent, len(trained_on))
+            logger.info("%s was trained on %d groups and is left out.", folder, len(trained_on))
     return runs
 
 

@@ -12,7 +12,7 @@ from samunet import __version__
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS
 from samunet.planning.methods import ALIASES, list_methods
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, fold_folders
 
 PACKAGES = (
     "torch",
@@ -27,6 +27,8 @@ PACKAGES = (
 
 
 TEST_ENCODER = "vit_micro"
+STORED = ("checkpoint_final.pth", "weights.safetensors")
+"""Of a fold that was trained here, and of an installed one."""
 
 
 def collect(workspace: Workspace) -> dict[str, Any]:
@@ -99,11 +101,11 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
         f.stem for f in preprocessed.glob("*.json") if f.name not in own and not f.name.startswith("splits_")
     )
     models = {
-        folder.name: sorted(
-            f.parent.name.removeprefix("fold_")
-            for ending in ("checkpoint_final.pth", "weights.safetensors")  # trained here, installed
-            for f in folder.glob(f"fold_*/{ending}")
-        )
+        folder.name: [
+            str(fold)
+            for fold, fold_folder in fold_folders(folder).items()
+            if any((fold_folder / stored).exists() for stored in STORED)
+        ]
         for folder in sorted((workspace.results / name).glob("*__*"))
     }
     return {

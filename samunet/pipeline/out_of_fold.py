@@ -20,7 +20,7 @@ from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
 from samunet.records import hash_files, read_record
 from samunet.trainers.identity import read_run
-from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, is_validated, validation_folder
+from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, fold_folders, is_validated, validation_folder
 
 SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
 """Arguments (`single_model_arguments`) in which calibration and prediction must agree."""
@@ -49,8 +49,7 @@ class OutOfFoldCase:
 
 def validated_folds(model_folder: Path) -> tuple[int, ...]:
     """Numbers of the folds whose whole-case validation is there."""
-    names = [folder.name.removeprefix("fold_") for folder in Path(model_folder).glob("fold_*")]
-    folds = sorted(int(name) for name in names if name.isdecimal())
+    folds = [fold for fold in fold_folders(model_folder) if isinstance(fold, int)]
     return tuple(fold for fold in folds if is_validated(model_folder, fold))
 
 

@@ -12,7 +12,7 @@ from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcom
 from samunet.trainers.checkpoint import FINAL, checkpoints_in
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, distillation_differences, read_run
-from samunet.workspace import Workspace, fold_folder, is_validated
+from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
 def _begun(prepared: dict[Fold, PreparedRun]) -> tuple[Fold | None, RunRecord | None]:
     """The first fold of the model that was started, named now or not, and its record."""
     run = next(iter(prepared.values()))
-    there = [folder.name.removeprefix("fold_") for folder in sorted(run.model_folder.glob("fold_*"))]
-    records = ((fold, read_run(fold_folder(run.model_folder, fold))) for fold in there if _started(run, fold))
+    there = fold_folders(run.model_folder)
+    records = ((fold, read_run(folder)) for fold, folder in there.items() if _started(run, fold))
     return next(((fold, found) for fold, found in records if found is not None), (None, None))
 
 

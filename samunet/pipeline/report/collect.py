@@ -12,15 +12,16 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.summary_file import read_summary
-from samunet.inference.folds import fold_of
 from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
-from samunet.trainers.identity import RunRecord, read_run
+from samunet.trainers.identity import RUN_FILE, RunRecord, read_run
 from samunet.workspace import (
     DEFAULT_PLANS,
     SUMMARY_FILE,
     Workspace,
+    fold_folder,
+    fold_folders,
     training_command,
     validation_folder,
 )
@@ -110,8 +111,11 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
     Raises:
         SamunetError: nothing is trained.
     """
-    runs = (workspace.results / dataset).glob("*__*/fold_*/run.json")
-    folders = sorted({run.parents[1] for run in runs if fold_of(run.parent) is not None})
+    folders = [
+        folder
+        for folder in sorted((workspace.results / dataset).glob("*__*"))
+        if any((fold / RUN_FILE).is_file() for fold in fold_folders(folder).values())
+    ]
     models = [model for folder in folders if (model := _read_model(folder)) is not None]
     models = [model for model in models if plans in (None, model.plan.name)]
     if not models:
@@ -131,7 +135,7 @@ def _read_model(folder: Path) -> Model | None:
     plan = Plan.load(folder / "plan.json")
     configuration, _, rest = folder.name.partition("__")
     tag = rest.removeprefix(plan.name).removeprefix("__") or None
-    folds = [_read_fold(fold, plan) for fold in sorted(folder.glob("fold_*")) if fold_of(fold) is not None]
+    folds = [_read_fold(folder, fold, plan) for fold in fold_folders(folder)]
     return Model(
         folder=folder,
         configuration=configuration,
@@ -141,12 +145,12 @@ def _read_model(folder: Path) -> Model | None:
     )
 
 
-def _read_fold(folder: Path, plan: Plan) -> FoldRun | None:
+def _read_fold(model_folder: Path, number: int | str, plan: Plan) -> FoldRun | None:
+    folder, fold = fold_folder(model_folder, number), str(number)
     run = read_run(folder)
     if run is None:
         return None
-    fold = folder.name.removeprefix("fold_")
-    summary = validation_folder(folder.parent, fold) / SUMMARY_FILE
+    summary = validation_folder(model_folder, number) / SUMMARY_FILE
     seen = set(run.train)
     unseen = bool(set(run.val) - seen) and summary.is_file()
     return FoldRun(

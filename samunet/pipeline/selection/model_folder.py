@@ -12,7 +12,6 @@ from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
-from samunet.inference.folds import fold_of
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
@@ -22,6 +21,7 @@ from samunet.workspace import (
     SUMMARY_FILE,
     Workspace,
     fold_folder,
+    fold_folders,
     training_command,
     validation_folder,
 )
@@ -141,7 +141,7 @@ def look_at(
 def _runs(folder: Path) -> dict[str, RunRecord]:
     """Fold -> record of every run in a model folder that can be read; what is wrong is told of each fold."""
     found = {}
-    for fold in [f for f in sorted(folder.glob("fold_*")) if fold_of(f) is not None]:
+    for fold in fold_folders(folder).values():
         with suppress(SamunetError):
             run = read_run(fold)
             if run is not None:

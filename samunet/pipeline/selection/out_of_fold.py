@@ -20,7 +20,7 @@ from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
 from samunet.trainers.portable import is_shared_model
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, training_command
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders, training_command
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,8 @@ def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
     found = {}
     for folder in sorted((workspace.results / wanted.dataset).glob("*__*")):
         configuration, plans, *tags = folder.name.split("__")
-        is_trained_here = any(folder.glob("fold_[0-9]*")) and not is_shared_model(folder)
+        has_folds = any(isinstance(fold, int) for fold in fold_folders(folder))
+        is_trained_here = has_folds and not is_shared_model(folder)
         if plans == wanted.plans and len(tags) <= 1 and is_trained_here:
             trained = TrainedAs(
                 dataset=wanted.dataset,
