@@ -59,10 +59,12 @@ KINDS = {
 }
 """Shipped weights frozen, random ones frozen, shipped ones trained too, and the same from random ones: by
 pairs nothing but the weights differs."""
+LIVE = (*FROZEN, *setting_words("input_size=224", "cache=false"))
 REMEDIES = {
     "2d_cnn_frozen_blind": setting_words("encoder=frozen", "image_skip=false"),
     "2d_cnn_frozen_224": (*FROZEN, *setting_words("input_size=224")),
-    "2d_cnn_frozen_live": (*FROZEN, *setting_words("input_size=224", "cache=false")),
+    "2d_cnn_frozen_live": LIVE,
+    "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),
     "2d_cnn_frozen_views": (*FROZEN, *setting_words("views=24")),
     "2d_cnn_tuned_gentle": trained("0.0005", "0.1", "0.01"),
     "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
