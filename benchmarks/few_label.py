@@ -73,7 +73,7 @@ REMEDIES = {
 """What may suit a small encoder better than the plan: a head that sees the embedding only, other input
 sizes, new augmentations in every step instead of six stored views or 24 of them, the rates of large
 encoders, less in the encoder only."""
-BLIND = setting_words("encoder=frozen", "image_skip=false", "input_size=224")
+BLIND = setting_words("encoder=frozen", "input_size=224")
 PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
 """What a linear head reads from the embedding alone, at the size that the encoder learnt at: whether the
 weights know anything of this task."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from samunet.planning.methods import get_method, settings_of
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -162,3 +164,10 @@ def test_both_frames_of_a_patient_are_one_draw_of_the_interval(load: Callable[[s
     twice = {f"{name}_frame{k:02d}": {"LV": value} for name, value in dice.items() for k in (1, 9)}
     assert script.interval(twice) == pytest.approx(script.interval(once))
     assert script.mean_scores([once, {name: {"LV": None} for name in once}]) == once
+
+
+def test_the_systems_set_what_their_methods_know(few_label: Any) -> None:
+    for method, words in few_label.SYSTEMS.values():
+        if method != few_label.PEER:
+            named = {pair.split("=")[0] for key, pair in zip(words, words[1:]) if key == "--set"}
+            assert named <= set(settings_of(get_method(method).config, dict.fromkeys(named)))
