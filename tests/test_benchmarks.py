@@ -168,7 +168,7 @@ def test_both_frames_of_a_patient_are_one_draw_of_the_interval(load: Callable[[s
 
 
 def test_the_systems_set_what_their_methods_know(few_label: Any) -> None:
-    of_the_plan = {"encoder_weights", "input_size"}
+    of_the_plan = {"encoder_weights", "input_size", "batch_size"}
     for method, words in few_label.SYSTEMS.values():
         if method != few_label.PEER:
             named = {pair.split("=")[0] for key, pair in pairwise(words) if key == "--set"} - of_the_plan
