@@ -41,14 +41,24 @@ PREDICTING = ("--disable_tta",)
 """Of every prediction, theirs too: mirroring takes four times as long on a CPU."""
 
 
+SIZE, SEEING = setting_words("input_size=224"), setting_words("image_skip=true")
+"""All at the size that the encoder learnt at, which is planned for trained ones here; frozen ones are planned
+larger, which leaves half the steps in ten minutes."""
+RANDOM = setting_words("encoder_weights=random")
+FROZEN = (*setting_words("encoder=frozen"), *SIZE, *SEEING)
+
+
 def trained(learning_rate: str, encoder_factor: str, weight_decay: str) -> tuple[str, ...]:
     """Words for an encoder that is trained with its head."""
     rates = (f"learning_rate={learning_rate}", f"encoder_learning_rate_factor={encoder_factor}")
-    return (*setting_words("encoder=full", *rates, f"weight_decay={weight_decay}"), *SEEING)
+    return (*setting_words("encoder=full", *rates, f"weight_decay={weight_decay}"), *SIZE, *SEEING)
 
 
-SEEING, RANDOM = setting_words("image_skip=true"), setting_words("encoder_weights=random")
-FROZEN = (*setting_words("encoder=frozen"), *SEEING)
+def larger(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The same at 448 pixels."""
+    return tuple(word.replace("input_size=224", "input_size=448") for word in words)
+
+
 TUNED = trained("0.001", "1", "0.05")
 """The planner's recipe for a small encoder, whatever it knew before."""
 KINDS = {
@@ -59,32 +69,36 @@ KINDS = {
 }
 """Shipped weights frozen, random ones frozen, shipped ones trained too, and the same from random ones: by
 pairs nothing but the weights differs."""
-LIVE = (*FROZEN, *setting_words("input_size=224", "cache=false"))
+LIVE = (*FROZEN, *setting_words("cache=false"))
 REMEDIES = {
-    "2d_cnn_frozen_blind": setting_words("encoder=frozen", "image_skip=false"),
-    "2d_cnn_frozen_224": (*FROZEN, *setting_words("input_size=224")),
+    "2d_cnn_frozen_blind": (*setting_words("encoder=frozen", "image_skip=false"), *SIZE),
     "2d_cnn_frozen_live": LIVE,
     "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),
-    "2d_cnn_frozen_views": (*FROZEN, *setting_words("views=24")),
+    "2d_cnn_frozen_448": larger(FROZEN),
+    "2d_cnn_frozen_448_random": (*larger(FROZEN), *RANDOM),
+    "2d_cnn_frozen_448_views": (*larger(FROZEN), *setting_words("views=24")),
+    "2d_autosam_frozen_448": larger(FROZEN),
+    "2d_autosam_frozen_448_random": (*larger(FROZEN), *RANDOM),
     "2d_cnn_tuned_gentle": trained("0.0005", "0.1", "0.01"),
     "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
-    "2d_cnn_tuned_448": (*TUNED, *setting_words("input_size=448")),
+    "2d_cnn_tuned_448": larger(TUNED),
 }
-"""What may suit a small encoder better than the plan: a head that sees the embedding only, other input
-sizes, new augmentations in every step instead of six stored views or 24 of them, the rates of large
-encoders, less in the encoder only."""
-BLIND = setting_words("encoder=frozen", "input_size=224")
+"""What may suit a small encoder better: a head that sees the embedding only, new augmentations in every step
+instead of six stored views or 24 of them, a larger input, the rates of large encoders, less in the encoder
+only."""
+BLIND = (*setting_words("encoder=frozen"), *SIZE)
 PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
-"""What a linear head reads from the embedding alone, at the size that the encoder learnt at: whether the
-weights know anything of this task."""
+"""What a linear head reads from the embedding alone: whether the weights know anything of this task."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
         for method in ("2d_cnn", "2d_autosam")
         for kind, words in KINDS.items()
     },
-    **{name: ("2d_cnn", ("-encoder", ENCODER, *words)) for name, words in REMEDIES.items()},
-    **{name: ("2d_linear", ("-encoder", ENCODER, *words)) for name, words in PROBES.items()},
+    **{
+        name: ("_".join(name.split("_")[:2]), ("-encoder", ENCODER, *words))
+        for name, words in {**REMEDIES, **PROBES}.items()
+    },
     "2d_unet": ("2d_unet", setting_words(f"batch_size={SMALL_BATCH}")),
     PEER: (PEER, ()),
 }
