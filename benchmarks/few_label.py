@@ -74,6 +74,7 @@ REMEDIES = {
     "2d_cnn_frozen_blind": (*setting_words("encoder=frozen", "image_skip=false"), *SIZE),
     "2d_cnn_frozen_live": LIVE,
     "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),
+    "2d_cnn_frozen_views": (*FROZEN, *setting_words("views=48")),
     "2d_cnn_frozen_448": larger(FROZEN),
     "2d_cnn_frozen_448_random": (*larger(FROZEN), *RANDOM),
     "2d_cnn_frozen_448_views": (*larger(FROZEN), *setting_words("views=24")),
@@ -84,7 +85,7 @@ REMEDIES = {
     "2d_cnn_tuned_448": larger(TUNED),
 }
 """What may suit a small encoder better: a head that sees the embedding only, new augmentations in every step
-instead of six stored views or 24 of them, a larger input, the rates of large encoders, less in the encoder
+instead of six stored views, or more of these, a larger input, the rates of large encoders, less in the encoder
 only."""
 BLIND = (*setting_words("encoder=frozen"), *SIZE)
 PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
