@@ -85,8 +85,8 @@ REMEDIES = {
     "2d_cnn_tuned_448": larger(TUNED),
 }
 """What may suit a small encoder better: a head that sees the embedding only, new augmentations in every step
-instead of six stored views, or more of these, a larger input, the rates of large encoders, less in the encoder
-only."""
+instead of six stored views, or more of these, a larger input, the rates of large encoders, less in the
+encoder only."""
 BLIND = (*setting_words("encoder=frozen"), *SIZE)
 PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
 """What a linear head reads from the embedding alone: whether the weights know anything of this task."""
