@@ -15,7 +15,7 @@ class SamunetError(ValueError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SamunetError:
     """Build the error for a name that does not exist: it lists the closest and all known names."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return SamunetError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")

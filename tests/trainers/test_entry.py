@@ -196,6 +196,9 @@ def test_another_method_on_the_same_data(tmp_path: Path) -> None:
     assert changed.encoder == "vit_micro"
     with pytest.raises(SamunetError, match="3D"):
         apply_overrides(plan, "2d_cnn", {}, "3d_unet")
+    with pytest.raises(SamunetError, match=r"Known: .*\bencoder, encoder_") as told:
+        apply_overrides(plan, "2d_cnn", {"views_": 3})
+    assert str(told.value).count(" encoder,") == 1  # a setting and a field of the plan
     with pytest.raises(SamunetError, match="needs a SAM encoder"):
         apply_overrides(make_request(tmp_path, METHOD).plan, METHOD, {}, "2d_cnn")
 
