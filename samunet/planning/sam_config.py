@@ -10,6 +10,8 @@ from samunet.planning.cache_storage import Storage
 from samunet.planning.methods import MethodConfig
 from samunet.records import Count, Natural, NotNegative, Positive
 
+USUAL_VIEWS = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamHeadConfig(MethodConfig):
@@ -31,7 +33,7 @@ class SamHeadConfig(MethodConfig):
     """Compute a trained encoder's activations again in the backward pass: less memory, a third more work."""
     cache: bool = True
     """Keep the frozen encoder's outputs on disk instead of encoding in every step."""
-    views: Count = 6
+    views: Count = USUAL_VIEWS
     """Augmented views stored per slice in the embedding cache; the first is the plain slice."""
     cache_storage: str = "fp16"
     """How the cache keeps embeddings: `fp16`, `int8`, or `pca:N` (N principal components, in int8)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from samunet.networks.sam.variants import PATCH, SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.plan import RANDOM, Configuration
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.planning.sam_costs import padding_waste
 from samunet.planning.sam_options import (
     INPUT_SIZES,
@@ -170,6 +170,10 @@ def _encoder_reasons(
             f"The frozen encoder runs once: {context.num_slices} slices x {option.config.views} views x "
             f"{per_slice / 1e6:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
         )
+        if option.config.views > USUAL_VIEWS and "views" not in context.settings:
+            reasons.append(
+                f"More views than the usual {USUAL_VIEWS}, for a head knows so few slices by heart otherwise."
+            )
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")
     if option.config.accumulate > 1:

@@ -12,7 +12,7 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.networks.sam.weights import tensors_sha256
 from samunet.networks.sam_slices import ENCODER_PREFIX
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.preprocessing.embedding_build import (
     BuildOptions,
     Unit,
@@ -40,6 +40,8 @@ DISK_SHARE = 0.9
 """Part of the free disk that a cache may fill when no limit is given."""
 BUDGET_SHARE = 0.5
 """Part of a time budget that building the cache may take."""
+MORE_VIEWS_SHARE = 0.2
+"""The same for views beyond the usual ones."""
 LEAST_VIEWS = 2
 TIMED_BATCHES = 3
 
@@ -142,9 +144,8 @@ class _Setup:
         minutes = self.run.time_budget_minutes
         if minutes is None or not units:
             return _Wanted(cache=cache, units=units, views=views)
-        left = BUDGET_SHARE * (60 * minutes - (time.monotonic() - started))
-        affordable = int(left / self.seconds_per_item(units))
-        return self.reduced(cache, units, views, affordable)
+        left = 60 * minutes - (time.monotonic() - started)
+        return self.reduced(cache, units, views, left / self.seconds_per_item(units))
 
     def repeated(self, earlier: CacheUse) -> _Wanted:
         """What an earlier run decided on."""
@@ -152,18 +153,27 @@ class _Setup:
         units = missing_units(cache, self.store, self.per_case(earlier.views))
         return _Wanted(cache=cache, units=units, views=earlier.views)
 
-    def reduced(self, cache: EmbeddingCache, units: list[Unit], views: int, affordable: int) -> _Wanted:
-        """Fewer views, then fewer slices of each case, so that about `affordable` items are encoded."""
+    def reduced(self, cache: EmbeddingCache, units: list[Unit], views: int, in_budget: float) -> _Wanted:
+        """Fewer views, then fewer slices of each case, so that building takes its share of the budget.
+
+        Args:
+            in_budget: items that could be encoded in the whole of it.
+        """
         wanted = views
-        while views > LEAST_VIEWS and _count(units) > affordable:
+
+        def affordable() -> int:
+            return int((BUDGET_SHARE if views <= USUAL_VIEWS else MORE_VIEWS_SHARE) * in_budget)
+
+        while views > LEAST_VIEWS and _count(units) > affordable():
             views -= 1
             units = missing_units(cache, self.store, self.per_case(views))
-        if _count(units) > affordable:
+        encoded = affordable()
+        if _count(units) > encoded:
             passes = sum(self.per_case(views).values())
-            cache = self.cache(max(1, affordable // passes))
+            cache = self.cache(max(1, encoded // passes))
             units = missing_units(cache, self.store, self.per_case(views))
             self.run.reporter.message(
-                f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
+                f"The time budget allows {encoded} encoded slices: the cache holds {views} views of up to "
                 f"{cache.identity.items_per_case} slices of each case."
             )
         elif views < wanted:

@@ -177,6 +177,21 @@ def test_cache_takes_fewer_views_and_then_none_when_the_disk_is_short():
     assert found[2][1] is False
 
 
+def test_few_slices_are_stored_in_more_views_where_it_costs_little():
+    few, vit_b = dataclasses.replace(ACDC, cases=ACDC.cases[:5]), {"weights": "official", "encoder": "vit_b"}
+    row, many = (planned(cases, **vit_b).configurations["2d_cnn"] for cases in (few, ACDC))
+    assert (row.settings["views"], many.settings.get("views", 6)) == (24, 6)
+    assert any("by heart" in reason for reason in row.reasons)
+    assert not any("by heart" in reason for reason in many.reasons)
+    full = dataclasses.replace(golden.BUDGETS["12 GB"], disk_gb=row.forecast.cache_gb * 5)
+    assert planned(few, full, **vit_b).configurations["2d_cnn"].settings["views"] == 12
+    slow = dataclasses.replace(full, disk_gb=1e3, gflops={key: v / 3000 for key, v in full.gflops.items()})
+    assert planned(few, slow, **vit_b).configurations["2d_cnn"].settings.get("views", 6) <= 6
+    asked = planned(few, **vit_b, settings={"views": 6}).configurations["2d_cnn"]
+    assert "views" not in asked.settings
+    assert not any("by heart" in reason for reason in asked.reasons)
+
+
 def test_nothing_fits():
     tiny = dataclasses.replace(golden.BUDGETS["cpu"], memory_gb=0.2)
     plan = planned(budget=tiny)

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from torch import Tensor
 from samunet.errors import SamunetError
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.records import read_record
-from samunet.trainers import get_trainer
+from samunet.trainers import cache_setup, get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource, item_chances
@@ -200,6 +201,21 @@ def test_a_time_budget_shrinks_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     (request.folder / FINAL).unlink()
     train_fold(replace(request, resume=True, settings={}), listener)
     assert len(list((tmp_path / "embeddings").iterdir())) == 1
+
+
+def test_views_beyond_the_usual_ones_take_less_of_a_time_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_the_budget(_network: Any, _source: Any, units: list[Any], *_: Any) -> float:
+        return 0.45 * 60 * 5 / cache_setup._count(units)
+
+    monkeypatch.setattr(cache_setup, "time_encoding", half_the_budget)
+    for views, kept in ((6, {6}), (24, set(range(7, 13)))):
+        settings = {**SHORT, "views": views}
+        request = make_request(tmp_path / str(views), "2d_linear", settings=settings, time_budget_minutes=5)
+        record = read_run(train_fold(request, SilentReporter()).folder)
+        assert record is not None
+        assert record.cache.views in kept
 
 
 def test_cached_and_uncached_validation_agree(tmp_path: Path) -> None:
