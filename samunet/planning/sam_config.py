@@ -11,6 +11,7 @@ from samunet.planning.methods import MethodConfig
 from samunet.records import Count, Natural, NotNegative, Positive
 
 USUAL_VIEWS = 6
+"""Stored of each slice where nothing speaks for more or fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
