@@ -10,10 +10,10 @@ comparison). Every training is on fold `all` under one time budget. `2d_desam` w
 grids of 1, 9 and 25 points a side from one training (the paper's ablation); nobody mirrors. Dice is of whole
 volumes; the DeSAM paper's protocol is scored beside it.
 
-Without --weights the plan's encoder is used, `vit_tiny` from scratch where the weights folder is empty; the
-weights of each training stand beside its scores. Finished steps are in WORK/generalization_runs.json; start
-again to go on. Seeds are the outer loop, so that an interrupted benchmark has all methods of the first
-seeds.
+Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
+is empty; the weights of each training stand beside its scores. Finished steps are in
+WORK/generalization_runs.json; start again to go on. Seeds are the outer loop, so that an interrupted
+benchmark has all methods of the first seeds.
 """
 
 from __future__ import annotations

@@ -33,11 +33,9 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
             f"{model_folder} is one fold of a model. Give the model's folder {model_folder.parent}, and the "
             f"fold with -f {model_folder.name.removeprefix('fold_')}."
         )
+    folds = [fold for fold, folder in fold_folders(model_folder).items() if (folder / stored).is_file()]
     trained = {f.name for f in model_folder.glob("fold_*") if (f / stored).is_file()}
-    folds = {
-        fold: folder.name for fold, folder in fold_folders(model_folder).items() if folder.name in trained
-    }
-    foreign = sorted(trained - set(folds.values()))
+    foreign = sorted(trained - {f"fold_{fold}" for fold in folds})
     if foreign:
         logger.warning("%s: %s is no fold_NUMBER or fold_all; left out.", model_folder, ", ".join(foreign))
     if not folds:

@@ -23,7 +23,6 @@ from samunet.workspace import (
     SUMMARY_FILE,
     Workspace,
     fold_folders,
-    fold_of,
     split_tag,
     training_command,
     validation_folder,
@@ -154,6 +153,7 @@ class _Run:
     """A fold that was trained on one group."""
 
     folder: Path
+    fold: int | str
     tag: str
     source: str
     record: RunRecord
@@ -161,12 +161,6 @@ class _Run:
     @property
     def summary(self) -> Path:
         return validation_folder(self.folder.parent, self.fold) / SUMMARY_FILE
-
-    @property
-    def fold(self) -> int | str:
-        fold = fold_of(self.folder)
-        assert fold is not None  # copies are passed over where runs are collected
-        return fold
 
     @property
     def splits(self) -> str:
@@ -202,14 +196,15 @@ def _runs(workspace: Workspace, request: MatrixRequest, method: str, groups: Map
     start, runs = f"{method}__{request.plans}__", []
     models = sorted((workspace.results / request.dataset).glob(f"{start}*"))
     wanted = [model for model in models if _wanted(request, model.name.removeprefix(start))]
-    for folder in [fold for model in wanted for fold in fold_folders(model).values()]:
+    for fold, folder in [item for model in wanted for item in fold_folders(model).items()]:
         record = read_run(folder)
         if record is None:
             continue
         tag = folder.parent.name.removeprefix(start)
         trained_on = {groups.get(case, "") for case in record.train}
         if len(trained_on) == 1:
-            runs.append(_Run(folder=folder, tag=tag, source=trained_on.pop(), record=record))
+            source = trained_on.pop()
+            runs.append(_Run(folder=folder, fold=fold, tag=tag, source=source, record=record))
         else:
             logger.info("%s was trained on %d groups and is left out.", folder, len(trained_on))
     return runs

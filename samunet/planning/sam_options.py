@@ -103,6 +103,7 @@ class SamOption:
     Attributes:
         lacks: what of the budget it exceeds, in sentences.
         slice_seconds: encoding one slice, which prediction does for every slice.
+        stored: slices that the cache holds, all views counted; 0 without one.
         fixed_length: the user set the length of the schedule.
     """
 
@@ -117,6 +118,7 @@ class SamOption:
     lacks: tuple[str, ...]
     fixed_length: bool
     slice_seconds: float
+    stored: int
 
     @property
     def useful_steps(self) -> int:
@@ -256,11 +258,9 @@ def _is_lavish(context: PlanningContext, option: SamOption) -> bool:
     """Whether more views than usual are stored although there are slices enough, or at too high a price."""
     if not option.cached or "views" in context.settings or option.config.views <= USUAL_VIEWS:
         return False
-    stored = context.num_slices * option.config.views
-    hours = stored * option.slice_seconds / 3600
-    costly = hours > ENCODING_SHARE * option.schedule.hours
+    costly = option.stored * option.slice_seconds / 3600 > ENCODING_SHARE * option.schedule.hours
     large = option.forecast.cache_gb > ENCODING_SHARE * context.budget.disk_gb
-    return stored > STORED_SLICES or costly or large
+    return option.stored > STORED_SLICES or costly or large
 
 
 def _ways(prior: Prior, weights: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -294,15 +294,14 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     if train.batch_size < wanted and "accumulate" not in context.settings:
         settings["accumulate"] = wanted // train.batch_size
         config = replace(config, accumulate=settings["accumulate"])
-    cache_gb = encode_hours = 0.0
-    if is_cached(config):
-        stored = context.num_slices * config.views
-        per_slice = cache_bytes(way.variant, way.input_size, config, spec.cached_blocks)
-        cache_gb = stored * per_slice / 1e9
-        encode_hours = stored * step_seconds(encode, context.budget) / ENCODE_BATCH / 3600
+    slice_seconds = step_seconds(encode, context.budget) / ENCODE_BATCH
+    stored = context.num_slices * config.views if is_cached(config) else 0
+    cache_gb = stored * cache_bytes(way.variant, way.input_size, config, spec.cached_blocks) / 1e9
     fixed = bool({"epochs", "iterations"} & context.settings.keys())
     seconds = step_seconds(train, context.budget)
-    schedule = fit_schedule(config, seconds, context.budget, fixed=fixed, extra_hours=encode_hours)
+    schedule = fit_schedule(
+        config, seconds, context.budget, fixed=fixed, extra_hours=stored * slice_seconds / 3600
+    )
     forecast = forecast_of(train, schedule, context.budget, cache_gb)
     if is_cached(config):
         peak = max(forecast.memory_gb, round(memory_gb(encode, context.budget), 2))
@@ -320,7 +319,8 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
         forecast=forecast,
         lacks=shortage(forecast, schedule, context),
         fixed_length=fixed,
-        slice_seconds=step_seconds(encode, context.budget) / ENCODE_BATCH,
+        slice_seconds=slice_seconds,
+        stored=stored,
     )
 
 

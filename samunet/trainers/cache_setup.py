@@ -160,20 +160,16 @@ class _Setup:
             in_budget: items that could be encoded in the whole of it.
         """
         wanted = views
-
-        def affordable() -> int:
-            return int((BUDGET_SHARE if views <= USUAL_VIEWS else MORE_VIEWS_SHARE) * in_budget)
-
-        while views > LEAST_VIEWS and _count(units) > affordable():
+        while views > LEAST_VIEWS and _count(units) > _budget_share(views) * in_budget:
             views -= 1
             units = missing_units(cache, self.store, self.per_case(views))
-        encoded = affordable()
-        if _count(units) > encoded:
+        affordable = int(_budget_share(views) * in_budget)
+        if _count(units) > affordable:
             passes = sum(self.per_case(views).values())
-            cache = self.cache(max(1, encoded // passes))
+            cache = self.cache(max(1, affordable // passes))
             units = missing_units(cache, self.store, self.per_case(views))
             self.run.reporter.message(
-                f"The time budget allows {encoded} encoded slices: the cache holds {views} views of up to "
+                f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
                 f"{cache.identity.items_per_case} slices of each case."
             )
         elif views < wanted:
@@ -253,6 +249,10 @@ class _Setup:
         if errors:
             told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
             reporter.message(f"Relative error of {self.config.cache_storage}: {told}.")
+
+
+def _budget_share(views: int) -> float:
+    return BUDGET_SHARE if views <= USUAL_VIEWS else MORE_VIEWS_SHARE
 
 
 def _count(units: list[Unit]) -> int:
