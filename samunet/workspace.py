@@ -290,9 +290,10 @@ def fold_of(folder: Path) -> int | str | None:
 
 def fold_folders(model_folder: Path) -> dict[int | str, Path]:
     """Fold -> folder of all folds begun in a model folder, `all` last; copies are left out."""
-    found = {fold_of(folder): folder for folder in Path(model_folder).glob(f"{FOLD}*")}
-    numbers = sorted(fold for fold in found if isinstance(fold, int))
-    return {fold: found[fold] for fold in (*numbers, *(["all"] if "all" in found else []))}
+    found = [(fold_of(folder), folder) for folder in Path(model_folder).glob(f"{FOLD}*")]
+    begun = {fold: folder for fold, folder in found if fold is not None}
+    numbers = sorted(fold for fold in begun if isinstance(fold, int))
+    return {fold: begun[fold] for fold in [*numbers, "all"] if fold in begun}
 
 
 def _absolute(path: str | Path) -> Path:

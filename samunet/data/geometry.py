@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,11 @@ class Box:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(b - a for a, b in zip(self.lower, self.upper))
+
+
+def in_all_channels(slices: Iterable[slice]) -> tuple[slice, ...]:
+    """Index of a spatial box (Z, Y, X) in an array with channels or classes first."""
+    return (slice(None), *slices)
 
 
 def resampled_shape(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from samunet.data.geometry import Geometry, bounding_box, voxel_volume_mm3
+from samunet.data.geometry import Geometry, bounding_box, in_all_channels, voxel_volume_mm3
 from samunet.data.labels import LabelSet
 from samunet.inference.files import flat_arguments
 from samunet.inference.pass_statistics import PassFigures
@@ -132,7 +132,7 @@ def input_facts(image: np.ndarray, record: SpatialRecord, plan: Plan) -> InputFa
     """Facts about an image (C, Z, Y, X) as read and its crop."""
     order, geometry = plan.transpose_forward, record.geometry
     turned = image.transpose(0, *(axis + 1 for axis in order))
-    crop = turned[(slice(None), *record.crop_box.slices)]
+    crop = turned[in_all_channels(record.crop_box.slices)]
     z, y, x = (record.crop_box.shape[axis] for axis in plan.transpose_backward)
     return InputFacts(
         shape=geometry.shape,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samunet.data.geometry import grid_differences
+from samunet.data.geometry import grid_differences, in_all_channels
 from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
@@ -66,16 +66,16 @@ def average_probabilities(
             mean = _mean([probabilities for probabilities, _ in opened], where)
             segmentation[where] = decide_labels(torch.from_numpy(mean), labels, threshold=0.5)
             if out is not None:
-                out[(slice(None), *where)] = mean
+                out[in_all_channels(where)] = mean
         return segmentation
 
     return write_case(target, labels, first.geometry, save_probabilities, fill)
 
 
 def _mean(members: Sequence[Probabilities], where: tuple[slice, ...]) -> np.ndarray:
-    mean = members[0][(slice(None), *where)]
+    mean = members[0][in_all_channels(where)]
     for member in members[1:]:
-        mean += member[(slice(None), *where)]
+        mean += member[in_all_channels(where)]
     mean /= len(members)
     return mean
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from samunet.data.cases import Case
-from samunet.data.geometry import Geometry
+from samunet.data.geometry import Geometry, in_all_channels
 from samunet.data.readers import read_image
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import labels_text
@@ -226,7 +226,7 @@ def restore_mean(members: Sequence[MemberLogits], out: Writable | None = None) -
             mean /= len(members)
             segmentation[where] = decide_labels(mean, labels, threshold=0.5)
             if out is not None:
-                out[(slice(None), *where)] = mean.cpu().numpy()
+                out[in_all_channels(where)] = mean.cpu().numpy()
     return segmentation
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from samunet.data.geometry import in_all_channels
 from samunet.networks.sam_slices import shared_features
 from samunet.trainers.devices import FP32, Precision
 
@@ -285,9 +286,9 @@ class _Band:
         place = tuple(slice(c, c + n) for c, n in zip(corner, logits.shape[1:]))
         logits = logits.to(self.device)
         if self.single:
-            self.sums[(slice(None), *place)] = logits
+            self.sums[in_all_channels(place)] = logits
             return
-        self.sums[(slice(None), *place)].addcmul_(logits, self.tile_weights)
+        self.sums[in_all_channels(place)].addcmul_(logits, self.tile_weights)
         self.weights[place] += self.tile_weights
 
     def blended(self, planes: int) -> Tensor:

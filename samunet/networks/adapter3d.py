@@ -62,6 +62,11 @@ class VolumeColours(nn.Module):
     """Stored intensities (B, C, Z, Y, X) -> what SAM sees, (B, 3, Z, Y, X) float32, normalised as SAM does
     it."""
 
+    window: Tensor
+    matrix: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, display_window: tuple[tuple[float, float], ...]) -> None:
         super().__init__()
         check_windows(display_window, len(display_window))

@@ -119,13 +119,17 @@ class FrozenPrompts(nn.Module):
     def points(self, points_xy: Tensor) -> Tensor:
         """Points (..., 2), input pixels x, y -> tokens (..., 2, E): the point, always positive, and SAM's
         padding."""
-        placed = self._place(points_xy[..., None, :])[..., 0, :] + self.point_embeddings[POSITIVE].weight[0]
+        placed = self._place(points_xy[..., None, :])[..., 0, :] + self._kinds()[POSITIVE]
         return torch.stack([placed, self.not_a_point_embed.weight[0].expand_as(placed)], dim=-2)
 
     def box(self, box_xyxy: Tensor) -> Tensor:
         """Boxes (..., 4), input pixels -> tokens (..., 2, E) of the two corners."""
         corners = self._place(box_xyxy.unflatten(-1, (2, 2)))
-        return corners + torch.cat([self.point_embeddings[index].weight for index in CORNERS])
+        return corners + self._kinds()[list(CORNERS)]
+
+    def _kinds(self) -> Tensor:
+        """(4, E): what tells points and corners apart."""
+        return torch.cat(list(self.point_embeddings.parameters()))
 
     def _place(self, points_xy: Tensor) -> Tensor:
         return point_position(self.pe_layer, points_xy, (self.input_size, self.input_size))

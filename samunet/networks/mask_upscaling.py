@@ -8,12 +8,15 @@ the same; parameters and their names are the package's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 def upscaled_masks(
-    upscaling: nn.Sequential, image: Tensor, weights: Tensor, grid: tuple[int, int], details: list[Tensor]
+    upscaling: Iterable[Any], image: Tensor, weights: Tensor, grid: tuple[int, int], details: list[Tensor]
 ) -> Tensor:
     """Logits of masks at four times the resolution of the image embedding.
 

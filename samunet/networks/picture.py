@@ -112,6 +112,11 @@ class SamPicture(nn.Module):
         SamunetError: the display window does not fit the channels or is empty.
     """
 
+    window: Tensor
+    mean: Tensor
+    std: Tensor
+    matrix: Tensor
+
     def __init__(self, settings: SliceSettings) -> None:
         super().__init__()
         windows = settings.display_window
@@ -128,6 +133,7 @@ class SamPicture(nn.Module):
             self.stem = nn.Conv2d(matrix.shape[1], 3, 1)
             with torch.no_grad():
                 self.stem.weight.copy_(matrix[:, :, None, None])
+                assert self.stem.bias is not None
                 self.stem.bias.zero_()
         else:
             self.register_buffer("matrix", matrix, persistent=False)

@@ -44,8 +44,8 @@ class PromptGenerator(nn.Module):
         self.up = nn.ModuleList(_pair(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1]))
         self.last = nn.Conv3d(widths[0], channels, 1)
         if residual:
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)
+            for parameter in self.last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.down[0](features)

@@ -8,12 +8,14 @@ so that the state dict is a SAM file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from samunet.networks.mask_upscaling import upscaled_masks
 from samunet.networks.position import grid_position, point_position
+from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD, SamVariant
 from samunet.networks.sam.weights import build_parts
 from samunet.networks.two_way import two_way
@@ -47,6 +49,10 @@ class PromptableSam(nn.Module):
         variant: sizes.
         input_size: side in pixels of the pictures; None takes the native one.
     """
+
+    image_encoder: SamImageEncoder
+    prompt_encoder: Any  # these two are the package's, which has no types
+    mask_decoder: Any
 
     def __init__(self, variant: SamVariant, input_size: int | None = None) -> None:
         super().__init__()

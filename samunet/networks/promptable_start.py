@@ -7,6 +7,7 @@ encoder, and that a prompt looks at its own place in the picture.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def sine_positions(grid: int, width: int) -> Tensor:
     return nn.functional.pad(table, (0, width - table.shape[-1]))[None]
 
 
-def look_at_own_place(attention: nn.Module) -> None:
+def look_at_own_place(attention: Any) -> None:
     """Let queries and keys of a cross-attention be the same projection, so that like positions meet.
 
     SAM adds the same code of a place to a prompt's token and to the image there. With independent projections

@@ -7,12 +7,14 @@ only, as a term of its own. Both leave the result as it is; parameters and their
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def two_way(transformer: nn.Module, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def two_way(transformer: Any, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Run the package's TwoWayTransformer on C token sets for each of B images.
 
     Args:
@@ -36,7 +38,7 @@ def two_way(transformer: nn.Module, image: Tensor, position: Tensor, tokens: Ten
 
 
 def _layer(
-    layer: nn.Module, queries: Tensor, keys: Tensor, start: Tensor, position: Tensor
+    layer: Any, queries: Tensor, keys: Tensor, start: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One block: tokens (B, C, T, E) and image (B, C or 1, N, E) -> both with C sets."""
     own = layer.self_attn
@@ -64,7 +66,7 @@ def _project(x: Tensor, layers: list[nn.Linear]) -> tuple[Tensor, ...]:
     return functional.linear(x, weight, bias).split([layer.out_features for layer in layers], dim=-1)
 
 
-def _attend(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of projected (B, C or 1, n, I) features, and the output projection: (B, C, n, E)."""
     sets = max(query.shape[1], key.shape[1])
     parts = (

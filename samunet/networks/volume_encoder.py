@@ -189,6 +189,7 @@ class VolumeEncoder(nn.Module):
         assert not unexpected, unexpected
         assert not set(missing) & self.sam_keys(), missing
         for block in self.blocks:
+            assert isinstance(block, VolumeBlock)
             block.attn.set_depth_table()
         return used
 

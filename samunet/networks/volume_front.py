@@ -63,6 +63,10 @@ class VolumeFront(nn.Module):
     that merge 16 enlarged slices into one token; they start as the mean.
     """
 
+    enlarge_z: Tensor
+    enlarge_y: Tensor
+    enlarge_x: Tensor
+
     def __init__(self, width: int, token_size: Sequence[int]) -> None:
         super().__init__()
         self.token_size = tuple(token_size)

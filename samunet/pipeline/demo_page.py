@@ -105,7 +105,7 @@ def _draw_case(case: OverlayCase, maps: Mapping[str, np.ndarray], file: Path) ->
     small = np.isin(case.prediction, [i for i, name in NAMES.items() if name not in ("liver", "spleen")])
     axial, coronal = shown_slice(case), int(small.sum(axis=(0, 2)).argmax())
     z, y, x = case.spacing_mm
-    views = (
+    views: tuple[tuple[str, tuple[Any, ...], float], ...] = (
         (f"axial, slice {axial + 1}", (axial, slice(None)), y / x),
         ("coronal", (slice(None, None, -1), coronal), z / x),  # the head is up
     )

@@ -12,7 +12,8 @@ from typing import Any
 from samunet.data.cases import Case
 from samunet.data.readers import read_image, read_label, segmentation_ending
 from samunet.errors import SamunetError
-from samunet.evaluation.folder import Evaluation, evaluate_cases
+from samunet.evaluation.folder import evaluate_cases
+from samunet.evaluation.scores import Evaluation
 from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor
 from samunet.inference.probabilities import Storage

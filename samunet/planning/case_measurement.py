@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from samunet.data.geometry import Geometry, bounding_box, nonzero_mask
+from samunet.data.geometry import Geometry, bounding_box, in_all_channels, nonzero_mask
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics
@@ -82,7 +82,7 @@ def measure_arrays(case: CaseArrays, labels: LabelSet, keep: int) -> MeasuredCas
     """Measure a case in memory; `keep` is the largest number of foreground values kept per channel."""
     mask = nonzero_mask(case.image)
     box = bounding_box(mask)
-    region = (slice(None), *box.slices)
+    region = in_all_channels(box.slices)
     image, indices, mask = case.image[region], case.indices[box.slices], mask[box.slices]
     channels = tuple(_statistics(channel) for channel in image)
     in_mask = channels if mask.all() else tuple(_statistics(channel[mask]) for channel in image)

@@ -106,8 +106,8 @@ def _conclusion(plan: Plan) -> str:
         ""
         if _has_weights(plan)
         else (
-            " No pretrained SAM weights are at hand; `samunet_download_weights vit_b` fetches official ones, "
-            "then plan again."
+            " No method of this plan starts from SAM's own weights: `samunet_download_weights vit_b` fetches "
+            "them, then plan again."
         )
     )
     return f"Recommended: {plan.recommended}. {deciding}{weights}"

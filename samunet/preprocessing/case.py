@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.data.geometry import Box, Geometry, bounding_box, nonzero_mask, resampled_shape
+from samunet.data.geometry import Box, Geometry, bounding_box, in_all_channels, nonzero_mask, resampled_shape
 from samunet.data.labels import OUTSIDE
 from samunet.errors import SamunetError
 from samunet.planning.plan import DataConfiguration, Plan
@@ -85,7 +85,7 @@ def preprocess_case(
     before = image.shape[1:]
 
     box, mask = crop_to_nonzero(image)
-    image = image[(slice(None), *box.slices)]
+    image = image[in_all_channels(box.slices)]
     indices = None
     if label is not None:
         indices = plan.labels.encode(label.transpose(order)[box.slices], where=f"The label of {where}")

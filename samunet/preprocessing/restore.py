@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from samunet.data.geometry import in_all_channels
 from samunet.data.labels import LabelSet
 from samunet.planning.plan import Plan
 from samunet.preprocessing.axis_maps import Taps, linear_taps, nearest_taps
@@ -88,7 +89,7 @@ def _restore(
         for where, slab in restored_slabs(source, record, plan):
             segmentation[where] = decide_labels(slab, labels)
             if probabilities is not None:
-                probabilities[(slice(None), *where)] = to_probabilities(slab, labels).cpu().numpy()
+                probabilities[in_all_channels(where)] = to_probabilities(slab, labels).cpu().numpy()
     return segmentation
 
 
@@ -190,7 +191,7 @@ def _interpolate_rows(logits: LogitArray, along: int, taps: Taps, rows: slice) -
     low, high = taps.low[rows], taps.high[rows]
     start = int(low[0])
     needed = slice(start, int(high[-1]) + 1)
-    part = logits[(slice(None), *(needed if axis == along else slice(None) for axis in range(3)))]
+    part = logits[in_all_channels(needed if axis == along else slice(None) for axis in range(3))]
     part = part.movedim(1 + along, 1).float()
     weight = taps.weight[rows]
     below = part[:, torch.from_numpy(low - start).to(part.device)]

@@ -40,7 +40,6 @@ class Restorable(Protocol):
 class LoopRun(Protocol):
     """A run that `fit` trains; all of it is settled before the loop starts."""
 
-    module: TrainingModule
     phases: tuple[Phase, ...]
     source: SampleSource
     workers: int
@@ -48,6 +47,10 @@ class LoopRun(Protocol):
     precision: Precision
     folder: Path
     reporter: Reporter
+
+    @property
+    def module(self) -> TrainingModule:
+        """Network and losses."""
 
     @property
     def batch_size(self) -> int:

@@ -181,8 +181,8 @@ class PretrainRun:
             self.reporter.message(f"Warning: {self.steps} steps teach an encoder next to nothing.")
 
     def _set_length(self, epochs: int, iterations: int, val_iterations: int) -> None:
-        length = {"epochs": epochs, "iterations": iterations, "val_iterations": val_iterations}
-        self.phases = (replace(self.phases[0], **length),)
+        phase = self.phases[0]
+        self.phases = (replace(phase, epochs=epochs, iterations=iterations, val_iterations=val_iterations),)
 
     def train(self) -> Outcome:
         """Run the loop; see `fit`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samunet.data.geometry import in_all_channels
 from samunet.data.procedural import MIN_PART, ProceduralSettings, generate
 from samunet.data.scene import Scene
 from samunet.networks.sam.variants import PATCH, PIXEL_MEAN
@@ -28,7 +29,9 @@ VAL_SEED = 2**31
 class Collection(Protocol):
     """Where pictures come from; picklable."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As the log and the card call it."""
 
     def draw(self, rng: np.random.Generator, *, validation: bool) -> tuple[np.ndarray, Scene]:
         """A picture, uint8 (3, H, W), and its objects (none where it has no labels)."""
@@ -131,7 +134,7 @@ def cropped(
     rows, columns = min(rows, height), min(columns, width)
     top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
     box = (slice(top, top + rows), slice(left, left + columns))
-    return picture[(slice(None), *box)], labels[box]
+    return picture[in_all_channels(box)], labels[box]
 
 
 def turned(

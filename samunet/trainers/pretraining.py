@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError, unknown_name
@@ -185,6 +186,8 @@ class PretrainModule(TrainingModule):
     give the same losses.
     """
 
+    network: PretrainNetwork
+
     def __init__(
         self, network: PretrainNetwork, settings: PretrainSettings, teacher: Teacher | None = None
     ) -> None:
@@ -201,6 +204,7 @@ class PretrainModule(TrainingModule):
         embedding = sam.embed(picture) if any(task in OF_EMBEDDING for task in settings.tasks) else None
         for task in settings.tasks:
             if task == "prompt":
+                assert embedding is not None
                 parts.update(prompt_losses(sam, embedding, batch, settings.prompting))
             elif task == "teacher":
                 assert self.teacher is not None
@@ -212,10 +216,10 @@ class PretrainModule(TrainingModule):
             else:
                 draws = few["mixing" if task == "emix" else "order"]
                 parts[task] = heads[task](sam.image_encoder, few["picture"], draws)
-        total = sum(weight * parts[task] for task, weight in zip(settings.tasks, settings.weights))
+        weighted = [weight * parts[task] for task, weight in zip(settings.tasks, settings.weights)]
         if self.training:
             parts = {name: value for name, value in parts.items() if name not in COUNTS}
-        return {"loss": total, **parts}
+        return {"loss": torch.stack(weighted).sum(), **parts}
 
 
 def phase_of(settings: PretrainSettings) -> Phase:

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samunet.errors import SamunetError
 
@@ -57,4 +57,7 @@ def _run_on_demand(module: types.ModuleType) -> Any:
     return missing_attribute
 
 
-modeling = import_modeling()
+if TYPE_CHECKING:  # the package has no types; this says so
+    from segment_anything import modeling as modeling
+else:
+    modeling = import_modeling()

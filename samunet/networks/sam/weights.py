@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.adapters import adapter_width, add_adapters, is_adapter_key
@@ -55,7 +55,7 @@ class SamWeights:
         return sum(len(getattr(self, part)) for part in PARTS)
 
 
-def build_parts(variant: SamVariant, input_size: int | None = None) -> dict[str, nn.Module]:
+def build_parts(variant: SamVariant, input_size: int | None = None) -> dict[str, Any]:
     """The three parts of a SAM at its native or another input size, as the package builds them."""
     size = input_size or variant.native_size
     grid = (size // PATCH, size // PATCH)

@@ -132,7 +132,7 @@ def class_table(models: Sequence[Model], intervals: Mapping[str, Intervals]) -> 
     """Mean Dice of each class (rows) by each model (columns)."""
     shown = [model for model in models if model.cases]
     names = dict.fromkeys(name for model in shown for name in model.plan.labels.foreground)
-    rows = [
+    rows: list[tuple[str | Cell, ...]] = [
         (
             name,
             *(
@@ -222,7 +222,7 @@ def seconds_words(seconds: float) -> str:
 
 def hardware_lines(models: Sequence[Model]) -> tuple[str, ...]:
     """Each different machine with its package versions, once."""
-    lines = {}
+    lines: dict[str, None] = {}
     for model in models:
         for fold in model.folds:
             parts = [f"{key} {value}" for key, value in {**fold.run.hardware, **fold.run.versions}.items()]
@@ -232,7 +232,7 @@ def hardware_lines(models: Sequence[Model]) -> tuple[str, ...]:
 
 def weight_lines(models: Sequence[Model]) -> tuple[str, ...]:
     """What each model's encoder started from; every figure of a model stands on these weights."""
-    lines = {}
+    lines: dict[str, None] = {}
     for model in models:
         for fold in model.folds:
             used, encoder = fold.run.weights, fold.run.configuration.get("encoder")

@@ -175,7 +175,7 @@ def _prior(
 ) -> PriorVerdict:
     """Best model on SAM's encoder against the best U-Net; with SAM's weights where there are any."""
     kinds = [candidate.kind for candidate in candidates]
-    encoder = next((kind for kind in get_args(Prior) if kind in kinds), "encoder without prior")
+    encoder: Prior = next((kind for kind in get_args(Prior) if kind in kinds), "encoder without prior")
     ours = [i for i, kind in enumerate(kinds) if kind == encoder]
     unets = [i for i, kind in enumerate(kinds) if kind == "unet"]
     if not ours or not unets:
