@@ -1,14 +1,15 @@
 """The evaluation of the DeSAM paper's public code, for figures that are to stand beside the paper's.
 
-It is kinder than scores of whole volumes: the reference chooses the slices, and what is near the border does
-not count. So its figures are named after it wherever they appear. By the released code (arXiv 2306.00499):
+It is mostly kinder than scores of whole volumes: the reference chooses the slices, and false positives near
+the border do not count (what the reference has there is missed, though). So its figures are named after it
+wherever they appear. By the released code (arXiv 2306.00499):
 
 1. only slices from the first to the last that hold the class in the reference, the last one excluded, and
    of these only those that hold it;
 2. slices resized to 256 x 256 pixels (here both label maps, by the nearest pixel);
 3. islands and holes of the prediction under 1000 pixels removed, slice by slice;
-4. rows and columns within 50 pixels of each border set to background, here in both;
-5. Dice of each case over its slices together; the mean over the cases.
+4. rows and columns of the prediction within 50 pixels of each border set to background;
+5. Dice of each case over its slices together, 0 where nothing is in either; the mean over the cases.
 
 What belongs to the prediction stays there: one mask a slice is `top_prompts=1`, and that masks of a
 predicted IoU of at most 0.5 are dropped is `min_iou=0.5` of `2d_desam`.
@@ -40,11 +41,12 @@ LABEL = "DeSAM protocol"
 EXPLANATION = (
     f"{LABEL} (arXiv 2306.00499, public code): only slices that hold the class in the reference, without the "
     f"last; {SIZE} x {SIZE} pixels, islands and holes under {LEAST_AREA} pixels removed, {BORDER} pixels at "
-    "each border blanked. Comparable with that paper's figures only, not with scores of whole volumes."
+    "each border of the prediction blanked. Comparable with that paper's figures only, not with scores of "
+    "whole volumes."
 )
 NOTHING_COUNTS = (
-    "no case holds it in two slices, of which the last does not count, away from the blanked border; images "
-    "of one slice have no score by this protocol"
+    "no case holds it in two slices, of which the last does not count; images of one slice have no score by "
+    "this protocol"
 )
 
 logger = logging.getLogger(__name__)
@@ -158,20 +160,22 @@ def evaluate_by_protocol(
 
 
 def protocol_dice(reference: np.ndarray, prediction: np.ndarray, ignored: np.ndarray | None = None) -> float:
-    """Dice of two masks (Z, Y, X) by the protocol; NaN where no slice counts or both are blank.
+    """Dice of two masks (Z, Y, X) by the protocol; NaN where no slice counts.
 
     Voxels that are `ignored` (no paper's matter: ours, as in all scores) count as not predicted.
     """
     chosen = counted_slices(reference)
     both = sizes = 0
     for index in chosen:
-        sought = blank_border(to_square(reference[index]))
+        sought = to_square(reference[index])
         found = blank_border(without_small_parts(to_square(prediction[index])))
         if ignored is not None:
             found &= ~to_square(ignored[index])
         both += int(np.count_nonzero(sought & found))
         sizes += int(np.count_nonzero(sought)) + int(np.count_nonzero(found))
-    return 2 * both / sizes if sizes else math.nan
+    if not chosen:
+        return math.nan
+    return 2 * both / sizes if sizes else 0.0
 
 
 def counted_slices(reference: np.ndarray) -> list[int]:

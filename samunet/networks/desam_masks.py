@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SLOPE = 0.01
-SE_REDUCTION = 8
-"""Brings the parameters to those of the public code, whose paper speaks of 16."""
+SE_REDUCTION, SE_LEAST = 16, 4
+"""By which squeeze-excitation narrows, and the narrowest that it is with SAM's widths."""
 
 
 class SqueezeExcitation(nn.Module):
@@ -22,7 +22,7 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        inside = max(1, channels // SE_REDUCTION)
+        inside = max(SE_LEAST, channels // SE_REDUCTION)
         self.squeeze = nn.Linear(channels, inside, bias=False)
         self.excite = nn.Linear(inside, channels, bias=False)
 

@@ -10,7 +10,7 @@ from samunet.planning.head_costs import HeadInput
 from samunet.planning.sam_costs import PartCost
 
 DEPTHS = 3
-SE_REDUCTION = 8
+SE_REDUCTION, SE_LEAST = 16, 4
 IOU_OUTPUTS = 4
 IOU_HIDDEN = 256
 MASK_TOKENS = 4
@@ -84,7 +84,7 @@ def _block_weights(inputs: int, outputs: int) -> int:
 
 
 def _block_parameters(inputs: int, outputs: int) -> int:
-    return _block_weights(inputs, outputs) + 2 * outputs * max(1, outputs // SE_REDUCTION)
+    return _block_weights(inputs, outputs) + 2 * outputs * max(SE_LEAST, outputs // SE_REDUCTION)
 
 
 def _relevant_parameters(place: HeadInput, width: int) -> int:

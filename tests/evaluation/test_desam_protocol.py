@@ -43,10 +43,21 @@ def test_what_other_slices_hold_does_not_count():
     assert math.isnan(protocol_dice(volume(NOTHING, disc()), volume(NOTHING, disc())))
 
 
-def test_the_border_is_blank():
+def test_the_border_of_the_prediction_is_blank():
     far = disc((20, 20), 25)
     assert protocol_dice(volume(disc(), disc()), volume(disc() | far, NOTHING)) == 1.0
-    assert math.isnan(protocol_dice(volume(far, far), volume(far, far)))
+    assert protocol_dice(volume(far, far), volume(far, far)) == 0.0  # of the reference it is not
+    wide = disc(radius=110)
+    inside = np.count_nonzero(wide[50:206, 50:206])
+    assert protocol_dice(volume(wide, wide), volume(wide, wide)) == pytest.approx(
+        2 * inside / (inside + wide.sum())
+    )
+
+
+def test_a_reference_too_small_for_the_square_has_no_overlap():
+    speck = np.zeros((1024, 1024), bool)
+    speck[0, 0] = True
+    assert protocol_dice(volume(speck, speck), volume(speck, speck)) == 0.0
 
 
 def test_small_islands_and_holes_go():
@@ -96,8 +107,8 @@ def test_figures_are_named_after_the_protocol(
     assert "not with scores of whole volumes" in told
     content = json.loads((tmp_path / "scores_desam_protocol.json").read_text())
     assert content["protocol"] == "DeSAM protocol"
-    # The lesion makes small holes in the organ, which are filled in the prediction alone.
-    assert 0.99 < content["mean"]["1"]["Dice"] < 1.0
+    # Small holes that the lesion makes in the organ are filled in the prediction, whose border is blanked.
+    assert 0.95 < content["mean"]["1"]["Dice"] < 1.0
     assert len(content["metric_per_case"]) == 6
     assert "Dice (DeSAM protocol)" in (tmp_path / "scores_desam_protocol.csv").read_text().splitlines()[0]
     assert "protocol" not in json.loads(output.read_text())
