@@ -271,13 +271,6 @@ def open_workspace(arguments: argparse.Namespace, *, quiet: bool = False) -> Wor
     return workspace
 
 
-def chosen_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path | None:
-    """The folder or file that -w means, or None without -w."""
-    from samunet.networks.sam.weight_files import named_weights
-
-    return None if arguments.weights is None else named_weights(workspace.weights, arguments.weights)
-
-
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read `key=value` pairs; values are JSON where they can be, else text.
 

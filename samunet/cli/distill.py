@@ -20,6 +20,7 @@ from samunet.cli.common import (
     share,
 )
 from samunet.cli.train import add_run, add_schedule, tell_folds, train_options
+from samunet.cli.weights_flags import add_base_weights, base_weights
 from samunet.errors import SamunetError
 
 EXAMPLES = """\
@@ -94,6 +95,7 @@ def _add_teacher(parser: CommandParser) -> None:
         action="store_true",
         help="the teacher does not mirror: faster, a little less accurate",
     )
+    add_base_weights(group)
     group.add_argument(
         "--unlabelled",
         type=Path,
@@ -126,5 +128,6 @@ def _run(arguments: argparse.Namespace) -> int:
         step_size=arguments.step_size,
         mirroring=False if arguments.disable_tta else None,
         unlabelled=arguments.unlabelled,
+        weights=base_weights(arguments, workspace),
     )
     return tell_folds(distill(workspace, options, folds, asked))

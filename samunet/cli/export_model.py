@@ -18,6 +18,7 @@ from samunet.cli.common import (
     run_command,
 )
 from samunet.cli.predict import refuse_names_beside_folder
+from samunet.cli.weights_flags import add_base_weights, base_weights
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def _add_model(parser: CommandParser) -> None:
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )
-    group.add_argument(
-        "-w", dest="weights", type=Path, metavar="WEIGHTS", help="folder or file of the base weights"
-    )
+    add_base_weights(group)
     add_plan_name(parser)
 
 
@@ -137,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
             include_base=arguments.include_base,
             include_cases=arguments.include_cases,
             licence=arguments.licence or NOT_STATED,
-            weights_folder=arguments.weights or workspace.weights,
+            weights_folder=base_weights(arguments, workspace),
             selection=_selection(arguments, workspace),
             overwrite=arguments.overwrite,
         )
@@ -191,7 +190,7 @@ def _export_onnx(arguments: argparse.Namespace, workspace: Workspace, folder: Pa
             images=images,
             folds=None if arguments.folds is None else tuple(arguments.folds),
             checkpoint=arguments.checkpoint,
-            weights_folder=arguments.weights or workspace.weights,
+            weights_folder=base_weights(arguments, workspace),
             num_tiles=arguments.num_tiles or NUM_TILES,
             selection=_selection(arguments, workspace),
             overwrite=arguments.overwrite,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samunet.cli.common import CommandParser, add_common, open_workspace, run_command
+from samunet.cli.weights_flags import add_base_weights, base_weights
 
 EXAMPLES = """\
   samunet_install_model liver.zip                   # into the workspace's results
@@ -29,9 +30,7 @@ def build_parser() -> CommandParser:
         metavar="FOLDER",
         help="model folder to make (default: results/DATASET/CONFIGURATION__PLANS of the workspace)",
     )
-    parser.add_argument(
-        "-w", dest="weights", type=Path, metavar="WEIGHTS", help="folder or file of the base weights"
-    )
+    add_base_weights(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the model or training in that place"
     )
@@ -47,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.model_file.install import InstallRequest, install_model
 
+    workspace = open_workspace(arguments, quiet=arguments.output is not None)
     outcome = install_model(
         InstallRequest(
             file=arguments.file,
             folder=arguments.output,
-            workspace=open_workspace(arguments, quiet=arguments.output is not None),
-            weights_folder=arguments.weights,
+            workspace=workspace,
+            weights_folder=base_weights(arguments, workspace),
             overwrite=arguments.overwrite,
         )
     )

@@ -10,10 +10,10 @@ from samunet.cli.common import (
     add_device,
     add_overrides,
     add_plan_name,
-    chosen_weights,
     parse_settings,
     positive_float,
 )
+from samunet.cli.weights_flags import chosen_weights
 
 if TYPE_CHECKING:
     from samunet.pipeline.plan_and_preprocess import PlanOptions

@@ -23,6 +23,7 @@ from samunet.cli.common import (
     positive_int,
     run_command,
 )
+from samunet.cli.weights_flags import add_base_weights, base_weights
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ def _add_model(parser: CommandParser) -> None:
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )
-    group.add_argument(
-        "-w", dest="weights", type=Path, metavar="WEIGHTS", help="folder with official SAM files"
-    )
+    add_base_weights(group)
     add_plan_name(parser)
 
 
@@ -211,7 +210,7 @@ def _load(
         "device": arguments.device,
         "step_size": arguments.step_size,
         "mirroring": not arguments.disable_tta,
-        "weights_folder": arguments.weights or workspace.weights,
+        "weights_folder": base_weights(arguments, workspace),
         "settings": parse_settings(arguments.settings),
     }
     if BEST in arguments.configurations:

@@ -55,7 +55,12 @@ def _add_sources(parser: CommandParser) -> None:
     group = parser.add_argument_group("sources (at least one)")
     group.add_argument("--synthetic", action="store_true", help="pictures and objects made on the fly")
     group.add_argument(
-        "-d", dest="datasets", nargs="+", default=[], metavar="DATASET", help="raw datasets by id or name"
+        "-d",
+        dest="datasets",
+        nargs="+",
+        default=[],
+        metavar="DATASET",
+        help="raw datasets by id or name; labels are used where there are any",
     )
     group.add_argument(
         "--images",
@@ -88,7 +93,8 @@ def _add_training(parser: CommandParser) -> None:
     group.add_argument(
         "--tasks",
         metavar="TASKS",
-        help="prompt, mae, emix, shed, teacher with weights: prompt=1,mae=0.5 (default); without a number 1",
+        help="prompt, mae, emix, shed, teacher with weights: prompt=1,mae=0.5 (default; mae alone for "
+        "--images alone); without a number 1",
     )
     group.add_argument(
         "-teacher",
@@ -102,7 +108,8 @@ def _add_training(parser: CommandParser) -> None:
         dest="weights",
         type=Path,
         metavar="FILE",
-        help="SAM weights of that encoder to begin with: a file, or a name in the weights folder",
+        help="SAM weights of that encoder to begin with: a file, a name in the weights folder, or vit_tiny "
+        "for those that come with samunet",
     )
     group.add_argument(
         "--adapters",
@@ -220,8 +227,9 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.tasks is not None:
         flags["tasks"], flags["weights"] = parse_tasks(arguments.tasks)
-    elif arguments.teacher is not None and not {"tasks", "weights"} & settings.keys():
-        flags["tasks"], flags["weights"] = ["prompt", "mae", "teacher"], [1.0, 0.5, 1.0]
+    elif not {"tasks", "weights"} & settings.keys():
+        tasks = _default_tasks(arguments)
+        flags["tasks"], flags["weights"] = list(tasks), list(tasks.values())
     for name, value in flags.items():
         if value is None:
             continue
@@ -229,6 +237,16 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
             raise SamunetError(f"--set {name}=... repeats a flag; keep one.")
         settings[name] = value
     return settings
+
+
+def _default_tasks(arguments: argparse.Namespace) -> dict[str, float]:
+    """Objectives that the sources can serve, and their weights."""
+    if arguments.synthetic or arguments.datasets:
+        tasks = {"prompt": 1.0, "mae": 0.5}
+    else:
+        tasks = {"mae": 1.0}
+        print("Images without labels alone: the task is mae (--tasks chooses another).")
+    return tasks if arguments.teacher is None else {**tasks, "teacher": 1.0}
 
 
 def parse_tasks(text: str) -> tuple[list[str], list[float]]:

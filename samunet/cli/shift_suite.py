@@ -17,6 +17,7 @@ from samunet.cli.common import (
     run_command,
     seed_number,
 )
+from samunet.cli.weights_flags import add_base_weights, base_weights
 
 KINDS = ("bias_field", "gamma", "noise", "blur", "resolution", "ghosting")
 EXAMPLES = """\
@@ -52,9 +53,7 @@ def build_parser() -> CommandParser:
     _add_cases(parser)
     _add_conditions(parser)
     parser.add_argument("--disable_tta", action="store_true", help="do not mirror: several times faster")
-    parser.add_argument(
-        "-w", dest="weights", type=Path, metavar="WEIGHTS", help="folder with official SAM files"
-    )
+    add_base_weights(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace results that were made otherwise")
     add_device(parser, "to predict on")
     parser.add_argument(
@@ -130,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         output=output,
         device=arguments.device,
-        weights_folder=arguments.weights or workspace.weights,
+        weights_folder=base_weights(arguments, workspace),
         mirroring=not arguments.disable_tta,
         overwrite=arguments.overwrite,
         workers=arguments.np,

@@ -17,7 +17,6 @@ from samunet.cli.common import (
     add_probabilities,
     add_workers,
     checkpoint_name,
-    chosen_weights,
     fold,
     open_workspace,
     parse_settings,
@@ -26,6 +25,7 @@ from samunet.cli.common import (
     run_command,
     seed_number,
 )
+from samunet.cli.weights_flags import chosen_weights
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:

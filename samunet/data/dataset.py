@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,13 @@ class RawDataset:
     faults: tuple[str, ...] = ()
 
     @classmethod
-    def load(cls, folder: Path, strict: bool = True) -> RawDataset:
+    def load(cls, folder: Path, strict: bool = True, *, labels_optional: bool = False) -> RawDataset:
         """Read dataset.json and find the cases.
 
         Args:
             folder: the dataset's raw folder.
             strict: refuse a dataset with missing files; else keep the list in `faults`.
+            labels_optional: cases without a label file have the label None.
 
         Raises:
             SamunetError: dataset.json is missing or malformed (names the key); with `strict` also missing
@@ -98,7 +99,7 @@ class RawDataset:
         labels = LabelSet.from_dataset_json(content, str(file))
         ending = parse_ending(content, file)
         _mention_reader(content, file)
-        cases, faults = _find_training_cases(folder, content, ending, len(channel_names))
+        cases, faults = _find_training_cases(folder, content, ending, len(channel_names), labels_optional)
         if faults and strict:
             raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
         return cls(
@@ -227,7 +228,7 @@ def _mention_reader(content: Mapping[str, Any], file: Path) -> None:
 
 
 def _find_training_cases(
-    folder: Path, content: Mapping[str, Any], ending: str, num_channels: int
+    folder: Path, content: Mapping[str, Any], ending: str, num_channels: int, labels_optional: bool
 ) -> tuple[tuple[Case, ...], list[str]]:
     """Training cases with their labels, and all faults of names and files."""
     if "dataset" in content:
@@ -235,13 +236,16 @@ def _find_training_cases(
         faults = [] if cases else [f"{folder / 'dataset.json'}: `dataset` lists no case."]
     else:
         images, labels = folder / "imagesTr", folder / "labelsTr"
-        missing = [absent(f, "folder") for f in (images, labels) if not f.is_dir()]
+        needed = (images,) if labels_optional else (images, labels)
+        missing = [absent(f, "folder") for f in needed if not f.is_dir()]
         if missing:
             return (), missing
         found, faults = group_files(images, ending, num_channels)
         label_ending = segmentation_ending(ending)
         cases = tuple(Case(c.name, c.images, labels / f"{c.name}{label_ending}") for c in found)
         faults += [] if cases else [empty_folder(images, ending, num_channels)]
+    if labels_optional:
+        cases = tuple(c if c.label is None or c.label.is_file() else replace(c, label=None) for c in cases)
     for case in cases:
         faults += channel_faults(case, num_channels)
         if case.label is not None and not case.label.is_file():

@@ -45,6 +45,7 @@ class TeacherOptions:
         target: what the student is compared with the teacher in.
         step_size / mirroring: of the teacher's sliding window.
         unlabelled: folder of images without labels, named as in imagesTr.
+        weights: folder or file of a frozen encoder that the teacher leaves out; None is the workspace's.
     """
 
     configuration: str
@@ -57,6 +58,7 @@ class TeacherOptions:
     step_size: float | None = None
     mirroring: bool | None = None
     unlabelled: Path | None = None
+    weights: Path | None = None
 
 
 def distill(
@@ -141,7 +143,7 @@ def _trained_teacher(
         folds=teacher_folds(asked.folds, options.fold),
         checkpoint=asked.checkpoint or FINAL,
         device=options.device,
-        weights_folder=workspace.weights,
+        weights_folder=asked.weights or workspace.weights,
     )
     for file in teacher.files:
         stored = load_trained(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -164,6 +165,7 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         for key, value in (
             ("spacing", options.spacing_mm),
             ("encoder", options.encoder),
+            ("weights", None if options.weights is None else os.path.abspath(options.weights)),
             ("settings", options.settings),
         )
         if value

@@ -197,7 +197,7 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
         if settings.adapters:
             raise SamunetError(
                 f"--adapters adapt an encoder that is pretrained: name its weights with -w, such as -w "
-                f"{settings.variant.file_name}."
+                f"{settings.encoder}."
             )
         return None
     weights = read_weights(named_weights(workspace.weights, options.weights), settings.encoder)
@@ -225,7 +225,7 @@ def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:
     collections: list[Collection] = list(slices)
     if options.synthetic:
         collections.append(Generated(settings.seed, settings.size))
-    if settings.tasks == ("prompt",) and not options.synthetic and not any(s.has_labels for s in slices):
+    if "prompt" in settings.tasks and not options.synthetic and not any(s.has_labels for s in slices):
         raise SamunetError(
             "The task prompt needs objects, and no source has labels. Add --synthetic or a labelled dataset, "
             "or take --tasks mae."
@@ -261,7 +261,7 @@ def _sliced(workspace: Workspace, options: PretrainOptions) -> Iterable[Slices]:
     excluded = read_excluded(options.exclude) if options.exclude is not None else {}
     root = workspace.pretraining_folder(options.name) / "slices"
     for name in dict.fromkeys(workspace.dataset_name(wanted) for wanted in options.datasets):
-        dataset = RawDataset.load(workspace.raw_folder(name))
+        dataset = RawDataset.load(workspace.raw_folder(name), labels_optional=True)
         left_out = excluded.get(name, frozenset())
         strangers = sorted(left_out - set(dataset.case_names))
         if strangers:

@@ -17,7 +17,7 @@ from samunet.pipeline.plan_and_preprocess import (
 )
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import Method, MethodConfig, get_method, list_methods
-from samunet.planning.plan import Plan
+from samunet.planning.plan import RANDOM, Plan
 from samunet.planning.planner import make_plan
 from samunet.workspace import Workspace
 
@@ -59,7 +59,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
         plans=plan.name,
         spacing_mm=plan.overrides.get("spacing"),
         encoder=encoder or options.encoder or plan.overrides.get("encoder"),
-        weights=options.weights,
+        weights=options.weights or planned_weights(plan),
         settings={**plan.overrides.get("settings", {}), **structural},
         goal=plan.goal,
     )
@@ -68,6 +68,33 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(Fingerprint.load(fingerprint_file), request)
     return _with_configuration(plan, made, name, structural, options.settings)
+
+
+def planned_weights(plan: Plan, name: str | None = None) -> Path | None:
+    """Weights that the user named when the plan was made; trainings take them unless they are told others.
+
+    Args:
+        plan: as it was made.
+        name: a configuration: None where its weights are not from there.
+
+    Raises:
+        SamunetError: they are gone.
+    """
+    told = plan.overrides.get("weights")
+    if told is None:
+        return None
+    chosen = None if name is None else plan.configuration(name)
+    if chosen is not None and (chosen.encoder is None or chosen.encoder_weights in ("none", RANDOM)):
+        return None
+    path = Path(told)
+    if not path.exists():
+        raise SamunetError(
+            f"Plan {plan.name} was made with the weights {path}, which are not there now. Name them with -w, "
+            "or plan again."
+        )
+    if chosen is None or path.is_dir():
+        return path
+    return path if chosen.encoder == (plan.overrides.get("encoder") or encoder_of_file(path)) else None
 
 
 def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: Overrides) -> str | None:

@@ -15,7 +15,7 @@ from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.qc_model import calibrate_when_complete
-from samunet.pipeline.replan import Overrides, replan
+from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import is_current
@@ -232,9 +232,7 @@ def _preprocessed_names(
 
 
 def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun) -> RunRequest:
-    plan, weights = prepared.plan, options.weights
-    if weights is not None and not weights.exists():
-        raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    plan, weights = prepared.plan, _weights(options, prepared)
     is_file = weights is not None and weights.is_file()
     data_name = plan.configuration(prepared.name).data
     return RunRequest(
@@ -259,6 +257,16 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         overwrite=options.overwrite,
         workers=options.workers,
     )
+
+
+def _weights(options: TrainOptions, prepared: PreparedRun) -> Path | None:
+    """File or folder of weights: the user's, else the plan's."""
+    weights = options.weights
+    if weights is None:
+        return planned_weights(prepared.plan, prepared.name)
+    if not weights.exists():
+        raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    return weights
 
 
 def _describe_model(workspace: Workspace, prepared: PreparedRun, *, replace: bool) -> None:
@@ -293,7 +301,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             workspace.raw,
         )
         return None
-    weights = options.weights
+    weights = _weights(options, prepared)
     result = validate(
         ValidationRequest(
             model_folder=prepared.model_folder,

@@ -28,7 +28,7 @@ from samunet.planning.standing import NEVER, other_sites
 from samunet.planning.windows import display_windows, mirroring
 
 GOALS = ("accuracy", "speed", "generalize")
-OVERRIDES = ("spacing", "encoder", "settings")
+OVERRIDES = ("spacing", "encoder", "weights", "settings")
 GENERALIST = "2d_desam"
 """The method made for sites never seen."""
 
@@ -44,7 +44,8 @@ class PlanningRequest:
         weights: SAM variant -> `official`, `shipped` or `file`, for every variant at hand.
         goal: `accuracy` recommends what is expected to segment best, `speed` the quickest to train,
             `generalize` what is expected to do so on data from other sites.
-        overrides: the user's `spacing` (z, y, x of the file, mm), `encoder`, `settings`; kept in the plan.
+        overrides: the user's `spacing` (z, y, x of the file, mm), `encoder`, `weights` (where `weights` come
+            from), `settings`; kept in the plan.
         extra_methods: dotted names of methods outside the package, planned too.
     """
 

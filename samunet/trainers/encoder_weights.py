@@ -10,6 +10,9 @@ from samunet.networks.sam.weight_files import find_weights, weights_kind, weight
 from samunet.planning.plan import Configuration
 from samunet.trainers.base import PretrainedFile
 
+WHOSE = {"official": "the official", "shipped": "the shipped", "file": "other"}
+"""Kinds of weights in a sentence."""
+
 
 def find_pretrained(
     configuration: Configuration,
@@ -56,7 +59,23 @@ def find_pretrained(
             f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
             f"in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
         )
-    return _describe(path, variant, folder)
+    found = _describe(path, variant, folder)
+    if asked is None and found.kind != kind:
+        raise SamunetError(
+            f"The plan of {configuration.name} starts from {WHOSE.get(kind, kind)} weights of {variant}, but "
+            f"{path} holds {WHOSE[found.kind]}. Name the weights that you mean with -w, or plan again."
+        )
+    return found
+
+
+def starting_words(configuration: Configuration, pretrained: PretrainedFile | None) -> str:
+    """What the encoder starts from, as a sentence for the log."""
+    if pretrained is None:
+        return f"Encoder {configuration.encoder}: random weights, nothing pretrained."
+    return (
+        f"Encoder {configuration.encoder}: {WHOSE[pretrained.kind]} weights, {pretrained.path} "
+        f"(SHA-256 {pretrained.sha256[:12]}...)."
+    )
 
 
 def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:

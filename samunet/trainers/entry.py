@@ -32,6 +32,7 @@ from samunet.trainers.devices import (
     worker_count,
 )
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
+from samunet.trainers.encoder_weights import starting_words
 from samunet.trainers.identity import (
     Identity,
     PhaseLength,
@@ -137,6 +138,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         configuration = replace(configuration, encoder_weights=pretrained.kind)
         plan = replace(plan, configurations={**plan.configurations, configuration.name: configuration})
     _check_cases(request)
+    if configuration.encoder is not None:
+        reporter.message(starting_words(configuration, pretrained))
     config = config_of(configuration)
     if request.distillation is not None and trainer.cacheable(config):
         refuse_cached(method.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,25 @@ def test_mistakes_get_a_message_and_exit_code_2(
 def test_prompts_need_labels(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr"
     assert command(tiny_copy, "--images", str(images), "--tasks", "prompt", *QUICK) == 2
+    assert "no source has labels" in capsys.readouterr().err
+
+
+def test_prompts_are_no_default_where_nothing_has_labels(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr"
+    assert command(tiny_copy, "--images", str(images), *QUICK, "-o", "plain") == 0
+    assert "the task is mae" in capsys.readouterr().out
+    card = read_card(tiny_copy / "weights" / "plain.pth")
+    assert card is not None
+    assert card.objectives == {"mae": 1.0}
+
+
+def test_a_dataset_needs_no_labels(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(tiny_copy / "raw" / "Dataset902_TinyRGB" / "labelsTr")
+    words = ["-d", "902", *QUICK, "-o", "plain"]
+    assert command(tiny_copy, *words, "--tasks", "mae") == 0
+    assert command(tiny_copy, *words, "--overwrite") == 2
     assert "no source has labels" in capsys.readouterr().err
 
 

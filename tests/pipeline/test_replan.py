@@ -11,7 +11,7 @@ from commands import no_measuring
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
-from samunet.pipeline.replan import Overrides, replan
+from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.planning.plan import Plan
 from samunet.workspace import Workspace
 
@@ -101,7 +101,7 @@ def test_weights_given_with_the_training(workspace: Workspace, planned: Plan, ti
     assert planned.configuration("2d_cnn").encoder_weights == "none"
     for weights in (tiny_weights, tiny_weights.parent):
         chosen = replan(workspace, planned, "2d_cnn", Overrides(weights=weights)).configuration("2d_cnn")
-        assert (chosen.encoder, chosen.encoder_weights) == ("vit_tiny", "shipped")
+        assert (chosen.encoder, chosen.encoder_weights) == ("vit_tiny", "file")
 
 
 def test_weights_that_came_after_the_plan_are_said(
@@ -111,7 +111,26 @@ def test_weights_that_came_after_the_plan_are_said(
     assert replan(workspace, planned, "2d_cnn", Overrides()) is planned
     assert "vit_tiny are here now" in caplog.text
     again = replan(workspace, planned, "2d_cnn", Overrides(encoder="vit_tiny"))
-    assert again.configuration("2d_cnn").encoder_weights == "shipped"
+    assert again.configuration("2d_cnn").encoder_weights == "file"
+
+
+def test_weights_of_the_plan_are_those_of_its_trainings(workspace: Workspace, tiny_weights: Path) -> None:
+    named = plan(workspace, NAME, PlanOptions(device="cpu", hours=100, weights=tiny_weights), workers=1)
+    assert Plan.load(workspace.plan_file(NAME)).overrides["weights"] == str(tiny_weights)
+    assert named.configuration("2d_cnn").encoder_weights == "file"
+    assert planned_weights(named, "2d_cnn") == tiny_weights
+    assert planned_weights(named, "2d_unet") is None
+    again = replan(workspace, named, "2d_cnn", Overrides(settings={"slice_context": 1}))
+    assert again.configuration("2d_cnn").encoder_weights == "file"
+    tiny_weights.unlink()
+    with pytest.raises(
+        SamunetError, match=r"made with the weights .*samunet_vit_tiny.pth, which are not there"
+    ):
+        planned_weights(named, "2d_cnn")
+
+
+def test_a_plan_without_named_weights_leaves_them_to_the_folder(planned: Plan) -> None:
+    assert planned_weights(planned, "2d_cnn") is None
 
 
 def test_weights_that_do_not_say_whose_they_are(workspace: Workspace, planned: Plan, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -53,19 +54,25 @@ def shipped_weights(variant: str) -> Path | None:
 
 
 def named_weights(folder: Path, given: Path) -> Path:
-    """What `-w GIVEN` means: an existing file or folder, else weights of that name in the weights folder.
+    """What `-w GIVEN` means: an existing file or folder, else weights of that name, else an encoder's.
 
     Args:
-        folder: where weights lie; NAME.pth, NAME.pt, NAME.safetensors and NAME_encoder.safetensors are tried.
+        folder: where weights lie; NAME.pth, NAME.pt, NAME.safetensors and NAME_encoder.safetensors are tried
+            there and in the package. The name of an encoder means what a plan would take for it.
         given: as the user wrote it.
 
     Returns:
-        `given` itself where nothing of that name is found, so that the message shows the user's words.
+        an absolute path; `given` itself where nothing of that name is found, so that the message shows the
+        user's words.
     """
-    if given.exists() or given.name != str(given):
+    if given.exists():
+        return Path(os.path.abspath(given))
+    if given.name != str(given):
         return given
-    candidates = [folder / f"{given}{ending}" for ending in ("", *SUFFIXES, ENCODER_ENDING)]
-    return next((path for path in candidates if path.is_file()), given)
+    endings = ("", *SUFFIXES, ENCODER_ENDING)
+    candidates = [place / f"{given}{ending}" for place in (folder, SHIPPED) for ending in endings]
+    of_encoder = find_weights(folder, given.name) if given.name in VARIANTS else None
+    return next((path for path in candidates if path.is_file()), of_encoder or given)
 
 
 def decoder_file(path: Path) -> Path | None:
@@ -100,11 +107,14 @@ def _pair_names(variant: str) -> tuple[str, str]:
 
 
 def weights_kind(path: Path, variant: str) -> WeightsKind:
-    """What a found file is by its name: the official one, ours, or somebody else's (fine-tuned)."""
+    """What a found file is: the official one by its name, ours by its content, else somebody's own."""
     chosen = get_variant(variant)
     if chosen.official:
         return "official" if Path(path).name == chosen.file_name else "file"
-    return "shipped" if Path(path).name in (chosen.file_name, _pair_names(variant)[0]) else "file"
+    shipped = shipped_weights(variant)
+    if shipped is None:
+        return "file"
+    return "shipped" if weights_sha256(path) == weights_sha256(shipped) else "file"
 
 
 def weights_at_hand(folder: Path | None) -> dict[str, WeightsKind]:

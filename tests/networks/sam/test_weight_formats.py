@@ -23,8 +23,10 @@ from samunet.networks.sam.weight_files import (
 from samunet.networks.sam.weights import build_parts, read_weights
 from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
+from samunet.planning.plan import Configuration, Forecast
+from samunet.trainers.base import PretrainedFile
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
-from samunet.trainers.encoder_weights import _describe
+from samunet.trainers.encoder_weights import _describe, find_pretrained, starting_words
 
 VARIANT = "vit_micro"
 STEM = f"samunet_{VARIANT}"
@@ -162,6 +164,45 @@ def test_a_name_means_weights_of_the_folder(tmp_path: Path, state: dict[str, Ten
     assert named_weights(tmp_path, Path("second")) == encoder
     for unknown in (Path("third"), Path("elsewhere/first")):
         assert named_weights(tmp_path, unknown) == unknown
+
+
+def test_shipped_weights_have_names_too(tmp_path: Path, shipped: Path, state: dict[str, Tensor]) -> None:
+    for name in (VARIANT, STEM):
+        assert named_weights(tmp_path, Path(name)) == shipped
+    write_weights(state, tmp_path / f"mine_{VARIANT}.pth")
+    assert named_weights(tmp_path, Path(VARIANT)) == tmp_path / f"mine_{VARIANT}.pth"  # as a plan would take
+    assert named_weights(tmp_path, Path(STEM)) == shipped
+
+
+def test_weights_other_than_planned_are_refused(
+    tmp_path: Path, shipped: Path, state: dict[str, Tensor]
+) -> None:
+    planned = Configuration(
+        name="2d_cnn",
+        method="2d_cnn",
+        data="2d",
+        patch_size=(32, 32),
+        batch_size=2,
+        mirror_axes=(0, 1),
+        encoder=VARIANT,
+        encoder_weights="file",
+        forecast=Forecast(memory_gb=1, step_seconds=1, train_hours=1, cache_gb=0, parameters=1, trainable=1),
+    )
+
+    def found(weights: Path | None = None) -> PretrainedFile:
+        used = find_pretrained(planned, "frozen", None, weights, tmp_path)
+        assert used is not None
+        return used
+
+    with pytest.raises(SamunetError, match=r"starts from other weights .* holds the shipped. .* -w, or plan"):
+        found()
+    assert found(shipped).kind == "shipped"
+    own = tmp_path / f"mine_{VARIANT}.pth"
+    write_weights({key: tensor + 1 for key, tensor in state.items()}, own)
+    used = found()
+    assert used.path == own
+    assert f"{VARIANT}: other weights, {own} (SHA-256 {used.sha256[:12]}" in starting_words(planned, used)
+    assert "nothing pretrained" in starting_words(planned, None)
 
 
 def test_the_card_goes_with_its_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,40 @@
+"""The flag -w: which weights are meant."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.workspace import Workspace
+
+
+def add_base_weights(group: argparse._ActionsContainer) -> None:
+    """Add -w for trained models, whose checkpoints may leave out the frozen encoder of an official file."""
+    group.add_argument(
+        "-w",
+        dest="weights",
+        type=Path,
+        metavar="WEIGHTS",
+        help="weights that a model was trained on and leaves out: folder, file, or name of a file in the "
+        "weights folder (default: the workspace's folder)",
+    )
+
+
+def chosen_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path | None:
+    """The folder or file that -w means, or None without -w."""
+    from samunet.networks.sam.weight_files import named_weights
+
+    return None if arguments.weights is None else named_weights(workspace.weights, arguments.weights)
+
+
+def base_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path:
+    """Folder or file with the weights that a trained model leaves out: of -w, else the workspace's folder.
+
+    Raises:
+        SamunetError: -w names nothing that is there.
+    """
+    weights = chosen_weights(arguments, workspace)
+    if weights is not None and not weights.exists():
+        raise SamunetError(f"-w {weights}: there is no such file or folder.")
+    return weights or workspace.weights
