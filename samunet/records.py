@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import time
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 from samunet.errors import SamunetError
 
 T = TypeVar("T")
+REPLACE_TRIES = 10 if os.name == "nt" else 1
+REPLACE_SECONDS = 0.2
 
 
 class RecordError(SamunetError):
@@ -223,13 +226,23 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if not (keep_existing and _linked(temporary, path)):
-            os.replace(temporary, path)
+            _replace(temporary, path)
     except OSError as error:
         if error.errno and error.filename is None:  # a failed write (disk full) does not say of which file
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """`os.replace`; on Windows a file that a scanner or a viewer holds for a moment is waited for."""
+    for _ in range(REPLACE_TRIES - 1):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(REPLACE_SECONDS)
+    return os.replace(temporary, path)
 
 
 def partial_path(path: Path) -> Path:

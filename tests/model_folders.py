@@ -25,18 +25,20 @@ def write_fold(
     method: str = "2d_unet",
     labels: LabelSet = CLASSES,
     encoder: dict[str, torch.Tensor] | None = None,
+    network_seed: int | None = None,
     **changes: object,
 ) -> dict[str, torch.Tensor]:
     """An untrained network as the checkpoint of a fold.
 
     Args:
         encoder: tensors for its encoder; empty ones are random.
+        network_seed: of its weights, by default the fold's.
 
     Returns:
         The encoder's tensors, to be given to the next network.
     """
     plan = make_plan(make_configuration(method, **changes), labels)
-    torch.manual_seed(17 if fold == "all" else int(fold))
+    torch.manual_seed(network_seed or (17 if fold == "all" else int(fold)))
     network = get_trainer(method).build_network(plan, plan.configuration(method))
     if encoder:
         network.encoder.load_state_dict(encoder)

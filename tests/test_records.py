@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
+from samunet import records
 from samunet.errors import SamunetError, unknown_name
 from samunet.records import (
     Bounds,
@@ -171,6 +173,29 @@ def test_writers_of_one_number_do_not_share_a_name(tmp_path: Path) -> None:
         slow.write_text("slow")
     assert file.read_text() == "slow"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_is_held_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows while a scanner reads it; elsewhere such a refusal is final."""
+    held, replace = [True, True], os.replace
+
+    def refusing(*names: object) -> None:
+        if held:
+            held.pop()
+            raise PermissionError(13, "Access is denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(records, "REPLACE_SECONDS", 0.0)
+    monkeypatch.setattr(records, "REPLACE_TRIES", 1)
+    with pytest.raises(PermissionError):
+        records.write_text(tmp_path / "a.txt", "new")
+    monkeypatch.setattr(records, "REPLACE_TRIES", 3)
+    records.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

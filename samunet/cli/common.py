@@ -6,16 +6,15 @@ Nothing heavy is imported here, nor by the modules beside it before the argument
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from samunet.cli.process import explain, set_up_logging, terminated_like_interrupted, write_any_name
 from samunet.errors import SamunetError, unknown_name
 
 if TYPE_CHECKING:
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
-_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -96,12 +92,14 @@ def run_command(
         return int(leaving.code or 0)
     # What a program reads holds nothing else.
     screen = sys.stderr if getattr(arguments, "json", False) else sys.stdout
-    _set_up_logging(screen, verbose=getattr(arguments, "verbose", False))
+    write_any_name(sys.stdout, sys.stderr)
+    set_up_logging(screen, verbose=getattr(arguments, "verbose", False))
     # Read when torch is loaded, later on. Threads that spin while they wait make a step five times slower as
     # soon as anything else runs on the machine, be it our own workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = action(arguments)
+        with terminated_like_interrupted():
+            code = action(arguments)
         sys.stdout.flush()
         return code
     except SamunetError as mistake:
@@ -113,7 +111,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left: `... | head`
         return EXIT_MISTAKE
     except (OSError, MemoryError, RuntimeError) as problem:
-        message = _explain(problem)
+        message = explain(problem)
         if message is None:
             raise
         return _refuse(parser.prog, message)
@@ -123,59 +121,6 @@ def _refuse(prog: str, message: str) -> int:
     sys.stdout.flush()
     print(f"{prog}: {message}", file=sys.stderr)
     return EXIT_MISTAKE
-
-
-def _explain(problem: BaseException) -> str | None:
-    """A readable message for a full disk, a path that cannot be used or too little memory, else None."""
-    for error in _chain(problem):
-        if isinstance(error, OSError) and error.errno in _FULL_DISK:
-            name = f" while writing {error.filename}" if error.filename else ""
-            return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
-    if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:
-        return f"Not allowed to use {_place_of(problem)}: {problem.strerror}. Check its permissions."
-    if isinstance(problem, OSError) and problem.filename and problem.errno in _WRONG_KIND:
-        kinds = ("folder", "file") if problem.errno == errno.EISDIR else ("file", "folder")
-        return f"{_place_of(problem)} is a {kinds[0]} where a {kinds[1]} is needed. Give another path."
-    if isinstance(problem, MemoryError):
-        return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
-    if type(problem).__name__ == "OutOfMemoryError":
-        return (
-            f"Not enough GPU memory ({str(problem).splitlines()[0]}). Free it from other programs, or use "
-            "-device cpu; for a training also plan for less with -gpu_memory_target, or lower the batch with "
-            "--set batch_size=N."
-        )
-    return None
-
-
-def _place_of(error: OSError) -> str:
-    """The path that an error is about; of a rename not the hidden temporary name."""
-    names = [str(name) for name in (error.filename, error.filename2) if name]
-    return next((name for name in names if not Path(name).name.startswith(".")), names[0] if names else "?")
-
-
-def _chain(problem: BaseException | None) -> Iterator[BaseException]:
-    """The error and those it arose from: torch reports a full disk as an error of its own."""
-    while problem is not None:
-        yield problem
-        problem = problem.__cause__ or problem.__context__
-
-
-def _set_up_logging(screen: TextIO, verbose: bool) -> None:
-    """Send the package's log to the screen, plain; warnings are marked."""
-    logger = logging.getLogger("samunet")
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    for old in [h for h in logger.handlers if getattr(h, "is_screen", False)]:
-        logger.removeHandler(old)
-    handler = logging.StreamHandler(screen)
-    handler.is_screen = True  # type: ignore[attr-defined]
-    handler.setFormatter(_ScreenFormatter())
-    logger.addHandler(handler)
-
-
-class _ScreenFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return f"{record.levelname.capitalize()}: {text}" if record.levelno >= logging.WARNING else text
 
 
 def add_common(parser: CommandParser) -> None:
@@ -198,6 +143,17 @@ def add_workers(parser: CommandParser) -> None:
         type=positive_int,
         metavar="N",
         help="worker processes; by default as many as cores and free memory allow",
+    )
+
+
+def add_sample_workers(parser: CommandParser) -> None:
+    """Add -np of a training."""
+    parser.add_argument(
+        "-np",
+        type=whole_number,
+        metavar="N",
+        help="processes that prepare samples, 0 for none besides the training's own; by default all cores "
+        "but one, at most 12",
     )
 
 
@@ -304,6 +260,13 @@ def _value(text: str) -> Any:
 def positive_int(text: str) -> int:
     """Read a whole number above zero (for argparse)."""
     return int(_positive(text, int))
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number from 0 (for argparse)."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0.")
+    return int(text)
 
 
 def checkpoint_name(text: str) -> str:

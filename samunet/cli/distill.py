@@ -11,8 +11,8 @@ from samunet.cli.common import (
     add_common,
     add_device,
     add_plan_name,
+    add_sample_workers,
     add_settings,
-    add_workers,
     fold,
     open_workspace,
     positive_float,
@@ -53,7 +53,7 @@ def build_parser() -> CommandParser:
     add_device(parser, "for teacher and student")
     add_settings(add_schedule(parser))
     add_run(parser)
-    add_workers(parser)
+    add_sample_workers(parser)
     add_common(parser)
     return parser
 

@@ -12,7 +12,7 @@ from samunet.cli.common import (
     CommandParser,
     add_common,
     add_device,
-    add_workers,
+    add_sample_workers,
     open_workspace,
     parse_settings,
     positive_float,
@@ -46,7 +46,7 @@ def build_parser() -> CommandParser:
     _add_training(parser)
     _add_run(parser)
     add_device(parser, "to train on")
-    add_workers(parser)
+    add_sample_workers(parser)
     add_common(parser)
     return parser
 

@@ -15,7 +15,7 @@ from samunet.cli.common import (
     add_overrides,
     add_plan_name,
     add_probabilities,
-    add_workers,
+    add_sample_workers,
     checkpoint_name,
     fold,
     open_workspace,
@@ -67,7 +67,7 @@ def build_parser() -> CommandParser:
     add_device(parser, "to train on")
     add_overrides(add_schedule(parser))
     add_run(parser)
-    add_workers(parser)
+    add_sample_workers(parser)
     add_common(parser)
     return parser
 

@@ -193,6 +193,8 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
         changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
             told = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
+            if all(".trained." in key for key in changed):
+                told = f"the model has been trained again since: {told}"
             raise SamunetError(
                 f"{folder} holds predictions made with other arguments ({told}). Give the same ones, "
                 "another output folder, or leave out --continue_prediction."

@@ -11,7 +11,7 @@ from typing import Any
 from samunet.data.cases import Case, channel_faults, find_cases, group_files
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.case_features import features_file
+from samunet.inference.case_features import features_file, prediction_hash
 from samunet.inference.files import (
     CaseStages,
     FileOptions,
@@ -22,7 +22,7 @@ from samunet.inference.files import (
 )
 from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.probabilities import probability_files, storage_of
-from samunet.records import write_json
+from samunet.records import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,8 @@ def predict_folder(
     def target(case: Case) -> Target:
         return Target(case=case.name, file=output / f"{case.name}{ending}", options=options)
 
-    present = [case for case in chosen if options.skip_existing and _is_complete(target(case))]
+    made_so = prediction_hash(task.arguments)
+    present = [case for case in chosen if options.skip_existing and _is_complete(target(case), made_so)]
     output.mkdir(parents=True, exist_ok=True)
     if not options.skip_existing:
         # A segmentation stays until its successor is there; without its features it counts for nothing.
@@ -104,12 +105,13 @@ def predict_folder(
     )
 
 
-def _is_complete(target: Target) -> bool:
-    """Whether the run that is continued left all that is asked for; features are written last."""
-    wanted = [target.file, features_file(target.file.parent, target.case)]
+def _is_complete(target: Target, made_so: str) -> bool:
+    """Whether all that is asked for is there, made by these networks in this way; features come last."""
+    features = features_file(target.file.parent, target.case)
+    wanted = [target.file, features]
     if storage_of(target.options.save_probabilities) is not None:
         wanted += probability_files(target.file)
-    return all(file.exists() for file in wanted)
+    return all(file.exists() for file in wanted) and read_json(features).get("arguments_hash") == made_so
 
 
 def _cases(task: FolderTask, source: Path | str | Sequence[Case]) -> Sequence[Case]:

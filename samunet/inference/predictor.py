@@ -30,6 +30,7 @@ from samunet.inference.forward import Forward
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
 from samunet.inference.sliding_window import Storage, WindowSettings
+from samunet.networks.sam.weight_files import file_sha256
 from samunet.planning.plan import Configuration, Plan
 from samunet.planning.sam_options import ENCODE_BATCH
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
@@ -293,6 +294,12 @@ class Predictor:
         features.measure(case.name, image, ready.record)
         return ready
 
+    def trained(self) -> dict[str, str]:
+        """Fold -> first digits of the SHA-256 of its checkpoint, which a new training changes."""
+        name = self.settings.checkpoint
+        files = {fold: checkpoint_file(self.model_folder, fold, name) for fold in self.folds}
+        return {str(fold): file_sha256(file)[:16] for fold, file in files.items()}
+
     def dataset_record(self) -> dict[str, Any]:
         """dataset.json of the model folder, by its name; empty where there is none."""
         file = self.model_folder / "dataset.json"
@@ -309,6 +316,7 @@ def arguments_of(predictors: Sequence[Predictor], options: FileOptions) -> dict[
                 "configuration_hash": predictor.plan.configuration_hash(predictor.configuration.name),
                 "folds": list(predictor.folds),
                 "checkpoint": predictor.settings.checkpoint,
+                "trained": predictor.trained(),
                 "settings": dict(predictor.settings.changed),
             }
             for predictor in predictors

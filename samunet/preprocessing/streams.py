@@ -92,7 +92,15 @@ class BatchStream:
         return self
 
     def __next__(self) -> Sample:
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise SamunetError(
+                "A process that prepares samples was killed, most often because memory or /dev/shm (in "
+                "containers) ran out. Take fewer with -np N, or none with -np 0; a training goes on with --c."
+            ) from error
         if isinstance(batch, _Refusal):
             raise SamunetError(batch.message)
         return batch

@@ -51,7 +51,7 @@ def fit(run: LoopRun) -> Outcome:
         outcome = session.run_epochs(stop)
     if outcome == "finished":
         session.save(FINAL)
-        draw_progress(run.folder, session.records)
+        session.draw()
     return outcome
 
 
@@ -203,5 +203,12 @@ class _Session:
         self.save(LATEST)
         self.run.reporter.epoch(record, self.epochs)
         if time.monotonic() - self.drawn_at > PICTURE_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the curves; a picture that cannot be written ends no training."""
+        self.drawn_at = time.monotonic()
+        try:
             draw_progress(self.run.folder, self.records)
-            self.drawn_at = time.monotonic()
+        except OSError as problem:
+            self.run.reporter.message(f"Warning: the curves were not drawn ({problem}).")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from samunet.cli import common, train
 from samunet.cli.common import CommandParser, fold, parse_settings, positive_float, run_command
 from samunet.errors import SamunetError
+from samunet.records import atomic_path
 
 
 def parser() -> CommandParser:
@@ -113,6 +119,40 @@ def test_faults_of_the_program_are_not_hidden() -> None:
 
 def test_an_interrupt_has_its_own_code() -> None:
     assert run(fail_with(KeyboardInterrupt())) == 130
+
+
+def test_a_scheduler_that_ends_a_command_leaves_nothing_half_written(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ended(_arguments: argparse.Namespace) -> int:
+        with atomic_path(tmp_path / "large.npy") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        return 0
+
+    assert run(ended) == 130
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_names_that_a_log_cannot_hold_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", log)
+
+    def told(_arguments: argparse.Namespace) -> int:
+        sys.stdout.write("Workspace: /данные")
+        return 0
+
+    assert run(told) == 0
+    assert log.buffer.getvalue().startswith(rb"Workspace: /\u0434")  # type: ignore[attr-defined]
+
+
+def test_processes_of_a_training_may_be_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.build_parser().parse_args(["1", "2d", "0", "-np", "0"]).np == 0
+    with pytest.raises(SystemExit):
+        train.build_parser().parse_args(["1", "2d", "0", "-np", "-1"])
+    assert "whole number from 0" in capsys.readouterr().err
 
 
 def test_settings_are_json_where_they_can_be() -> None:

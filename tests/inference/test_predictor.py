@@ -272,6 +272,21 @@ def test_continuing_a_run_that_died_keeps_no_segmentation_of_another_model(
         assert (out / f"{name}.nii.gz").read_bytes() == (tmp_path / f"whole/{name}.nii.gz").read_bytes()
 
 
+def test_predictions_of_networks_that_were_trained_again_are_not_continued(
+    model: Path, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "in", ("a", "b"))
+    load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+    write_fold(model, 1, network_seed=5)
+    again = load(model, mirroring=False)
+    with pytest.raises(SamunetError, match=r"trained again since: models\[0\].trained.1 was"):
+        again.predict_files(tmp_path / "in", tmp_path / "out", FileOptions(skip_existing=True))
+    # One case predicted anew does not make the others those of the new networks.
+    again.predict_files(tmp_path / "in" / "a_0000.nii.gz", tmp_path / "out")
+    rest = again.predict_files(tmp_path / "in", tmp_path / "out", FileOptions(skip_existing=True))
+    assert (rest.skipped, rest.done) == (("a",), ("b",))
+
+
 def test_a_fault_stays_with_its_case(model: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", ("a", "b", "c"))
     broken = tmp_path / "in/a_0001.nii.gz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,6 +31,21 @@ def test_a_mistake_met_by_a_worker_is_told_without_its_traceback(workers: int) -
             next(stream)
     finally:
         stream.close()
+
+
+def test_a_killed_worker_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = BatchStream(Source(), iter([[0]]), 0, torch.device("cpu"))
+
+    def killed(problem: str) -> Iterator[Sample]:
+        raise RuntimeError(problem)
+        yield {}
+
+    monkeypatch.setattr(stream, "_batches", killed("DataLoader worker (pid 7) is killed by signal: Killed."))
+    with pytest.raises(SamunetError, match=r"was killed, .* -np 0"):
+        next(stream)
+    monkeypatch.setattr(stream, "_batches", killed("sizes differ"))
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        next(stream)
 
 
 class Slow:

@@ -13,7 +13,7 @@ from tiny_runs import make_request
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.trainers import import_trainer
+from samunet.trainers import import_trainer, loop
 from samunet.trainers.base import Phase, TrainingModule, build_optimizer, decayed_apart
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
 from samunet.trainers.devices import Precision
@@ -65,6 +65,18 @@ def test_a_run_leaves_its_files(request_fcn: RunRequest) -> None:
     assert all(record.seconds >= record.waiting_seconds > 0 for record in records)
     assert records[0].learning_rate > records[-1].learning_rate
     assert (outcome.folder / "progress.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_curves_that_cannot_be_drawn_end_no_training(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "draw_progress", refused)
+    outcome = train_fold(request_fcn, SilentReporter())
+    assert outcome.status == "finished"
+    assert not (outcome.folder / "progress.png").exists()
 
 
 @pytest.mark.parametrize(
