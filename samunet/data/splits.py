@@ -239,7 +239,8 @@ def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> di
     if without:
         raise SamunetError(
             f"The split {scheme} needs a group for every case; {len(without)} have none: {_few(without)}. "
-            "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json."
+            "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json; both "
+            "belong to the raw data, which must be at hand."
         )
     members: dict[str, list[str]] = {}
     for name in names:

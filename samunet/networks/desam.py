@@ -7,14 +7,13 @@ masks of the best ones; no other mask is decoded.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from samunet.errors import SamunetError
+from samunet.networks.desam_blocks import chosen_blocks
 from samunet.networks.desam_masks import DecoupledMasks
 from samunet.networks.features import Features, zeros_of
 from samunet.networks.picture import SliceSettings, covered_pixels
@@ -28,7 +27,6 @@ Mode = Literal["grid_points", "whole_box"]
 IOU_OUTPUTS = 4
 """SAM's IoU head judges four masks; a class each takes one of them, more classes get more."""
 MASK_TOKENS = 4
-DEPTHS = 3
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
 ABSENT = -20.0
@@ -51,7 +49,7 @@ class DesamSettings:
         min_iou: prompts of a lower predicted IoU are left out; a class without any is absent from the slice.
             0 keeps all.
         chunk: prompts judged or decoded at once.
-        context_blocks: 0-based encoder blocks of the context, shallow to deep; None takes `depth_blocks`.
+        context_blocks: 0-based encoder blocks of the context, shallow to deep; None takes the paper's.
         iou_head / fusion: the paper's ablation; without both no prompt takes part.
     """
 
@@ -72,36 +70,6 @@ class DesamSettings:
     def prompted(self) -> bool:
         """Whether prompts take part at all."""
         return self.fusion or (self.iou_head and self.mode == "grid_points")
-
-
-def depth_blocks(depth: int) -> tuple[int, ...]:
-    """0-based blocks whose outputs are the context, shallow to deep: SAM's global ones but the last (2, 5, 8
-    of 12).
-
-    Encoders of a few blocks give the same depth twice.
-    """
-    return tuple(math.ceil(depth * (index + 1) / (DEPTHS + 1)) - 1 for index in range(DEPTHS))
-
-
-def chosen_blocks(variant: SamVariant, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The blocks asked for, else the paper's.
-
-    Raises:
-        SamunetError: the encoder has no such blocks, or they are not three in ascending order.
-    """
-    if asked is None:
-        return depth_blocks(variant.depth)
-    rule = f"{DEPTHS} of the blocks 0 to {variant.depth - 1} of {variant.name}, ascending"
-    usual = list(depth_blocks(variant.depth))
-    foreign = [block for block in asked if not 0 <= block < variant.depth]
-    if foreign:
-        raise SamunetError(
-            f"--set context_blocks={list(asked)}: {variant.name} has no block {foreign[0]}. Give {rule}, or "
-            f"leave it out for {usual}."
-        )
-    if len(asked) != DEPTHS or list(asked) != sorted(set(asked)):
-        raise SamunetError(f"--set context_blocks={list(asked)}: give {rule}, or leave it out for {usual}.")
-    return tuple(asked)
 
 
 class FrozenPrompts(nn.Module):
@@ -224,14 +192,18 @@ class DesamHead(SliceHead):
 
     def forward(self, features: Features) -> Tensor:
         context = self.context(features)
-        if not self.settings.fusion:  # no prompt reaches the masks
+        fused, asks_presence = self.settings.fusion, self.judged and self.settings.min_iou > 0
+        if not fused and not asks_presence:  # no prompt reaches the masks
             return self.with_background(self.masks(context, None))
         if not self.judged:
             return self.with_background(self.prompted(context, features, self._box_tokens())[0][:, 0])
         assert self.prompts is not None
         tokens = self.prompts.points(self.grid_xy(features))
         weights = self.prompt_weights(self.judge(features, tokens))
-        logits = self._weighted_masks(context, features, tokens, weights)
+        if fused:
+            logits = self._weighted_masks(context, features, tokens, weights)
+        else:
+            logits = self.masks(context, None)
         return self.with_background(torch.where(weights.sum(1)[..., None, None] > 0, logits, ABSENT))
 
     def prompt_weights(self, iou: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from samunet.planning.head_costs import HeadInput
 from samunet.planning.sam_costs import PartCost
 
-DEPTHS = 3
 SE_REDUCTION, SE_LEAST = 16, 4
 IOU_OUTPUTS = 4
 IOU_HIDDEN = 256

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError
-from samunet.networks.desam import DesamHead, DesamSettings, FrozenPrompts, chosen_blocks, depth_blocks
+from samunet.networks.desam import DesamHead, DesamSettings, FrozenPrompts
+from samunet.networks.desam_blocks import chosen_blocks, depth_blocks
 from samunet.networks.features import Features
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import get_variant
@@ -115,6 +116,28 @@ def test_prompts_are_sams():
     assert torch.allclose(ours.box(boxes), expected, atol=1e-6)
 
 
+def test_it_starts_from_sams_decoder():
+    torch.manual_seed(0)
+    package = modeling.MaskDecoder(
+        transformer_dim=32,
+        transformer=modeling.TwoWayTransformer(2, 32, MICRO.decoder_heads, MICRO.decoder_mlp),
+    )
+    prompts = modeling.PromptEncoder(32, (4, 4), (64, 64), 16)
+    built = head(outputs=3)
+    used = built.load_decoder(prompts.state_dict(), package.state_dict())
+    own = built.state_dict()
+    for key, value in package.state_dict().items():
+        without_masks = key.startswith(("output_upscaling", "output_hypernetworks"))
+        assert (f"mask_decoder.{key}" in used) == (not without_masks)
+        assert without_masks or torch.equal(own[key], value)
+    assert torch.equal(own["prompts.no_mask_embed.weight"], prompts.no_mask_embed.weight)
+    # SAM judges four masks: with more classes the last layer of the IoU starts at random.
+    left = {key for key in package.state_dict() if f"mask_decoder.{key}" not in used}
+    many = head(outputs=6).load_decoder(prompts.state_dict(), package.state_dict())
+    now_left = {key for key in package.state_dict() if f"mask_decoder.{key}" not in many} - left
+    assert now_left == {"iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias"}
+
+
 def test_transformer_is_the_packages_for_prompts_of_each_image():
     torch.manual_seed(0)
     transformer = modeling.TwoWayTransformer(2, 32, 2, 64).eval()
@@ -179,8 +202,10 @@ def test_only_masks_that_are_used_are_decoded_and_nothing_changes(changes, monke
     assert sum(decoded) == min(len(tokens), settings.outputs * settings.top_prompts)
 
 
-def test_a_class_that_no_prompt_finds_is_absent():
-    built = head(grid_side=2, outputs=2, min_iou=0.5)
+@pytest.mark.parametrize("fusion", [True, False])
+def test_a_class_that_no_prompt_finds_is_absent(fusion):
+    """Without fusion too: the paper's ablation gains by that alone."""
+    built = head(grid_side=2, outputs=2, min_iou=0.5, fusion=fusion)
     with torch.no_grad():
         last = built.iou_prediction_head.layers[-1]
         last.weight.zero_()

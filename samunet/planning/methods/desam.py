@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from samunet.errors import SamunetError
+from samunet.networks.desam_blocks import DEPTHS, chosen_blocks
+from samunet.networks.sam.variants import get_variant
 from samunet.planning.candidates import Candidate, PlanningContext
-from samunet.planning.desam_costs import DEPTHS, desam_head_cost
+from samunet.planning.desam_costs import desam_head_cost
 from samunet.planning.head_costs import HeadInput
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 from samunet.records import Bounds, Count, Natural, NotNegative, Positive
+
+PROMPT_SETTINGS = ("grid_side", "top_prompts", "min_iou")
+"""What prediction makes of the prompts' predicted IoU; nothing trained depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,30 @@ class DesamConfig(SamHeadConfig):
     fusion: bool = True
     """Join the mask embedding of the prompt at the bottom of the mask module (the ablation's switch)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        changed = [name for name in PROMPT_SETTINGS if getattr(self, name) != getattr(DesamConfig, name)]
+        if changed and not self.judged:
+            cause = "iou_head=false" if self.mode == "grid_points" else f"mode={self.mode}"
+            raise SamunetError(
+                f"--set {changed[0]}={getattr(self, changed[0])}: has no effect with {cause}, where no "
+                "prompt is judged. Leave it out."
+            )
+        if self.top_prompts > 1 and not self.fusion:
+            raise SamunetError(
+                f"--set top_prompts={self.top_prompts}: has no effect with fusion=false, where all prompts "
+                "give one mask. Leave it out."
+            )
+
+    @property
+    def judged(self) -> bool:
+        """Whether the IoU of prompts is learnt."""
+        return self.iou_head and self.mode == "grid_points"
+
 
 def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:
     """Cost of the head."""
-    return desam_head_cost(place, prompted=config.fusion or config.iou_head, fused=config.fusion)
+    return desam_head_cost(place, prompted=config.fusion or config.judged, fused=config.fusion)
 
 
 def row(context: PlanningContext) -> Candidate:
@@ -58,7 +84,11 @@ def row(context: PlanningContext) -> Candidate:
         elsewhere="DeSAM's study trains on one site of prostate MR and tests on five others (79.0 mean Dice "
         "against nnU-Net's 48.8, on foreground slices by its own protocol)",
     )
-    return sam_row(context, spec)
+    candidate = sam_row(context, spec)
+    asked, planned = context.settings.get("context_blocks"), candidate.configuration
+    if asked is not None and planned is not None and planned.encoder is not None:
+        chosen_blocks(get_variant(planned.encoder), tuple(asked))  # refuses blocks that are not there
+    return candidate
 
 
 register(
@@ -71,6 +101,6 @@ register(
         uses_encoder=True,
         row=row,
         trainer="samunet.trainers.desam:DesamTrainer",
-        prediction_settings=("grid_side", "top_prompts", "min_iou"),
+        prediction_settings=PROMPT_SETTINGS,
     )
 )
