@@ -83,6 +83,7 @@ class Predictor:
         model_folder: Path,
         members: dict[Fold, tuple[Checkpoint, nn.Module]],
         settings: PredictorSettings,
+        trained: Mapping[Fold, str],
     ) -> None:
         first = next(iter(members.values()))[0]
         self.model_folder = model_folder
@@ -90,6 +91,7 @@ class Predictor:
         self.plan: Plan = first.plan
         self.configuration: Configuration = first.plan.configuration(first.configuration)
         self.settings = settings
+        self.trained = {str(fold): trained[fold] for fold in members}
         self.base_weights = first.base_weights
         self.shared_encoder = share_encoder([(c.base_weights, network) for c, network in members.values()])
         self.networks = [network.to(settings.device).eval() for _, network in members.values()]
@@ -139,8 +141,11 @@ class Predictor:
         )
         weights = weights_folder or Workspace.find().weights
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
+        trained: dict[Fold, str] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
-            stored = load_trained(checkpoint_file(folder, fold, checkpoint))
+            file = checkpoint_file(folder, fold, checkpoint)
+            stored = load_trained(file)
+            trained[fold] = file_sha256(file)[:16]
             network = network_from_checkpoint(_changed(stored, chosen.changed), weights)
             if members:
                 # At once, so that a large frozen encoder is not held once a fold.
@@ -148,7 +153,7 @@ class Predictor:
                 share_encoder([(first.base_weights, shared), (stored.base_weights, network)])
             members[fold] = (replace(stored, network={}, training={}), network)
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
-        return cls(folder, members, chosen)
+        return cls(folder, members, chosen, trained)
 
     @property
     def device(self) -> torch.device:
@@ -294,12 +299,6 @@ class Predictor:
         features.measure(case.name, image, ready.record)
         return ready
 
-    def trained(self) -> dict[str, str]:
-        """Fold -> first digits of the SHA-256 of its checkpoint, which a new training changes."""
-        name = self.settings.checkpoint
-        files = {fold: checkpoint_file(self.model_folder, fold, name) for fold in self.folds}
-        return {str(fold): file_sha256(file)[:16] for fold, file in files.items()}
-
     def dataset_record(self) -> dict[str, Any]:
         """dataset.json of the model folder, by its name; empty where there is none."""
         file = self.model_folder / "dataset.json"
@@ -316,7 +315,7 @@ def arguments_of(predictors: Sequence[Predictor], options: FileOptions) -> dict[
                 "configuration_hash": predictor.plan.configuration_hash(predictor.configuration.name),
                 "folds": list(predictor.folds),
                 "checkpoint": predictor.settings.checkpoint,
-                "trained": predictor.trained(),
+                "trained": predictor.trained,
                 "settings": dict(predictor.settings.changed),
             }
             for predictor in predictors

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.networks.full_precision import full_precision
 from samunet.networks.picture import channel_matrix, check_windows, unit_range
 from samunet.networks.prompt_generator import PromptGenerator
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD, get_variant
@@ -76,7 +77,7 @@ class VolumeColours(nn.Module):
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        with torch.autocast(image.device.type, enabled=False):
+        with full_precision(image.device.type):
             shown = unit_range(image.float(), self.window)
             colours = torch.einsum("rc,bczyx->brzyx", self.matrix, shown)
             return (255 * colours - self.mean) / self.std

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samunet.errors import SamunetError
+from samunet.networks.full_precision import full_precision
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD
 
 _ROUNDING = 1 + 1e-9
@@ -139,7 +140,7 @@ class SamPicture(nn.Module):
             self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, slices: Tensor) -> Tensor:
-        with torch.autocast(slices.device.type, enabled=False):
+        with full_precision(slices.device.type):
             shown = self._to_unit_range(slices.float())
             # Plain integers also where the network is traced for export: tiles have one size.
             size = self.covered((int(slices.shape[-2]), int(slices.shape[-1])))

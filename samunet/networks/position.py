@@ -6,10 +6,10 @@ In bf16 neighbouring tokens of a large grid are hardly told apart; SAM's weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
+
+from samunet.networks.full_precision import full_precision
 
 
 def grid_position(code: nn.Module, grid: Sequence[int]) -> Tensor:
@@ -19,7 +19,7 @@ def grid_position(code: nn.Module, grid: Sequence[int]) -> Tensor:
         code: the package's `PositionEmbeddingRandom`.
         grid: (h, w).
     """
-    with _exactly(code):
+    with full_precision(_kind(code)):
         return code((int(grid[0]), int(grid[1]))).flatten(1).T
 
 
@@ -32,11 +32,10 @@ def point_position(code: nn.Module, points_xy: Tensor, size: Sequence[int]) -> T
         size: (height, width) of the picture in pixels.
     """
     flat = points_xy.reshape(1, -1, 2).float() + 0.5
-    with _exactly(code):
+    with full_precision(_kind(code)):
         placed = code.forward_with_coords(flat, (int(size[0]), int(size[1])))  # type: ignore[operator]
     return placed.reshape(*points_xy.shape[:-1], -1)
 
 
-def _exactly(code: nn.Module) -> AbstractContextManager[object]:
-    kind = next(code.buffers()).device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+def _kind(code: nn.Module) -> str:
+    return next(code.buffers()).device.type

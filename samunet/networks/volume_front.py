@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samunet.errors import SamunetError
+from samunet.networks.full_precision import full_precision
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import PATCH
 
@@ -85,7 +86,7 @@ class VolumeFront(nn.Module):
         return weight, bias
 
     def forward(self, colours: Tensor) -> Tensor:
-        with torch.autocast(colours.device.type, enabled=False):
+        with full_precision(colours.device.type):
             weight, bias = self.kernel()
         padded = functional.pad(colours, (1,) * 6, mode="replicate")
         tokens = functional.conv3d(padded, weight, bias, stride=self.token_size)

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -205,10 +206,10 @@ def _rate(
 
     network, sample = build()
     network, sample = network.to(device), sample.to(device)
-    precision = torch.bfloat16 if device == "cuda" else torch.float32
+    mixed = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
     def step() -> None:
-        with torch.autocast(device, dtype=precision, enabled=device == "cuda"):
+        with mixed:
             loss = network(sample).float().square().mean()
         loss.backward()
         if device == "cuda":

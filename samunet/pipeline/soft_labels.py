@@ -13,6 +13,7 @@ import torch
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
 from samunet.inference.folds import checkpoint_file
+from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.predictor import Predictor
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import preprocess_unlabelled
@@ -132,7 +133,8 @@ class Labelling:
     def _label(
         self, store: SoftLabelStore, predictor: Predictor, case: StoredCase, to_estimate: list[StoredCase]
     ) -> None:
-        logits = predictor.predict_preprocessed(case.image[:])
+        store.folder.mkdir(parents=True, exist_ok=True)
+        logits = predictor.predict_preprocessed(case.image[:], LogitStorage(store.folder))
         by_slice = self.plan.data[self.data_name].dimension == 2
         packed = pack_case(logits, self.labels.identity, by_slice)
         if to_estimate:

@@ -49,12 +49,19 @@ class ItemKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A view of a case that has to be encoded."""
+    """A view of a case that has to be encoded.
+
+    Attributes:
+        key: of the case's content.
+        items: first voxel (z, y, x) of each; it may lie outside the case, which is padded.
+        plane: height and width of the case.
+    """
 
     case: str
     view: int
     key: str
     items: tuple[tuple[int, int, int], ...]
+    plane: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +152,8 @@ def missing_units(cache: EmbeddingCache, store: CaseStore, views: dict[str, int]
         )
         for view in range(count):
             if not cache.has(case, view, stored.entry.key):
-                units.append(Unit(case=case, view=view, key=stored.entry.key, items=tuple(items)))
+                plane, key = tuple(stored.image.shape[2:]), stored.entry.key
+                units.append(Unit(case=case, view=view, key=key, items=tuple(items), plane=plane))
     return units
 
 
@@ -304,7 +312,7 @@ def _write_unit(
     annotated: list[int] = []
     errors: list[dict[str, float]] = []
     with ExitStack() as replacing, ExitStack() as opened:
-        for item in encoded:
+        for place, item in zip(unit.items, encoded):
             arrays, error = cache.codec.encode(item)
             errors.append(error)
             for name, array in arrays.items():
@@ -313,9 +321,9 @@ def _write_unit(
                     temporary = replacing.enter_context(atomic_path(path))
                     files[name] = _ArrayFile(opened.enter_context(open(temporary, "wb")), len(unit.items))
                 files[name].append(array)
-            foreground, counted = _count(arrays["target"], options)
+            foreground, ignored = _count(arrays["target"], options)
             counts.append(foreground)
-            annotated.append(counted)
+            annotated.append(max(0, _pixels_inside(place, unit.plane, arrays["target"].shape[1:]) - ignored))
         cache.forget_stale(unit.case, unit.view, unit.key)
     entry = ViewEntry(
         key=unit.key,
@@ -328,15 +336,19 @@ def _write_unit(
 
 
 def _count(target: np.ndarray, options: BuildOptions) -> tuple[tuple[int, ...], int]:
-    """Voxels of each foreground output, and voxels that are not ignored, in a target (T, h, w)."""
+    """Voxels of each foreground output, and voxels that are ignored, in a target (T, h, w)."""
     if options.regions:
         maps = [target[i] != 0 for i in range(options.num_foreground)]
         ignored = target[-1] != 0
     else:
         maps = [target[0] == i + 1 for i in range(options.num_foreground)]
         ignored = target[0] == options.ignore_index
-    counted = target[0].size - (0 if options.ignore_index is None else int(ignored.sum()))
-    return tuple(int(m.sum()) for m in maps), counted
+    return tuple(int(m.sum()) for m in maps), 0 if options.ignore_index is None else int(ignored.sum())
+
+
+def _pixels_inside(place: Sequence[int], plane: Sequence[int], size: Sequence[int]) -> int:
+    """Pixels of an item that lie on its case; the padding around it is annotated by nobody."""
+    return prod(max(0, min(n, a + s) - max(0, a)) for a, s, n in zip(place[1:], size, plane))
 
 
 def time_encoding(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from samunet.errors import SamunetError
 from samunet.preprocessing.boxes import read_box
+from samunet.preprocessing.restore import LogitArray
 from samunet.preprocessing.store import load_array, open_packed, pack, write_packed
 from samunet.records import atomic_path, content_hash, read_json, read_record, to_data, write_json
 
@@ -93,7 +94,7 @@ class SoftLabelEntry:
     key: str
 
 
-def encode(logits: Tensor, identity: SoftLabelIdentity) -> np.ndarray:
+def encode(logits: LogitArray, identity: SoftLabelIdentity) -> np.ndarray:
     """A teacher's logits (K, Z, Y, X) as they are stored: uint8 or float16 of the same shape."""
     assert logits.shape[0] == identity.outputs
     kind = np.uint8 if identity.target == "probabilities" else np.float16
@@ -107,21 +108,25 @@ def encode(logits: Tensor, identity: SoftLabelIdentity) -> np.ndarray:
     return stored
 
 
-def draw_foreground(logits: Tensor, identity: SoftLabelIdentity) -> np.ndarray:
+def draw_foreground(logits: LogitArray, identity: SoftLabelIdentity) -> np.ndarray:
     """Voxels of a teacher's foreground, drawn once a case: int32 (n, 4) with output, z, y, x.
 
     Args:
         logits: (K, Z, Y, X); the largest, or for regions those above 0, are the teacher's segmentation.
     """
     rng = np.random.default_rng(SEED)
-    winner = None if identity.regions else logits.argmax(0)
+    shape = tuple(logits.shape[1:])
+    winner = None if identity.regions else np.empty(shape, np.int16)
+    if winner is not None:
+        for z in range(shape[0]):
+            winner[z] = logits[:, z].argmax(0).numpy()
     rows = [np.zeros((0, 4), np.int32)]
     for output in range(0 if identity.regions else 1, identity.outputs):
-        mask = logits[output] > 0 if winner is None else winner == output
-        voxels = np.flatnonzero(mask.numpy())
+        mask = (logits[output] > 0).numpy() if winner is None else winner == output
+        voxels = np.flatnonzero(mask)
         if len(voxels) > MOST_VOXELS:
             voxels = np.sort(rng.choice(voxels, MOST_VOXELS, replace=False))
-        place = np.unravel_index(voxels, tuple(mask.shape))
+        place = np.unravel_index(voxels, shape)
         rows.append(np.stack([np.full(len(voxels), output), *place], 1).astype(np.int32))
     return np.concatenate(rows)
 
@@ -149,14 +154,14 @@ class SoftLabelStore:
         self.folder = Path(folder)
         self.identity = identity
         self._open: OrderedDict[str, Any] = OrderedDict()
-        self._foreground: dict[str, dict[str, np.ndarray]] = {}
+        self._foreground: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "folder": self.folder,
             "identity": self.identity,
             "_open": OrderedDict(),
-            "_foreground": {},
+            "_foreground": OrderedDict(),
         }
 
     def check_identity(self) -> None:
@@ -235,13 +240,16 @@ class SoftLabelStore:
         if name not in self._foreground:
             rows = load_array(self._path(name, ".foreground.npy"), RUN_AGAIN)
             self._foreground[name] = {str(k): rows[rows[:, 0] == k, 1:] for k in np.unique(rows[:, 0])}
+            if len(self._foreground) > OPEN_CASES:
+                self._foreground.popitem(last=False)
+        self._foreground.move_to_end(name)
         return self._foreground[name]
 
     def _path(self, name: str, suffix: str) -> Path:
         return self.folder / f"{name}{suffix}"
 
 
-def pack_case(logits: Tensor, identity: SoftLabelIdentity, by_slice: bool) -> bytes:
+def pack_case(logits: LogitArray, identity: SoftLabelIdentity, by_slice: bool) -> bytes:
     """A teacher's logits (K, Z, Y, X) as the bytes that are written.
 
     Args:

@@ -101,7 +101,8 @@ class StoredCase:
 
     @cached_property
     def _rows(self) -> np.ndarray:
-        return load_array(self.folder / f"{self.name}.locations.npy", RUN_AGAIN)
+        # With an ignore label it is a row for every hundredth voxel, of which a sample reads one.
+        return load_array(self.folder / f"{self.name}.locations.npy", RUN_AGAIN, mapped=True)
 
     def _open(self, suffix: str) -> Any:
         return open_packed(self.folder / f"{self.name}{suffix}", RUN_AGAIN)

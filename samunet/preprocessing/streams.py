@@ -95,7 +95,7 @@ class BatchStream:
         try:
             batch = next(self._batches)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):  # else the worker's own error, passed on
                 raise
             raise SamunetError(
                 "A process that prepares samples was killed, most often because memory or /dev/shm (in "

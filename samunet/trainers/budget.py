@@ -91,9 +91,10 @@ def measure(run: LoopRun, budget_seconds: float) -> Timing:
     with closing(BatchStream(run.source, _keys(run), run.workers, run.device)) as stream:
         train = _time_steps(run, lambda: step.train(lambda: next(stream), 0.0), budget_seconds)
         # A few steps live on batches that were made ahead. Where making them takes longer, that counts.
-        train = max(train, _time_batches(stream, run.workers, budget_seconds / 4))
+        batch = _time_batches(stream, run.workers, budget_seconds / 4)
+        train = max(train, run.phases[0].accumulate * batch)
     with closing(BatchStream(run.source, _keys(run, validation=True), run.workers, run.device)) as stream:
-        val = _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4)
+        val = max(batch, _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4))
     network.load_state_dict(before)
     return Timing(train_step=train, val_step=val, epoch_overhead=SAVES_AN_EPOCH * _time_save(run, step))
 

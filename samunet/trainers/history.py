@@ -24,7 +24,7 @@ class EpochRecord:
         epoch: number over all phases, from 0.
         phase: name of the phase.
         learning_rate: of the first parameter group at the end of the epoch.
-        train / val: mean loss and its parts.
+        train / val: mean loss and its parts; None of a validation that was not finite.
         patch_dice: Dice per class or region over all validation patches of the epoch pooled. Patches are
             drawn (a third with forced foreground), so this is not the Dice of whole cases.
         mean_patch_dice: mean over the classes that exist; ema_patch_dice: its moving average (0.9 old, 0.1
@@ -38,7 +38,7 @@ class EpochRecord:
     phase: str
     learning_rate: float
     train: dict[str, float]
-    val: dict[str, float]
+    val: dict[str, float | None]
     patch_dice: dict[str, float | None]
     mean_patch_dice: float | None
     ema_patch_dice: float | None
@@ -46,6 +46,12 @@ class EpochRecord:
     waiting_seconds: float
     samples_per_second: float
     memory_gb: float
+
+    @property
+    def val_loss(self) -> float:
+        """Validation loss; NaN where there was none, or none that is finite."""
+        value = self.val.get("loss")
+        return math.nan if value is None else value
 
 
 def patch_dice(
@@ -114,9 +120,7 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
     FigureCanvasAgg(figure)
     losses, seconds, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     losses.plot(epochs, [r.train["loss"] for r in records], color="tab:blue", label="training loss")
-    losses.plot(
-        epochs, [r.val.get("loss", math.nan) for r in records], color="tab:red", label="validation loss"
-    )
+    losses.plot(epochs, [r.val_loss for r in records], color="tab:red", label="validation loss")
     losses.set_ylabel("loss")
     dice = losses.twinx()
     values = [[r.mean_patch_dice, r.ema_patch_dice] for r in records]

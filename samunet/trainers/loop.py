@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -183,7 +184,7 @@ class _Session:
             phase=phase.name,
             learning_rate=self.step.optimizer.param_groups[0]["lr"],
             train=progress.sums.means(),
-            val=val.means(),
+            val=self._finite(val.means()),
             patch_dice=dice,
             mean_patch_dice=mean,
             ema_patch_dice=progress.ema,
@@ -204,6 +205,15 @@ class _Session:
         self.run.reporter.epoch(record, self.epochs)
         if time.monotonic() - self.drawn_at > PICTURE_SECONDS:
             self.draw()
+
+    def _finite(self, losses: dict[str, float]) -> dict[str, float | None]:
+        """A single overflow in validation, as fp16 has it now and then, is said and ends nothing."""
+        wrong = [name for name, value in losses.items() if not math.isfinite(value)]
+        if wrong:
+            self.run.reporter.message(
+                f"Warning: {', '.join(wrong)} of the validation in epoch {self.progress.epoch} not finite."
+            )
+        return {name: None if name in wrong else value for name, value in losses.items()}
 
     def draw(self) -> None:
         """Draw the curves; a picture that cannot be written ends no training."""

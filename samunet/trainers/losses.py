@@ -73,6 +73,7 @@ class SegmentationLoss(nn.Module):
 
     forward(logits (B, K, *S), target) -> {"loss", "dice", "ce"}: 0-dimensional tensors. `target` is
     (B, 1, *S) class indices, or (B, R, *S) bool regions with one more channel for the ignore label if any.
+    With an ignore label the BCE of regions is their sum, without one their mean, as in nnU-Net.
     """
 
     def __init__(self, settings: LossSettings) -> None:

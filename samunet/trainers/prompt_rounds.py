@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samunet.networks.full_precision import full_precision
 from samunet.networks.promptable import ALL, ONE, PADDING, POSITIVE, PromptableSam, Prompts
 from samunet.trainers.prompting import best_of, error_clicks, mask_losses, true_iou
 
@@ -130,7 +131,7 @@ def enlarged(logits: Tensor, size: int, stride: int) -> Tensor:
     As two products with a small matrix: pixels that nobody looks at are not computed.
     """
     matrix = _enlargement(logits.shape[-1], size, stride).to(logits.device)
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_precision(logits.device.type):
         return matrix @ logits.float() @ matrix.T
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
+
+from samunet.networks.full_precision import full_precision
 
 
 def guard_shallow_convolutions(network: nn.Module) -> None:
@@ -24,6 +25,6 @@ def guard_shallow_convolutions(network: nn.Module) -> None:
 
 def _forward(convolution: nn.Conv3d, volume: Tensor) -> Tensor:
     if 1 < volume.shape[2] < convolution.kernel_size[0]:
-        with torch.autocast(volume.device.type, enabled=False):
+        with full_precision(volume.device.type):
             return nn.Conv3d.forward(convolution, volume.float())
     return nn.Conv3d.forward(convolution, volume)

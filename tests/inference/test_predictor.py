@@ -172,7 +172,7 @@ def test_folds_of_one_frozen_encoder_share_it(tmp_path: Path, volume: np.ndarray
         stored = load_checkpoint(model / f"fold_{fold}/checkpoint_final.pth")
         members[fold] = (replace(stored, base_weights=base), network)
     expected = separate.predict_preprocessed(volume)
-    shared = Predictor(model, members, separate.settings)  # type: ignore[arg-type]
+    shared = Predictor(model, members, separate.settings, {0: "", 1: ""})  # type: ignore[arg-type]
     assert shared.shared_encoder
     assert shared.networks[0].encoder is shared.networks[1].encoder
     torch.testing.assert_close(shared.predict_preprocessed(volume), expected, rtol=1e-4, atol=1e-5)
@@ -281,6 +281,9 @@ def test_predictions_of_networks_that_were_trained_again_are_not_continued(
     again = load(model, mirroring=False)
     with pytest.raises(SamunetError, match=r"trained again since: models\[0\].trained.1 was"):
         again.predict_files(tmp_path / "in", tmp_path / "out", FileOptions(skip_existing=True))
+    write_fold(model, 1, network_seed=6)  # while a predictor is in use
+    assert load(model).trained["1"] != again.trained["1"]
+    write_fold(model, 1, network_seed=5)
     # One case predicted anew does not make the others those of the new networks.
     again.predict_files(tmp_path / "in" / "a_0000.nii.gz", tmp_path / "out")
     rest = again.predict_files(tmp_path / "in", tmp_path / "out", FileOptions(skip_existing=True))

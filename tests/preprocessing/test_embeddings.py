@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CLASSES, NAMES, PATCH_2D, REGIONS, write_cases
+from tiny_runs import CLASSES, NAMES, PATCH_2D, REGIONS, SHAPE, write_cases
 from torch import Tensor, nn
 
+from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.networks.features import Features
 from samunet.preprocessing.embedding_build import (
@@ -280,7 +281,8 @@ def test_progress_and_counts(cache: EmbeddingCache, store: CaseStore) -> None:
     label = np.maximum(store.open("case_0").label[:], 0)
     # Tiles overlap along y, so that the sums over items are at least those of the case.
     assert (counts.sum(0) >= [(label == 1).sum(), (label == 2).sum()]).all()
-    assert (annotated == PATCH_2D[0] * PATCH_2D[1]).all()
+    inside = [min(p, n) for p, n in zip(PATCH_2D, SHAPE[1:])]
+    assert (annotated == inside[0] * inside[1]).all()
 
 
 def test_regions_with_ignore(tmp_path: Path) -> None:
@@ -295,6 +297,22 @@ def test_regions_with_ignore(tmp_path: Path) -> None:
     assert cache.read("case_0", 1, 0)["target"].shape == (3, *PATCH_2D)
     assert (counts[:, 0] >= counts[:, 1]).all()
     assert annotated.min() < annotated.max() <= PATCH_2D[0] * PATCH_2D[1]
+
+
+def test_what_lies_beside_a_small_case_is_annotated_by_nobody(tmp_path: Path) -> None:
+    """Else slices that nobody annotated are drawn as often as the one that somebody did."""
+    labels = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)}, ignore=3)
+    store = write_cases(tmp_path / "cases", labels)
+    patch = tuple(2 * n for n in SHAPE[1:])
+    identity = replace(IDENTITY, patch_size=patch)
+    cache = EmbeddingCache(tmp_path / "cache", identity)
+    settings = AugmentationSettings(patch_size=patch, ignore_index=labels.ignore_index)
+    chosen = replace(options(), ignore_index=labels.ignore_index)
+    views = replace(source(store, settings), patch_size=patch)
+    build_cache(cache, Halving(), views, missing_units(cache, store, {"case_0": 1}), chosen)
+    _, annotated = cache.tables("case_0")
+    stored = store.open("case_0").label[:]
+    assert annotated.tolist() == (stored != labels.ignore_index).sum((1, 2)).tolist()
 
 
 def test_limited_items_keep_foreground(store: CaseStore) -> None:

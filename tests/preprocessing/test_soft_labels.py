@@ -13,6 +13,8 @@ from soft_teacher import IDENTITY, KINDS, one_hot_logits
 from tiny_runs import SHAPE
 
 from samunet.errors import SamunetError
+from samunet.inference.logit_storage import LogitsOnDisk
+from samunet.preprocessing import soft_labels
 from samunet.preprocessing.soft_labels import (
     OUTSIDE_LOGIT,
     SoftLabelIdentity,
@@ -23,6 +25,29 @@ from samunet.preprocessing.soft_labels import (
     output_of,
     pack_case,
 )
+
+
+@pytest.mark.parametrize("identity", KINDS, ids=lambda i: f"{i.target}-{i.regions}")
+def test_logits_on_disk_are_labelled_alike(identity: SoftLabelIdentity, tmp_path: Path) -> None:
+    """Those of a large case with many classes do not fit into memory."""
+    torch.manual_seed(0)
+    logits = torch.randn(identity.outputs, *SHAPE) * 4
+    on_disk = LogitsOnDisk.create(tuple(logits.shape), tmp_path)
+    on_disk[:] = logits
+    assert np.array_equal(encode(on_disk, identity), encode(logits, identity))
+    assert np.array_equal(draw_foreground(on_disk, identity), draw_foreground(logits, identity))
+
+
+def test_foregrounds_of_few_cases_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_labels, "OPEN_CASES", 2)
+    store = SoftLabelStore(tmp_path, IDENTITY)
+    rows = draw_foreground(torch.ones(IDENTITY.outputs, *SHAPE), IDENTITY)
+    for name in "abc":
+        store.write(name, b"", "key", rows)
+        store.foreground(name)
+    store.foreground("b")
+    store.foreground("a")
+    assert list(store._foreground) == ["b", "a"]
 
 
 @pytest.mark.parametrize("identity", KINDS, ids=lambda i: f"{i.target}-{i.regions}")

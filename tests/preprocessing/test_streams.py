@@ -48,6 +48,22 @@ def test_a_killed_worker_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch)
         next(stream)
 
 
+class Broken:
+    """A fault of the program, or a damaged file that a library reports so."""
+
+    def sample(self, key: int) -> Sample:
+        raise RuntimeError("blosc2: a chunk is corrupt")
+
+
+def test_an_error_within_a_worker_is_not_taken_for_its_death() -> None:
+    stream = BatchStream(Broken(), iter([[0]]), 1, torch.device("cpu"))
+    try:
+        with pytest.raises(RuntimeError, match="blosc2: a chunk is corrupt"):
+            next(stream)
+    finally:
+        stream.close()
+
+
 class Slow:
     """A twentieth of a second a sample."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -13,12 +14,12 @@ from tiny_runs import make_request
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
-from samunet.trainers import import_trainer, loop
+from samunet.trainers import import_trainer, loop, step
 from samunet.trainers.base import Phase, TrainingModule, build_optimizer, decayed_apart
 from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
 from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
-from samunet.trainers.history import read_history
+from samunet.trainers.history import cut_history, read_history
 from samunet.trainers.reporter import SilentReporter, StepReport
 from samunet.trainers.run import RunRequest
 from samunet.trainers.signals import stop_signals
@@ -65,6 +66,23 @@ def test_a_run_leaves_its_files(request_fcn: RunRequest) -> None:
     assert all(record.seconds >= record.waiting_seconds > 0 for record in records)
     assert records[0].learning_rate > records[-1].learning_rate
     assert (outcome.folder / "progress.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_validation_that_overflows_once_ends_nothing(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate = step.TrainingStep.validate
+
+    def overflowing(self: step.TrainingStep, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**validate(self, batch), "loss": torch.tensor(float("inf"))}
+
+    monkeypatch.setattr(step.TrainingStep, "validate", overflowing)
+    outcome = train_fold(request_fcn, SilentReporter())
+    records = cut_history(outcome.folder, 2)
+    assert [record.val["loss"] for record in records] == [None, None]
+    assert math.isnan(records[0].val_loss)
+    assert records[0].val["dice"] is not None
+    assert (outcome.folder / "progress.png").exists()
 
 
 def test_curves_that_cannot_be_drawn_end_no_training(

@@ -83,7 +83,7 @@ def draw_curves(model: Model) -> str:
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
         epochs = [record.epoch + 1 for record in fold.history]
         losses.plot(epochs, [r.train["loss"] for r in fold.history], color=colour, label=f"fold {fold.fold}")
-        losses.plot(epochs, [r.val.get("loss", math.nan) for r in fold.history], ":", color=colour)
+        losses.plot(epochs, [r.val_loss for r in fold.history], ":", color=colour)
         dice.plot(epochs, _smooth_dice(fold.history), color=colour)
     losses.set_ylabel("loss (dotted: validation)")
     if losses.lines:
