@@ -50,10 +50,8 @@ def load_plan(workspace: Workspace, dataset: str, plans: str) -> Plan:
     if plan.dataset != dataset:
         raise SamunetError(f"{file} is a plan for {plan.dataset}, not for {dataset}. {again}")
     fingerprint = workspace.fingerprint_file(dataset)
-    if fingerprint.exists():
-        measured = Fingerprint.load(fingerprint)
-        if measured.data_hash != plan.fingerprint_hash:
-            raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
+    if fingerprint.exists() and not Fingerprint.load(fingerprint).describes(plan.fingerprint_hash):
+        raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
     return plan
 
 

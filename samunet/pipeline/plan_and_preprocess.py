@@ -245,9 +245,9 @@ def preprocess(
 def _warn_of_changed_files(dataset: RawDataset, file: Path, plans: str) -> None:
     if file.is_file() and Fingerprint.load(file).stamp != dataset_stamp(dataset):
         logger.warning(
-            "%s was measured on other files than %s holds now (names, sizes or times differ). Cases are made "
-            "from what is there now, but by a plan for the earlier data. If more than a few labels changed, "
-            "plan again: samunet_plan_and_preprocess -d %s -p %s.",
+            "%s was measured on other files than %s holds now (names, sizes, times or what is declared of "
+            "them differ). Cases are made from what is there now, but by a plan for the earlier data. If "
+            "more than a few labels changed, plan again: samunet_plan_and_preprocess -d %s -p %s.",
             file,
             dataset.folder,
             dataset.name,
