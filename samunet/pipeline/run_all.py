@@ -14,6 +14,7 @@ from samunet.data.splits import load_or_create_splits, select_fold
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
+from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.report.write import ReportOptions, write_report
 from samunet.pipeline.selection.find import SelectionOptions, find_best
@@ -32,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_RIVAL = "2d_cnn"
 """The SAM method that a recommended U-Net is compared with, where it fits: it suits data of any kind."""
-
-MEMORY_ROUNDING = 0.06
-"""A plan holds its memory in tenths of a GB."""
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
