@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samunet.errors import SamunetError, unknown_name
+from samunet.pipeline.replaced_plan import planning_command
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
@@ -46,14 +47,12 @@ def load_plan(workspace: Workspace, dataset: str, plans: str) -> Plan:
     """
     file = workspace.plan_file(dataset, plans)
     plan = Plan.load(file)
-    again = f"Plan again: samunet_plan_and_preprocess -d {dataset} -p {plans}."
+    again = f"Plan again: {planning_command(replace(plan, dataset=dataset))}."
     if plan.dataset != dataset:
         raise SamunetError(f"{file} is a plan for {plan.dataset}, not for {dataset}. {again}")
     fingerprint = workspace.fingerprint_file(dataset)
-    if fingerprint.exists():
-        measured = Fingerprint.load(fingerprint)
-        if measured.data_hash != plan.fingerprint_hash:
-            raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
+    if fingerprint.exists() and not Fingerprint.load(fingerprint).describes(plan.fingerprint_hash):
+        raise SamunetError(f"{file} was made from other data than {fingerprint} now describes. {again}")
     return plan
 
 

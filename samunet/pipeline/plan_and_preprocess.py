@@ -18,6 +18,7 @@ from samunet.networks.sam.variants import VARIANTS, get_variant
 from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
+from samunet.pipeline.replaced_plan import DEFAULT_GOAL, DEFAULT_HOURS, planning_command, save_plan
 from samunet.planning.fingerprint import (
     Fingerprint,
     dataset_stamp,
@@ -69,12 +70,12 @@ class PlanOptions:
     plans: str = DEFAULT_PLANS
     device: str = "auto"
     gpu_memory_gb: float | None = None
-    hours: float = 24.0
+    hours: float = DEFAULT_HOURS
     spacing_mm: tuple[float, float, float] | None = None
     encoder: str | None = None
     weights: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    goal: str = "accuracy"
+    goal: str = DEFAULT_GOAL
 
 
 def extract(
@@ -115,7 +116,8 @@ def plan(
     """Plan every method for a dataset.
 
     Args:
-        save: write fingerprint, calibration and plan; otherwise nothing on disk is touched.
+        save: write fingerprint, calibration and plan, and keep a plan of the name that was another one;
+            otherwise nothing on disk is touched.
         workers: processes for a fingerprint that has to be measured first.
     """
     if save:
@@ -135,7 +137,7 @@ def plan(
     )
     made = make_plan(fingerprint, planning_request(workspace, options, budget))
     if save:
-        made.save(workspace.plan_file(name, made.name))
+        save_plan(made, workspace.plan_file(name, made.name))
     return made
 
 
@@ -235,21 +237,20 @@ def preprocess(
     from samunet.preprocessing.dataset import preprocess_folders
 
     dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
-    _warn_of_changed_files(dataset, workspace.fingerprint_file(plan.dataset), plan.name)
+    _warn_of_changed_files(dataset, workspace.fingerprint_file(plan.dataset), plan)
     names = data_names(plan, configurations)
     folders = {name: workspace.case_folder(plan.dataset, plan.name, name) for name in names}
     with screen(f"{plan.dataset}: preprocessing {', '.join(names)}") as progress:
         preprocess_folders(dataset, plan, folders, workers, progress)
 
 
-def _warn_of_changed_files(dataset: RawDataset, file: Path, plans: str) -> None:
+def _warn_of_changed_files(dataset: RawDataset, file: Path, plan: Plan) -> None:
     if file.is_file() and Fingerprint.load(file).stamp != dataset_stamp(dataset):
         logger.warning(
-            "%s was measured on other files than %s holds now (names, sizes or times differ). Cases are made "
-            "from what is there now, but by a plan for the earlier data. If more than a few labels changed, "
-            "plan again: samunet_plan_and_preprocess -d %s -p %s.",
+            "%s was measured on other files than %s holds now (names, sizes, times or what is declared of "
+            "them differ). Cases are made from what is there now, but by a plan for the earlier data. If "
+            "more than a few labels changed, plan again: %s.",
             file,
             dataset.folder,
-            dataset.name,
-            plans,
+            planning_command(plan),
         )

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.splits import load_or_create_splits, select_fold
+from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
+from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.report.write import ReportOptions, write_report
+from samunet.pipeline.run_all_folds import (
+    DONE,
+    HALFWAY,
+    UNSCORED,
+    Training,
+    WantedRun,
+    WantedTraining,
+    start_or_go_on,
+)
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
@@ -23,20 +33,14 @@ from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
-from samunet.records import read_json, to_data, write_json
-from samunet.trainers.checkpoint import FINAL, LATEST
+from samunet.records import to_data
 from samunet.trainers.settings import CONFIGURATION_FIELDS, apply_overrides
-from samunet.workspace import Workspace, fold_folder, is_validated
+from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 FIRST_RIVAL = "2d_cnn"
 """The SAM method that a recommended U-Net is compared with, where it fits: it suits data of any kind."""
-
-MEMORY_ROUNDING = 0.06
-"""A plan holds its memory in tenths of a GB."""
-
-NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +70,6 @@ class RunAllOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """One fold of one method; `hours` is what the plan expects of it."""
-
-    configuration: str
-    fold: int | str
-    model_folder: Path
-    hours: float
-
-    @property
-    def state(self) -> str:
-        """How far it has come, by the files that are there."""
-        folder = fold_folder(self.model_folder, self.fold)
-        if not (folder / FINAL).is_file():
-            return HALFWAY if (folder / LATEST).is_file() else NEW
-        scored = self.fold == "all" or is_validated(self.model_folder, self.fold)
-        return DONE if scored else UNSCORED
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunAllOutcome:
     """Where the report lies; `interrupted` when a signal ended a training early."""
 
@@ -103,15 +88,16 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     """Plan, preprocess, train, select and report; what is there already is kept.
 
     Raises:
-        SamunetError: the options differ from those that the run was started with, or a step cannot be done.
+        SamunetError: folds that are there were trained otherwise than the options say, or a step cannot be
+            done.
     """
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
-    folds = _folds(workspace, options)
-    _check_methods(workspace, options, made, names)
-    _check_options(workspace, options, names)
+    cases = _cases(workspace, options)
+    methods = _check_methods(workspace, options, made, names)
+    trainings = _trainings(workspace, options, made, names, tuple(cases))
+    start_or_go_on(workspace, _wanted(options, methods, cases), trainings)
     preprocess(workspace, made, names, options.workers, screen)
-    trainings = _trainings(workspace, options, made, names, folds)
     clock = _Clock(options.time_budget_minutes)
     for number, training in enumerate(trainings, start=1):
         told = f"[{number} of {len(trainings)}] {training.configuration}, fold {training.fold}"
@@ -229,8 +215,10 @@ def _overrides(options: RunAllOptions, name: str) -> Overrides:
     )
 
 
-def _check_methods(workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]) -> None:
-    """Refuse now what one of the trainings would refuse hours later.
+def _check_methods(
+    workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]
+) -> dict[str, WantedTraining]:
+    """How each method would be trained; refuse now what one of the trainings would refuse hours later.
 
     Raises:
         SamunetError: a flag that concerns none of the methods, or that one of them cannot follow.
@@ -248,40 +236,36 @@ def _check_methods(workspace: Workspace, options: RunAllOptions, made: Plan, nam
             raise SamunetError(f"-encoder and -w do not apply: none of {told} has an encoder.")
         if len(concerned) < len(names):
             logger.info("-encoder and -w concern %s only.", ", ".join(concerned))
+    methods = {}
     for name in names:
         made.configuration(name)
-        given = _overrides(options, name)
+        given, planned = _overrides(options, name), made
         if given != Overrides():
-            apply_overrides(replan(workspace, made, name, given), name, given.settings)
+            planned = apply_overrides(replan(workspace, made, name, given), name, given.settings)
+        methods[name] = WantedTraining(plan=planned, given=given)
+    return methods
 
 
-def _check_options(workspace: Workspace, options: RunAllOptions, names: tuple[str, ...]) -> None:
-    """Write down what the run was started with; going on with something else would mix runs.
-
-    Raises:
-        SamunetError: names what differs.
-    """
-    tag = f"_{options.tag}" if options.tag else ""
-    file = workspace.results / options.dataset / f"run_all_{options.planning.plans}{tag}.json"
-    wanted = to_data(
-        {
-            "settings": options.settings,
-            "time_budget_minutes": options.time_budget_minutes,
-            "seed": options.seed,
-            "weights": options.planning.weights,
-            "encoder": options.planning.encoder,
-        }
+def _wanted(
+    options: RunAllOptions, methods: dict[str, WantedTraining], cases: dict[int | str, Split]
+) -> WantedRun:
+    asked = {
+        "settings": options.settings,
+        "time_budget_minutes": options.time_budget_minutes,
+        "seed": options.seed,
+        "weights": options.planning.weights,
+        "encoder": options.planning.encoder,
+    }
+    return WantedRun(
+        dataset=options.dataset,
+        plans=options.planning.plans,
+        tag=options.tag,
+        asked=to_data(asked),
+        methods=methods,
+        cases=cases,
+        time_budget_minutes=options.time_budget_minutes,
+        seed=options.seed,
     )
-    if file.is_file():
-        before = read_json(file)
-        differing = [key for key, value in wanted.items() if before.get(key) != value]
-        if differing:
-            told = "; ".join(f"{key} was {before.get(key)}, is {wanted[key]}" for key in differing)
-            raise SamunetError(
-                f"{file} says that this run was started differently ({told}). Give the same flags to go on, "
-                "or --tag NAME for a run of its own."
-            )
-    write_json(file, {**wanted, "configurations": names})
 
 
 def _trainings(
@@ -304,8 +288,8 @@ def _trainings(
     )
 
 
-def _folds(workspace: Workspace, options: RunAllOptions) -> tuple[int | str, ...]:
-    """The folds asked for, else those of the split; `all` where the cases are too few to keep one out.
+def _cases(workspace: Workspace, options: RunAllOptions) -> dict[int | str, Split]:
+    """Cases of the folds asked for, else of the split's; `all` where they are too few to keep one out.
 
     Raises:
         SamunetError: one of them does not exist; nothing is trained before it is met.
@@ -318,9 +302,8 @@ def _folds(workspace: Workspace, options: RunAllOptions) -> tuple[int | str, ...
         scheme="kfold",
         raw_file=workspace.raw / options.dataset / "splits_final.json",
     )
-    for fold in options.folds or ():
-        select_fold(splits, fold, raw.case_names)
-    return options.folds or tuple(range(len(splits))) or ("all",)
+    folds = options.folds or tuple(range(len(splits))) or ("all",)
+    return {fold: select_fold(splits, fold, raw.case_names) for fold in folds}
 
 
 def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> bool:

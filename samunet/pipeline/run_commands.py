@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samunet.trainers.checkpoint import FINAL
@@ -33,7 +33,8 @@ def command_like(
             with `--val` nothing is, for a trained fold needs no teacher.
     """
     taught = None if "--val" in flags else run.distillation
-    words = [] if {"--c", "--val"} & set(flags) else _flags(run)
+    is_begun = {"--c", "--val"} & set(flags)
+    words = [] if is_begun else given_flags(run.overrides, run.time_budget_minutes, run.seed)
     if taught is not None:
         words += _teacher_flags(taught, plans)
         words += [] if "--c" in flags else _teaching_flags(taught, run.fold)
@@ -49,15 +50,20 @@ def command_like(
     )
 
 
-def _flags(run: RunRecord) -> list[str]:
-    told, flags = run.overrides, []
+def given_flags(told: Mapping[str, Any], time_budget_minutes: float | None, seed: int) -> list[str]:
+    """Flags of samunet_train.
+
+    Args:
+        told: `settings`, `encoder` and `weights` as in the overrides of a run.
+    """
+    flags: list[str] = []
     for key, value in told.get("settings", {}).items():
         flags += [f"--{key}", str(value)] if key in ("epochs", "iterations") else ["--set", f"{key}={value}"]
     flags += ["-encoder", str(told["encoder"])] if told.get("encoder") else []
     flags += ["-w", str(told["weights"])] if told.get("weights") else []
-    if run.time_budget_minutes is not None:
-        flags += ["--time_budget", f"{run.time_budget_minutes:g}"]
-    return flags + (["--seed", str(run.seed)] if run.seed != 0 else [])
+    if time_budget_minutes is not None:
+        flags += ["--time_budget", f"{time_budget_minutes:g}"]
+    return flags + (["--seed", str(seed)] if seed != 0 else [])
 
 
 def _teacher_flags(taught: dict[str, Any], plans: str) -> list[str]:

@@ -76,8 +76,9 @@ class Fingerprint:
     """Everything the planner knows about a dataset.
 
     Attributes:
-        data_hash: identifies the content of the cases and of dataset.json; a plan keeps it.
-        stamp: identifies names, sizes and times of the files: cheap to compare, differs after a copy.
+        data_hash: identifies the content of the cases, channels, labels and file ending; a plan keeps it.
+        stamp: identifies names, sizes and times of the files, groups, and the dataset's name: cheap to
+            compare, differs after a copy.
         intensity: per channel, statistics over the foreground in which every case weighs alike.
         laterality_pairs: (left, right) label names.
         groups: case -> patient or site, where declared.
@@ -111,6 +112,16 @@ class Fingerprint:
                 f"{FINGERPRINT_VERSION}. Measure again: samunet_extract_fingerprint -d {fingerprint.dataset}."
             )
         return fingerprint
+
+    def describes(self, data_hash: str) -> bool:
+        """Whether a plan that keeps this hash was made from these data.
+
+        Hashes of earlier versions hold the dataset's name and its groups too, which say nothing of what a
+        model was trained on; they are known again, also where groups were declared since.
+        """
+        told = [self.dataset, self.channel_names, self.labels, self.file_ending]
+        earlier = [_identity([*told, groups], self.cases) for groups in ({}, self.groups)]
+        return data_hash == self.data_hash or data_hash in earlier
 
     @property
     def spacings_mm(self) -> list[tuple[float, float, float]]:
@@ -174,12 +185,16 @@ def dataset_stamp(dataset: RawDataset) -> str:
         for path in _files_of(case):
             status = path.stat()
             files.append([case.name, path.name, status.st_size, status.st_mtime_ns])
-    return content_hash([_meaning(dataset), files])
+    return content_hash([[dataset.name, *_meaning(dataset), dataset.groups], files])
 
 
 def _meaning(dataset: RawDataset) -> list[object]:
-    """What of dataset.json and groups changes a fingerprint."""
-    return [dataset.name, dataset.channel_names, dataset.labels, dataset.file_ending, dataset.groups]
+    """What of dataset.json decides whether a model fits the data: neither their name nor their groups."""
+    return [dataset.channel_names, dataset.labels, dataset.file_ending]
+
+
+def _identity(meaning: list[object], cases: Sequence[CaseFingerprint]) -> str:
+    return content_hash([meaning, [[case.name, case.content] for case in cases]])
 
 
 def _files_of(case: Case) -> list[Path]:
@@ -215,7 +230,7 @@ def extract_fingerprint(
     flat = all(case.is_2d for case in cases)
     return Fingerprint(
         dataset=dataset.name,
-        data_hash=content_hash([_meaning(dataset), [[case.name, case.content] for case in cases]]),
+        data_hash=_identity(_meaning(dataset), cases),
         stamp=dataset_stamp(dataset),
         file_ending=dataset.file_ending,
         channel_names=dataset.channel_names,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from shared_models import make_fingerprint
 from tiny_runs import make_configuration, make_plan
 
 from samunet.errors import SamunetError
-from samunet.pipeline.models import ModelRequest, configuration_name, find_model
+from samunet.pipeline.models import ModelRequest, configuration_name, find_model, load_plan
+from samunet.records import write_json
 from samunet.workspace import Workspace
 
 DATASET = "Dataset900_Tiny"
@@ -89,3 +92,15 @@ def test_a_model_that_is_not_trained(workspace: Workspace) -> None:
         find_model(workspace, request("2d_linear"))
     with pytest.raises(SamunetError, match="2d_cnn__tinyPlans"):
         find_model(workspace, request("2d_cnn", "other"))
+
+
+def test_a_plan_survives_groups_that_are_declared_later(workspace: Workspace) -> None:
+    plan = make_plan(make_configuration("2d_unet"))
+    plan.save(workspace.plan_file(DATASET, plan.name))
+    measured = make_fingerprint(plan)
+    file = workspace.fingerprint_file(DATASET)
+    write_json(file, replace(measured, groups={case.name: "one" for case in measured.cases}))
+    assert load_plan(workspace, DATASET, plan.name) == plan
+    write_json(file, replace(measured, data_hash="1" * 16))
+    with pytest.raises(SamunetError, match="made from other data"):
+        load_plan(workspace, DATASET, plan.name)

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from commands import SHORT, no_measuring
-from tiny_runs import make_configuration, make_plan, write_weights
+from tiny_runs import WEIGHTS_FILE, make_configuration, make_plan, write_weights
 
+from samunet.cli import plan_and_preprocess, train
 from samunet.cli import run_all as command
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate, run_all
-from samunet.pipeline.run_all import DONE, HALFWAY, NEW, UNSCORED, Training, chosen_methods
+from samunet.pipeline.run_all import chosen_methods
+from samunet.pipeline.run_all_folds import DONE, HALFWAY, NEW, UNSCORED, Training
 from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
 from samunet.planning.plan import Plan, Verdict
+from samunet.records import read_json, write_json
 from samunet.workspace import Workspace
 
 NAME = "Dataset901_Tiny3D"
@@ -110,6 +113,86 @@ def test_from_raw_data_to_a_report_and_on_from_a_stop(
 
     assert command.main([*flags, "--seed", "4"]) == 2
     assert "seed was None, is 4" in capsys.readouterr().err
+    assert_folds_trained_otherwise_are_refused(tiny_copy, flags, capsys, monkeypatch)
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def assert_folds_trained_otherwise_are_refused(
+    root: Path, flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folds of 2d_unet are done with `flags`; the file of options knows nothing of them any more."""
+    monkeypatch.setattr(run_all, "preprocess", stop)
+    options = root / "results" / NAME / "run_all_samunetPlans.json"
+    options.unlink()
+    assert command.main(flags) == 130  # let in
+    assert read_json(options)["folds"] == [0, 1]
+    options.unlink()
+
+    run = root / "results" / NAME / "2d_unet__samunetPlans/fold_1/run.json"
+    trained = read_json(run)
+    write_json(run, {**trained, "time_budget_minutes": 5.0})
+    assert command.main(flags) == 2
+    told = capsys.readouterr().err
+    assert "2d_unet, fold 1: time budget: 5 minutes there, none now" in told
+    assert "fold 0" not in told
+    again = "samunet_train 901 2d_unet 1 --set val_iterations=1 --set batch_size=2 --epochs 1 --iterations 2"
+    assert f"{again} --npz --overwrite" in told
+    assert "--tag NAME" in told
+    assert not options.exists()
+
+    write_json(run, trained)
+    assert command.main([*flags, "--set", "learning_rate=0.5", "--time_budget", "7"]) == 2
+    told = capsys.readouterr().err
+    for fold in (0, 1):
+        assert f"2d_unet, fold {fold}: --set learning_rate: the default there, 0.5 now; time budget" in told
+    assert "samunet_train 901 2d_unet 0 1 --set val_iterations=1" in told
+    assert "--set learning_rate=0.5 --epochs 1 --iterations 2 --time_budget 7 --npz --overwrite" in told
+
+
+def test_a_mistyped_flag_can_be_corrected_until_something_is_trained(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_all, "preprocess", stop)
+    words = ["901", "-c", "2d", "-np", "1", "-device", "cpu", "--workspace", str(tiny_copy)]
+    file = tiny_copy / "results" / NAME / "run_all_samunetPlans.json"
+    assert command.main([*words, "-f", "0", "--time_budget", "3"]) == 130
+    assert command.main([*words, "-f", "0", "--time_budget", "30"]) == 130
+    assert (read_json(file)["time_budget_minutes"], read_json(file)["folds"]) == (30.0, [0])
+    assert command.main([*words, "-f", "1", "--time_budget", "30"]) == 130
+    assert read_json(file)["folds"] == [0, 1]
+
+    fold = tiny_copy / "results" / NAME / "2d_unet__samunetPlans/fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    for number in ("0", "1"):
+        assert command.main([*words, "-f", number, "--time_budget", "3"]) == 2
+        assert "time_budget_minutes was 30.0, is 3.0" in capsys.readouterr().err
+    assert command.main([*words, "-f", "1", "--time_budget", "30"]) == 130
+
+
+def test_a_fold_on_other_weights_is_refused(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_weights(tiny_copy / "weights")
+    place = ["--workspace", str(tiny_copy)]
+    encoder = ["-encoder", "vit_micro"]
+    planning = ["-d", "901", "-c", "2d_cnn", "-np", "1", "-device", "cpu", *encoder, *place]
+    assert plan_and_preprocess.main(planning) == 0
+    assert train.main(["901", "2d_cnn", "0", *SHORT, *place]) == 0
+    monkeypatch.setattr(run_all, "preprocess", stop)
+    words = ["901", "-c", "2d_cnn", "-f", "0", *SHORT, *place]
+    assert command.main(words) == 130
+    assert command.main([*words, *encoder]) == 130  # what the plan says anyway
+    capsys.readouterr()
+    write_weights(tiny_copy / "weights", seed=1)
+    assert command.main(words) == 2
+    told = capsys.readouterr().err
+    assert "2d_cnn, fold 0: weights: " in told
+    (tiny_copy / "weights" / WEIGHTS_FILE).unlink()
+    assert command.main(words) == 130  # nothing is left to train on them
 
 
 def test_flags_of_sam_methods_do_not_meet_the_u_nets(

@@ -138,6 +138,21 @@ def test_stored_fingerprint_is_used_until_the_data_change(tiny_copy, tmp_path):
     assert changed.data_hash != first.data_hash
 
 
+def test_groups_and_name_do_not_make_other_data(tiny_rgb_dataset):
+    dataset = RawDataset.load(tiny_rgb_dataset)
+    groups = {name: f"patient {number // 2}" for number, name in enumerate(dataset.case_names)}
+    alone = extract_fingerprint(dataset, 1)
+    grouped = extract_fingerprint(dataclasses.replace(dataset, groups=groups), 1)
+    renamed = extract_fingerprint(dataclasses.replace(dataset, name="Dataset7_Other"), 1)
+    assert grouped.groups == groups
+    assert alone.data_hash == grouped.data_hash == renamed.data_hash
+    assert len({alone.stamp, grouped.stamp, renamed.stamp}) == 3
+    others = extract_fingerprint(dataclasses.replace(dataset, channel_names=("a", "b", "c")), 1)
+    assert others.data_hash != alone.data_hash
+    assert alone.describes(grouped.data_hash)
+    assert not alone.describes(others.data_hash)
+
+
 def test_unusable_file_is_measured_again(tiny_dataset, tmp_path):
     file = tmp_path / "fingerprint.json"
     file.write_text(json.dumps({"version": 0}))

@@ -141,7 +141,7 @@ def export_model(request: ExportRequest) -> ExportOutcome:
         _add_folds(writer, stored, request)
         record = replace(record, files=writer.files)
         writer.add_json(MODEL_FILE, record)
-    return ExportOutcome(file=request.output, record=record, remarks=_remarks(request, facts))
+    return ExportOutcome(file=request.output, record=record, remarks=_remarks(request, facts, chosen))
 
 
 def _facts(request: ExportRequest, record: ModelRecord, plan: Plan, chosen: Selected) -> CardFacts:
@@ -180,9 +180,9 @@ def _add_records(writer: ModelWriter, request: ExportRequest, facts: CardFacts, 
         writer.add(QC_MODEL_FILE, (folder / QC_MODEL_FILE).read_bytes())
 
 
-def _remarks(request: ExportRequest, facts: CardFacts) -> tuple[str, ...]:
+def _remarks(request: ExportRequest, facts: CardFacts, chosen: Selected) -> tuple[str, ...]:
     """What the file lacks."""
-    remarks = []
+    remarks = [chosen.remark] if chosen.remark else []
     if facts.envelope is None:
         remarks.append("There is no fingerprint in the model folder: the card cannot say what was seen.")
     if facts.scores is None:

@@ -34,7 +34,7 @@ from samunet.pipeline.model_file.onnx_sidecar import (
     steps_before,
     steps_inside,
 )
-from samunet.pipeline.model_file.selected import SelectionFiles, selected
+from samunet.pipeline.model_file.selected import Selected, SelectionFiles, selected
 from samunet.planning.methods import get_method, list_methods
 from samunet.records import write_json
 from samunet.trainers.checkpoint import load_checkpoint
@@ -72,16 +72,17 @@ class OnnxRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxOutcome:
-    """What was written."""
+    """What was written, and in `remarks` what a reader should know."""
 
     folder: Path
     sidecar: Path
     files: tuple[OnnxFile, ...]
+    remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Files and parity in plain words."""
         lines = [f"{self.folder / file.file}: {file.parity.text()}." for file in self.files]
-        return "\n".join([*lines, f"Pre- and postprocessing: {self.sidecar}"])
+        return "\n".join([*lines, f"Pre- and postprocessing: {self.sidecar}", *self.remarks])
 
 
 def export_onnx(request: OnnxRequest) -> OnnxOutcome:
@@ -117,8 +118,14 @@ def export_onnx(request: OnnxRequest) -> OnnxOutcome:
         for target in targets.values():
             (Path(scratch) / target.name).replace(target)
     sidecar = request.output.with_suffix(".json")
-    write_json(sidecar, _sidecar(request, predictor, tuple(files)))
-    return OnnxOutcome(folder=request.output.parent, sidecar=sidecar, files=tuple(files))
+    chosen = _selected(request, predictor.configuration.name)
+    write_json(sidecar, _sidecar(request, predictor, tuple(files), chosen.postprocessing))
+    return OnnxOutcome(
+        folder=request.output.parent,
+        sidecar=sidecar,
+        files=tuple(files),
+        remarks=(chosen.remark,) if chosen.remark else (),
+    )
 
 
 def _check_method(method: str) -> None:
@@ -156,7 +163,9 @@ def _check_parity(parity: Parity, target: Path) -> None:
         )
 
 
-def _sidecar(request: OnnxRequest, predictor: Predictor, files: tuple[OnnxFile, ...]) -> Sidecar:
+def _sidecar(
+    request: OnnxRequest, predictor: Predictor, files: tuple[OnnxFile, ...], rules: Postprocessing | None
+) -> Sidecar:
     plan, configuration = predictor.plan, predictor.configuration
     labels = plan.labels
     return Sidecar(
@@ -177,20 +186,20 @@ def _sidecar(request: OnnxRequest, predictor: Predictor, files: tuple[OnnxFile, 
         steps_before=steps_before(predictor),
         steps_inside=steps_inside(predictor),
         steps_after=steps_after(predictor),
-        postprocessing=_rules(request, configuration.name),
+        postprocessing=rules,
         weights=_origins(request, predictor),
     )
 
 
-def _rules(request: OnnxRequest, configuration: str) -> Postprocessing | None:
+def _selected(request: OnnxRequest, configuration: str) -> Selected:
     """Rules of an installed model, or those that a selection learned for a trained one."""
     file = request.model_folder / POSTPROCESSING_FILE
     if file.is_file():
-        return Postprocessing.load(file)
+        return Selected(postprocessing=Postprocessing.load(file))
     if request.selection is None:
-        return None
+        return Selected()
     _, plans, *tag = request.model_folder.resolve().name.split("__")
-    return selected(request.selection, configuration, plans, tag[0] if tag else None).postprocessing
+    return selected(request.selection, configuration, plans, tag[0] if tag else None)
 
 
 def _origins(request: OnnxRequest, predictor: Predictor) -> tuple[WeightsOrigin, ...]:

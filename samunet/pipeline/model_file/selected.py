@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samunet.inference.postprocessing import Postprocessing
-from samunet.pipeline.selection.record import Selection
+from samunet.pipeline.selection.record import Selection, selection_command, stale_words
 from samunet.records import read_record
 
 
@@ -20,14 +20,22 @@ class SelectionFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """What concerns one model; None where it was not compared, or no rules were learned for it alone."""
+    """What concerns one model; None where it was not compared, or no rules were learned for it alone.
+
+    Attributes:
+        remark: why both are left out although the model was compared; empty otherwise.
+    """
 
     selection: Selection | None = None
     postprocessing: Postprocessing | None = None
+    remark: str = ""
 
 
 def selected(files: SelectionFiles | None, configuration: str, plans: str, tag: str | None) -> Selected:
     """What the files say of a model; rules for another model or an ensemble are not its rules.
+
+    A selection from other scores than those that lie beside it now says nothing of the model: it, and rules
+    learned on predictions of an earlier training, would go out under the new one's name.
 
     Raises:
         SamunetError: a file is there and cannot be read.
@@ -38,6 +46,12 @@ def selected(files: SelectionFiles | None, configuration: str, plans: str, tag: 
     name = configuration if tag is None else f"{configuration}__{tag}"
     if selection.plans != plans or not any(name in found.members for found in selection.candidates):
         return Selected()
+    stale = stale_words(selection, files.selection.parent)
+    if stale:
+        return Selected(
+            remark=f"What {files.selection} says of this model, rules of postprocessing included, is left "
+            f"out: it {stale}. Run {selection_command(selection.dataset, plans)}, then export again."
+        )
     # Hashes are of files that stay behind; commands and faults name folders of this machine.
     kept = replace(selection, made_from={}, commands=(), left_out=())
     members = [(member.configuration, member.plans, member.tag) for member in selection.recommended]

@@ -13,6 +13,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
 from samunet.pipeline.run_commands import command_like
+from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
@@ -159,12 +160,22 @@ def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, fold
     if plan.labels != raw.labels:
         told.append(f"trained with other labels than {raw.folder / 'dataset.json'} declares; train it again")
     file = workspace.plan_file(trained.dataset, trained.plans)
-    if file.is_file() and Plan.load(file).fingerprint_hash != plan.fingerprint_hash:
+    if file.is_file() and not _of_the_same_data(workspace, Plan.load(file), plan):
         told.append(
             f"trained on another plan, made from other data than {file} (it was planned again since); train "
             "it again"
         )
     return told
+
+
+def _of_the_same_data(workspace: Workspace, current: Plan, earlier: Plan) -> bool:
+    if current.fingerprint_hash == earlier.fingerprint_hash:
+        return True
+    file = workspace.fingerprint_file(current.dataset)
+    if not file.is_file():
+        return False
+    measured = Fingerprint.load(file)
+    return all(measured.describes(plan.fingerprint_hash) for plan in (current, earlier))
 
 
 def _scored_fold(

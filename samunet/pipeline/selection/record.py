@@ -191,23 +191,39 @@ def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLAN
         SamunetError: there is none, it is unreadable, or stale; names the command that makes it.
     """
     file = workspace.selection_file(dataset, plans)
-    named = "" if plans == DEFAULT_PLANS else f" -p {plans}"
-    command = f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
+    command = selection_command(dataset, plans)
     if not file.is_file():
         raise SamunetError(f"There is no {file}, so it is not known which model is best. Run {command}.")
     try:
         selection = read_record(Selection, file)
     except SamunetError as error:
         raise SamunetError(f"{error} Run {command} again.") from error
-    root = workspace.results / dataset
-    stale = [name for name, digest in selection.made_from.items() if file_digest(root / name) != digest]
+    stale = stale_words(selection, workspace.results / dataset)
     if stale:
-        raise SamunetError(
-            f"{file} was made from other scores than those of now ({len(stale)} of "
-            f"{len(selection.made_from)} summaries changed or are gone, such as {root / stale[0]}). "
-            f"Run {command} again."
-        )
+        raise SamunetError(f"{file} {stale}. Run {command} again.")
     return selection
+
+
+def selection_command(dataset: str, plans: str) -> str:
+    """What a user types to compare the models of a plan."""
+    named = "" if plans == DEFAULT_PLANS else f" -p {plans}"
+    return f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
+
+
+def stale_words(selection: Selection, results: Path) -> str:
+    """What a selection was made from that is no longer so, in words; empty when it is all there.
+
+    Args:
+        selection: as stored.
+        results: results/DATASET, where the files that it was made from lie.
+    """
+    stale = [name for name, digest in selection.made_from.items() if file_digest(results / name) != digest]
+    if not stale:
+        return ""
+    return (
+        f"was made from other scores than those of now ({len(stale)} of {len(selection.made_from)} summaries "
+        f"changed or are gone, such as {results / stale[0]})"
+    )
 
 
 def file_digest(file: Path) -> str | None:

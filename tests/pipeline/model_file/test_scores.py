@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
+from shared_models import write_images, write_model
 from tiny_runs import CLASSES
 
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline.model_file.export import ExportRequest, export_model
+from samunet.pipeline.model_file.onnx_export import OnnxRequest, export_onnx
 from samunet.pipeline.model_file.scores import shared_scores
 from samunet.pipeline.model_file.selected import SelectionFiles, selected
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.pipeline.selection.record import file_digest
 from samunet.records import read_json, to_data, write_json
 
 FINAL = "checkpoint_final.pth"
@@ -115,3 +120,68 @@ def test_rules_go_with_the_model_that_they_were_learned_for(tmp_path: Path) -> N
     ):
         assert absent.selection is None
         assert absent.postprocessing is None
+
+
+def select_made_up(root: Path, model: Path) -> tuple[SelectionFiles, Path]:
+    """A selection, with rules, that recommends `model`; and a summary that it was made from."""
+    made = MadeUp(root=root)
+    made.add("2d_unet", missing(0.1))
+    options = SelectionOptions(wanted=ModelsWanted(dataset=DATASET), ensembles=False, postprocessing=False)
+    found = find_best(made.workspace, options)
+    (member,) = found.recommended
+    summary = model / "fold_0/validation/summary.json"
+    scored = made.workspace.model_folder(DATASET, "2d_unet") / "fold_0/validation/summary.json"
+    write_json(summary, read_json(scored))
+    digest = file_digest(summary)
+    assert digest is not None
+    files = SelectionFiles(
+        selection=model.parent / "selection.json", postprocessing=model.parent / "postprocessing.json"
+    )
+    plans = model.name.split("__")[1]
+    kept = replace(
+        found,
+        plans=plans,
+        recommended=(replace(member, plans=plans),),
+        made_from={str(summary.relative_to(model.parent)): digest},
+    )
+    write_json(files.selection, kept)
+    rule = Rule(kind="largest_component", target="organ")
+    Postprocessing(labels=CLASSES, rules=(rule,)).save(files.postprocessing)
+    return files, summary
+
+
+def test_a_stale_selection_stays_behind(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "results", "2d_unet", (0,))
+    files, summary = select_made_up(tmp_path / "made", model)
+    request = ExportRequest(model_folder=model, output=tmp_path / "m.zip", selection=files, overwrite=True)
+    assert "samunet_find_best" not in export_model(request).text()
+    with zipfile.ZipFile(request.output) as archive:
+        assert {"selection.json", "postprocessing.json"} <= set(archive.namelist())
+
+    write_json(summary, {**read_json(summary), "validated": "again"})
+    told = export_model(request).text()
+    assert "samunet_find_best_configuration 950 -p tinyPlans, then export again" in told
+    with zipfile.ZipFile(request.output) as archive:
+        assert not {"selection.json", "postprocessing.json"} & set(archive.namelist())
+        assert "largest" not in archive.read("MODEL_CARD.md").decode()
+
+
+def test_stale_rules_stay_out_of_the_json_beside_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = write_model(tmp_path / "results", "2d_unet", (0,))
+    files, summary = select_made_up(tmp_path / "made", model)
+    request = OnnxRequest(
+        model_folder=model,
+        output=tmp_path / "net.onnx",
+        images=write_images(tmp_path / "images"),
+        num_tiles=1,
+        selection=files,
+        overwrite=True,
+    )
+    outcome = export_onnx(request)
+    assert (outcome.remarks, read_json(outcome.sidecar)["postprocessing"] is None) == ((), False)
+    summary.unlink()
+    outcome = export_onnx(request)
+    assert "samunet_find_best_configuration" in outcome.text()
+    assert read_json(outcome.sidecar)["postprocessing"] is None

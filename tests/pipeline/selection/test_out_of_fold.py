@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
+from shared_models import make_fingerprint
 from tiny_runs import REGIONS
 
 from samunet.data.splits import Split, write_splits
 from samunet.errors import SamunetError
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, collect
 from samunet.planning.plan import Plan
-from samunet.records import read_json, write_json
+from samunet.records import content_hash, read_json, write_json
 
 
 @pytest.fixture
@@ -126,6 +127,24 @@ def test_a_model_of_other_data_or_labels(made: MadeUp) -> None:
     (folder / "plan.json").unlink()
     with pytest.raises(SamunetError, match="There is no plan"):
         gather(made)
+
+
+def test_groups_declared_later_do_not_make_a_model_one_of_other_data(made: MadeUp) -> None:
+    """A plan of an earlier version keeps a hash with groups; that of the model is without any."""
+    folder = made.workspace.model_folder(DATASET, "2d_unet")
+    plan = replace(Plan.load(folder / "plan.json"), dataset=DATASET)
+    without = replace(make_fingerprint(plan), groups={})
+    told = [without.dataset, without.channel_names, without.labels, without.file_ending, {}]
+    earlier = content_hash([told, [[case.name, case.content] for case in without.cases]])
+    replace(plan, fingerprint_hash=earlier).save(folder / "plan.json")
+    file = made.workspace.plan_file(DATASET)
+    replace(plan, name=file.stem).save(file)
+    with pytest.raises(SamunetError, match="made from other data than"):
+        gather(made)
+    now = replace(make_fingerprint(plan), data_hash=plan.fingerprint_hash)
+    assert now.groups
+    write_json(made.workspace.fingerprint_file(DATASET), now)
+    assert gather(made)
 
 
 def test_another_checkpoint_in_one_fold(made: MadeUp) -> None:
