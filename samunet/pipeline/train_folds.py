@@ -9,10 +9,11 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
+from samunet.pipeline.trained_cases import begun_run
 from samunet.trainers.checkpoint import FINAL, checkpoints_in
 from samunet.trainers.distillation import Distillation
-from samunet.trainers.identity import RunRecord, distillation_differences, read_run
-from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
+from samunet.trainers.identity import RunRecord, distillation_differences
+from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,7 @@ def train_folds(
     if twice:
         raise SamunetError(f"Fold {', '.join(twice)} is given twice.")
     prepared = {fold: prepare_run(workspace, replace(options, fold=fold)) for fold in folds}
-    if not (options.resume or options.overwrite or options.only_validate):
-        _refuse_started(prepared)
+    _check_started(options, prepared)
     for number, fold in enumerate(folds, start=1):
         own = replace(options, fold=fold)
         wanted = _continued(own, prepared, teaching) if options.resume else own
@@ -74,14 +74,17 @@ def _teach(teaching: Teaching | None, options: TrainOptions, like: RunRecord | N
     return None if teaching is None else lambda prepared: teaching(options, prepared, like)
 
 
-def _refuse_started(prepared: dict[Fold, PreparedRun]) -> None:
-    """Do not train for hours before the fold is met that is there already."""
-    started = [str(fold) for fold, run in prepared.items() if _started(run, fold)]
-    if started:
-        model = next(iter(prepared.values())).model_folder
+def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> None:
+    """Do not train for hours before the fold is met that is there already, or has been trained on others."""
+    started = [fold for fold, run in prepared.items() if _started(run, fold)]
+    if options.resume or options.only_validate:
+        for fold in started:
+            prepared[fold].check_cases(fold)
+    elif started and not options.overwrite:
+        model, told = next(iter(prepared.values())).model_folder, ", ".join(map(str, started))
         raise SamunetError(
-            f"{model} holds trainings of fold {', '.join(started)} already. Continue with --c, which trains "
-            "what is unfinished and skips the rest, start all anew with --overwrite, or name other folds."
+            f"{model} holds trainings of fold {told} already. Continue with --c, which trains what is "
+            "unfinished and skips the rest, start all anew with --overwrite, or name other folds."
         )
 
 
@@ -118,15 +121,14 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
         weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
         seed=found.seed if options.seed is None else options.seed,
+        splits=prepared[options.fold].splits,
+        tag=options.run_tag or "",
     )
 
 
 def _begun(prepared: dict[Fold, PreparedRun]) -> tuple[Fold | None, RunRecord | None]:
     """The first fold of the model that was started, named now or not, and its record."""
-    run = next(iter(prepared.values()))
-    there = fold_folders(run.model_folder)
-    records = ((fold, read_run(folder)) for fold, folder in there.items() if _started(run, fold))
-    return next(((fold, found) for fold, found in records if found is not None), (None, None))
+    return begun_run(next(iter(prepared.values())).model_folder)
 
 
 def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
