@@ -219,7 +219,7 @@ def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overr
     """What the planner has to know; a run to be continued repeats what it was started with."""
     settings, encoder, weights = options.settings, options.encoder, options.weights
     if options.resume and found is not None:
-        settings = settings or dict(found.overrides.get("settings", {}))
+        settings = {**found.overrides.get("settings", {}), **settings}
         encoder = encoder or found.configuration.get("encoder")
         weights = weights or (Path(found.overrides["weights"]) if "weights" in found.overrides else None)
     return Overrides(settings=settings, encoder=encoder, weights=weights)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
@@ -95,12 +96,12 @@ def _continued(
     run = prepared[options.fold]
     folder = fold_folder(run.model_folder, options.fold)
     if (folder / FINAL).exists():
-        _check_settings(options, run.found, folder)
+        _check_repeated(options, run.found, folder)
         _check_teacher(run, None if teaching is None else teaching(options, run, None), folder)
         kept_out = set(run.split.val) - set(run.split.train)
         if not kept_out or is_validated(run.model_folder, options.fold):
             return None
-        return replace(options, resume=False, only_validate=True)
+        return replace(options, resume=False, only_validate=True, settings={})
     if _started(run, options.fold):
         return options
     return _begun_like(replace(options, resume=False), prepared)
@@ -116,7 +117,7 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
     logger.info("It begins with the settings of fold %s of %s.", fold, model_folder.name)
     return replace(
         options,
-        settings=options.settings or dict(told.get("settings", {})),
+        settings={**told.get("settings", {}), **options.settings},
         encoder=options.encoder or found.configuration.get("encoder"),
         weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
@@ -131,24 +132,37 @@ def _begun(prepared: dict[Fold, PreparedRun]) -> tuple[Fold | None, RunRecord | 
     return begun_run(next(iter(prepared.values())).model_folder)
 
 
-def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
-    """A finished fold is not passed over in silence when other settings are asked for.
+def _check_repeated(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
+    """A finished fold is not passed over in silence when something else is asked for.
 
     Raises:
-        SamunetError: naming them.
+        SamunetError: naming it.
     """
-    there = {} if found is None else dict(found.overrides.get("settings", {}))
-    if options.settings and options.settings != there:
-        keys = sorted({*there, *options.settings})
-        told = "; ".join(
-            f"{key}: {there.get(key)!r} there, {options.settings.get(key)!r} now"
-            for key in keys
-            if there.get(key) != options.settings.get(key)
-        )
+    if found is None:
+        return
+    told = [
+        f"{key}: {there!r} there, {now!r} now"
+        for key, there, now in _given_again(options, found)
+        if there != now
+    ]
+    if told:
         raise SamunetError(
-            f"{folder} was trained with other settings ({told}). Repeat them or leave them out, give these "
-            "folds a --tag, or train anew with --overwrite."
+            f"{folder} was trained with other settings ({'; '.join(told)}). Repeat them or leave them out, "
+            "give these folds a --tag, or train anew with --overwrite."
         )
+
+
+def _given_again(options: TrainOptions, found: RunRecord) -> Iterator[tuple[str, Any, Any]]:
+    """(name, as trained, now) of all that is given; what is left out is as it was."""
+    own = found.configuration
+    trained = {**own, **own.get("settings", {}), **found.overrides.get("settings", {})}
+    yield from ((key, trained.get(key), value) for key, value in options.settings.items())
+    if options.encoder is not None:
+        yield "encoder", own.get("encoder"), options.encoder
+    if options.seed is not None:
+        yield "seed", found.seed, options.seed
+    if options.time_budget_minutes is not None:
+        yield "time budget", found.time_budget_minutes, options.time_budget_minutes
 
 
 def _check_teacher(run: PreparedRun, distillation: Distillation | None, folder: Path) -> None:

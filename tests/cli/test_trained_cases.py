@@ -9,6 +9,8 @@ import pytest
 from commands import SHORT
 
 from samunet.cli import train
+from samunet.pipeline.train import TrainOptions, _planning_overrides
+from samunet.trainers.identity import read_run
 
 NAME = "Dataset901_Tiny3D"
 GROUPS = {f"tiny_{i:03d}": "north" if i % 2 else "south" for i in range(6)}
@@ -78,3 +80,13 @@ def test_folds_that_were_exchanged_since_are_not_scored(grouped: Path, refused) 
         assert "--overwrite" in told
     assert (model / "fold_0/validation/summary.json").read_bytes() == before
     assert not (model / "fold_1").exists()
+
+
+def test_a_setting_given_with_c_leaves_the_others_in_planning(workspace: Path) -> None:
+    found = read_run(model_folder(workspace) / "fold_0")
+    assert found is not None
+    options = TrainOptions(
+        dataset=NAME, configuration="2d_unet", fold=0, resume=True, settings={"iterations": 3}
+    )
+    planned = _planning_overrides(options, found).settings
+    assert planned == {"epochs": 1, "iterations": 3, "val_iterations": 1, "batch_size": 2}
