@@ -11,7 +11,7 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
 from samunet.pipeline.trained_cases import begun_run
-from samunet.trainers.checkpoint import FINAL, checkpoints_in
+from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, distillation_differences
 from samunet.workspace import Workspace, fold_folder, is_validated
@@ -31,8 +31,8 @@ def train_folds(
     """Train and validate folds in order, all with the same options; one that is interrupted ends the rest.
 
     With `options.resume` finished folds are skipped, a finished training without its validation is
-    validated, an unfinished one is continued, and one that was never started begins with the settings of
-    those that were.
+    validated, an unfinished one is continued, and one of several that was never started begins with the
+    settings of those that were.
 
     Args:
         workspace: where everything lies.
@@ -45,9 +45,10 @@ def train_folds(
 
     Raises:
         SamunetError: before anything is trained, when a fold is given twice or does not exist, or, without
-            `resume` and `overwrite`, holds a training already; else what `train` raises.
+            `resume` and `overwrite`, holds a training already, or, alone and with `resume`, holds none;
+            else what `train` raises.
     """
-    if len(folds) == 1:
+    if len(folds) == 1 and not options.resume:
         own = replace(options, fold=folds[0])
         yield train(workspace, own, _teach(teaching, own))
         return
@@ -59,9 +60,9 @@ def train_folds(
     for number, fold in enumerate(folds, start=1):
         own = replace(options, fold=fold)
         wanted = _continued(own, prepared, teaching) if options.resume else own
-        where = f"Fold {fold} ({number} of {len(folds)})"
+        where = f"Fold {fold} ({number} of {len(folds)})" if len(folds) > 1 else f"Fold {fold}"
         if wanted is None:
-            logger.info("%s is trained and validated already.", where)
+            logger.info("%s is trained%s already.", where, "" if fold == "all" else " and validated")
             continue
         logger.info("%s", where)
         like = _begun(prepared)[1] if options.resume else None
@@ -79,6 +80,8 @@ def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> 
     """Do not train for hours before the fold is met that is there already, or has been trained on others."""
     started = [fold for fold, run in prepared.items() if _started(run, fold)]
     if options.resume or options.only_validate:
+        if options.resume and len(prepared) == 1 and not started:
+            raise _nothing_to_continue(prepared)
         for fold in started:
             prepared[fold].check_cases(fold)
     elif started and not options.overwrite:
@@ -87,6 +90,18 @@ def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> 
             f"{model} holds trainings of fold {told} already. Continue with --c, which trains what is "
             "unfinished and skips the rest, start all anew with --overwrite, or name other folds."
         )
+
+
+def _nothing_to_continue(prepared: dict[Fold, PreparedRun]) -> SamunetError:
+    """A fold alone is not begun by --c: that would start anew, in silence, what lies under another tag."""
+    ((fold, run),) = prepared.items()
+    other, _ = _begun(prepared)
+    beside = "" if other is None else f", or as fold {other} was by naming both ({other} {fold} --c)"
+    return SamunetError(
+        f"There is nothing to continue in {fold_folder(run.model_folder, fold)}: no {LATEST}. Start this "
+        f"fold by the same command without --c{beside}; if it was begun elsewhere, correct --tag, -p or "
+        "--workspace."
+    )
 
 
 def _continued(

@@ -46,6 +46,7 @@ def test_folds_one_after_the_other(
     out = capsys.readouterr().out
     assert "Fold 0 (1 of 5) is trained and validated already." in out
     assert "begins with the settings of fold 0" in out
+    assert "Folds of different settings" not in out
     settings = [json.loads((model / f"fold_{k}/run.json").read_text())["overrides"] for k in range(5)]
     assert all(s == settings[0] for s in settings)
     told = refused(train.main, workspace, "901", "2d", "0", "1", "--c", "--epochs", "7", "--seed", "2")

@@ -90,3 +90,25 @@ def test_a_setting_given_with_c_leaves_the_others_in_planning(workspace: Path) -
     )
     planned = _planning_overrides(options, found).settings
     assert planned == {"epochs": 1, "iterations": 3, "val_iterations": 1, "batch_size": 2}
+
+
+def test_one_fold_can_be_continued_again_and_again(
+    workspace: Path, capsys: pytest.CaptureFixture[str], refused
+) -> None:
+    """As a job script does, which does not know how far it came."""
+    words, fold = [*WORDS, "--c", "--workspace", str(workspace)], model_folder(workspace) / "fold_0"
+    before = {file: file.stat().st_mtime_ns for file in fold.rglob("*")}
+    assert train.main(words) == 0
+    assert "Fold 0 is trained and validated already." in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in fold.rglob("*")} == before
+    told = refused(train.main, workspace, *WORDS, "--c", "--epochs", "7")
+    assert "epochs: 1 there, 7 now" in told
+
+    (fold / "validation/summary.json").unlink()
+    checkpoint = (fold / "checkpoint_final.pth").stat().st_mtime_ns
+    assert train.main([*words, "--epochs", "1", "-device", "cpu"]) == 0
+    assert sorted(validated(fold)) == record_of(fold)["val"]
+    assert (fold / "checkpoint_final.pth").stat().st_mtime_ns == checkpoint
+
+    exchange_folds(workspace)
+    assert "it was trained on" in refused(train.main, workspace, *WORDS, "--c")
