@@ -36,7 +36,7 @@ FINAL = "checkpoint_final.pth"
 EXAMPLES = """\
   samunet_train 101 auto 0                       # the plan's recommendation
   samunet_train 101 2d_cnn all --time_budget 30
-  samunet_train 101 2d_unet 0 --c                # continue
+  samunet_train 101 2d_unet 0 --c                # continue; nothing where it is finished
   samunet_train 101 2d_cnn 0 1 2 3 4             # one after the other; --c skips those that are finished
   samunet_train 101 2d_autosam 0 --set learning_rate=1e-4 --tag low_rate
   samunet_train 108 2d_desam 0 --splits single_source:RUNMC  # its tag: single_source-RUNMC"""
@@ -100,7 +100,8 @@ def add_run(parser: CommandParser) -> None:
         "--c",
         dest="resume",
         action="store_true",
-        help="continue an interrupted training; of several folds, do what is left",
+        help="do what is left: continue an interrupted training, validate one that lacks it, pass over what "
+        "is finished; of several folds, begin those that were never started",
     )
     group.add_argument("--val", action="store_true", help="only predict and score the validation cases")
     group.add_argument(

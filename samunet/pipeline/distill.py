@@ -131,7 +131,7 @@ def _trained_teacher(
             dataset=options.dataset,
             configuration=asked.configuration,
             plans=asked.plans or options.plans,
-            tag=asked.tag or split_tag(options.splits),
+            tag=asked.tag or split_tag(prepared.splits),
         ),
     )
     if model.resolve() == prepared.model_folder.resolve():

@@ -15,6 +15,7 @@ from samunet.inference.case_features import CaseFeatures, ClassFeatures, argumen
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
 from samunet.pipeline.model_file.contents import ENVELOPE_FILE
+from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
@@ -70,6 +71,8 @@ def read_fold(
 ) -> Iterator[OutOfFoldCase]:
     """The validated cases of a fold with scores and features; `groups` are those of all cases.
 
+    Cases that the fold itself was trained on are left out with a warning.
+
     Raises:
         SamunetError: not validated, or features are missing or belong to another prediction.
     """
@@ -80,7 +83,10 @@ def read_fold(
     expected = arguments_hash(arguments)
     run = read_run(folder.parent)
     trained = set() if run is None else {groups[name] for name in run.train if name in groups}
+    unseen = unseen_cases(folder.parent, () if run is None else run.train, summary.cases)
     for name, scores in summary.cases.items():
+        if name not in unseen:
+            continue
         file = features_file(folder, name)
         features = read_record(CaseFeatures, file) if file.is_file() else None
         if features is None or features.arguments_hash != expected:

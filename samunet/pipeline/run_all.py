@@ -20,6 +20,7 @@ from samunet.pipeline.report.write import ReportOptions, write_report
 from samunet.pipeline.run_all_folds import (
     DONE,
     HALFWAY,
+    NEW,
     UNSCORED,
     Training,
     WantedRun,
@@ -30,6 +31,7 @@ from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
 from samunet.pipeline.train import TrainOptions, train
+from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
@@ -325,6 +327,7 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> 
             tag=options.tag,
             resume=state == HALFWAY,
             only_validate=state == UNSCORED,
+            splits=None if state == NEW else DEFAULT_SCHEME,  # its folds are those of no other split
             save_probabilities=True,
             workers=options.workers,
         ),

@@ -16,6 +16,7 @@ from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, planned_weights, replan
+from samunet.pipeline.trained_cases import DEFAULT_SCHEME, SplitInUse, begun_run, check_trained_cases
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import is_current
@@ -46,8 +47,8 @@ class TrainOptions:
         weights: encoder file, or folder with official files.
         only_validate / checkpoint: --val and -chk.
         save_probabilities: how to keep those of the validation cases (--npz); True is fp16.
-        tag: keeps the run apart; None takes one from `splits`, and none for the default split.
-        splits: split scheme; None is the default.
+        tag: keeps the run apart; None takes one from `splits` (none for the default split), "" has none.
+        splits: split scheme; None is the default, or that of the run which is continued or validated.
     """
 
     dataset: str
@@ -73,7 +74,7 @@ class TrainOptions:
     @property
     def run_tag(self) -> str | None:
         """Tag of the run's folder."""
-        return self.tag or split_tag(self.splits)
+        return split_tag(self.splits) if self.tag is None else self.tag or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ class PreparedRun:
         plan: with the configuration as the user's overrides have it planned; `name` is its name.
         dataset: the raw data, where they are here.
         split: cases of the fold.
+        splits / splits_file: scheme of the split, None for the default one, and its file.
         case_folder: preprocessed cases of the configuration's data.
         model_folder: the run's folder is fold_K in it.
         found: record of a run that is there already.
@@ -109,9 +111,20 @@ class PreparedRun:
     name: str
     dataset: RawDataset | None
     split: Split
+    splits: str | None
+    splits_file: Path
     case_folder: Path
     model_folder: Path
     found: RunRecord | None
+
+    def check_cases(self, fold: int | str) -> None:
+        """See that a fold that is trained has not been trained on what would be validated now.
+
+        Raises:
+            SamunetError: its cases are others than the split's.
+        """
+        now = SplitInUse(scheme=self.splits or DEFAULT_SCHEME, file=self.splits_file, split=self.split)
+        check_trained_cases(fold_folder(self.model_folder, fold), self.found, now)
 
 
 Teach = Callable[[PreparedRun], Distillation]
@@ -128,11 +141,15 @@ def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = Non
 
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, fold out of range, a run
-            folder that does not match.
+            folder that does not match, or one to be validated that was trained on other cases.
     """
     prepared = prepare_run(workspace, options)
     folder = fold_folder(prepared.model_folder, options.fold)
-    if not options.only_validate:
+    if prepared.splits != options.splits:
+        logger.info("The cases are split by %s, as in %s.", prepared.splits, prepared.model_folder.name)
+    if options.only_validate:
+        prepared.check_cases(options.fold)
+    else:
         distillation = None if teach is None else teach(prepared)
         _describe_model(workspace, prepared, replace=False)
         request = replace(_request(workspace, options, prepared), distillation=distillation)
@@ -165,11 +182,13 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
     dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
     again = _preprocess_command(stored, name, data_name)
     names = _preprocessed_names(dataset, plan, data_name, case_folder, again)
+    scheme = _split_scheme(options, model_folder, found)
+    splits_file = workspace.splits_file(plan.dataset, scheme or DEFAULT_SCHEME)
     splits = load_or_create_splits(
-        workspace.splits_file(plan.dataset, options.splits or "kfold"),
+        splits_file,
         names,
         groups=None if dataset is None else dataset.groups,
-        scheme=options.splits or "kfold",
+        scheme=scheme or DEFAULT_SCHEME,
         raw_file=raw / "splits_final.json",
     )
     return PreparedRun(
@@ -177,17 +196,30 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
         name=name,
         dataset=dataset,
         split=select_fold(splits, options.fold, names),
+        splits=scheme,
+        splits_file=splits_file,
         case_folder=case_folder,
         model_folder=model_folder,
         found=found,
     )
 
 
+def _split_scheme(options: TrainOptions, model_folder: Path, found: RunRecord | None) -> str | None:
+    """The user's; unless one is given, a run that is continued or validated keeps its own.
+
+    Under --c a fold that was never started is split as those that were.
+    """
+    if options.splits is not None or not (options.resume or options.only_validate):
+        return options.splits
+    record = found or begun_run(model_folder)[1]
+    return None if record is None else record.overrides.get("splits")
+
+
 def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overrides:
     """What the planner has to know; a run to be continued repeats what it was started with."""
     settings, encoder, weights = options.settings, options.encoder, options.weights
     if options.resume and found is not None:
-        settings = settings or dict(found.overrides.get("settings", {}))
+        settings = {**found.overrides.get("settings", {}), **settings}
         encoder = encoder or found.configuration.get("encoder")
         weights = weights or (Path(found.overrides["weights"]) if "weights" in found.overrides else None)
     return Overrides(settings=settings, encoder=encoder, weights=weights)
@@ -242,7 +274,7 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         split=prepared.split,
         case_folder=prepared.case_folder,
         folder=fold_folder(prepared.model_folder, options.fold),
-        splits=options.splits,
+        splits=prepared.splits,
         settings=options.settings,
         encoder=options.encoder,
         weights=weights if is_file else None,

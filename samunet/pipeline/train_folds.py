@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
-from samunet.trainers.checkpoint import FINAL, checkpoints_in
+from samunet.pipeline.trained_cases import begun_run
+from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.distillation import Distillation
-from samunet.trainers.identity import RunRecord, distillation_differences, read_run
-from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
+from samunet.trainers.identity import RunRecord, distillation_differences
+from samunet.workspace import Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ def train_folds(
     """Train and validate folds in order, all with the same options; one that is interrupted ends the rest.
 
     With `options.resume` finished folds are skipped, a finished training without its validation is
-    validated, an unfinished one is continued, and one that was never started begins with the settings of
-    those that were.
+    validated, an unfinished one is continued, and one of several that was never started begins with the
+    settings of those that were.
 
     Args:
         workspace: where everything lies.
@@ -43,9 +45,10 @@ def train_folds(
 
     Raises:
         SamunetError: before anything is trained, when a fold is given twice or does not exist, or, without
-            `resume` and `overwrite`, holds a training already; else what `train` raises.
+            `resume` and `overwrite`, holds a training already, or, alone and with `resume`, holds none;
+            else what `train` raises.
     """
-    if len(folds) == 1:
+    if len(folds) == 1 and not options.resume:
         own = replace(options, fold=folds[0])
         yield train(workspace, own, _teach(teaching, own))
         return
@@ -53,14 +56,13 @@ def train_folds(
     if twice:
         raise SamunetError(f"Fold {', '.join(twice)} is given twice.")
     prepared = {fold: prepare_run(workspace, replace(options, fold=fold)) for fold in folds}
-    if not (options.resume or options.overwrite or options.only_validate):
-        _refuse_started(prepared)
+    _check_started(options, prepared)
     for number, fold in enumerate(folds, start=1):
         own = replace(options, fold=fold)
         wanted = _continued(own, prepared, teaching) if options.resume else own
-        where = f"Fold {fold} ({number} of {len(folds)})"
+        where = f"Fold {fold} ({number} of {len(folds)})" if len(folds) > 1 else f"Fold {fold}"
         if wanted is None:
-            logger.info("%s is trained and validated already.", where)
+            logger.info("%s is trained%s already.", where, "" if fold == "all" else " and validated")
             continue
         logger.info("%s", where)
         like = _begun(prepared)[1] if options.resume else None
@@ -74,15 +76,32 @@ def _teach(teaching: Teaching | None, options: TrainOptions, like: RunRecord | N
     return None if teaching is None else lambda prepared: teaching(options, prepared, like)
 
 
-def _refuse_started(prepared: dict[Fold, PreparedRun]) -> None:
-    """Do not train for hours before the fold is met that is there already."""
-    started = [str(fold) for fold, run in prepared.items() if _started(run, fold)]
-    if started:
-        model = next(iter(prepared.values())).model_folder
+def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> None:
+    """Do not train for hours before the fold is met that is there already, or has been trained on others."""
+    started = [fold for fold, run in prepared.items() if _started(run, fold)]
+    if options.resume or options.only_validate:
+        if options.resume and len(prepared) == 1 and not started:
+            raise _nothing_to_continue(prepared)
+        for fold in started:
+            prepared[fold].check_cases(fold)
+    elif started and not options.overwrite:
+        model, told = next(iter(prepared.values())).model_folder, ", ".join(map(str, started))
         raise SamunetError(
-            f"{model} holds trainings of fold {', '.join(started)} already. Continue with --c, which trains "
-            "what is unfinished and skips the rest, start all anew with --overwrite, or name other folds."
+            f"{model} holds trainings of fold {told} already. Continue with --c, which trains what is "
+            "unfinished and skips the rest, start all anew with --overwrite, or name other folds."
         )
+
+
+def _nothing_to_continue(prepared: dict[Fold, PreparedRun]) -> SamunetError:
+    """A fold alone is not begun by --c: that would start anew, in silence, what lies under another tag."""
+    ((fold, run),) = prepared.items()
+    other, _ = _begun(prepared)
+    beside = "" if other is None else f", or as fold {other} was by naming both ({other} {fold} --c)"
+    return SamunetError(
+        f"There is nothing to continue in {fold_folder(run.model_folder, fold)}: no {LATEST}. Start this "
+        f"fold by the same command without --c{beside}; if it was begun elsewhere, correct --tag, -p or "
+        "--workspace."
+    )
 
 
 def _continued(
@@ -92,12 +111,12 @@ def _continued(
     run = prepared[options.fold]
     folder = fold_folder(run.model_folder, options.fold)
     if (folder / FINAL).exists():
-        _check_settings(options, run.found, folder)
+        _check_repeated(options, run.found, folder)
         _check_teacher(run, None if teaching is None else teaching(options, run, None), folder)
         kept_out = set(run.split.val) - set(run.split.train)
         if not kept_out or is_validated(run.model_folder, options.fold):
             return None
-        return replace(options, resume=False, only_validate=True)
+        return replace(options, resume=False, only_validate=True, settings={})
     if _started(run, options.fold):
         return options
     return _begun_like(replace(options, resume=False), prepared)
@@ -113,40 +132,52 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
     logger.info("It begins with the settings of fold %s of %s.", fold, model_folder.name)
     return replace(
         options,
-        settings=options.settings or dict(told.get("settings", {})),
+        settings={**told.get("settings", {}), **options.settings},
         encoder=options.encoder or found.configuration.get("encoder"),
         weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
         seed=found.seed if options.seed is None else options.seed,
+        splits=prepared[options.fold].splits,
+        tag=options.run_tag or "",
     )
 
 
 def _begun(prepared: dict[Fold, PreparedRun]) -> tuple[Fold | None, RunRecord | None]:
     """The first fold of the model that was started, named now or not, and its record."""
-    run = next(iter(prepared.values()))
-    there = fold_folders(run.model_folder)
-    records = ((fold, read_run(folder)) for fold, folder in there.items() if _started(run, fold))
-    return next(((fold, found) for fold, found in records if found is not None), (None, None))
+    return begun_run(next(iter(prepared.values())).model_folder)
 
 
-def _check_settings(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
-    """A finished fold is not passed over in silence when other settings are asked for.
+def _check_repeated(options: TrainOptions, found: RunRecord | None, folder: Path) -> None:
+    """A finished fold is not passed over in silence when something else is asked for.
 
     Raises:
-        SamunetError: naming them.
+        SamunetError: naming it.
     """
-    there = {} if found is None else dict(found.overrides.get("settings", {}))
-    if options.settings and options.settings != there:
-        keys = sorted({*there, *options.settings})
-        told = "; ".join(
-            f"{key}: {there.get(key)!r} there, {options.settings.get(key)!r} now"
-            for key in keys
-            if there.get(key) != options.settings.get(key)
-        )
+    if found is None:
+        return
+    told = [
+        f"{key}: {there!r} there, {now!r} now"
+        for key, there, now in _given_again(options, found)
+        if there != now
+    ]
+    if told:
         raise SamunetError(
-            f"{folder} was trained with other settings ({told}). Repeat them or leave them out, give these "
-            "folds a --tag, or train anew with --overwrite."
+            f"{folder} was trained with other settings ({'; '.join(told)}). Repeat them or leave them out, "
+            "give these folds a --tag, or train anew with --overwrite."
         )
+
+
+def _given_again(options: TrainOptions, found: RunRecord) -> Iterator[tuple[str, Any, Any]]:
+    """(name, as trained, now) of all that is given; what is left out is as it was."""
+    own = found.configuration
+    trained = {**own, **own.get("settings", {}), **found.overrides.get("settings", {})}
+    yield from ((key, trained.get(key), value) for key, value in options.settings.items())
+    if options.encoder is not None:
+        yield "encoder", own.get("encoder"), options.encoder
+    if options.seed is not None:
+        yield "seed", found.seed, options.seed
+    if options.time_budget_minutes is not None:
+        yield "time budget", found.time_budget_minutes, options.time_budget_minutes
 
 
 def _check_teacher(run: PreparedRun, distillation: Distillation | None, folder: Path) -> None:

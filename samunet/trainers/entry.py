@@ -33,6 +33,7 @@ from samunet.trainers.devices import (
 )
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.encoder_weights import starting_words
+from samunet.trainers.folds_beside import other_folds_warning
 from samunet.trainers.identity import (
     Identity,
     PhaseLength,
@@ -146,6 +147,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     cases = (tuple(request.split.train), tuple(request.split.val))
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
     resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
+    if resume_from is None:
+        _warn_of_other_folds(request, identity, reporter)
     device = choose_device(request.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -265,6 +268,12 @@ def _overrides(request: RunRequest) -> dict[str, Any]:
 
 def _distillation(request: RunRequest) -> dict[str, Any] | None:
     return None if request.distillation is None else request.distillation.record()
+
+
+def _warn_of_other_folds(request: RunRequest, identity: Identity, reporter: Reporter) -> None:
+    told = other_folds_warning(request.folder, identity, overwrite=request.overwrite)
+    if told is not None:
+        reporter.message(told)
 
 
 def _warn_of_device(plan: Plan, device: torch.device, reporter: Reporter) -> None:

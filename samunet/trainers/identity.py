@@ -141,20 +141,33 @@ def write_run(folder: Path, record: RunRecord) -> None:
 
 def differences(found: RunRecord, wanted: Identity) -> list[str]:
     """In words, everything in which a run folder differs from what is wanted."""
-    told = [
-        f"{key}: {found.configuration.get(key)!r} there, {wanted.configuration.get(key)!r} now"
-        for key in sorted({*found.configuration, *wanted.configuration})
-        if found.configuration.get(key) != wanted.configuration.get(key)
-    ]
-    if found.data_hash != wanted.data_hash:
-        told.append("the preprocessing of the cases")
-    if found.configuration_hash != wanted.configuration_hash and not told:
-        told.append("the display window or other parts of the data configuration")
+    told = configuration_differences(found, wanted)
     if found.split_hash != wanted.split_hash:
         told.append("the split: other cases for training or validation")
     if found.seed != wanted.seed:
         told.append(f"seed: {found.seed} there, {wanted.seed} now")
     return told + distillation_differences(found.distillation, wanted.distillation)
+
+
+def configuration_differences(found: RunRecord, wanted: Identity) -> list[str]:
+    """In words, how configuration and preprocessing of a run differ from what is wanted."""
+    there, now = (_plain_keys(configuration) for configuration in (found.configuration, wanted.configuration))
+    told = [
+        f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted({*there, *now})
+        if there.get(key) != now.get(key)
+    ]
+    if found.data_hash != wanted.data_hash:
+        told.append("the preprocessing of the cases")
+    if found.configuration_hash != wanted.configuration_hash and not told:
+        told.append("the display window or other parts of the data configuration")
+    return told
+
+
+def _plain_keys(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with its settings beside its own keys, by the names that --set has for them."""
+    own = {key: value for key, value in configuration.items() if key != "settings"}
+    return {**configuration.get("settings", {}), **own}
 
 
 def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> list[str]:

@@ -63,9 +63,13 @@ def test_training_calibrates_once_all_cases_are_validated(
     (workspace / "preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(splits))
     model = workspace / "results" / DATASET / "2d_unet__samunetPlans"
     where = ["-device", "cpu", "--workspace", str(workspace)]
+    run = model / "fold_0/run.json"
+    content = json.loads(run.read_text())
+    run.write_text(json.dumps({**content, **splits[0]}))
     assert train.main(["901", "2d", "0", "--val", *where]) == 0
     assert not (model / "qc_model.json").exists()
     shutil.copytree(model / "fold_0", model / "fold_1")
+    (model / "fold_1/run.json").write_text(json.dumps({**content, **splits[1], "fold": 1}))
     assert train.main(["901", "2d", "1", "--val", *where]) == 0
     assert (model / "qc_model.json").exists()
     assert "Predicted Dice: not calibrated: 2 patients" in capsys.readouterr().out

@@ -46,10 +46,16 @@ def test_folds_one_after_the_other(
     out = capsys.readouterr().out
     assert "Fold 0 (1 of 5) is trained and validated already." in out
     assert "begins with the settings of fold 0" in out
+    assert "Folds of different settings" not in out
     settings = [json.loads((model / f"fold_{k}/run.json").read_text())["overrides"] for k in range(5)]
     assert all(s == settings[0] for s in settings)
-    told = refused(train.main, workspace, "901", "2d", "0", "1", "--c", "--epochs", "7")
-    assert "epochs: 1 there, 7 now" in told
+    told = refused(train.main, workspace, "901", "2d", "0", "1", "--c", "--epochs", "7", "--seed", "2")
+    assert "(epochs: 1 there, 7 now; seed: 0 there, 2 now)" in told
+    # One setting given again changes no other.
+    shutil.rmtree(model / "fold_4")
+    one = ["--set", "batch_size=2", "--iterations", "2", "--npz", "uint8"]
+    assert train.main(["901", "2d", "0", "4", "--c", *one, *where]) == 0
+    assert json.loads((model / "fold_4/run.json").read_text())["overrides"] == settings[0]
 
     assert accumulate_crossval_results.main([*ACCUMULATE, *where]) == 0
     folder = model / "crossval_results_folds_0_1_2_3_4"

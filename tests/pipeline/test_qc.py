@@ -146,7 +146,7 @@ def test_groups_are_patients_unless_every_case_is_one(tmp_path: Path) -> None:
 
 
 def test_a_patient_that_training_has_seen_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Plain folds may train on one case of a patient and validate another: that is no new patient."""
     model = write_model(tmp_path, patients=12, cases=2)
@@ -155,9 +155,12 @@ def test_a_patient_that_training_has_seen_does_not_count(
         "samunet.pipeline.out_of_fold.read_run", lambda folder: SimpleNamespace(train=trained[folder.name])
     )
     made = calibrate(model)
-    assert (made.num_cases, made.num_patients, made.num_seen) == (22, 11, 2)  # both cases of p03
-    assert "2 cases do not count" in made.text()
-    assert calibrate(model, by_case=True).num_seen == 0
+    # p03_1 is of a patient that was seen; p03_0 itself was, and is no out-of-fold case at all.
+    assert (made.num_cases, made.num_patients, made.num_seen) == (22, 11, 1)
+    assert "1 cases do not count" in made.text()
+    by_case = calibrate(model, by_case=True)
+    assert (by_case.num_cases, by_case.num_seen) == (23, 0)
+    assert "fold_1 has scores of 1 case (p03_0) that it was trained on" in caplog.text
 
 
 def test_automatic_calibration_waits_for_all_cases(model: Path) -> None:

@@ -157,6 +157,21 @@ def test_means_are_those_of_the_pooled_cases(trained: Path) -> None:
     assert unscored.folds[0].finished
 
 
+def test_cases_that_a_fold_was_trained_on_are_no_scores_of_it(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    run = moved / "results" / NAME / "2d_unet__samunetPlans" / "fold_0" / "run.json"
+    content = json.loads(run.read_text())
+    seen, *others = content["val"]
+    run.write_text(json.dumps({**content, "train": [*content["train"], seen], "val": [*others, "absent"]}))
+    scored = next(m for m in collect_models(Workspace.find(moved), NAME) if m.title == "2d_unet")
+    assert [case.name for case in scored.folds[0].cases] == others
+    assert scored.folds[1].cases
+    assert f"scores of 1 case ({seen}) that it was trained on" in caplog.text
+
+
 def test_no_pictures_shows_no_patient(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "plain.html"
     assert report.main(["901", "-o", str(output), "--no_pictures", "--workspace", str(trained)]) == 0

@@ -68,7 +68,7 @@ def test_a_refused_overwrite_leaves_the_run(trained: RunRequest, changes: dict[s
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"settings": {**SETTINGS, "width": 4}}, "settings"),
+        ({"settings": {**SETTINGS, "width": 4}}, "width: 8 there, 4 now"),
         ({"settings": {**SETTINGS, "batch_size": 3}}, "batch_size: 2 there, 3 now"),
         ({"split": Split(train=NAMES[1:], val=NAMES[:1])}, "the split"),
         ({"seed": 5}, "seed: 0 there, 5 now"),
@@ -84,6 +84,21 @@ def test_a_folder_of_another_run_is_refused(
     with pytest.raises(SamunetError, match=f"cannot be continued.*{told}"):
         train_fold(replace(other, resume=True), SilentReporter())
     assert train_fold(replace(other, overwrite=True), SilentReporter()).status == "finished"
+
+
+def test_a_fold_that_does_not_go_with_those_beside_it_is_warned_of(trained: RunRequest) -> None:
+    """Prediction would refuse to average them, when both are trained."""
+    beside = replace(trained, fold=1, folder=trained.folder.with_name("fold_1"))
+    listener = Listener()
+    train_fold(beside, listener)
+    assert not any("Folds of different settings" in text for text in listener.messages)
+    other = replace(beside, settings={**SETTINGS, "width": 4, "batch_size": 3}, overwrite=True)
+    train_fold(other, listener)
+    (told,) = [text for text in listener.messages if "Folds of different settings" in text]
+    assert "fold 0 (batch_size: 2 there, 3 now; width: 8 there, 4 now)" in told
+    assert "--tag" in told
+    (trained.folder / "run.json").write_text("{")
+    train_fold(replace(other, settings=SETTINGS), SilentReporter())
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["raised", "killed"])

@@ -12,6 +12,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.summary_file import read_summary
+from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
@@ -151,14 +152,15 @@ def _read_fold(model_folder: Path, number: int | str, plan: Plan) -> FoldRun | N
     if run is None:
         return None
     summary = validation_folder(model_folder, number) / SUMMARY_FILE
-    seen = set(run.train)
-    unseen = bool(set(run.val) - seen) and summary.is_file()
+    keeps_out = bool(set(run.val) - set(run.train)) and summary.is_file()
+    cases = scored_cases(summary, fold, plan.labels) if keeps_out else ()
+    unseen = unseen_cases(folder, run.train, [case.name for case in cases])
     return FoldRun(
         fold=fold,
         run=run,
         history=tuple(read_history(folder)),
         finished=(folder / FINAL).is_file(),
-        cases=scored_cases(summary, fold, plan.labels) if unseen else (),
+        cases=tuple(case for case in cases if case.name in unseen),
     )
 
 

@@ -1,0 +1,61 @@
+"""The other folds of a model: only those of one configuration, and one teacher, can be averaged."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.trainers.checkpoint import checkpoints_in
+from samunet.trainers.identity import (
+    Identity,
+    RunRecord,
+    configuration_differences,
+    distillation_differences,
+    read_run,
+)
+from samunet.workspace import fold_folders
+
+TAUGHT = ("teacher", "target", "weight")
+"""Keys of a distillation in which folds that are averaged must agree."""
+
+
+def other_folds_warning(folder: Path, wanted: Identity, *, overwrite: bool) -> str | None:
+    """What is said before a fold starts that does not go with the trained folds beside it.
+
+    Prediction refuses to average such folds, but only once all of them are trained.
+
+    Args:
+        folder: of the run that starts.
+        wanted: what it will be.
+        overwrite: whether it replaces one, as the others may be to be replaced too.
+
+    Returns:
+        The warning, or None where the folds go together or there are no others.
+    """
+    alike: dict[str, list[str]] = {}
+    for fold, beside in fold_folders(folder.parent).items():
+        if beside == folder or not checkpoints_in(beside):
+            continue
+        with suppress(SamunetError):  # a broken run.json of another fold is no reason not to train this one
+            found = read_run(beside)
+            told = [] if found is None else _differences(found, wanted)
+            if told:
+                alike.setdefault("; ".join(told), []).append(str(fold))
+    if not alike:
+        return None
+    shown = ", ".join(f"fold {' '.join(folds)} ({told})" for told, folds in alike.items())
+    unless = "Unless those are to be trained anew as well, repeat" if overwrite else "Repeat"
+    return (
+        f"Warning: {folder.parent} holds folds that were trained otherwise: {shown}. Folds of different "
+        f"settings cannot be predicted together. {unless} their settings (--c, naming one of them together "
+        "with this fold, repeats them), or keep this training apart with --tag."
+    )
+
+
+def _differences(found: RunRecord, wanted: Identity) -> list[str]:
+    taught = [
+        None if kept is None else {key: kept.get(key) for key in TAUGHT}
+        for kept in (found.distillation, wanted.distillation)
+    ]
+    return configuration_differences(found, wanted) + distillation_differences(*taught)
