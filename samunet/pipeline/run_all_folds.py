@@ -21,9 +21,6 @@ from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
-SETTINGS = "settings: "
-DEFAULT = "the default"
-
 Fold = int | str
 
 
@@ -169,18 +166,7 @@ def _differences(workspace: Workspace, run: WantedRun, training: Training) -> li
     there, now = found.time_budget_minutes, run.time_budget_minutes
     if there != now:
         told.append(f"time budget: {_minutes(there)} there, {_minutes(now)} now")
-    other = [words for words in differences(found, wanted) if not words.startswith(SETTINGS)]
-    return [*other, *_setting_differences(found.configuration, wanted.configuration), *told]
-
-
-def _setting_differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ; a run's record compares all of them as one value."""
-    found, wanted = there["settings"], now["settings"]
-    return [
-        f"--set {key}: {found.get(key, DEFAULT)} there, {wanted.get(key, DEFAULT)} now"
-        for key in sorted({*found, *wanted})
-        if found.get(key, DEFAULT) != wanted.get(key, DEFAULT)
-    ]
+    return [*differences(found, wanted), *told]
 
 
 def _minutes(budget: float | None) -> str:

@@ -10,7 +10,7 @@ from samunet.networks.sam.weight_files import find_weights, weights_kind, weight
 from samunet.planning.plan import Configuration
 from samunet.trainers.base import PretrainedFile
 
-WHOSE = {"official": "the official", "shipped": "the shipped", "file": "other"}
+WHOSE = {"official": "the official", "shipped": "the shipped", "file": "a user's"}
 """Kinds of weights in a sentence."""
 
 
@@ -56,8 +56,8 @@ def find_pretrained(
     path = find_weights(folder, variant)
     if path is None:
         raise SamunetError(
-            f"The plan of {configuration.name} starts from {kind} weights of {variant}, and there are none "
-            f"in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
+            f"The plan of {configuration.name} starts from {WHOSE.get(kind, kind)} weights of {variant}, and "
+            f"there are none in {folder}. Run `samunet_download_weights {variant}`, or name a file with -w."
         )
     found = _describe(path, variant, folder)
     if asked is None and found.kind != kind:

@@ -139,6 +139,10 @@ def write_run(folder: Path, record: RunRecord) -> None:
     write_json(folder / RUN_FILE, record)
 
 
+DEFAULT = "the default"
+"""Of a setting that a configuration does not name."""
+
+
 def differences(found: RunRecord, wanted: Identity) -> list[str]:
     """In words, everything in which a run folder differs from what is wanted."""
     told = configuration_differences(found, wanted)
@@ -153,9 +157,9 @@ def configuration_differences(found: RunRecord, wanted: Identity) -> list[str]:
     """In words, how configuration and preprocessing of a run differ from what is wanted."""
     there, now = (_plain_keys(configuration) for configuration in (found.configuration, wanted.configuration))
     told = [
-        f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
+        f"{key}: {there.get(key, DEFAULT)} there, {now.get(key, DEFAULT)} now"
         for key in sorted({*there, *now})
-        if there.get(key) != now.get(key)
+        if there.get(key, DEFAULT) != now.get(key, DEFAULT)
     ]
     if found.data_hash != wanted.data_hash:
         told.append("the preprocessing of the cases")

@@ -147,7 +147,7 @@ def assert_folds_trained_otherwise_are_refused(
     assert command.main([*flags, "--set", "learning_rate=0.5", "--time_budget", "7"]) == 2
     told = capsys.readouterr().err
     for fold in (0, 1):
-        assert f"2d_unet, fold {fold}: --set learning_rate: the default there, 0.5 now; time budget" in told
+        assert f"2d_unet, fold {fold}: learning_rate: the default there, 0.5 now; time budget" in told
     assert "samunet_train 901 2d_unet 0 1 --set val_iterations=1" in told
     assert "--set learning_rate=0.5 --epochs 1 --iterations 2 --time_budget 7 --npz --overwrite" in told
 

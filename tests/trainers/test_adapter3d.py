@@ -126,15 +126,15 @@ def test_every_trained_parameter_gets_a_gradient_in_every_variant(settings, leve
         assert without == unseen
 
 
-def pretrained_request(root: Path, **settings):
+def pretrained_request(root: Path, kind: str = "file", **settings):
     write_weights(root / "weights")
     short = {"epochs": 2, "iterations": 1, "val_iterations": 1, "encoder_weights": None, **settings}
-    changes = {"encoder_weights": "shipped", "settings": short}
+    changes = {"encoder_weights": kind, "settings": short}
     return make_request(root, METHOD, configuration_changes=changes, weights_folder=root / "weights")
 
 
 def test_checkpoints_leave_out_sams_tensors_and_nothing_else(tmp_path, monkeypatch):
-    request = pretrained_request(tmp_path)
+    request = pretrained_request(tmp_path, "official")
     publish_weights(monkeypatch, tmp_path / "weights")
     outcome = train_fold(request, SilentReporter())
     stored = load_checkpoint(outcome.folder / FINAL)

@@ -42,21 +42,24 @@ from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
 
 
+def request_on_weights(root: Path, kind: str) -> RunRequest:
+    write_weights(root / "weights")
+    changes = {"encoder_weights": kind, "settings": {"encoder_weights": None, **SHORT}}
+    return make_request(root, "2d_cnn", configuration_changes=changes, weights_folder=root / "weights")
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path) -> RunRequest:
     """`2d_cnn` on a frozen encoder whose weights lie in the weights folder."""
-    write_weights(tmp_path / "weights")
-    changes = {"encoder_weights": "shipped", "settings": {"encoder_weights": None, **SHORT}}
-    return make_request(
-        tmp_path, "2d_cnn", configuration_changes=changes, weights_folder=tmp_path / "weights"
-    )
+    return request_on_weights(tmp_path, "file")
 
 
 @pytest.fixture
-def published(pretrained: RunRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRequest:
     """The same, where the file is the published one of its variant."""
+    request = request_on_weights(tmp_path, "official")
     publish_weights(monkeypatch, tmp_path / "weights")
-    return pretrained
+    return request
 
 
 def logits(network: torch.nn.Module) -> Tensor:
@@ -109,7 +112,7 @@ def test_an_encoder_that_the_user_may_pretrain_again_is_kept(pretrained: RunRequ
 
 def test_missing_weights_say_what_to_do(pretrained: RunRequest, tmp_path: Path) -> None:
     (tmp_path / "weights" / WEIGHTS_FILE).unlink()
-    with pytest.raises(SamunetError, match=r"starts from shipped weights.*samunet_download_weights"):
+    with pytest.raises(SamunetError, match=r"starts from a user's weights.*samunet_download_weights"):
         train_fold(pretrained, SilentReporter())
     with pytest.raises(SamunetError, match="no such file"):
         train_fold(replace(pretrained, weights=tmp_path / "none.pth"), SilentReporter())

@@ -194,14 +194,16 @@ def test_weights_other_than_planned_are_refused(
         assert used is not None
         return used
 
-    with pytest.raises(SamunetError, match=r"starts from other weights .* holds the shipped. .* -w, or plan"):
+    with pytest.raises(
+        SamunetError, match=r"starts from a user's weights .* holds the shipped. .* -w, or plan"
+    ):
         found()
     assert found(shipped).kind == "shipped"
     own = tmp_path / f"mine_{VARIANT}.pth"
     write_weights({key: tensor + 1 for key, tensor in state.items()}, own)
     used = found()
     assert used.path == own
-    assert f"{VARIANT}: other weights, {own} (SHA-256 {used.sha256[:12]}" in starting_words(planned, used)
+    assert f"{VARIANT}: a user's weights, {own} (SHA-256 {used.sha256[:12]}" in starting_words(planned, used)
     assert "nothing pretrained" in starting_words(planned, None)
 
 
