@@ -28,6 +28,8 @@ from samunet.planning.standing import NEVER, other_sites
 from samunet.planning.windows import display_windows, mirroring
 
 GOALS = ("accuracy", "speed", "generalize")
+PLANNED = ("batch_size", "patch_size", "input_size", "batch_dice", "mirror_axes")
+"""Of a configuration; a training may change them (`--set`)."""
 OVERRIDES = ("spacing", "encoder", "weights", "settings")
 GENERALIST = "2d_desam"
 """The method made for sites never seen."""
@@ -202,6 +204,11 @@ def _check_settings(methods: Mapping[str, Method], settings: Mapping[str, Any]) 
     """Refuse a setting that no method has, or that has the wrong type for a method that has it."""
     known = {f.name for method in methods.values() for f in dataclasses.fields(method.config)}
     for key in settings:
+        if key in PLANNED:
+            raise SamunetError(
+                f"--set {key}: the planner decides it, method by method. Set it where one is trained: "
+                f"samunet_train DATASET CONFIGURATION FOLD --set {key}={settings[key]}."
+            )
         if key not in known:
             raise unknown_name("setting", key, known)
     for method in methods.values():

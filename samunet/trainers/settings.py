@@ -9,9 +9,10 @@ from samunet.errors import SamunetError, unknown_name
 from samunet.networks.sam.variants import PATCH
 from samunet.planning.methods import Method, build_config, get_method
 from samunet.planning.plan import Configuration, Plan
+from samunet.planning.planner import PLANNED
 from samunet.records import from_data, to_data
 
-CONFIGURATION_FIELDS = ("batch_size", "patch_size", "input_size", "encoder", "batch_dice", "mirror_axes")
+CONFIGURATION_FIELDS = (*PLANNED, "encoder")
 """Fields of a configuration that `--set` may change; the rest follows from the data or the method."""
 
 

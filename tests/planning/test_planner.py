@@ -72,6 +72,7 @@ def test_settings_reach_the_rows_that_know_them():
         ({"encoder": "vit_t"}, "MobileSAM"),
         ({"encoder": "vit_bb"}, "vit_b"),
         ({"encoder": "vit_l"}, "samunet_download_weights vit_l"),
+        ({"settings": {"input_size": 224}}, "samunet_train DATASET CONFIGURATION FOLD --set input_size=224"),
         ({"settings": {"context_blocks": [0, 1, 40]}}, "has no block 40"),
         ({"settings": {"mode": "whole_box", "grid_side": 5}}, "no effect with mode=whole_box"),
         ({"settings": {"iou_head": False, "min_iou": 0.5}}, "no effect with iou_head=false"),
