@@ -16,6 +16,7 @@ from samunet.evaluation.bootstrap import mean_interval
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.inference.files import ARGUMENTS_FILE
 from samunet.records import read_json
+from samunet.trainers.identity import read_run
 from samunet.workspace import SUMMARY_FILE, validation_folder
 
 SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "VolumeError_percent")
@@ -118,8 +119,16 @@ def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, chec
         if reason is not None:
             left_out.append(f"fold {fold}: {reason}")
             continue
-        summaries[fold] = read_summary(file, labels)
-        groups |= summaries[fold].groups
+        summary = read_summary(file, labels)
+        run = read_run(file.parents[1])
+        seen = set() if run is None else set(run.train) & set(summary.cases)
+        if seen:
+            left_out.append(
+                f"fold {fold}: {len(seen)} of the cases that it was scored on are among those of its training"
+            )
+            continue
+        summaries[fold] = summary
+        groups |= summary.groups
     return _Read(summaries=summaries, groups=groups, left_out=tuple(left_out))
 
 

@@ -27,6 +27,11 @@ from samunet.records import read_json, to_data, write_json
 FINAL = "checkpoint_final.pth"
 
 
+def made_cases(model: Path, fold: int) -> list[str]:
+    names = (model / f"fold_{fold}/validation").glob("*.nii.gz")
+    return sorted(file.name.removesuffix(".nii.gz") for file in names)
+
+
 def test_means_over_all_folds(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path)
     model = made.add("2d_unet", missing(0.3), seed=1)
@@ -71,8 +76,18 @@ def test_scores_of_another_checkpoint_and_of_other_splits(tmp_path: Path) -> Non
     scores, (reason,) = shared_scores(model, (0,), CLASSES, "checkpoint_best.pth")
     assert scores is None
     assert "validated with checkpoint_final.pth" in reason
+    run, (scored, *_) = model / "fold_0/run.json", made_cases(model, 0)
+    before = read_json(run)
+    write_json(run, {**before, "train": [*before["train"], scored]})
+    scores, (reason,) = shared_scores(model, (0, 1), CLASSES, FINAL)
+    assert scores is not None
+    assert scores.folds == (1,)
+    assert reason == "fold 0: 1 of the cases that it was scored on are among those of its training"
+    write_json(run, before)
     summary = model / "fold_0/validation/summary.json"
     write_json(model / "fold_1/validation/summary.json", read_json(summary))
+    other = model / "fold_1/run.json"
+    write_json(other, {**read_json(other), "train": before["train"]})
     with pytest.raises(SamunetError, match="different splits"):
         shared_scores(model, (0, 1), CLASSES, FINAL)
 
