@@ -333,7 +333,9 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             workspace.raw,
         )
         return None
-    weights = _weights(options, prepared)
+    # Only a folder can hold what a checkpoint leaves out, and only then it has to be there.
+    told = options.weights or prepared.plan.overrides.get("weights")
+    weights = None if told is None else Path(told)
     result = validate(
         ValidationRequest(
             model_folder=prepared.model_folder,

@@ -11,6 +11,8 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
 from samunet.pipeline.trained_cases import begun_run
+from samunet.planning.methods import build_config, get_method
+from samunet.records import to_data
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, distillation_differences
@@ -170,7 +172,7 @@ def _check_repeated(options: TrainOptions, found: RunRecord | None, folder: Path
 def _given_again(options: TrainOptions, found: RunRecord) -> Iterator[tuple[str, Any, Any]]:
     """(name, as trained, now) of all that is given; what is left out is as it was."""
     own = found.configuration
-    trained = {**own, **own.get("settings", {}), **found.overrides.get("settings", {})}
+    trained = {**own, **to_data(build_config(get_method(own["method"]), own["settings"]))}
     yield from ((key, trained.get(key), value) for key, value in options.settings.items())
     if options.encoder is not None:
         yield "encoder", own.get("encoder"), options.encoder

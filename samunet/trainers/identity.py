@@ -169,9 +169,11 @@ def configuration_differences(found: RunRecord, wanted: Identity) -> list[str]:
 
 
 def _plain_keys(configuration: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with its settings beside its own keys, by the names that --set has for them."""
+    """A configuration with its settings beside its own keys; of a name that both have, --set means the
+    setting."""
     own = {key: value for key, value in configuration.items() if key != "settings"}
-    return {**configuration.get("settings", {}), **own}
+    settings = configuration.get("settings", {}).items()
+    return {**own, **{f"--set {key}" if key in own else key: value for key, value in settings}}
 
 
 def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any] | None) -> list[str]:

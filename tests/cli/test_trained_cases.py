@@ -101,6 +101,7 @@ def test_one_fold_can_be_continued_again_and_again(
     assert train.main(words) == 0
     assert "Fold 0 is trained and validated already." in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in fold.rglob("*")} == before
+    assert train.main([*words, "--set", "momentum=0.99"]) == 0  # the default, said aloud
     told = refused(train.main, workspace, *WORDS, "--c", "--epochs", "7")
     assert "epochs: 1 there, 7 now" in told
 

@@ -30,6 +30,15 @@ def test_settings_of_the_prediction_are_honoured(workspace: Path) -> None:
     assert predicted_with() == {"grid_side": 1}
     assert (run / "run.json").read_bytes() == trained
 
+    # The checkpoint has its weights; those that the plan was made with may be gone.
+    file = workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json"
+    plan = json.loads(file.read_text())
+    plan["overrides"]["weights"] = str(workspace / "gone_vit_tiny.pth")
+    plan["configurations"]["2d_desam"]["encoder_weights"] = "file"
+    file.write_text(json.dumps(plan))
+    assert train.main(["901", "2d_desam", "0", "--val", "-device", "cpu", *where]) == 0
+    assert predicted_with() == {}
+
 
 def test_what_training_has_fixed_is_refused(workspace: Path, refused) -> None:
     changed = ["--set", "batch_size=5", "--val", "-device", "cpu"]

@@ -14,7 +14,7 @@ from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
-from samunet.trainers.identity import read_run
+from samunet.trainers.identity import _plain_keys, read_run
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 from samunet.trainers.schedule import Timing
@@ -63,6 +63,12 @@ def test_a_refused_overwrite_leaves_the_run(trained: RunRequest, changes: dict[s
     with pytest.raises(SamunetError):
         train_fold(replace(trained, overwrite=True, **changes), SilentReporter())
     assert {file: file.stat().st_mtime_ns for file in trained.folder.rglob("*")} == before
+
+
+def test_settings_that_share_a_name_with_the_configuration_are_told_apart() -> None:
+    """Which encoder, and whether it is frozen."""
+    there = {"encoder": "vit_tiny", "settings": {"encoder": "full", "views": 6}}
+    assert _plain_keys(there) == {"encoder": "vit_tiny", "--set encoder": "full", "views": 6}
 
 
 @pytest.mark.parametrize(
