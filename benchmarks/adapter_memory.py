@@ -113,7 +113,7 @@ def kept_bytes(network: nn.Module, call: Any) -> int:
 def count(variant: str, patch: tuple[int, int, int], classes: int, checkpointing: bool) -> dict[str, float]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = build(variant, patch, classes, checkpointing)
-        network.prompting = torch.tensor(True, device="cpu")
+        network.start_generator()
         image = torch.zeros(1, 1, *patch)
         target = torch.zeros(1, 1, *patch, dtype=torch.int64)
         loss = SegmentationLoss(LossSettings())

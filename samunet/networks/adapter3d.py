@@ -87,7 +87,8 @@ class AdapterNetwork(nn.Module):
     """Patches (B, C, Z, Y, X) of stored intensities -> logits (B, K, Z, Y, X) float32.
 
     `prompting` (a buffer, so that a checkpoint knows it) says whether the generator takes part: in the first
-    of two training stages it does not.
+    of two training stages it does not. It is read when it is loaded or set, not in every step, where a GPU
+    would be waited for.
     """
 
     prompting: Tensor
@@ -122,7 +123,9 @@ class AdapterNetwork(nn.Module):
                 refine=settings.refine,
             )
         )
-        self.register_buffer("prompting", torch.tensor(settings.generator and not settings.staged))
+        self._prompts = settings.generator and not settings.staged
+        self.register_buffer("prompting", torch.tensor(self._prompts))
+        self.register_load_state_dict_post_hook(_read_stage)  # type: ignore[no-untyped-call]
         if settings.frozen:
             self.encoder.freeze()
         else:
@@ -135,16 +138,23 @@ class AdapterNetwork(nn.Module):
 
     def start_generator(self) -> None:
         """Let the generator take part from now on, if there is one."""
-        self.prompting.fill_(self.settings.generator)
+        self._prompts = self.settings.generator
+        self.prompting.fill_(self._prompts)
 
     def forward(self, image: Tensor) -> Tensor:
         maps = list(self.encoder(self.colours(image)))
-        if self.prompting:
+        if self._prompts:
             for level in self.prompted:
                 maps[level] = self.generators[str(level)](maps[level])
         if not self.settings.aggregation:
             maps = maps[-1:]
         return self.decoder(maps, image).float()
+
+
+def _read_stage(network: nn.Module, keys: object) -> None:
+    """After a state dict was loaded: whether the generator takes part."""
+    assert isinstance(network, AdapterNetwork)
+    network._prompts = bool(network.prompting)
 
 
 def _prompted_levels(settings: AdapterSettings, levels: int) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from samunet.preprocessing.store import StoredCase
 
 OPEN_CASES = 64
+DRAWS = 3
 """Stored cases a process keeps open."""
 
 
@@ -123,7 +124,7 @@ class PatchSource:
 
     def sample(self, key: SampleKey) -> Sample:
         """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool,
-        "draw": () int64, which seeds what a method draws for the sample itself}.
+        "draw": (DRAWS,) float32, random numbers for what a method draws for the sample itself}.
 
         With a teacher also {"soft": (K, *patch) float16, "labelled": () bool}.
         """
@@ -175,8 +176,9 @@ class PatchSource:
 
 
 def draw_of(rng: np.random.Generator) -> Tensor:
-    """A seed, () int64, for what a method draws for a sample: the same whenever the sample is made again."""
-    return torch.tensor(int(rng.integers(2**63)))
+    """Random numbers (DRAWS,) float32 from 0 to 1 (exclusive) for what a method draws for a sample: the same
+    whenever the sample is made again."""
+    return torch.from_numpy(rng.random(DRAWS, dtype=np.float32))
 
 
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:

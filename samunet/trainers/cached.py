@@ -25,7 +25,7 @@ class EmbeddingSource:
         self.views = views
 
     def sample(self, key: SampleKey) -> Sample:
-        """{"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8, "draw": () int64}."""
+        """{"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8, "draw": (DRAWS,) float32}."""
         settings = self.settings
         rng = sample_generator(settings.seed, settings.fold, key)
         names = settings.names(key.stream)

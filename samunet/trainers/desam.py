@@ -65,40 +65,50 @@ class DesamModule(TrainingModule):
         return losses if self.training else {**losses, **patch_counts(logits, target, self.settings)}
 
     def _draw(
-        self, target: Tensor, outputs: int, network: SamSliceNetwork, seeds: Tensor
+        self, target: Tensor, outputs: int, network: SamSliceNetwork, numbers: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A point for each slice, by its seed (B,): points (B, 2), input pixels x, y; classes that it lies on
-        (B, K), 0 or 1."""
+        """A point for each slice.
+
+        Args:
+            numbers: random numbers (B, 3) from 0 to 1: whether on an object, of which class, at which pixel.
+
+        Returns:
+            Points (B, 2), input pixels x, y; classes that they lie on (B, K), 0 or 1.
+        """
         maps = foreground_maps(outputs, target, self.settings)
-        labelled = labelled_voxels(target, self.settings)
-        pixels = torch.stack([_draw_pixel(*slice_) for slice_ in zip(maps, labelled[:, 0], seeds.tolist())])
-        rows, columns = pixels.unbind(1)
-        numbers = torch.arange(len(maps), device=maps.device)
-        covered = network.picture.covered(tuple(target.shape[2:]))
-        scale = pixels.new_tensor([c / n for c, n in zip(covered, target.shape[2:])], dtype=torch.float32)
-        places = (pixels + 0.5) * scale - 0.5
-        return places.flip(1), maps[numbers, :, rows, columns]
+        pixels = _draw_pixels(maps.bool(), labelled_voxels(target, self.settings)[:, 0], numbers)
+        found = maps.flatten(2).gather(2, pixels[:, None, None].expand(-1, outputs, 1))[..., 0]
+        height, width = target.shape[2:]
+        rows, columns = network.picture.covered((height, width))
+        x = (pixels % width + 0.5) * (columns / width) - 0.5
+        y = (pixels // width + 0.5) * (rows / height) - 0.5
+        return torch.stack([x, y], dim=1), found
 
 
-def _draw_pixel(maps: Tensor, labelled: Tensor, seed: int) -> Tensor:
-    """Row and column of a pixel of (K, H, W) maps: of a random class that is present, or of none, 1 : 1.
+def _draw_pixels(maps: Tensor, labelled: Tensor, numbers: Tensor) -> Tensor:
+    """Places (B,) in the flattened slices of (B, K, H, W) truth values: of a random class that is present, or
+    of none, 1 : 1. Nothing here waits for the device.
 
-    Pixels that are not labelled (H, W) may be anything, so they are taken only where a slice has no others.
+    Pixels that are not labelled (B, H, W) may be anything, so that they are taken only where a slice has no
+    others.
     """
-    generator = torch.Generator().manual_seed(seed)
-    present = maps.flatten(1).any(1).nonzero()[:, 0]
-    wants_object = bool(torch.rand((), generator=generator) < INSIDE)
-    background = ~maps.bool().any(0) & labelled
-    if len(present) and (wants_object or not background.any()):
-        chosen = maps[present[_any(len(present), generator)]].bool()
-    else:
-        chosen = background if background.any() else ~labelled
-    places = chosen.nonzero()
-    return places[_any(len(places), generator)]
+    maps, labelled = maps.flatten(2), labelled.flatten(1)
+    side, which, where = numbers.unbind(1)
+    present = maps.any(2)
+    background = ~maps.any(1) & labelled
+    has_object, has_background = present.any(1), background.any(1)
+    on_object = has_object & ((side < INSIDE) | ~has_background)
+    number = _pick(present, which)[:, None, None].expand(-1, 1, maps.shape[2])
+    elsewhere = torch.where(has_background[:, None], background, ~labelled)
+    return _pick(torch.where(on_object[:, None], maps.gather(1, number)[:, 0], elsewhere), where)
 
 
-def _any(number: int, generator: torch.Generator) -> int:
-    return int(torch.randint(number, (), generator=generator))
+def _pick(choices: Tensor, number: Tensor) -> Tensor:
+    """Place of a random true value in each row of (B, N), all with the same chance, by a number (B,) from 0
+    to 1; any place in rows without one."""
+    counts = choices.cumsum(1)
+    rank = (number * counts[:, -1]).long().minimum(counts[:, -1] - 1)
+    return (counts <= rank[:, None]).sum(1).clamp_max(choices.shape[1] - 1)
 
 
 class DesamTrainer(SamHeadTrainer):

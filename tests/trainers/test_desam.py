@@ -10,7 +10,7 @@ from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, 
 
 from samunet.errors import SamunetError
 from samunet.trainers import get_trainer
-from samunet.trainers.desam import _draw_pixel
+from samunet.trainers.desam import _draw_pixels
 
 METHOD = "2d_desam"
 IGNORE = dataclasses.replace(CLASSES, ignore=3)
@@ -37,9 +37,8 @@ def test_points_lie_where_their_classes_say():
     module = module_of()
     torch.manual_seed(0)
     inside = 0
-    for round_ in range(50):
-        seeds = torch.arange(4) + 4 * round_
-        points, classes = module._draw(quadrant_target(), 2, module.network, seeds)
+    for _ in range(50):
+        points, classes = module._draw(quadrant_target(), 2, module.network, torch.rand(4, 3))
         cells = ((points + 0.5) * PATCH_2D[0] / SIZE).long()
         for (x, y), found in zip(cells.tolist(), classes):
             expected = [float(x < 8 and y < 8), float(x >= 8 and y >= 8)]
@@ -48,11 +47,32 @@ def test_points_lie_where_their_classes_say():
     assert 70 < inside < 130  # 200 fair draws: four standard deviations
 
 
-def test_a_slice_without_objects_gives_a_point_outside():
-    everywhere = torch.ones(3, 3, dtype=torch.bool)
-    assert _draw_pixel(torch.zeros(2, 3, 3), everywhere, 0).shape == (2,)
-    assert _draw_pixel(torch.ones(1, 3, 3), everywhere, 0).shape == (2,)
-    assert _draw_pixel(torch.zeros(1, 3, 3), ~everywhere, 0).shape == (2,)
+def test_every_pixel_of_what_is_drawn_from_comes_alike():
+    """Of two classes, one of 2 and one of 6 pixels, and 8 of the background."""
+    maps = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    maps[0, 0, 0, :2], maps[0, 2, 2:, 1:] = True, True
+    rounds = 40_000
+    numbers = torch.rand(rounds, 3, generator=torch.Generator().manual_seed(0))
+    labelled = torch.ones(rounds, 4, 4, dtype=torch.bool)
+    places = _draw_pixels(maps.expand(rounds, -1, -1, -1), labelled, numbers)
+    found = torch.bincount(places, minlength=16).reshape(4, 4) / rounds
+    expected = torch.full((4, 4), 0.5 / 8)
+    expected[maps[0, 0]], expected[maps[0, 2]] = 0.25 / 2, 0.25 / 6
+    # The share of a pixel drawn with probability p has the deviation sqrt(p / n), at most 0.0018.
+    torch.testing.assert_close(found, expected, atol=0.008, rtol=0)
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 0.0, 0.0), (0.999999, 0.999999, 0.999999), (0.0, 0.5, 0.999999)])
+def test_slices_without_a_choice(numbers):
+    """No object, nothing but an object, nothing labelled, and one labelled pixel."""
+    maps = torch.zeros(4, 2, 3, 3, dtype=torch.bool)
+    maps[1, 1] = True
+    labelled = torch.ones(4, 3, 3, dtype=torch.bool)
+    labelled[2], labelled[3] = False, False
+    labelled[3, 1, 2] = True
+    places = _draw_pixels(maps, labelled, torch.tensor([numbers] * 4))
+    assert ((places >= 0) & (places < 9)).all()
+    assert places[3] == 5
 
 
 @pytest.mark.parametrize("labels", [IGNORE, IGNORE_REGIONS], ids=["classes", "regions"])
@@ -64,8 +84,8 @@ def test_no_point_falls_where_nobody_has_labelled(labels):
     if labels.has_regions:
         target = torch.cat([target == 1, target == 2, target == labels.ignore_index], dim=1)
     torch.manual_seed(0)
-    for round_ in range(20):
-        points, _ = module._draw(target, 2, module.network, torch.arange(4) + 4 * round_)
+    for _ in range(20):
+        points, _ = module._draw(target, 2, module.network, torch.rand(4, 3))
         columns = ((points[:, 0] + 0.5) * PATCH_2D[1] / SIZE).long()
         assert not ((columns >= 4) & (columns < 8)).any()
 
@@ -77,7 +97,7 @@ ABLATIONS = [{"iou_head": False}, {"fusion": False}, {"iou_head": False, "fusion
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 def test_modes_and_ablations_train(settings, labels):
     module = module_of(labels, **settings).train()
-    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.arange(4)
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.rand(4, 3)
     batch = {"image": image, "target": quadrant_target(), "draw": draw}
     if labels is REGIONS:
         first = quadrant_target()
@@ -90,7 +110,7 @@ def test_modes_and_ablations_train(settings, labels):
 
 def test_the_iou_weighs_ten():
     module = module_of(iou_weight=10.0).eval()
-    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.arange(4)
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.rand(4, 3)
     batch = {"image": image, "target": quadrant_target(), "draw": draw}
     losses = module(batch)
     assert losses["loss"].item() == pytest.approx((losses["dice"] + losses["ce"] + 10 * losses["iou"]).item())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from absent_gpu import check_steps
 from soft_teacher import IDENTITY, KINDS, one_hot_logits, write_soft_labels
 from test_conformance import _StopAfter, assert_same
 from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, make_request, write_cases
@@ -199,6 +200,27 @@ def test_lambda_1_does_not_look_at_the_labels(tmp_path: Path) -> None:
     assert_same(first, load_checkpoint(request.folder / FINAL).network)
 
 
+def distilled_batch(patch: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Two samples, the second one without a label."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randn(2, 2, *patch, generator=generator),
+        "target": torch.randint(0, 3, (2, 1, *patch), generator=generator).short(),
+        "soft": torch.softmax(torch.randn(2, 3, *patch, generator=generator), 1).half(),
+        "labelled": torch.tensor([True, False]),
+    }
+
+
+def test_a_step_on_a_gpu(tmp_path: Path) -> None:
+    request = request_of(tmp_path, 0.5)
+    assert request.distillation is not None
+    configuration, trainer = request.plan.configuration("3d_student"), get_trainer("3d_student")
+    network = trainer.build_network(request.plan, configuration)
+    student = trainer.build_training(network, request.plan, configuration)
+    module = distilled(student, "3d_student", request.distillation)
+    check_steps(module, distilled_batch(configuration.patch_size), "fp16")
+
+
 def test_unlabelled_cases_count_for_the_teacher_alone(tmp_path: Path) -> None:
     request = request_of(tmp_path, 0.5, unlabelled_folder=tmp_path / "more", unlabelled=("x",))
     assert request.distillation is not None
@@ -207,14 +229,7 @@ def test_unlabelled_cases_count_for_the_teacher_alone(tmp_path: Path) -> None:
     network = trainer.build_network(request.plan, configuration)
     step = trainer.build_training(network, request.plan, configuration).train()
     module = distilled(step, "3d_student", request.distillation).train()
-    generator = torch.Generator().manual_seed(0)
-    patch = configuration.patch_size
-    batch = {
-        "image": torch.randn(2, 2, *patch, generator=generator),
-        "target": torch.randint(0, 3, (2, 1, *patch), generator=generator).short(),
-        "soft": torch.softmax(torch.randn(2, 3, *patch, generator=generator), 1).half(),
-        "labelled": torch.tensor([True, False]),
-    }
+    batch = distilled_batch(configuration.patch_size)
     found = module(batch)
     alone = step({"image": batch["image"][:1], "target": batch["target"][:1]})
     torch.testing.assert_close(found["dice"], alone["dice"])

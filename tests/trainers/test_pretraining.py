@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from absent_gpu import check_steps
 
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
@@ -124,6 +125,13 @@ def micro_teacher() -> Teacher:
     encoder = SamImageEncoder(get_variant("vit_micro")).eval().requires_grad_(False)
     card = CardTeacher(name="x.pth", variant="vit_micro", sha256="0", input_size=64, licence="unknown")
     return Teacher(card, encoder)
+
+
+def test_all_objectives_on_a_gpu() -> None:
+    settings = replace(SMALL, tasks=TASKS, weights=(1.0,) * len(TASKS), checkpointing=True)
+    teacher = micro_teacher()
+    network = PretrainNetwork(settings, get_variant("vit_micro").prompt_dim)
+    check_steps(PretrainModule(network, settings, teacher), batch_of(settings, 2), "bf16", teacher.encoder)
 
 
 @pytest.mark.parametrize("task", TASKS)
