@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from forecast_check import against_forecast
 from measured_commands import CommandFailed, ResultsFile, hardware
 from real_runs import Bench, Training
 
 from samunet.inference.probabilities import open_probabilities
+from samunet.planning.methods import list_methods
 from samunet.planning.plan import Plan
 from samunet.trainers.history import read_history
 from samunet.workspace import Workspace
 
-METHODS = ("2d_linear", "2d_cnn", "2d_autosam", "2d_desam", "2d_unet", "3d_adapter", "3d_student", "3d_unet")
+METHODS = tuple(sorted(list_methods()))
 CASES = 8
 """Trained on, and at most as many predicted."""
 STEPS, VAL_STEPS = 20, 2
@@ -53,7 +55,6 @@ def check(bench: Bench, dataset: str, method: str) -> dict[str, Any]:
     record, run = read_history(folder)[-1], json.loads((folder / "run.json").read_text())
     plan = Plan.load(Workspace.find(bench.workspace()).plan_file(dataset, "samunetPlans"))
     forecast = plan.configurations[method].forecast
-    seconds = record.seconds / (STEPS + VAL_STEPS / 3)
     ending = json.loads((bench.data / dataset / "dataset.json").read_text())["file_ending"]
     apart = [distances(file, here / file.name) for file in sorted(there.glob(f"*{ending}"))]
     steps = bench.results.steps
@@ -61,10 +62,7 @@ def check(bench: Bench, dataset: str, method: str) -> dict[str, Any]:
         "largest_difference": max(float(case.max()) for case in apart),
         "far_apart": float(np.mean([(case > FAR_APART).mean() for case in apart])),
         "precision": run["precision"],
-        "step_seconds": round(seconds, 4),
-        "forecast_step_seconds": forecast.step_seconds,
-        "memory_gb": round(record.memory_gb, 2),
-        "forecast_memory_gb": forecast.memory_gb,
+        **against_forecast(forecast, record, STEPS + VAL_STEPS / 3),
         "predict_seconds": steps[f"{method} there predict"]["seconds"],
         "predict_seconds_cpu": steps[f"{method} on the CPU predict"]["seconds"],
     }
@@ -76,22 +74,19 @@ def distances(first: Path, second: Path) -> np.ndarray:
     return np.abs(values[0] - values[1]).max(axis=0)
 
 
-def report(found: dict[str, Any]) -> None:
-    """A line a method."""
-    for method, row in found.items():
-        if "failed" in row:
-            print(f"{method:11} FAILED\n{row['failed']}")
-            continue
-        time = row["forecast_step_seconds"] / row["step_seconds"]
-        memory = row["forecast_memory_gb"] / row["memory_gb"]
-        differs = "   DIFFERS" if row["far_apart"] > MOST_APART else ""
-        far = f"by over {FAR_APART} at {row['far_apart']:.2%} of voxels"
-        print(
-            f"{method:11} {row['precision']}: probabilities differ from the CPU's {far}, by "
-            f"{row['largest_difference']:.3f} at most; step {row['step_seconds']:.3f} s (forecast x "
-            f"{time:.2f}), {row['memory_gb']:.2f} GB (forecast x {memory:.2f}); predicts in "
-            f"{row['predict_seconds']:.0f} s, on the CPU {row['predict_seconds_cpu']:.0f} s{differs}"
-        )
+def report(method: str, row: dict[str, Any]) -> None:
+    """A line of a method."""
+    if "failed" in row:
+        print(f"{method:11} FAILED\n{row['failed']}")
+        return
+    differs = "   DIFFERS" if row["far_apart"] > MOST_APART else ""
+    print(
+        f"{method:11} {row['precision']}: probabilities differ from the CPU's by over {FAR_APART} at "
+        f"{row['far_apart']:.2%} of voxels, by {row['largest_difference']:.3f} at most; step "
+        f"{row['step_seconds']:.3f} s (forecast x {row['time_ratio']:.2f}), {row['memory_gb']:.2f} GB "
+        f"(forecast x {row['memory_ratio']:.2f}); predicts in {row['predict_seconds']:.0f} s, on the CPU "
+        f"{row['predict_seconds_cpu']:.0f} s{differs}"
+    )
 
 
 def main() -> None:
@@ -119,7 +114,7 @@ def main() -> None:
             found[method] = check(bench, arguments.dataset, method)
         except CommandFailed as fault:
             found[method] = {"failed": str(fault)}
-        report({method: found[method]})
+        report(method, found[method])
     if arguments.out is not None:
         arguments.out.write_text(json.dumps({**head, "methods": found}, indent=1) + "\n")
 

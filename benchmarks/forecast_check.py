@@ -19,8 +19,8 @@ from typing import Any
 from measured_commands import ResultsFile, hardware
 from real_runs import Bench
 
-from samunet.planning.plan import Plan
-from samunet.trainers.history import read_history
+from samunet.planning.plan import Forecast, Plan
+from samunet.trainers.history import EpochRecord, read_history
 from samunet.workspace import Workspace, fold_folder
 
 DATASETS = ("Dataset001_Hippocampus", "Dataset002_ACDC", "Dataset004_HaN_CT", "Dataset005_Nuclei")
@@ -49,16 +49,22 @@ def check(bench: Bench, dataset: str, methods: list[str]) -> dict[str, Any]:
         bench.measure(f"{dataset} {method}", "samunet_train", number, method, "all", *length, *where)
         folder = fold_folder(workspace.model_folder(dataset, method, plan.name, "forecast"), "all")
         record = read_history(folder)[-1]
-        seconds = record.seconds / (STEPS + VAL_STEPS / 3)
-        found[method] = {
-            "forecast_step_seconds": forecast.step_seconds,
-            "step_seconds": round(seconds, 4),
-            "time_ratio": round(forecast.step_seconds / seconds, 2),
-            "forecast_memory_gb": forecast.memory_gb,
-            "memory_gb": round(record.memory_gb, 2),
-            "memory_ratio": round(forecast.memory_gb / record.memory_gb, 2),
-        }
+        found[method] = against_forecast(forecast, record, STEPS + VAL_STEPS / 3)
     return found
+
+
+def against_forecast(forecast: Forecast, record: EpochRecord, steps: float) -> dict[str, float]:
+    """Time of a step and memory, forecast and measured in an epoch of so many training steps (a validation
+    step being a third of one)."""
+    seconds = record.seconds / steps
+    return {
+        "forecast_step_seconds": forecast.step_seconds,
+        "step_seconds": round(seconds, 4),
+        "time_ratio": round(forecast.step_seconds / seconds, 2),
+        "forecast_memory_gb": forecast.memory_gb,
+        "memory_gb": round(record.memory_gb, 2),
+        "memory_ratio": round(forecast.memory_gb / record.memory_gb, 2),
+    }
 
 
 def report(results: dict[str, Any]) -> None:

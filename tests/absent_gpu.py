@@ -70,7 +70,7 @@ def check_steps(
 def _steps(
     module: TrainingModule, batch: dict[str, Tensor], precision: Literal["bf16", "fp16"]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    with Precision(name=precision).autocast(batch["target" if "target" in batch else "image"].device):
+    with Precision(name=precision).autocast(next(iter(batch.values())).device):
         trained = module.train()(batch)
         with torch.no_grad():
             return trained, module.eval()(batch)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from absent_gpu import CUDA, absent_gpu, check_steps, facts, move
 from test_conformance import CACHED, METHODS, batches_of
-from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan
+from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_module, make_plan
 from torch import Tensor
 
 from samunet.data.labels import LabelSet
@@ -18,17 +18,11 @@ from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import WindowSettings, predict_logits
 from samunet.planning.methods import get_method, known_settings
 from samunet.trainers import get_trainer
-from samunet.trainers.base import TrainingModule, build_optimizer, config_of
+from samunet.trainers.base import build_optimizer, config_of
 from samunet.trainers.devices import Precision
 
 IMAGE = (CHANNELS, 1, 16, 24)
 """Of two tiles, which are padded along the first axis in 3D."""
-
-
-def a_module(method: str, labels: LabelSet = CLASSES) -> TrainingModule:
-    configuration = make_configuration(method)
-    plan, trainer = make_plan(configuration, labels), get_trainer(method)
-    return trainer.build_training(trainer.build_network(plan, configuration), plan, configuration)
 
 
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
@@ -36,7 +30,7 @@ def a_module(method: str, labels: LabelSet = CLASSES) -> TrainingModule:
 def test_a_step_of_every_phase(method: str, labels: LabelSet, tmp_path: Path) -> None:
     (batch,) = batches_of(tmp_path, method, labels, 1)
     for phase in get_trainer(method).phases(config_of(make_configuration(method))):
-        module = a_module(method, labels)
+        module = make_module(method, labels)
         build_optimizer(phase, module.network)
         module.enter_phase(phase)
         check_steps(module, batch, "bf16" if labels is CLASSES else "fp16")
@@ -45,7 +39,7 @@ def test_a_step_of_every_phase(method: str, labels: LabelSet, tmp_path: Path) ->
 @pytest.mark.parametrize("method", CACHED)
 def test_a_step_from_the_cache(method: str, tmp_path: Path) -> None:
     (batch,) = batches_of(tmp_path, method, CLASSES, 1)
-    module = a_module(method).eval()
+    module = make_module(method).eval()
     with torch.no_grad():
         features = module.network.encode(batch["image"])  # type: ignore[operator]
     stored = {"target": batch["target"], "draw": batch["draw"]}

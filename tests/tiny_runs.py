@@ -29,7 +29,8 @@ from samunet.planning.plan import (
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import sample_locations
 from samunet.preprocessing.store import CaseStore
-from samunet.trainers.base import Phase
+from samunet.trainers import get_trainer
+from samunet.trainers.base import Phase, TrainingModule
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 
@@ -146,6 +147,13 @@ def make_plan(configuration: Configuration, labels: LabelSet = CLASSES) -> Plan:
         recommended=configuration.name,
         verdicts=(),
     )
+
+
+def make_module(method: str, labels: LabelSet = CLASSES, **settings: Any) -> TrainingModule:
+    """The training step of a method's tiny network; settings beside those of a short training."""
+    configuration = make_configuration(method, settings=settings)
+    plan, trainer = make_plan(configuration, labels), get_trainer(method)
+    return trainer.build_training(trainer.build_network(plan, configuration), plan, configuration)
 
 
 def make_request(root: Path, method: str, labels: LabelSet = CLASSES, **changes: Any) -> RunRequest:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from samunet.preprocessing.store import StoredCase
 
 OPEN_CASES = 64
-DRAWS = 3
 """Stored cases a process keeps open."""
+DRAWS = 3
+"""Random numbers of a sample that are the method's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

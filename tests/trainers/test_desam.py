@@ -6,10 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, make_plan
+from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_module
 
 from samunet.errors import SamunetError
-from samunet.trainers import get_trainer
 from samunet.trainers.desam import _draw_pixels
 
 METHOD = "2d_desam"
@@ -19,10 +18,8 @@ SIZE = 64
 
 
 def module_of(labels=CLASSES, **settings):
-    configuration = make_configuration(METHOD, settings=settings)
-    plan, trainer = make_plan(configuration, labels), get_trainer(METHOD)
     torch.manual_seed(0)
-    return trainer.build_training(trainer.build_network(plan, configuration), plan, configuration)
+    return make_module(METHOD, labels, **settings)
 
 
 def quadrant_target():
