@@ -20,6 +20,9 @@ from samunet.trainers.base import TrainingModule
 from samunet.trainers.devices import Precision, to_device
 
 CUDA = torch.device("cuda")
+knows_cuda = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="this build of torch does not know CUDA, not even fake"
+)
 Facts = dict[str, tuple[torch.Size, torch.dtype]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from absent_gpu import CUDA, absent_gpu, check_steps, facts, move
+from absent_gpu import CUDA, absent_gpu, check_steps, facts, knows_cuda, move
 from test_conformance import CACHED, METHODS, batches_of
 from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_module, make_plan
 from torch import Tensor
@@ -21,6 +21,7 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import build_optimizer, config_of
 from samunet.trainers.devices import Precision
 
+pytestmark = knows_cuda
 IMAGE = (CHANNELS, 1, 16, 24)
 """Of two tiles, which are padded along the first axis in 3D."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from absent_gpu import check_steps
+from absent_gpu import check_steps, knows_cuda
 from soft_teacher import IDENTITY, KINDS, one_hot_logits, write_soft_labels
 from test_conformance import _StopAfter, assert_same
 from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, make_request, write_cases
@@ -211,6 +211,7 @@ def distilled_batch(patch: tuple[int, ...]) -> dict[str, torch.Tensor]:
     }
 
 
+@knows_cuda
 def test_a_step_on_a_gpu(tmp_path: Path) -> None:
     request = request_of(tmp_path, 0.5)
     assert request.distillation is not None

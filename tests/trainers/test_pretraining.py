@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from absent_gpu import check_steps
+from absent_gpu import check_steps, knows_cuda
 
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
@@ -127,6 +127,7 @@ def micro_teacher() -> Teacher:
     return Teacher(card, encoder)
 
 
+@knows_cuda
 def test_all_objectives_on_a_gpu() -> None:
     settings = replace(SMALL, tasks=TASKS, weights=(1.0,) * len(TASKS), checkpointing=True)
     teacher = micro_teacher()
