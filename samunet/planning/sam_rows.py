@@ -8,6 +8,7 @@ from samunet.planning.plan import RANDOM, Configuration
 from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.planning.sam_costs import padding_waste
 from samunet.planning.sam_options import (
+    COMPACT,
     INPUT_SIZES,
     SLOWEST_SLICE_SECONDS,
     HeadSpec,
@@ -173,6 +174,11 @@ def _encoder_reasons(
         if option.config.views > USUAL_VIEWS and "views" not in context.settings:
             reasons.append(
                 f"More views than the usual {USUAL_VIEWS}, for a head knows so few slices by heart otherwise."
+            )
+        if storage == COMPACT and "cache_storage" not in context.settings:
+            reasons.append(
+                "Embeddings are kept in eight bits a value: the disk allowed does not hold the same views "
+                "in sixteen (--set cache_storage=fp16 stores fewer of these)."
             )
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")

@@ -168,18 +168,26 @@ def test_an_image_skip_on_a_frozen_encoder_is_counted_and_left_to_heads_that_hav
     assert "image_skip" not in plan.configurations["2d_linear"].settings
 
 
-def test_cache_takes_fewer_views_and_then_none_when_the_disk_is_short():
-    roomy = golden.BUDGETS["12 GB"]
-    found = []
-    for disk_gb in (100.0, 8.0, 0.1):
-        chosen = planned(
-            weights="official", budget=dataclasses.replace(roomy, disk_gb=disk_gb), encoder="vit_b"
-        ).configurations["2d_autosam"]
-        assert chosen.forecast.cache_gb <= disk_gb
-        found.append((chosen.settings.get("views", 6), chosen.settings.get("cache", True)))
-    assert found[0] == (6, True)
-    assert found[1][0] < 6
-    assert found[2][1] is False
+def test_cache_is_kept_in_fewer_bits_then_views_and_then_not_when_the_disk_is_short():
+    rows = []
+    for disk_gb in (100.0, 8.0, 3.0, 0.1):
+        budget = dataclasses.replace(golden.BUDGETS["12 GB"], disk_gb=disk_gb)
+        row = planned(weights="official", budget=budget, encoder="vit_b").configurations["2d_autosam"]
+        assert row.forecast.cache_gb <= disk_gb
+        rows.append(row)
+    found = [[row.settings.get(key) for key in ("cache_storage", "views", "cache")] for row in rows]
+    # What is as by default (fp16, six views, a cache) does not stand in a row.
+    assert found == [[None, None, None], ["int8", None, None], ["int8", 2, None], [None, None, False]]
+    told = [any("eight bits" in reason for reason in row.reasons) for row in rows]
+    assert told == [False, True, True, False]
+
+
+def test_a_storage_that_is_asked_for_is_kept():
+    short = dataclasses.replace(golden.BUDGETS["12 GB"], disk_gb=8.0)
+    chosen = planned(weights="official", budget=short, encoder="vit_b", settings={"cache_storage": "fp16"})
+    row = chosen.configurations["2d_autosam"]
+    assert row.settings["views"] < 6
+    assert "cache_storage" not in row.settings
 
 
 def test_few_slices_are_stored_in_more_views_where_it_costs_little():
