@@ -7,21 +7,16 @@ import functools
 import hashlib
 import json
 import math
-import os
-import secrets
-import time
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from samunet.errors import SamunetError
+from samunet.whole_files import write_text
 
 T = TypeVar("T")
-REPLACE_TRIES = 10 if os.name == "nt" else 1
-REPLACE_SECONDS = 0.2
 
 
 class RecordError(SamunetError):
@@ -212,59 +207,6 @@ def hash_files(paths: Sequence[Path]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path` (same suffixes) that replaces it once the block succeeds.
-
-    With `keep_existing` a file that another process has put there meanwhile stays, and this one's goes.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial_path(path)
-    try:
-        yield temporary
-        if not (keep_existing and _linked(temporary, path)):
-            _replace(temporary, path)
-    except OSError as error:
-        if error.errno and error.filename is None:  # a failed write (disk full) does not say of which file
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """`os.replace`; on Windows a file that a scanner or a viewer holds for a moment is waited for."""
-    for _ in range(REPLACE_TRIES - 1):
-        try:
-            return os.replace(temporary, path)
-        except PermissionError:
-            time.sleep(REPLACE_SECONDS)
-    return os.replace(temporary, path)
-
-
-def partial_path(path: Path) -> Path:
-    """A hidden name beside `path` (same suffixes) that no other process takes, on other machines neither."""
-    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial.{path.name}")
-
-
-def _linked(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless that is taken; False where nothing was done for want of hard links."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return True
-    except OSError:
-        return path.exists()
-    return True
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is either complete or absent."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from samunet import records
 from samunet.errors import SamunetError, unknown_name
 from samunet.records import (
     Bounds,
@@ -18,7 +16,6 @@ from samunet.records import (
     Positive,
     RecordError,
     Share,
-    atomic_path,
     content_hash,
     from_data,
     read_json,
@@ -144,58 +141,6 @@ def test_the_hash_depends_on_content_only() -> None:
     assert content_hash({"a": 1, "b": (2,)}) == content_hash({"b": [2], "a": 1})
     assert content_hash(FULL) != content_hash(Outer(name="x"))
     assert len(content_hash(FULL)) == 16
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_text("old")
-
-    def write_half() -> None:
-        with atomic_path(file) as temporary:
-            temporary.write_text("half")
-            raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_half()
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_writers_of_one_number_do_not_share_a_name(tmp_path: Path) -> None:
-    """Two containers on one disk give their processes the same numbers."""
-    file = tmp_path / "a.txt"
-    with atomic_path(file) as slow:
-        slow.write_text("sl")
-        with atomic_path(file) as quick:
-            quick.write_text("quick")
-        assert file.read_text() == "quick"
-        assert slow.read_text() == "sl"
-        slow.write_text("slow")
-    assert file.read_text() == "slow"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_file_that_is_held_for_a_moment_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on Windows while a scanner reads it; elsewhere such a refusal is final."""
-    held, replace = [True, True], os.replace
-
-    def refusing(*names: object) -> None:
-        if held:
-            held.pop()
-            raise PermissionError(13, "Access is denied")
-        replace(*names)
-
-    monkeypatch.setattr(os, "replace", refusing)
-    monkeypatch.setattr(records, "REPLACE_SECONDS", 0.0)
-    monkeypatch.setattr(records, "REPLACE_TRIES", 1)
-    with pytest.raises(PermissionError):
-        records.write_text(tmp_path / "a.txt", "new")
-    monkeypatch.setattr(records, "REPLACE_TRIES", 3)
-    records.write_text(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "new"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from samunet.data.damage import truncated
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.errors import SamunetError
-from samunet.records import atomic_path
+from samunet.whole_files import atomic_path
 
 ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 LOSSY = (".jpg", ".jpeg")

@@ -17,7 +17,8 @@ from samunet.data.damage import check_complete, truncated
 from samunet.data.geometry import Geometry, Header
 from samunet.data.pictures import flat_geometry
 from samunet.errors import SamunetError
-from samunet.records import atomic_path, read_json, write_text
+from samunet.records import read_json
+from samunet.whole_files import atomic_path, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import Pair
-from samunet.records import write_json, write_text
+from samunet.records import write_json
+from samunet.whole_files import write_text
 
 SIZE = 256
 BORDER = 50

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.labels import LabelSet
-from samunet.records import write_json, write_text
+from samunet.records import write_json
+from samunet.whole_files import write_text
 
 OVERLAP_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 """nnU-Net's keys."""

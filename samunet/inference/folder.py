@@ -23,6 +23,7 @@ from samunet.inference.files import (
 from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import read_json, write_json
+from samunet.whole_files import remove_partials
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ def predict_folder(
     made_so = prediction_hash(task.arguments)
     present = [case for case in chosen if options.skip_existing and _is_complete(target(case), made_so)]
     output.mkdir(parents=True, exist_ok=True)
+    remove_partials(output)
     if not options.skip_existing:
         # A segmentation stays until its successor is there; without its features it counts for nothing.
         for case in chosen:

@@ -20,7 +20,8 @@ import numpy as np
 from samunet.data.geometry import Geometry
 from samunet.data.readers import ENDINGS
 from samunet.errors import SamunetError
-from samunet.records import atomic_path, read_record, write_json
+from samunet.records import read_record, write_json
+from samunet.whole_files import atomic_path
 
 Storage = Literal["fp16", "uint8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from samunet.preprocessing.streams import SampleSource
-from samunet.records import atomic_path
 from samunet.trainers.sampling import TRAIN, SampleKey
+from samunet.whole_files import atomic_path
 
 _COLOURS = np.array([[230, 80, 60], [70, 160, 230], [90, 200, 90], [230, 190, 50], [190, 90, 220]], np.uint8)
 

@@ -22,9 +22,10 @@ from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
-from samunet.records import partial_path, write_json
+from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
+from samunet.whole_files import partial_path
 from samunet.workspace import (
     SUMMARY_FILE,
     TABLE_FILE,

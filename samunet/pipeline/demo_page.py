@@ -17,7 +17,7 @@ from samunet.evaluation.scores import Evaluation
 from samunet.pipeline.overlays import OverlayCase, colour_layer, colour_of, display_picture, shown_slice
 from samunet.pipeline.phantom import FILE_ENDING, ORGANS
 from samunet.planning.plan import Configuration, Plan
-from samunet.records import atomic_path, write_text
+from samunet.whole_files import atomic_path, write_text
 
 NAMES = {index + 1: name for index, name in enumerate(ORGANS)}
 

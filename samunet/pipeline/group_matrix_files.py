@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from samunet.pipeline.group_matrix import METRICS, GroupMatrix
-from samunet.records import atomic_path, write_json, write_text
+from samunet.records import write_json
+from samunet.whole_files import atomic_path, write_text
 
 LOWER_IS_BETTER = ("HD95", "ASSD")
 SHARES = ("Dice", "IoU", "SurfaceDice")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from samunet.data.labels import LabelSet
-from samunet.records import atomic_path
+from samunet.whole_files import atomic_path
 
 COLOURS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#ffd92f", "#a65628", "#f781bf")
 

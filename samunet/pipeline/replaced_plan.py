@@ -13,7 +13,8 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.pipeline.calibrate import assumed_gflops
 from samunet.planning.plan import Budget, Plan
-from samunet.records import atomic_path, to_data
+from samunet.records import to_data
+from samunet.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from samunet.data.readers import read_image, read_label
 from samunet.evaluation.shifts import SHIFTS, Condition, shifted
 from samunet.pipeline.overlays import OverlayCase, shown_slice
 from samunet.pipeline.shift_suite import SuiteResult
-from samunet.records import atomic_path, write_json, write_text
+from samunet.records import write_json
+from samunet.whole_files import atomic_path, write_text
 
 METRICS = ("Dice", "IoU", "SurfaceDice", "HD95", "ASSD")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

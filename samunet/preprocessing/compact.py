@@ -18,7 +18,7 @@ from torch import Tensor
 
 from samunet.errors import SamunetError
 from samunet.planning.cache_storage import Storage
-from samunet.records import atomic_path
+from samunet.whole_files import atomic_path
 
 LEVEL = "level_"
 RANGE = "_range"

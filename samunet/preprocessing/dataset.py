@@ -28,6 +28,7 @@ from samunet.preprocessing.case import preprocess_case
 from samunet.preprocessing.locations import Locations, sample_locations
 from samunet.preprocessing.store import STORE_FORMAT, CaseStore
 from samunet.records import content_hash, hash_files
+from samunet.whole_files import remove_partials
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,8 @@ def _preprocess(
     state = _Progress(total=len(cases), done=len(kept), callback=progress)
     state.report()
     if orders:
+        for folder in folders.values():
+            remove_partials(folder)
         count = worker_count(workers, largest_case_bytes(orders, plan), len(orders))
         log.info("Preprocessing %d cases (%s) with %d workers.", len(orders), ", ".join(folders), count)
         try:

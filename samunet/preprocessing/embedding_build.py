@@ -27,7 +27,8 @@ from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.preprocessing.streams import BatchStream, Sample
-from samunet.records import atomic_path, write_json
+from samunet.records import write_json
+from samunet.whole_files import atomic_path, remove_partials
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +207,8 @@ def build_cache(
     """
     _open_case.cache_clear()  # cases may have been preprocessed anew since
     cache.prepare()
+    for case in {unit.case for unit in units}:
+        remove_partials(cache.folder / case)
     _prepare_components(cache, network, source, units, options)
     total, coming = sum(len(unit.items) for unit in units), deque[tuple[Unit, int]]()
     keys = _still_missing(cache, units, coming)

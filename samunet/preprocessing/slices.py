@@ -17,7 +17,8 @@ from samunet.data.readers import ENDINGS, read_image
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix
-from samunet.records import atomic_path, read_record, write_json
+from samunet.records import read_record, write_json
+from samunet.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
 

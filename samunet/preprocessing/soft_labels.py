@@ -25,7 +25,8 @@ from samunet.errors import SamunetError
 from samunet.preprocessing.boxes import read_box
 from samunet.preprocessing.restore import LogitArray
 from samunet.preprocessing.store import load_array, open_packed, pack, write_packed
-from samunet.records import atomic_path, content_hash, read_json, read_record, to_data, write_json
+from samunet.records import content_hash, read_json, read_record, to_data, write_json
+from samunet.whole_files import atomic_path
 
 IDENTITY_FILE = "identity.json"
 OPEN_CASES = 64

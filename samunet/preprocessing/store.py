@@ -18,7 +18,8 @@ import numpy as np
 from samunet.errors import SamunetError
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations
-from samunet.records import RecordError, atomic_path, from_data, read_json, write_json
+from samunet.records import RecordError, from_data, read_json, write_json
+from samunet.whole_files import atomic_path
 
 STORE_FORMAT = 1
 BLOCK = (32, 32, 32)

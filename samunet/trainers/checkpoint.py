@@ -20,8 +20,9 @@ from samunet.networks.sam import weight_files
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import weights_sha256, weights_with_hash
 from samunet.planning.plan import Plan
-from samunet.records import atomic_path, from_data, to_data
+from samunet.records import from_data, to_data
 from samunet.trainers import import_trainer
+from samunet.whole_files import atomic_path
 from samunet.workspace import user_weights
 
 FORMAT = 1

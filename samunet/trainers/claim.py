@@ -10,11 +10,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from samunet.errors import SamunetError
+from samunet.whole_files import remove_partials
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system ends the claim of one that died.
+
+    What that one left half written is removed.
 
     Raises:
         SamunetError: another process has it.
@@ -31,6 +34,7 @@ def claimed(folder: Path) -> Iterator[None]:
             "with --c; another training of the same fold needs a --tag (samunet_pretrain: another -o)."
         ) from taken
     try:
+        remove_partials(folder, untouched=0)
         yield
     finally:
         # While it is held, so that nobody's file is removed but our own; Windows lets no open file go.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.records import atomic_path, from_data, to_data, write_text
+from samunet.records import from_data, to_data
+from samunet.whole_files import atomic_path, write_text
 
 HISTORY_FILE = "history.jsonl"
 PROGRESS_FILE = "progress.png"

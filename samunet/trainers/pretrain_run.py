@@ -15,7 +15,7 @@ from torch import Tensor
 from samunet.errors import SamunetError
 from samunet.networks.sam.weights import PARTS, SamWeights
 from samunet.preprocessing.streams import SampleSource
-from samunet.records import atomic_path, content_hash, to_data
+from samunet.records import content_hash, to_data
 from samunet.trainers.augmentation import fixed_random
 from samunet.trainers.base import Phase
 from samunet.trainers.budget import FEW_STEPS, measure
@@ -27,6 +27,7 @@ from samunet.trainers.pretraining import SCORES, PretrainModule, PretrainNetwork
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
 from samunet.trainers.schedule import fit_to_budget
+from samunet.whole_files import atomic_path
 
 FORMAT = 2
 ENCODER_PREFIX = "sam.image_encoder."

@@ -16,7 +16,7 @@ import pytest
 from samunet.cli import common, train
 from samunet.cli.common import CommandParser, fold, parse_settings, positive_float, run_command
 from samunet.errors import SamunetError
-from samunet.records import atomic_path
+from samunet.whole_files import atomic_path
 
 
 def parser() -> CommandParser:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from samunet import records
+from samunet import whole_files
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
@@ -131,7 +131,7 @@ def test_no_space_left_is_one_clear_error(
     folder = tmp_path / "p"
     folder.mkdir()
     # Every array is written under a name of its own first; these names lead to a full device.
-    monkeypatch.setattr(records, "partial_path", lambda path: path.with_name(f".partial.{path.name}"))
+    monkeypatch.setattr(whole_files, "partial_path", lambda path: path.with_name(f".partial.{path.name}"))
     for case in raw.cases:
         (folder / f".partial.{case.name}.image.b2nd").symlink_to(full)
     with pytest.raises(SamunetError, match="No space is left"):

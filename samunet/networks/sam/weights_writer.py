@@ -12,7 +12,7 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import DECODER_ENDING, ENCODER_ENDING
 from samunet.networks.sam.weights import PARTS, expected_shapes
-from samunet.records import atomic_path
+from samunet.whole_files import atomic_path
 
 
 def whole_state(parts: Mapping[str, nn.Module], variant: str) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ from samunet.pipeline.model_file.selected import Selected, SelectionFiles, selec
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope, envelope_of
 from samunet.planning.plan import Plan
-from samunet.records import atomic_path, read_json
+from samunet.records import read_json
 from samunet.trainers.checkpoint import Checkpoint, base_keys, load_checkpoint, network_from_checkpoint
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import (
@@ -53,6 +53,7 @@ from samunet.trainers.portable import (
     method_of_samunet,
     tensor_bytes,
 )
+from samunet.whole_files import atomic_path
 from samunet.workspace import fold_folder
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scor
 from samunet.pipeline.report.verdict import verdict_content
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
-from samunet.records import write_text
+from samunet.whole_files import write_text
 from samunet.workspace import Workspace, training_command
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from samunet import whole_files
+from samunet.trainers.claim import claimed
+from samunet.whole_files import atomic_path, partial_path, remove_partials, write_text
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(file) as temporary:
+            temporary.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        write_half()
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_writers_of_one_number_do_not_share_a_name(tmp_path: Path) -> None:
+    """Two containers on one disk give their processes the same numbers."""
+    file = tmp_path / "a.txt"
+    with atomic_path(file) as slow:
+        slow.write_text("sl")
+        with atomic_path(file) as quick:
+            quick.write_text("quick")
+        assert file.read_text() == "quick"
+        assert slow.read_text() == "sl"
+        slow.write_text("slow")
+    assert file.read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_is_held_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows while a scanner reads it; elsewhere such a refusal is final."""
+    held, replace = [True, True], os.replace
+
+    def refusing(*names: object) -> None:
+        if held:
+            held.pop()
+            raise PermissionError(13, "Access is denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(whole_files, "REPLACE_SECONDS", 0.0)
+    monkeypatch.setattr(whole_files, "REPLACE_TRIES", 1)
+    with pytest.raises(PermissionError):
+        write_text(tmp_path / "a.txt", "new")
+    monkeypatch.setattr(whole_files, "REPLACE_TRIES", 3)
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    """A file and a folder that nobody writes to any more; one that is being written and others stay."""
+    (left := partial_path(tmp_path / "a.pth")).write_text("half")
+    (folder := partial_path(tmp_path / "scores")).mkdir()
+    (folder / "b.json").write_text("{}")
+    (whole := tmp_path / "a.pth").write_text("whole")
+    (own := tmp_path / ".2024-notes").write_text("of the user")
+    for path in (left, folder, whole, own):
+        os.utime(path, (0, time.time() - whole_files.ABANDONED_SECONDS - 1))
+    with atomic_path(whole) as written:
+        written.write_text("new")
+        remove_partials(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {written.name, whole.name, own.name}
+    remove_partials(tmp_path / "absent")
+
+
+def test_whoever_claims_a_folder_removes_what_the_last_one_left_at_once(tmp_path: Path) -> None:
+    (run := tmp_path / "fold_0").mkdir()
+    partial_path(run / "checkpoint_latest.pth").write_text("half")
+    with claimed(run):
+        assert not list(run.iterdir())
