@@ -155,7 +155,9 @@ def machine_load() -> tuple[float, float, float] | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and the thread setting, for the head of a result file."""
+    """Processor, cores, memory, torch and the thread setting, for the head of a result file."""
+    import torch
+
     from samunet.trainers.devices import processor_name
 
     return {
@@ -165,6 +167,7 @@ def hardware() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -129,7 +129,7 @@ def case_items(
 def view_seed(identity_seed: int, case: str, view: int, item: tuple[int, int, int]) -> int:
     """Seed of the augmentation of one item in one view (view 0 is not augmented)."""
     words = (identity_seed, zlib.crc32(case.encode()), view, *(value % 2**32 for value in item))
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 class EmbeddingCache:

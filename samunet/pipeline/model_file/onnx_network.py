@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from samunet.errors import SamunetError
 from samunet.networks.picture import SamPicture
 
-OPSET = 18
+OPSET = 17
 INPUT, OUTPUT = "image", "logits"
 LARGEST_BYTES = 1.9e9
 """An ONNX file is one protobuf message of at most 2 GB."""
