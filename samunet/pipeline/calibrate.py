@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samunet.errors import SamunetError
+from samunet.pipeline.other_work import OtherWork, are_too_few
 from samunet.planning.plan import Budget
 from samunet.records import content_hash, read_record, write_json
 
@@ -139,12 +140,24 @@ def _existing(folder: Path) -> Path:
 
 
 def _gflops(device: str, request: BudgetRequest) -> dict[str, float]:
+    import torch
+
     machine = machine_identity(device)
     known = _read_calibration(request.cache_file)
     if known is not None and known.machine == machine and _age_days(known) <= OLDEST_DAYS:
         return known.gflops
     logger.info("Measuring how fast this machine trains (%s, a few seconds)", device)
+    others = OtherWork()
     gflops = measure_gflops(device)
+    if device == "cpu" and are_too_few(taken := others.cores(), torch.get_num_threads()):
+        logger.warning(
+            "Other programs kept %.1f of %d cores busy meanwhile, so this machine seems slower than it is: "
+            "methods and input sizes may be refused that would fit. Plan again when it has less to do; this "
+            "measurement is not kept.",
+            taken,
+            os.cpu_count(),
+        )
+        return gflops
     if request.cache_file is not None and request.write_cache:
         calibration = Calibration(
             machine=machine, device=device, measured_on=date.today().isoformat(), gflops=gflops

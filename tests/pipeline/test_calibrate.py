@@ -65,6 +65,17 @@ def test_it_is_measured_again_when_it_no_longer_holds(
     assert len(measured) == 2
 
 
+def test_what_is_measured_beside_other_work_is_said_and_not_kept(
+    tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plan made during a training had fixed a speed several times too low for a quarter of a year."""
+    monkeypatch.setattr(calibrate.OtherWork, "cores", lambda _: 1e6)
+    request = BudgetRequest(device="cpu", disk=tmp_path, cache_file=tmp_path / "c.json")
+    assert make_budget(request).gflops == RATES
+    assert "1000000.0 of" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_written_on_request(tmp_path: Path, measured: list[str]) -> None:
     make_budget(BudgetRequest(disk=tmp_path, cache_file=tmp_path / "c.json", write_cache=False))
     assert not list(tmp_path.iterdir())
