@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from samunet.cli.process import explain, set_up_logging, terminated_like_interrupted, write_any_name
+from samunet.data.workers import available_cores, core_quota
 from samunet.errors import SamunetError, unknown_name
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def run_command(
     # Read when torch is loaded, later on. Threads that spin while they wait make a step five times slower as
     # soon as anything else runs on the machine, be it our own workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if core_quota() is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     try:
         with terminated_like_interrupted():
             code = action(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections import deque
@@ -24,6 +25,7 @@ MEMORY_SHARE = 0.8
 PROCESS_BYTES = 150_000_000
 """A worker process before it has read anything."""
 QUEUED_PER_WORKER = 2
+_OLDER_QUOTA = ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 GUARD = 'In a script of your own the call must stand under `if __name__ == "__main__":`.'
 """Workers start by importing the script; without the guard each ends at once."""
 
@@ -56,6 +58,27 @@ def _cached_bytes(folder: Path, key: str) -> int:
     return 0
 
 
+def core_quota() -> int | None:
+    """Cores that a container may use at a time (rounded up), None without such a limit.
+
+    The system shows all of the machine's, and threads for all of them stop each other once the share is used.
+    """
+    for files in (("/sys/fs/cgroup/cpu.max",), _OLDER_QUOTA):
+        try:
+            words = " ".join(Path(file).read_text() for file in files).split()
+        except OSError:
+            continue
+        if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
+            return max(1, math.ceil(int(words[0]) / int(words[1])))
+    return None
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its affinity, or fewer inside a limited container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, core_quota() or cores)
+
+
 def worker_count(wanted: int | None, bytes_per_case: int, num_items: int) -> int:
     """Number of worker processes, at least 1 (then no process is started).
 
@@ -65,8 +88,7 @@ def worker_count(wanted: int | None, bytes_per_case: int, num_items: int) -> int
         num_items: cases to work on.
     """
     allowed = int(MEMORY_SHARE * free_memory_bytes() // (bytes_per_case + PROCESS_BYTES))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(wanted or cores, allowed, num_items))
+    return max(1, min(wanted or available_cores(), allowed, num_items))
 
 
 def map_in_workers(

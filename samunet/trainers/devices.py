@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from samunet import __version__
+from samunet.data.workers import available_cores
 from samunet.errors import SamunetError
 from samunet.trainers.shallow_convolutions import guard_shallow_convolutions
 
@@ -147,8 +148,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 def worker_count(device: torch.device) -> int:
     """Worker processes that prepare samples: all cores but one, at most 12 (nnU-Net's number)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(12, cores - 1)
+    return min(12, available_cores() - 1)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from samunet.data.workers import free_memory_bytes, map_in_workers, worker_count
+from samunet.data.workers import (
+    available_cores,
+    core_quota,
+    free_memory_bytes,
+    map_in_workers,
+    worker_count,
+)
 from samunet.errors import SamunetError
 
 
@@ -66,6 +72,30 @@ def test_cached_files_are_free_memory(folder, limit, used, key, monkeypatch):
     assert free_memory_bytes() == 1_410_000
     del files["memory.stat"]
     assert free_memory_bytes() == 10_000
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.cfs_quota_us": "300000\n", "cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_container_may_have_fewer_cores_than_it_sees(files, quota, monkeypatch):
+    def read(self):
+        if self.name not in files:
+            raise FileNotFoundError
+        return files[self.name]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert core_quota() == quota
+    assert available_cores() == (quota or 64)
+    assert worker_count(None, 1000, 100) <= available_cores()
 
 
 def test_worker_count_obeys_memory_and_the_user():
