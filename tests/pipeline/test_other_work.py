@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from samunet.pipeline import other_work
@@ -23,17 +24,19 @@ def test_a_busy_process_is_seen() -> None:
 
 
 def test_own_work_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_work, "_busy_seconds", time.process_time)
+    """On a machine that does nothing else."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: 100.0)
     watch = OtherWork()
-    end = time.monotonic() + other_work.LEAST_SECONDS
-    while time.monotonic() < end:
+    start, own = time.monotonic(), time.process_time()
+    while time.process_time() - own < other_work.LEAST_SECONDS:
         pass
-    assert watch.cores() < 0.05
+    share = other_work.LEAST_SECONDS / (time.monotonic() - start)
+    assert watch.cores() == pytest.approx(1 - share, abs=0.05)
 
 
 def test_a_moment_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([0.0, 100.0])
-    monkeypatch.setattr(other_work, "_busy_seconds", lambda: next(seconds))
+    monkeypatch.setattr(psutil, "cpu_percent", lambda: 100.0)
     assert OtherWork().cores() == 0.0
 
 
