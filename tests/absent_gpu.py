@@ -42,7 +42,8 @@ def _obstacle() -> str:
     return ""
 
 
-knows_cuda = pytest.mark.skipif(bool(_obstacle()), reason=_obstacle())
+_REASON = _obstacle()
+knows_cuda = pytest.mark.skipif(bool(_REASON), reason=_REASON)
 
 
 def move(module: nn.Module) -> None:

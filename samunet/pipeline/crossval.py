@@ -25,7 +25,7 @@ from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.whole_files import partial_path
+from samunet.whole_files import partial_path, remove_partials
 from samunet.workspace import (
     SUMMARY_FILE,
     TABLE_FILE,
@@ -297,6 +297,7 @@ def _gather(
 ) -> None:
     """Copy the predictions into a new folder with their scores, which then takes the place of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder.parent)
     partial = partial_path(folder)
     partial.mkdir()
     try:
