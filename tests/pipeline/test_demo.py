@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.networks.sam import weight_files
 from samunet.pipeline import demo
 from samunet.pipeline.demo import DemoOptions, run_demo
 from samunet.pipeline.phantom import ORGANS, PHANTOM_DATASET
 
 LEAST_DICE = {"2d_unet": 0.80, "2d_cnn": 0.80}
 LONGEST_SECONDS = 300
+DEMO = "import sys; from samunet.cli.demo import main; sys.exit(main())"
 
 
 def test_everything_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +65,20 @@ def test_foreign_data_are_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_demo_reaches_its_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On two free cores, with the weights that ship; the time budgets make the Dice depend on the machine."""
-    monkeypatch.setattr(weight_files, "SHIPPED", Path(weight_files.__file__).with_name("shipped"))
-    report = run_demo(DemoOptions(workspace=tmp_path, device="cpu"))
+def test_full_demo_reaches_its_bars(tmp_path: Path) -> None:
+    """On two free cores, with the weights that ship; the time budgets make the Dice depend on the machine.
+
+    The command in a process of its own: these tests give torch one thread, and what the commands set before
+    torch is loaded comes too late here.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    command = [sys.executable, "-c", DEMO, "--workspace", str(tmp_path), "--device", "cpu"]
+    start = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+
+    assert done.returncode == 0, done.stderr
     for method, least in LEAST_DICE.items():
-        assert report.mean_dice[method] >= least
-    assert report.seconds <= LONGEST_SECONDS
+        scores = json.loads((tmp_path / "predictions" / method / "summary.json").read_text())
+        assert scores["foreground_mean"]["Dice"] >= least, (method, done.stdout)
+    assert seconds <= LONGEST_SECONDS
