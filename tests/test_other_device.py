@@ -10,12 +10,13 @@ import torch
 from absent_gpu import CUDA, absent_gpu, check_steps, facts, knows_cuda, move
 from test_conformance import CACHED, METHODS, batches_of
 from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_module, make_plan
-from torch import Tensor
+from torch import Tensor, nn
 
 from samunet.data.labels import LabelSet
 from samunet.inference import pass_statistics, sliding_window
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import WindowSettings, predict_logits
+from samunet.pipeline import calibrate
 from samunet.planning.methods import get_method, known_settings
 from samunet.trainers import get_trainer
 from samunet.trainers.base import build_optimizer, config_of
@@ -80,3 +81,26 @@ def test_a_prediction(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
         found = predict(replace(there, band_device=None if method in CACHED else sliding_window.CPU))
         assert found.device.type == "cpu"
         assert facts({"": found}) == facts({"": expected})
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)], ids=["Turing", "Ampere"]
+)
+def test_it_is_measured_in_the_format_it_trains_in(
+    capability: tuple[int, int], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU before Ampere emulates bf16: measured so, it seemed many times slower than it is."""
+    formats: list[torch.dtype] = []
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            product = x @ x
+            formats.append(product.dtype)
+            return product
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(Tensor, "backward", lambda loss: None)
+    with absent_gpu():
+        calibrate._rate(lambda: (Square(), torch.zeros(3, 3)), 1.0, device="cuda", seconds=0.0)
+    assert set(formats) == {expected}

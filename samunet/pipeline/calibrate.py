@@ -13,7 +13,6 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -217,16 +216,18 @@ def _rate(
     """
     import torch
 
+    from samunet.trainers.devices import Precision, synchronize
+
+    place = torch.device(device)
     network, sample = build()
-    network, sample = network.to(device), sample.to(device)
-    mixed = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+    network, sample = network.to(place), sample.to(place)
+    precision = Precision.choose(place, "bf16")  # a GPU before Ampere has fp16 only, and emulates bf16
 
     def step() -> None:
-        with mixed:
+        with precision.autocast(place):
             loss = network(sample).float().square().mean()
         loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(place)
 
     step()
     durations: list[float] = []
