@@ -117,7 +117,7 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
 
     epochs = [record.epoch for record in records]
     figure = Figure(figsize=(11, 13))
-    figure.subplots_adjust(left=0.08, right=0.92, top=0.98, bottom=0.05, hspace=0.06)
+    figure.subplots_adjust(left=0.08, right=0.92, top=0.965, bottom=0.05, hspace=0.06)
     FigureCanvasAgg(figure)
     losses, seconds, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     losses.plot(epochs, [r.train["loss"] for r in records], color="tab:blue", label="training loss")
@@ -131,7 +131,16 @@ def draw_progress(folder: Path, records: Sequence[EpochRecord]) -> None:
     dice.set_ylabel("patch Dice (drawn patches, not whole cases)")
     dice.set_ylim(0, 1)
     lines = [*losses.get_lines(), *dice.get_lines()]
-    losses.legend(lines, [str(line.get_label()) for line in lines], loc="lower left", fontsize=8)
+    names = [str(line.get_label()) for line in lines]
+    losses.legend(  # above: inside it covers one of the curves sooner or later
+        lines,
+        names,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(lines),
+        frameon=False,
+        fontsize=9,
+    )
     seconds.plot(epochs, [r.seconds for r in records], color="tab:gray", label="epoch")
     seconds.plot(
         epochs, [r.waiting_seconds for r in records], color="tab:orange", label="waiting for samples"
