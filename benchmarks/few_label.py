@@ -335,12 +335,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(f"Give --data, and --weights FILE: this samunet ships no weights of {ENCODER}.")
     setup = {"minutes": arguments.minutes, "weights_sha256": weights_sha256(weights)}
     results = ResultsFile(file, {"hardware": hardware(), "load_at_start": machine_load(), **setup})
-    present = {key: results.content["header"].get(key) for key in setup}
-    if present != setup:
-        raise SystemExit(
-            f"{file} was made with {present}, not {setup}. Take another --work, and --take {file} for what "
-            "needs no weights."
-        )
+    results.require(setup, advice=f", and --take {file} for what needs no weights")
     if arguments.take is not None:
         for name, value in taken_over(json.loads(arguments.take.read_text())["steps"]).items():
             if name not in results.steps:

@@ -8,12 +8,14 @@
 cases and tests on Dataset003 (another sequence) and on those held-out cases (the same site, for
 comparison). Every training is on fold `all` under one time budget. `2d_desam` with points predicts with
 grids of 1, 9 and 25 points a side from one training (the paper's ablation); nobody mirrors. Dice is of whole
-volumes; the DeSAM paper's protocol is scored beside it.
+volumes; the DeSAM paper's protocol is scored beside it, for points on a prediction of its own that drops
+prompts of a predicted IoU below 0.5, as the paper does.
 
 Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
-is empty; the weights of each training stand beside its scores. Finished steps are in
-WORK/generalization_runs.json; start again to go on. Seeds are the outer loop, so that an interrupted
-benchmark has all methods of the first seeds.
+is empty; the weights of each training stand beside its scores, and a results file made with other weights or
+on another device is not continued. Finished steps are in WORK/generalization_runs.json; start again to go
+on. Seeds are the outer loop, so that an interrupted benchmark has all methods of the first seeds; --report
+prints what there is. A frozen encoder's cache is built within the time of the training that needs it first.
 """
 
 from __future__ import annotations
@@ -21,17 +23,25 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_commands import ResultsFile, hardware
-from real_runs import Bench, Training, interval, mean_scores, setting_words
+from measured_commands import ResultsFile, hardware, machine_load
+from real_runs import Bench, Training, interval, mean_scores, paired_interval, setting_words
 from subsets import dice_scores
 
+from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
+
 GRIDS = (1, 9, 25)
+REFERENCE = "desam_grid 9"
+"""The row that all others are compared with."""
+PROTOCOL_WORDS = ("grid_side=9", "top_prompts=1", "min_iou=0.5")
+"""How the paper predicts: the best of 81 points, and nothing where none is trusted."""
+ENCODER = "vit_tiny"
+"""Without --weights."""
 PROSTATE, CINE, LATE = "Dataset008_Prostate", "Dataset002_ACDC", "Dataset003_MSCMR_LGE"
 TASKS = {"prostate": (PROSTATE, (PROSTATE,)), "heart": (CINE, (LATE, CINE))}
 """Dataset trained on (without held-out cases), and datasets whose held-out cases are tested on."""
@@ -48,9 +58,12 @@ class Arm:
     settings: tuple[str, ...] = ()
 
     @property
-    def grids(self) -> tuple[int | None, ...]:
-        """Grid sizes to predict with; None where there is no grid."""
-        return GRIDS if self.name == "desam_grid" else (None,)
+    def predictions(self) -> dict[str, tuple[str, ...]]:
+        """Name -> settings of each prediction; one without a name where there is no grid."""
+        if self.name != "desam_grid":
+            return {"": ()}
+        grids = {f"{side}": (f"grid_side={side}",) for side in GRIDS}
+        return {**grids, "protocol": PROTOCOL_WORDS}
 
 
 ARMS = (
@@ -84,9 +97,9 @@ class Run:
     def dataset(self) -> str:
         return TASKS[self.task][0]
 
-    def step(self, target: str, grid: int | None) -> str:
-        """Name of a prediction."""
-        return f"{self.name} on {target}" + ("" if grid is None else f" grid {grid}")
+    def step(self, target: str, prediction: str) -> str:
+        """Name of a prediction's steps."""
+        return f"{self.name} on {target} {prediction}".rstrip()
 
 
 def planned(arguments: argparse.Namespace) -> Iterator[Run]:
@@ -99,31 +112,40 @@ def planned(arguments: argparse.Namespace) -> Iterator[Run]:
 
 
 def prepare(bench: Bench, task: str, arguments: argparse.Namespace) -> None:
-    """Raw data without held-out cases, test folders of every target, plan, preprocessed cases."""
+    """Raw data of the source without held-out cases, test folders of every target, plan, preprocessed cases.
+
+    Nothing of another target is in the workspace, so that neither plan nor training can know it.
+    """
     source, targets = TASKS[task]
-    for dataset in dict.fromkeys((source, *targets)):
-        bench.prepare(dataset)
+    bench.prepare(source)
+    for target in targets:
+        bench.prepare_test(target)
     methods = sorted({arm.method for arm in ARMS})
     bench.plan(f"{task} plan", source, methods, *weights_words(arguments))
 
 
 def weights_words(arguments: argparse.Namespace) -> list[str]:
-    return [] if arguments.weights is None else ["-w", str(arguments.weights.resolve())]
+    """Of planning and training: the weights given, else the small encoder whose weights ship."""
+    if arguments.weights is None:
+        return ["-encoder", ENCODER]
+    return ["-w", str(arguments.weights.resolve())]
 
 
 def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     """Train, then predict and score every target, grid by grid."""
     steps = {
-        run.step(target, grid): (target, grid) for target in TASKS[run.task][1] for grid in run.arm.grids
+        run.step(target, name): (target, settings)
+        for target in TASKS[run.task][1]
+        for name, settings in run.arm.predictions.items()
     }
     if all(bench.is_scored(step) for step in steps):
         print(f"have  {run.name}", flush=True)
         return
     training = training_of(bench, run, arguments)
     bench.train(training)
-    for step, (target, grid) in steps.items():
+    for step, (target, settings) in steps.items():
         if not bench.is_scored(step):
-            predict(bench, training, step, target, grid)
+            predict(bench, training, step, target, settings)
 
 
 def training_of(bench: Bench, run: Run, arguments: argparse.Namespace) -> Training:
@@ -148,10 +170,10 @@ def cpu_words(bench: Bench, run: Run) -> tuple[str, ...]:
     return setting_words(CPU_BATCH, f"patch_size={[depth, *(side // 2 for side in plane)]}".replace(" ", ""))
 
 
-def predict(bench: Bench, training: Training, step: str, target: str, grid: int | None) -> None:
+def predict(bench: Bench, training: Training, step: str, target: str, settings: tuple[str, ...]) -> None:
     """One prediction of a target, scored plainly, by our command, and by the paper's protocol."""
-    words = () if grid is None else ("--set", f"grid_side={grid}")
-    output, labels = bench.predict(step, training, target, *words), bench.test(target, "labels")
+    output = bench.predict(step, training, target, *setting_words(*settings))
+    labels = bench.test(target, "labels")
     described = ["-djfile", bench.workspace() / "raw" / training.dataset / "dataset.json"]
     protocol_file = output / "summary_desam_protocol.json"
     scored = [labels, output, *described, "--desam_protocol"]
@@ -172,30 +194,67 @@ def _weights_of(bench: Bench, training: Training) -> dict[str, Any]:
     return {"weights": record["weights"], "steps": steps, **{name: configuration[name] for name in names}}
 
 
-def report(steps: dict[str, Any]) -> None:
-    """A row a target, arm, augmentation and grid: mean over seeds, interval over patients, seeds."""
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+Seeds = dict[int, dict[str, Any]]
+"""Seed -> scores of one row."""
+
+
+def rows_of(steps: dict[str, Any]) -> dict[str, dict[str, Seeds]]:
+    """`task target augmentation minutes` -> `arm prediction` -> seeds."""
+    tables: dict[str, dict[str, Seeds]] = {}
     for step, scores in steps.items():
-        if not step.endswith(" scores"):
-            continue
-        task, arm, augmentation, _, minutes, _, target, *grid = step.removesuffix(" scores").split(" ")
-        rows.setdefault((task, target, minutes, arm, augmentation, *grid[1:]), []).append(scores)
-    print(
-        f"{'task':9} {'tested on':22} {'arm':30} {'Dice':>6} 95 % over patients {'seeds':22} protocol weights"
+        if step.endswith(" scores"):
+            task, arm, augmentation, seed, minutes, _, target, *name = step.split(" ")[:-1]
+            table = tables.setdefault(f"{task}: {target}, augmentation {augmentation}, {minutes}", {})
+            table.setdefault(" ".join([arm, *name]), {})[int(seed.removeprefix("seed"))] = scores
+    return tables
+
+
+def report(steps: dict[str, Any]) -> None:
+    """For each task and target: a row an arm and grid, and how far each is from points on a grid of 9."""
+    for title, rows in sorted(rows_of(steps).items()):
+        print(f"\n{title}")
+        ranked = sorted(rows.items(), key=lambda row: -_mean_dice(row[1].values()))
+        for name, seeds in ranked:
+            print(f"  {name:20} {_row(list(seeds.values()))}")
+        for name, seeds in ranked:
+            if name != REFERENCE and REFERENCE in rows:
+                difference(name, rows[REFERENCE], seeds)
+
+
+def _row(seeds: list[dict[str, Any]]) -> str:
+    """Mean over the seeds, interval over patients, the seeds, the protocol's Dice, what was trained."""
+    low, high = interval(mean_scores([scores["cases"] for scores in seeds]))
+    each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
+    protocol = float(np.mean([scores["desam_protocol"]["Dice"] for scores in seeds]))
+    used, steps = seeds[0], " ".join(str(scores["steps"]) for scores in seeds)
+    weights = "no encoder"
+    if used["encoder"]:
+        weights = f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px"
+    return (
+        f"{_mean_dice(seeds):.3f} [{low:.3f}, {high:.3f}]  ({each}); protocol {protocol:.3f}; {steps} steps; "
+        f"{weights}"
     )
-    for (task, target, minutes, *arm), seeds in sorted(rows.items()):
-        low, high = interval(mean_scores([scores["cases"] for scores in seeds]))
-        each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
-        protocol = np.mean([scores["desam_protocol"]["Dice"] for scores in seeds])
-        used = seeds[0]
-        weights = f"{used['encoder']} {used['encoder_weights']}" if used["encoder"] else "-"
-        print(
-            f"{task:9} {target:22} {' '.join([*arm, minutes]):30} {np.mean([s['dice'] for s in seeds]):6.3f} "
-            f"[{low:.3f}, {high:.3f}]     {each:22} {protocol:8.3f} {weights}"
-        )
 
 
-def parse() -> argparse.Namespace:
+def _mean_dice(seeds: Iterable[dict[str, Any]]) -> float:
+    return float(np.mean([scores["dice"] for scores in seeds]))
+
+
+def difference(name: str, reference: Seeds, other: Seeds) -> None:
+    """Points of the reference over another row: mean of the seeds that both have, interval over patients."""
+    shared = sorted(set(reference) & set(other))
+    if not shared:
+        return
+    each = [100 * (reference[seed]["dice"] - other[seed]["dice"]) for seed in shared]
+    cases = [mean_scores([row[seed]["cases"] for seed in shared]) for row in (reference, other)]
+    low, high = paired_interval(*cases)
+    print(
+        f"    {REFERENCE} - {name}: {np.mean(each):+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over "
+        f"patients (seeds {', '.join(f'{points:+.1f}' for points in each)})"
+    )
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trained on one site, tested on another.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder and results")
@@ -209,14 +268,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="SAM weights for the methods on an encoder")
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--report", action="store_true", help="only print what there is")
     parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def main() -> None:
     arguments = parse()
     work: Path = arguments.work.resolve()
-    results = ResultsFile(work / "generalization_runs.json", {"hardware": hardware()})
+    weights = arguments.weights or shipped_weights(ENCODER)
+    setup = {
+        "device": arguments.device,
+        "weights_sha256": None if weights is None else weights_sha256(weights),
+    }
+    header = {"hardware": hardware(), "load_at_start": machine_load(), **setup}
+    results = ResultsFile(work / "generalization_runs.json", header)
+    if arguments.report:
+        report(results.steps)
+        return
+    results.require(setup)
     folder, predicting = work / "generalization_runs", ("--disable_tta",)
     bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
     for task in arguments.tasks:

@@ -123,6 +123,21 @@ class ResultsFile:
     def steps(self) -> dict[str, Any]:
         return self.content["steps"]
 
+    def require(self, setup: Mapping[str, Any], advice: str = "") -> None:
+        """Results of another setup are not continued: their steps would pass for this one's.
+
+        Args:
+            setup: entries of the header that all steps depend on.
+
+        Raises:
+            SystemExit: the header says something else.
+        """
+        present = {key: self.content["header"].get(key) for key in setup}
+        if present != setup:
+            raise SystemExit(
+                f"{self.path} was made with {present}, not {dict(setup)}. Take another --work{advice}."
+            )
+
     def save(self, step: str, value: Any) -> None:
         """Record a finished step."""
         self.steps[step] = asdict(value) if isinstance(value, Measured) else value

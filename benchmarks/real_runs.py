@@ -100,8 +100,12 @@ class Bench:
             training = [name for name in names if name not in set(held_out)]
         assert not set(training) & set(held_out)
         make_training_dataset(source, self.workspace() / "raw" / dataset, training[:limit])
+        self.prepare_test(dataset, limit)
+
+    def prepare_test(self, dataset: str, limit: int | None = None) -> None:
+        """Folders with the images and labels of the held-out cases, of a dataset that is only tested on."""
         images, labels = self.test(dataset, "images"), self.test(dataset, "labels")
-        make_test_folders(source, images, labels, held_out[:limit])
+        make_test_folders(self.data / dataset, images, labels, held_out_cases(dataset)[:limit])
 
     def train(self, training: Training) -> None:
         """Train on fold `all`. A training that was interrupted is continued."""

@@ -173,3 +173,77 @@ def test_the_systems_set_what_their_methods_know(few_label: Any) -> None:
         if method != few_label.PEER:
             named = {pair.split("=")[0] for key, pair in pairwise(words) if key == "--set"} - of_the_plan
             assert named == set(settings_of(get_method(method).config, dict.fromkeys(named)))
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Path:
+    """Empty cases of the three sets of generalization_runs; all of Dataset003 are held out."""
+    held_out = json.loads((BENCHMARKS / "held_out.json").read_text())["datasets"]
+    trained = {"Dataset002_ACDC": "patient999_frame01", "Dataset008_Prostate": "RUNMC_99"}
+    for dataset in (*trained, "Dataset003_MSCMR_LGE"):
+        folder = tmp_path / "data" / dataset
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part).mkdir(parents=True)
+        (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+        for case in [*held_out[dataset]["held_out"], *filter(None, [trained.get(dataset)])]:
+            (folder / "imagesTr" / f"{case}_0000.nii.gz").touch()
+            (folder / "labelsTr" / f"{case}.nii.gz").touch()
+    return tmp_path / "data"
+
+
+def test_generalization_runs_keeps_the_targets_out_of_training(
+    load: Callable[[str], Any], sites: Path, tmp_path: Path
+) -> None:
+    """A set of which every case is held out is only tested on."""
+    runs, measured = load("generalization_runs"), load("measured_commands")
+    results = measured.ResultsFile(tmp_path / "results.json", {})
+    for task, (source, targets) in runs.TASKS.items():
+        bench = runs.Bench(sites, tmp_path / task, Path(), "cpu", results)
+        results.save(f"{task} plan", {})  # as if planned
+        plan = bench.workspace() / "preprocessed" / source / "samunetPlans.json"
+        plan.parent.mkdir(parents=True)
+        plan.touch()
+        runs.prepare(bench, task, runs.parse(["--data", str(sites), "--work", str(tmp_path)]))
+        raw = bench.workspace() / "raw"
+        assert [folder.name for folder in raw.iterdir()] == [source]
+        assert len(list((raw / source / "labelsTr").iterdir())) == 1
+        for target in targets:
+            held_out = set(load("subsets").held_out_cases(target))
+            names = {file.name.removesuffix(".nii.gz") for file in bench.test(target, "labels").iterdir()}
+            assert names == held_out
+
+
+def test_generalization_runs_reports_pairs(
+    load: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = load("generalization_runs")
+    steps: dict[str, Any] = {}
+    for arm, least in (("desam_grid", 0.5), ("cnn", 0.4)):
+        for seed in (0, 1):
+            run = next(r for r in runs.ARMS if r.name == arm)
+            run = runs.Run("prostate", run, seed, "full", 30.0)
+            for number, prediction in enumerate(run.arm.predictions):
+                dice = least + 0.01 * seed + 0.02 * number
+                steps[run.step("Dataset008_Prostate", prediction) + " scores"] = {
+                    "dice": dice,
+                    "cases": {f"UCL_{case:02d}": {"prostate": dice + 0.001 * case} for case in range(5)},
+                    "desam_protocol": {"Dice": 0.7},
+                    "steps": 100,
+                    "encoder": "vit_tiny",
+                    "encoder_weights": "shipped",
+                    "input_size": 224,
+                }
+    runs.report(steps)
+    words = capsys.readouterr().out
+    assert "prostate: Dataset008_Prostate, augmentation full, 30min" in words
+    assert "desam_grid 9 - cnn: +12.0 points" in words
+    assert "(seeds +12.0, +12.0)" in words
+    assert "desam_grid protocol" in words
+
+
+def test_results_of_another_setup_are_not_continued(load: Callable[[str], Any], tmp_path: Path) -> None:
+    measured, setup = load("measured_commands"), {"weights_sha256": "a"}
+    measured.ResultsFile(tmp_path / "r.json", setup).save("step", 1)
+    measured.ResultsFile(tmp_path / "r.json", {}).require(setup)
+    with pytest.raises(SystemExit, match="was made with"):
+        measured.ResultsFile(tmp_path / "r.json", {}).require({"weights_sha256": "b"})

@@ -72,7 +72,7 @@ def test_full_demo_reaches_its_bars(tmp_path: Path) -> None:
     torch is loaded comes too late here.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    command = [sys.executable, "-c", DEMO, "--workspace", str(tmp_path), "--device", "cpu"]
+    command = [sys.executable, "-c", DEMO, "--workspace", str(tmp_path), "-device", "cpu"]
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
