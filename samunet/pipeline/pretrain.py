@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,15 @@ from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weight_files import find_weights, named_weights
 from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
+from samunet.pipeline.pretrain_cases import check_same_cases, read_excluded
 from samunet.pipeline.pretrain_result import check_target, write_half, write_result
-from samunet.preprocessing.slices import Slices, slice_dataset, slice_folder
-from samunet.records import from_data, read_json, to_data
+from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
+from samunet.records import from_data, to_data
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.claim import claimed
 from samunet.trainers.devices import choose_device, worker_count
 from samunet.trainers.identity import clear_for_new_run, settle_replaced
-from samunet.trainers.pretrain_run import PretrainRun
+from samunet.trainers.pretrain_run import PretrainCheckpoint, PretrainRun, load_checkpoint
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
 from samunet.trainers.pretrain_teacher import Teacher, load_teacher
 from samunet.trainers.pretraining import PretrainSettings
@@ -128,7 +128,8 @@ def pretrain(
             # Slices too: the data may have changed. All of it comes back unless the new run gets going.
             held.callback(settle_replaced, folder)
             clear_for_new_run(folder)
-        sources = find_sources(workspace, options)
+        continued = load_checkpoint(folder / LATEST) if options.resume else None
+        sources = find_sources(workspace, options, continued)
         run = PretrainRun(
             settings=options.settings,
             data=list(sources.described),
@@ -212,16 +213,27 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
     return weights
 
 
-def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:
+def find_sources(
+    workspace: Workspace, options: PretrainOptions, continued: PretrainCheckpoint | None = None
+) -> Sources:
     """Collections of all sources; slices are written into the workspace's folder of this pretraining.
 
+    Args:
+        workspace: with the raw datasets.
+        options: name the sources.
+        continued: what is resumed; its cases must be the same ones.
+
     Raises:
-        SamunetError: none was named, none of them can serve the tasks, or one cannot be read.
+        SamunetError: none was named, none of them can serve the tasks, one cannot be read, or what is resumed
+            has seen other cases.
     """
     settings = options.settings
     if not (options.synthetic or options.datasets or options.images):
         raise SamunetError("There is nothing to train on: give --synthetic, -d DATASET or --images FOLDER.")
-    slices = list(_sliced(workspace, options))
+    cuttings = find_cuttings(workspace, options)
+    if continued is not None:
+        check_same_cases(continued, cuttings)
+    slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
     collections: list[Collection] = list(slices)
     if options.synthetic:
         collections.append(Generated(settings.seed, settings.size))
@@ -232,6 +244,8 @@ def find_sources(workspace: Workspace, options: PretrainOptions) -> Sources:
         )
     shares = _shares(len(slices), options)
     described = [_describe(item, share) for item, share in zip(collections, shares)]
+    for entry, cutting in zip(described, cuttings.values()):
+        entry.update(case_names_hash=cutting.names_hash, excluded_names=list(cutting.excluded))
     for entry in described:
         logger.info("Source %s: share %.2f, licence %s", entry["source"], entry["share"], entry["licence"])
     return Sources(tuple(collections), shares, tuple(described))
@@ -257,9 +271,15 @@ def _describe(collection: Collection, share: float) -> dict[str, Any]:
     return {"source": collection.name, "licence": GENERATOR_LICENCE, "share": share, "labels": True}
 
 
-def _sliced(workspace: Workspace, options: PretrainOptions) -> Iterable[Slices]:
+def find_cuttings(workspace: Workspace, options: PretrainOptions) -> dict[Path, Cutting]:
+    """What is to be cut into slices, by the folder for them; nothing is written.
+
+    Raises:
+        SamunetError: a dataset or folder that is not there, or nothing is left of it.
+    """
     excluded = read_excluded(options.exclude) if options.exclude is not None else {}
     root = workspace.pretraining_folder(options.name) / "slices"
+    cuttings: dict[Path, Cutting] = {}
     for name in dict.fromkeys(workspace.dataset_name(wanted) for wanted in options.datasets):
         dataset = RawDataset.load(workspace.raw_folder(name), labels_optional=True)
         left_out = excluded.get(name, frozenset())
@@ -269,30 +289,10 @@ def _sliced(workspace: Workspace, options: PretrainOptions) -> Iterable[Slices]:
                 "%s: --exclude names cases that are not there: %s.", name, ", ".join(strangers[:5])
             )
         logger.info("Slicing %s, without %d excluded cases.", name, len(left_out))
-        yield Slices(root / name, slice_dataset(dataset, root / name, left_out))
+        cuttings[root / name] = dataset_cutting(dataset, left_out)
     for number, images in enumerate(options.images):
-        folder = root / f"images_{number}"
-        yield Slices(folder, slice_folder(images, folder))
-
-
-def read_excluded(path: Path) -> dict[str, frozenset[str]]:
-    """Cases to leave out: {"datasets": {NAME: {"held_out": [...]}}}, or {NAME: [...]}.
-
-    Raises:
-        SamunetError: absent, not JSON, or of another form.
-    """
-    content = read_json(path)
-    entries = content.get("datasets", content) if isinstance(content, dict) else None
-    found: dict[str, frozenset[str]] = {}
-    for name, entry in (entries or {"": None}).items() if isinstance(entries, dict) else [("", None)]:
-        cases = entry.get("held_out") if isinstance(entry, dict) else entry
-        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-            raise SamunetError(
-                f'{path}: expected {{"datasets": {{"Dataset101_Heart": {{"held_out": ["case_1"]}}}}}} or '
-                f'{{"Dataset101_Heart": ["case_1"]}}; the entry {name!r} is not a list of case names.'
-            )
-        found[name] = frozenset(cases)
-    return found
+        cuttings[root / f"images_{number}"] = folder_cutting(images)
+    return cuttings
 
 
 def with_settings(settings: PretrainSettings, changes: dict[str, Any]) -> PretrainSettings:

@@ -65,6 +65,8 @@ def card(run: PretrainRun, weights: Path) -> WeightsCard:
                 licence=entry["licence"],
                 images=entry.get("slices"),
                 share=entry["share"],
+                case_names_hash=entry.get("case_names_hash"),
+                excluded_names=tuple(entry.get("excluded_names", ())),
             )
             for entry in run.data
         ),

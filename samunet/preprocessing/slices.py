@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from samunet.data.readers import ENDINGS, read_image
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix
-from samunet.records import read_record, write_json
+from samunet.records import content_hash, read_record, write_json
 from samunet.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -68,24 +68,54 @@ class SliceIndex:
     def slices(self) -> int:
         return sum(case.slices for case in self.cases)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(case.name for case in self.cases)
 
-def slice_dataset(dataset: RawDataset, folder: Path, excluded: frozenset[str]) -> SliceIndex:
-    """Write the slices of a raw dataset's training cases; a complete folder is taken as it is.
+    def of(self, cutting: Cutting) -> bool:
+        """Whether these are the slices that a cutting makes."""
+        wanted = (cutting.source, len(cutting.excluded), cutting.names)
+        return (self.source, self.excluded, self.names) == wanted
 
-    Args:
-        dataset: raw.
-        folder: for the slices.
-        excluded: cases that must not be seen.
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """Cases of a source that are to become slices; no image has been read yet.
+
+    Attributes:
+        source / licence: as in the index.
+        names: of the cases; `excluded` those that are left out.
+        loaded: reads the cases, in this order.
+    """
+
+    source: str
+    licence: str
+    names: tuple[str, ...]
+    loaded: Callable[[], Iterable[LoadedCase]]
+    excluded: tuple[str, ...] = ()
+
+    @property
+    def names_hash(self) -> str:
+        """Of which cases these are, in whatever order."""
+        return content_hash(sorted(self.names))
+
+
+def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
+    """A raw dataset's training cases without those that must not be seen.
 
     Raises:
-        SamunetError: nothing is left, or a case cannot be read.
+        SamunetError: nothing is left.
     """
     kept = [case for case in dataset.cases if case.name not in excluded]
-    head = SliceIndex(
-        source=dataset.name, licence=declared_licence(dataset.json), excluded=len(dataset.cases) - len(kept)
+    if not kept:
+        raise SamunetError(f"{dataset.name}: no case is left after --exclude. Leave the dataset out.")
+    return Cutting(
+        source=dataset.name,
+        licence=declared_licence(dataset.json),
+        names=tuple(case.name for case in kept),
+        excluded=tuple(sorted(excluded & set(dataset.case_names))),
+        loaded=lambda: (_without_ignored(dataset.read(case), dataset.labels.ignore) for case in kept),
     )
-    loaded = (_without_ignored(dataset.read(case), dataset.labels.ignore) for case in kept)
-    return _write(head, folder, [case.name for case in kept], loaded)
 
 
 def _without_ignored(case: LoadedCase, ignore: int | None) -> LoadedCase:
@@ -103,44 +133,52 @@ def declared_licence(content: Mapping[str, Any]) -> str:
     return f"not declared (note: {content['note']})" if content.get("note") else "not declared"
 
 
-def slice_folder(source: Path, folder: Path) -> SliceIndex:
-    """Write the slices of all images below a folder, without labels; a complete folder is taken as it is.
+def folder_cutting(source: Path) -> Cutting:
+    """All images below a folder, without labels.
 
     Raises:
-        SamunetError: there is no such folder, no image in it, or one that cannot be read.
+        SamunetError: there is no such folder, or no image in it.
     """
     if not source.is_dir():
         raise SamunetError(f"There is no folder {source} (--images).")
     files = sorted(p for p in source.rglob("[!.]*") if p.is_file() and p.name.lower().endswith(ENDINGS))
     if not files:
         raise SamunetError(f"{source} holds no images; supported endings: {', '.join(ENDINGS)}.")
-    head = SliceIndex(source=str(source), licence="not declared", excluded=0)
-    loaded = (LoadedCase(image, None, geometry) for image, geometry in (read_image([f]) for f in files))
-    return _write(head, folder, [str(f.relative_to(source)) for f in files], loaded)
+    return Cutting(
+        source=str(source),
+        licence="not declared",
+        names=tuple(str(f.relative_to(source)) for f in files),
+        loaded=lambda: (LoadedCase(image, None, at) for image, at in (read_image([f]) for f in files)),
+    )
 
 
-def _write(head: SliceIndex, folder: Path, names: list[str], loaded: Iterable[LoadedCase]) -> SliceIndex:
-    if not names:
-        raise SamunetError(f"{head.source}: no case is left after --exclude. Leave the dataset out.")
-    if (folder / INDEX).is_file():
-        found = read_record(SliceIndex, folder / INDEX)
-        if (found.source, found.excluded, [c.name for c in found.cases]) == (
-            head.source,
-            head.excluded,
-            names,
-        ):
-            return found
+def found_slices(folder: Path) -> SliceIndex | None:
+    """The index of a complete folder of slices, or None."""
+    return read_record(SliceIndex, folder / INDEX) if (folder / INDEX).is_file() else None
+
+
+def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
+    """Write the slices of a source; a complete folder of the same cases is taken as it is.
+
+    Raises:
+        SamunetError: a case cannot be read, or none has a picture in it.
+    """
+    found = found_slices(folder)
+    if found is not None and found.of(cutting):
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    cases = tuple(_write_cases(folder, names, loaded))
-    index = SliceIndex(source=head.source, licence=head.licence, excluded=head.excluded, cases=cases)
+    cases = tuple(_write_cases(folder, cutting.names, cutting.loaded()))
+    index = SliceIndex(
+        source=cutting.source, licence=cutting.licence, excluded=len(cutting.excluded), cases=cases
+    )
     if not index.slices:
-        raise SamunetError(f"{head.source}: all images are constant or below {SMALLEST_SIDE} pixels.")
+        raise SamunetError(f"{index.source}: all images are constant or below {SMALLEST_SIDE} pixels.")
     write_json(folder / INDEX, index)
     return index
 
 
-def _write_cases(folder: Path, names: list[str], loaded: Iterable[LoadedCase]) -> Iterator[SlicedCase]:
+def _write_cases(folder: Path, names: Sequence[str], loaded: Iterable[LoadedCase]) -> Iterator[SlicedCase]:
     for number, (name, case) in enumerate(zip(names, loaded)):
         pictures, labels = case_slices(case)
         if not len(pictures):

@@ -31,6 +31,8 @@ from samunet.whole_files import atomic_path
 
 FORMAT = 2
 ENCODER_PREFIX = "sam.image_encoder."
+NAMES = ("case_names_hash", "excluded_names")
+"""Keys of a source's description that older runs do not have."""
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
 
 
@@ -44,6 +46,7 @@ class PretrainCheckpoint:
         epoch: complete epochs.
         network: state dict of the SAM and the objectives' heads.
         training: what only continuing needs.
+        data: description of the sources; None in checkpoints of before case names belonged to it.
     """
 
     identity: str
@@ -52,6 +55,15 @@ class PretrainCheckpoint:
     network: dict[str, Tensor]
     training: dict[str, Any]
     base_weights: BaseWeights | None = None
+    data: Any = None
+
+    @property
+    def case_names_hashes(self) -> dict[str, str] | None:
+        """Of each source with cases; None where the checkpoint does not say."""
+        if self.data is None:
+            return None
+        told = [entry for entry in self.data if isinstance(entry, dict)]
+        return {entry["source"]: entry[NAMES[0]] for entry in told if NAMES[0] in entry}
 
 
 @dataclass(kw_only=True)
@@ -102,10 +114,13 @@ class PretrainRun:
     @property
     def identity(self) -> str:
         """Hash of what decides the numbers."""
+        return self._identity(self.data)
+
+    def _identity(self, data: Any) -> str:
         teacher = None
         if self.teacher is not None:
             teacher = {"sha256": self.teacher.card.sha256, "input_size": self.teacher.card.input_size}
-        told = {"settings": to_data(self.settings), "data": self.data, "teacher": teacher}
+        told = {"settings": to_data(self.settings), "data": data, "teacher": teacher}
         return content_hash(told if self.start is None else {**told, "start": self.start.sha256})
 
     @property
@@ -148,6 +163,7 @@ class PretrainRun:
             "identity": self.identity,
             "length": [phase.epochs, phase.iterations, phase.val_iterations],
             "epoch": epoch,
+            "data": self.data,
             "network": network_state(self.module.network, self.base_weights),
             "training": training,
         }
@@ -157,11 +173,15 @@ class PretrainRun:
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of this pretraining; its length is kept.
 
+        A checkpoint without case names is known by the rest: whether its slices are of the same cases has to
+        be settled before.
+
         Raises:
             SamunetError: there is none, it cannot be read, or it is of other settings or data.
         """
         checkpoint = load_checkpoint(path)
-        if checkpoint.identity != self.identity:
+        wanted = self.identity if checkpoint.data is not None else self._identity(_without_names(self.data))
+        if checkpoint.identity != wanted:
             raise SamunetError(
                 f"{path} is of a pretraining with other settings or data. Repeat the command that started it "
                 "and add --c, or take another -o NAME."
@@ -191,6 +211,14 @@ class PretrainRun:
             return fit(self)
 
 
+def _without_names(data: Any) -> Any:
+    """Descriptions of sources as they were before case names belonged to them."""
+    return [
+        {key: value for key, value in entry.items() if key not in NAMES} if isinstance(entry, dict) else entry
+        for entry in data
+    ]
+
+
 def load_checkpoint(path: Path) -> PretrainCheckpoint:
     """Read a pretraining's checkpoint onto the CPU.
 
@@ -214,4 +242,5 @@ def load_checkpoint(path: Path) -> PretrainCheckpoint:
         epoch=data["epoch"],
         network=data["network"],
         training=data["training"],
+        data=data.get("data"),
     )

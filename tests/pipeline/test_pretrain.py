@@ -13,6 +13,7 @@ from PIL import Image
 
 from samunet.cli import plan_and_preprocess, train
 from samunet.cli.pretrain import main, parse_tasks
+from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.inference.predictor import Predictor
 from samunet.networks.sam.adapters import has_adapters, is_adapter_key
@@ -23,7 +24,10 @@ from samunet.networks.sam.weights import build_parts, expected_shapes, read_weig
 from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
 from samunet.pipeline import calibrate
+from samunet.pipeline.pretrain import with_settings
+from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint
+from samunet.trainers.pretraining import PretrainSettings
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
 QUICK += ["-device", "cpu"]
@@ -67,6 +71,64 @@ def test_from_all_sources_to_weights_that_are_read_strictly(tiny_copy: Path, exc
     assert card.steps == 2
     index = json.loads((run / "slices" / "Dataset901_Tiny3D" / "index.json").read_text())
     assert not {"tiny_000", "tiny_004"} & {case["name"] for case in index["cases"]}
+
+
+def excluding(tmp_path: Path, *names: str) -> list[str]:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"Dataset902_TinyRGB": names}))
+    return ["-d", "902", "--exclude", str(path)]
+
+
+def as_before_names(checkpoint: Path) -> None:
+    """What a checkpoint was before case names belonged to it."""
+    content = torch.load(checkpoint, weights_only=True)
+    data = content.pop("data")
+    for entry in data:
+        del entry["case_names_hash"], entry["excluded_names"]
+    settings = to_data(with_settings(PretrainSettings(), {"encoder": "vit_micro", "steps": 2, **MAE}))
+    content["identity"] = content_hash({"settings": settings, "data": data, "teacher": None})
+    torch.save(content, checkpoint)
+
+
+MAE = {"tasks": ["mae"], "weights": [1.0], "batch_size": 2, "val_batches": 1}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_is_continued_on_the_same_cases_only(
+    tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: bool
+) -> None:
+    names = RawDataset.load(tiny_copy / "raw" / "Dataset902_TinyRGB").case_names
+    words = [*QUICK, "--tasks", "mae", "-o", "mine"]
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words) == 0
+    run, card_path = tiny_copy / "results/pretraining/mine", tiny_copy / "weights/mine_card.json"
+    card = read_card(tiny_copy / "weights" / "mine.pth")
+    assert card is not None
+    assert card.sources[0].excluded_names == (names[0],)
+    assert card.sources[0].case_names_hash == content_hash(sorted(names[1:]))
+    if old:
+        as_before_names(run / "checkpoint_latest.pth")
+    slices = run / "slices" / "Dataset902_TinyRGB"
+    before = {file: file.read_bytes() for file in [*slices.iterdir(), card_path]}
+    capsys.readouterr()
+    assert command(tiny_copy, *excluding(tmp_path, names[1]), *words, "--c") == 2
+    told = capsys.readouterr().err
+    assert f"{names[0]} would be seen and was not, {names[1]} was seen and would not be" in told
+    assert "Traceback" not in told
+    images = ["--images", str(tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr")]
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *images, *words, "--c") == 2
+    assert "was no source of it" in capsys.readouterr().err
+    assert not (run / "slices" / "images_0").exists()
+    assert before == {file: file.read_bytes() for file in before}
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words, "--c") == 0
+
+
+def test_slices_that_are_gone_are_cut_again_from_the_same_cases(tiny_copy: Path, tmp_path: Path) -> None:
+    names = RawDataset.load(tiny_copy / "raw" / "Dataset902_TinyRGB").case_names
+    words = [*QUICK, "--tasks", "mae", "-o", "mine"]
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words) == 0
+    shutil.rmtree(tiny_copy / "results/pretraining/mine/slices")
+    assert command(tiny_copy, *excluding(tmp_path, names[1]), *words, "--c") == 2
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words, "--c") == 0
 
 
 def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(

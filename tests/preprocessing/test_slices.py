@@ -19,11 +19,20 @@ from samunet.preprocessing.slices import (
     SliceIndex,
     Slices,
     case_slices,
+    dataset_cutting,
     declared_licence,
+    folder_cutting,
     scene_of_labels,
-    slice_dataset,
-    slice_folder,
+    write_slices,
 )
+
+
+def slice_dataset(dataset: RawDataset, folder: Path, excluded: frozenset[str]) -> SliceIndex:
+    return write_slices(dataset_cutting(dataset, excluded), folder)
+
+
+def slice_folder(source: Path, folder: Path) -> SliceIndex:
+    return write_slices(folder_cutting(source), folder)
 
 
 def case(image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, float, float]) -> LoadedCase:

@@ -22,12 +22,17 @@ class CardSource:
         licence: of the images, such as CC0-1.0; `unknown` where nobody said.
         images: how many different ones there were; None without end.
         share: of all draws, 0..1.
+        case_names_hash: `content_hash` of the sorted names of its cases; None where it has none, and in cards
+            of before this was kept.
+        excluded_names: of cases that were kept out.
     """
 
     name: str
     licence: str
     images: int | None
     share: float
+    case_names_hash: str | None = None
+    excluded_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,81 @@
+"""Which cases a pretraining may see: the list of excluded ones, and those that a resumed run began with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from samunet.errors import SamunetError
+from samunet.preprocessing.slices import Cutting, found_slices
+from samunet.records import read_json
+from samunet.trainers.pretrain_run import PretrainCheckpoint
+
+MOST_SHOWN = 5
+"""Names of cases in a message."""
+
+
+def read_excluded(path: Path) -> dict[str, frozenset[str]]:
+    """Cases to leave out: {"datasets": {NAME: {"held_out": [...]}}}, or {NAME: [...]}.
+
+    Raises:
+        SamunetError: absent, not JSON, or of another form.
+    """
+    content = read_json(path)
+    entries = content.get("datasets", content) if isinstance(content, dict) else None
+    found: dict[str, frozenset[str]] = {}
+    for name, entry in (entries or {"": None}).items() if isinstance(entries, dict) else [("", None)]:
+        cases = entry.get("held_out") if isinstance(entry, dict) else entry
+        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+            raise SamunetError(
+                f'{path}: expected {{"datasets": {{"Dataset101_Heart": {{"held_out": ["case_1"]}}}}}} or '
+                f'{{"Dataset101_Heart": ["case_1"]}}; the entry {name!r} is not a list of case names.'
+            )
+        found[name] = frozenset(cases)
+    return found
+
+
+def check_same_cases(continued: PretrainCheckpoint, cuttings: Mapping[Path, Cutting]) -> None:
+    """Make sure that a resumed pretraining goes on with the cases that it began with; nothing is written.
+
+    A checkpoint from before names were kept in it is held against the slices on disk.
+
+    Args:
+        continued: what is resumed.
+        cuttings: what is asked for, by the folder of the slices.
+
+    Raises:
+        SamunetError: other cases or other sources; names them.
+    """
+    known = continued.case_names_hashes
+    told = []
+    for folder, cutting in cuttings.items():
+        if known is None:
+            found = found_slices(folder)
+            same = found is not None and found.of(cutting)
+        else:
+            same = known.get(cutting.source) == cutting.names_hash
+        if not same:
+            told.append(_difference(folder, cutting))
+    given = {cutting.source for cutting in cuttings.values()}
+    told += [f"{source} is missing now" for source in known or () if source not in given]
+    if told:
+        raise SamunetError(
+            f"The pretraining cannot be continued on other cases: {'; '.join(told)}. Repeat the command that "
+            "started it (-d, --images and --exclude too) and add --c, or take another -o NAME."
+        )
+
+
+def _difference(folder: Path, cutting: Cutting) -> str:
+    """In words, how a cutting differs from the slices that are there."""
+    found = found_slices(folder)
+    if found is None or found.source != cutting.source:
+        return f"{cutting.source} was no source of it, or its slices in {folder} are gone"
+    new, gone = sorted({*cutting.names} - {*found.names}), sorted({*found.names} - {*cutting.names})
+    parts = [f"{_shown(new)} would be seen and was not"] if new else []
+    parts += [f"{_shown(gone)} was seen and would not be"] if gone else []
+    return f"{cutting.source}: {', '.join(parts) or 'other cases are excluded'}"
+
+
+def _shown(names: list[str]) -> str:
+    rest = len(names) - MOST_SHOWN
+    return " ".join(names[:MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
