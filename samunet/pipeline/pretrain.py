@@ -17,7 +17,7 @@ from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weight_files import find_weights, named_weights
 from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
-from samunet.pipeline.pretrain_cases import check_same_cases, read_excluded
+from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
 from samunet.pipeline.pretrain_result import check_target, write_half, write_result
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
@@ -275,21 +275,22 @@ def find_cuttings(workspace: Workspace, options: PretrainOptions) -> dict[Path, 
     """What is to be cut into slices, by the folder for them; nothing is written.
 
     Raises:
-        SamunetError: a dataset or folder that is not there, or nothing is left of it.
+        SamunetError: a dataset or folder that is not there, nothing is left of it, or unknown cases are
+            excluded.
     """
-    excluded = read_excluded(options.exclude) if options.exclude is not None else {}
     root = workspace.pretraining_folder(options.name) / "slices"
+    names = dict.fromkeys(workspace.dataset_name(wanted) for wanted in options.datasets)
+    datasets = [RawDataset.load(workspace.raw_folder(name), labels_optional=True) for name in names]
+    excluded: dict[str, frozenset[str]] = {}
+    if options.exclude is not None:
+        excluded = read_excluded(options.exclude)
+        check_excluded(options.exclude, excluded, datasets)
     cuttings: dict[Path, Cutting] = {}
-    for name in dict.fromkeys(workspace.dataset_name(wanted) for wanted in options.datasets):
-        dataset = RawDataset.load(workspace.raw_folder(name), labels_optional=True)
-        left_out = excluded.get(name, frozenset())
-        strangers = sorted(left_out - set(dataset.case_names))
-        if strangers:
-            logger.warning(
-                "%s: --exclude names cases that are not there: %s.", name, ", ".join(strangers[:5])
-            )
-        logger.info("Slicing %s, without %d excluded cases.", name, len(left_out))
-        cuttings[root / name] = dataset_cutting(dataset, left_out)
+    for dataset in datasets:
+        cutting = dataset_cutting(dataset, excluded.get(dataset.name, frozenset()))
+        left_out, cases = len(cutting.excluded), len(dataset.cases)
+        logger.info("%s: %d of %d cases are left out.", dataset.name, left_out, cases)
+        cuttings[root / dataset.name] = cutting
     for number, images in enumerate(options.images):
         cuttings[root / f"images_{number}"] = folder_cutting(images)
     return cuttings

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.preprocessing.slices import Cutting, found_slices
 from samunet.records import read_json
 from samunet.trainers.pretrain_run import PretrainCheckpoint
 
+logger = logging.getLogger(__name__)
+
 MOST_SHOWN = 5
-"""Names of cases in a message."""
+"""Names in a message."""
 
 
 def read_excluded(path: Path) -> dict[str, frozenset[str]]:
@@ -32,6 +36,35 @@ def read_excluded(path: Path) -> dict[str, frozenset[str]]:
             )
         found[name] = frozenset(cases)
     return found
+
+
+def check_excluded(
+    path: Path, excluded: Mapping[str, frozenset[str]], datasets: Sequence[RawDataset]
+) -> None:
+    """Hold a list of excluded cases against the datasets that are used; it may name others too.
+
+    Raises:
+        SamunetError: cases that a dataset does not have; names all.
+    """
+    told = []
+    for dataset in datasets:
+        if dataset.name not in excluded:
+            logger.warning(
+                "%s has no entry for %s (it names %s): all its cases are seen.",
+                path,
+                dataset.name,
+                _shown(sorted(excluded)),
+            )
+        strangers = excluded.get(dataset.name, frozenset()) - set(dataset.case_names)
+        if strangers:
+            told.append(f"{dataset.name} has no {', '.join(sorted(strangers))}")
+    if told:
+        raise SamunetError(
+            f"{path} excludes cases that are not there: {'; '.join(told)}. A mistyped case would be seen: "
+            "correct the names, or take them out."
+        )
+    if not datasets:
+        logger.warning("--exclude %s has no effect: it is for the cases of -d.", path)
 
 
 def check_same_cases(continued: PretrainCheckpoint, cuttings: Mapping[Path, Cutting]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ from samunet.networks.sam.weights import build_parts, expected_shapes, read_weig
 from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
 from samunet.pipeline import calibrate
-from samunet.pipeline.pretrain import with_settings
+from samunet.pipeline.pretrain import PretrainOptions, find_cuttings, with_settings
 from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint
 from samunet.trainers.pretraining import PretrainSettings
+from samunet.workspace import Workspace
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
 QUICK += ["-device", "cpu"]
@@ -304,6 +306,37 @@ def test_an_exclusion_file_of_another_form_is_refused(
     path.write_text('{"Dataset901_Tiny3D": "tiny_000"}')
     assert command(tiny_copy, "-d", "901", "--exclude", str(path), *QUICK) == 2
     assert "Dataset901_Tiny3D" in capsys.readouterr().err
+
+
+def test_unknown_cases_are_not_excluded_in_silence(
+    tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list.json"
+    lists = {
+        "Dataset901_Tiny3D": ["tiny_000", "tiny_9", "tiny_8"],
+        "Dataset902_TinyRGB": ["no"],
+        "Other": ["x"],
+    }
+    path.write_text(json.dumps(lists))
+    words = ["--exclude", str(path), *QUICK, "--tasks", "mae"]
+    assert command(tiny_copy, "-d", "901", "902", *words) == 2
+    assert "Dataset901_Tiny3D has no tiny_8, tiny_9; Dataset902_TinyRGB has no no." in capsys.readouterr().err
+    assert not (tiny_copy / "results" / "pretraining" / "pretrained" / "slices").exists()
+
+
+def test_what_is_left_out_is_said(tiny_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"Dataset901_Tiny3D": ["tiny_000"], "Dataset902_Tiny": ["x"]}))
+    options = PretrainOptions(
+        name="x", settings=PretrainSettings(), datasets=("901", "902"), exclude=path, images=()
+    )
+    with caplog.at_level("INFO"):
+        find_cuttings(Workspace.find(tiny_copy, {}), options)
+    assert "Dataset901_Tiny3D: 1 of 6 cases are left out" in caplog.text
+    assert "has no entry for Dataset902_TinyRGB (it names Dataset901_Tiny3D Dataset902_Tiny)" in caplog.text
+    caplog.clear()
+    find_cuttings(Workspace.find(tiny_copy, {}), replace(options, datasets=()))
+    assert "has no effect" in caplog.text
 
 
 def test_tasks_are_read_with_their_weights() -> None:
