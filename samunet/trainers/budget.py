@@ -71,8 +71,7 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
                 f"{after.momentum:g} instead of {before.learning_rate:g} and {before.momentum:g} "
                 "(--set learning_rate, momentum)."
             )
-    if expected > left:
-        run.reporter.message("Even the shortest schedule will take longer than the time budget.")
+    tell_overrun(run, expected, left)
     steps = sum(phase.epochs * phase.iterations for phase in phases)
     if steps < FEW_STEPS and phases != run.phases:
         run.reporter.message(
@@ -81,6 +80,12 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
             "a plan name of its own (-p)."
         )
     return phases
+
+
+def tell_overrun(run: LoopRun, expected: float, left: float) -> None:
+    """Say so where a fitted schedule still takes more seconds than are left."""
+    if expected > left:
+        run.reporter.message("Even the shortest schedule will take longer than the time budget.")
 
 
 def measure(run: LoopRun, budget_seconds: float) -> Timing:

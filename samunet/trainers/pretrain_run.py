@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from samunet.preprocessing.streams import SampleSource
 from samunet.records import content_hash, to_data
 from samunet.trainers.augmentation import fixed_random
 from samunet.trainers.base import Phase
-from samunet.trainers.budget import FEW_STEPS, measure
+from samunet.trainers.budget import FEW_STEPS, measure, tell_overrun
 from samunet.trainers.checkpoint import BaseWeights, network_state
 from samunet.trainers.devices import Precision
 from samunet.trainers.loop import Outcome, fit
@@ -26,7 +27,7 @@ from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import SCORES, PretrainModule, PretrainNetwork, PretrainSettings, phase_of
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
-from samunet.trainers.schedule import fit_to_budget
+from samunet.trainers.schedule import fit_to_budget, phase_seconds
 from samunet.whole_files import atomic_path
 
 FORMAT = 2
@@ -191,13 +192,18 @@ class PretrainRun:
 
     def fit_to_budget(self, minutes: float) -> None:
         """Time a few steps, undo them, and shorten the run to what fits."""
+        started = time.monotonic()
         with fixed_random(self.settings.seed):
             timing = measure(self, minutes * 60)
-            phase = fit_to_budget(self.phases, timing, minutes * 60)[0]
+            left = max(minutes * 60 - (time.monotonic() - started), 1.0)
+            phase = fit_to_budget(self.phases, timing, left)[0]
         self._set_length(phase.epochs, phase.iterations, phase.val_iterations)
+        expected = phase_seconds(phase, timing)
         self.reporter.message(
-            f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; {self.steps} steps."
+            f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; {self.steps} steps, about "
+            f"{expected / 60:.1f} min."
         )
+        tell_overrun(self, expected, left)
         if self.steps < FEW_STEPS:
             self.reporter.message(f"Warning: {self.steps} steps teach an encoder next to nothing.")
 

@@ -298,6 +298,28 @@ def test_a_time_budget_keeps_the_validation_that_it_counted_on(
     assert again.phases[0].val_iterations == run.phases[0].val_iterations
 
 
+class _Told(SilentReporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.mark.parametrize(("step_seconds", "overruns"), [(0.2, False), (30.0, True)])
+def test_a_time_budget_that_cannot_be_kept_is_said(
+    step_seconds: float, overruns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _Told()
+    run = make_run(tmp_path, replace(SMALL, steps=1000, epoch_steps=100), reporter=told)
+    timing = Timing(train_step=step_seconds, val_step=0.1)
+    monkeypatch.setattr(pretrain_run, "measure", lambda *a: timing)
+    run.fit_to_budget(1)
+    assert any("Even the shortest schedule" in text for text in told.messages) == overruns
+    minutes = phase_seconds(run.phases[0], timing) / 60
+    assert f"about {minutes:.1f} min" in told.messages[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
