@@ -51,15 +51,34 @@ def patch_targets(picture: Tensor) -> Tensor:
     return (pixels - mean) / (variance + EPSILON).sqrt()
 
 
-def hidden_patches(order: Tensor, share: float) -> Tensor:
+def hidden_patches(order: Tensor, share: float, real: Tensor | None = None) -> Tensor:
     """Which patches are hidden: those with the lowest numbers.
 
     Args:
         order: (B, g, g) random numbers.
-        share: of the patches; the same number in each picture.
+        share: of the patches; the same number in pictures of one shape.
+        real: (B, g, g) boolean, patches that hold a part of the picture: no other ones are hidden. None: all.
+    """
+    chosen, count = lowest(order, share, real)
+    return at_places(chosen, torch.arange(chosen.shape[1], device=order.device) < count).view_as(order)
+
+
+def lowest(order: Tensor, share: float, real: Tensor | None = None, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Real patches in the order of their numbers, the others behind; and how many of them are a share.
+
+    Args:
+        order / share / real: as in `hidden_patches`.
+        least: number of patches at least.
+
+    Returns:
+        places (B, g * g) in the flattened grid, and counts (B, 1).
     """
     flat = order.flatten(1)
-    count = round(share * flat.shape[1])
-    hidden = torch.zeros_like(flat, dtype=torch.bool)
-    hidden.scatter_(1, flat.argsort(1)[:, :count], True)
-    return hidden.view_as(order)
+    valid = torch.ones_like(flat, dtype=torch.bool) if real is None else real.flatten(1)
+    count = (share * valid.sum(1, keepdim=True)).round().clamp_min(least).long()
+    return flat.masked_fill(~valid, torch.inf).argsort(1), count
+
+
+def at_places(places: Tensor, values: Tensor) -> Tensor:
+    """Values in the order of `places` brought back to their places."""
+    return torch.zeros_like(values).scatter(1, places, values)

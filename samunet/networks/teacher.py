@@ -24,19 +24,24 @@ class EmbeddingMatch(nn.Module):
         super().__init__()
         self.to_teacher = nn.Conv2d(student, teacher, 1)
 
-    def forward(self, embedding: Tensor, wanted: Tensor) -> Tensor:
+    def forward(self, embedding: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
         """Mean squared error over the teacher's variance: 1 for its mean embedding, 0 for its own.
 
         Args:
             embedding: (B, E, g, g) of the student.
             wanted: (B, T, h, h) of the teacher; resized to g x g.
+            real: (B, g, g) boolean, tokens that hold a part of the picture; the others do not count.
         """
         target = functional.interpolate(
             wanted.float(), embedding.shape[-2:], mode="bilinear", align_corners=False, antialias=True
         )
         found = self.to_teacher(embedding).float()
-        variance = target.var((0, 2, 3), correction=0).mean()
-        return (found - target).square().mean() / (variance + EPSILON)
+        each = real[:, None] / real.sum()
+        center = (target * each).sum((0, 2, 3), keepdim=True)
+        variance, error = (
+            ((target - other).square() * each).sum((0, 2, 3)).mean() for other in (center, found)
+        )
+        return error / (variance + EPSILON)
 
 
 @torch.no_grad()

@@ -10,29 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samunet.networks.masked import at_places, lowest
 from samunet.networks.sam.encoder import SamImageEncoder
 
 TEMPERATURE = 0.2
 SHUFFLED_SHARE = 0.15
+NOT_JUDGED = -100
+"""Class of tokens without a loss."""
 
 
 class MixedExamples(nn.Module):
     """e-Mix: which two pictures is a mixture made of, and in which parts? Has no parameters of its own."""
 
-    def forward(self, encoder: SamImageEncoder, picture: Tensor, mixing: Tensor) -> Tensor:
+    def forward(self, encoder: SamImageEncoder, picture: Tensor, mixing: Tensor, real: Tensor) -> Tensor:
         """Mean loss of a batch.
 
         Args:
             encoder: trained.
             picture: (B, 3, S, S), normalised, B at least 2.
             mixing: (B, 2) in 0..1: the own picture's share, and numbers whose order says who is the other.
+            real: (B, g, g) boolean, tokens that hold a part of the picture.
         """
         tokens = encoder.patch_embed(picture)
         partner = partners(mixing[:, 1])
         share = torch.maximum(mixing[:, 0], 1 - mixing[:, 0])  # Beta(1, 1), the larger part
         part = share.view(-1, 1, 1, 1).to(tokens.dtype)
         mixed = part * tokens + (1 - part) * tokens[partner].detach()
-        pooled = [_pooled(encoder, kind) for kind in (mixed, tokens)]
+        either = real | real[partner]
+        pooled = [_pooled(encoder, kind, counted) for kind, counted in ((mixed, either), (tokens, real))]
         logits = pooled[0] @ pooled[1].T / TEMPERATURE
         own = torch.arange(len(picture), device=picture.device)
         losses = share * functional.cross_entropy(logits, own, reduction="none")
@@ -51,18 +56,19 @@ class ShuffledTokens(nn.Module):
         super().__init__()
         self.judge = nn.Conv2d(embedding, 2, 1)
 
-    def forward(self, encoder: SamImageEncoder, picture: Tensor, order: Tensor) -> Tensor:
-        """Mean loss over all tokens.
+    def forward(self, encoder: SamImageEncoder, picture: Tensor, order: Tensor, real: Tensor) -> Tensor:
+        """Mean loss over the real tokens.
 
         Args:
             encoder: trained.
             picture: (B, 3, S, S), normalised.
             order: (B, g, g) random numbers; the tokens with the lowest ones change places in a circle.
+            real: (B, g, g) boolean, tokens that hold a part of the picture; the others stay.
         """
         tokens = encoder.patch_embed(picture)
-        shuffled, moved = shifted_tokens(tokens, order)
+        shuffled, moved = shifted_tokens(tokens, order, real)
         logits = self.judge(encoder.encode_tokens(shuffled + encoder.pos_embed)).float()
-        return functional.cross_entropy(logits, moved.long())
+        return functional.cross_entropy(logits, moved.long().masked_fill(~real, NOT_JUDGED))
 
 
 def partners(draws: Tensor) -> Tensor:
@@ -73,17 +79,19 @@ def partners(draws: Tensor) -> Tensor:
     return partner
 
 
-def shifted_tokens(tokens: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (B, g, g, E) with some of them moved on in a circle, and which (B, g, g)."""
-    flat, numbers = tokens.flatten(1, 2), order.flatten(1)
-    count = max(2, round(SHUFFLED_SHARE * numbers.shape[1]))
-    chosen = numbers.argsort(1)[:, :count]
-    wide = chosen[..., None].expand(-1, -1, flat.shape[-1])
-    shuffled = flat.scatter(1, wide, flat.gather(1, wide.roll(1, 1)))
-    moved = torch.zeros_like(numbers, dtype=torch.bool).scatter(1, chosen, True)
-    return shuffled.view_as(tokens), moved.view_as(order)
+def shifted_tokens(tokens: Tensor, order: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Tokens (B, g, g, E) with some of the real ones moved on in a circle, and which (B, g, g)."""
+    flat = tokens.flatten(1, 2)
+    places, count = lowest(order, SHUFFLED_SHARE, real, least=2)
+    rank = torch.arange(places.shape[1], device=places.device).expand_as(places)
+    before = torch.where(rank == 0, count - 1, rank - 1)
+    origin = places.gather(1, torch.where(rank < count, before, rank))
+    wide = at_places(places, origin)[..., None].expand_as(flat)
+    return flat.gather(1, wide).view_as(tokens), at_places(places, rank < count).view_as(order)
 
 
-def _pooled(encoder: SamImageEncoder, tokens: Tensor) -> Tensor:
-    embedding = encoder.encode_tokens(tokens + encoder.pos_embed)
-    return functional.normalize(embedding.float().mean((-2, -1)), dim=-1)
+def _pooled(encoder: SamImageEncoder, tokens: Tensor, counted: Tensor) -> Tensor:
+    """Mean embedding (B, E) of the tokens that count (B, g, g), of length 1."""
+    embedding = encoder.encode_tokens(tokens + encoder.pos_embed).float()
+    mean = (embedding * counted[:, None]).sum((-2, -1)) / counted.sum((-2, -1))[:, None]
+    return functional.normalize(mean, dim=-1)

@@ -82,6 +82,7 @@ class PretrainSource:
         settings = self.settings
         size = settings.size
         picture, labels = turned(*cropped(picture, scene.labels, rng), rng)
+        real = real_tokens(fitted_shape(labels.shape, size), size)
         image, labels = fitted(picture, labels, size)
         objects, points, kinds = self._objects(Scene(labels, scene.parents, scene.usable), rng)
         grid = size // PATCH
@@ -90,6 +91,7 @@ class PretrainSource:
             "objects": torch.from_numpy(objects),
             "points_xy": torch.from_numpy(points),
             "labels": torch.from_numpy(kinds),
+            "real": torch.from_numpy(real),
             "clicks": torch.from_numpy(rng.random((settings.objects, max(settings.clicks, 1)), np.float32)),
             "order": torch.from_numpy(rng.random((grid, grid), np.float32)),
             "mixing": torch.from_numpy(rng.random(2, np.float32)),
@@ -154,12 +156,15 @@ def fitted(picture: np.ndarray, labels: np.ndarray, size: int) -> tuple[Tensor, 
     The padding has SAM's mean colour, which is (nearly) 0 once it is normalised.
     """
     height, width = labels.shape
-    scale = size / max(height, width)
-    rows, columns = (min(size, max(1, int(n * scale + 0.5))) for n in (height, width))
-    image = torch.from_numpy(picture)
+    rows, columns = fitted_shape(labels.shape, size)
+    image, smaller = torch.from_numpy(picture), size < max(height, width)
     if (rows, columns) != (height, width):
         image = functional.interpolate(
-            image[None].float(), (rows, columns), mode="bilinear", align_corners=False, antialias=scale < 1
+            image[None].float(),
+            (rows, columns),
+            mode="bilinear",
+            align_corners=False,
+            antialias=smaller,
         )[0]
         image = image.round().clamp(0, 255).byte()
         down = ((np.arange(rows) + 0.5) * height / rows).astype(int)
@@ -170,3 +175,16 @@ def fitted(picture: np.ndarray, labels: np.ndarray, size: int) -> tuple[Tensor, 
     padded = np.zeros((size, size), labels.dtype)
     padded[:rows, :columns] = labels
     return full, padded
+
+
+def fitted_shape(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Rows and columns of a picture (H, W) whose longest side becomes `size`."""
+    scale = size / max(shape)
+    rows, columns = (min(size, max(1, int(n * scale + 0.5))) for n in shape)
+    return rows, columns
+
+
+def real_tokens(shape: tuple[int, int], size: int) -> np.ndarray:
+    """(g, g) boolean: patches that hold at least a part of a picture of `shape`, not padding alone."""
+    starts = np.arange(size // PATCH) * PATCH
+    return np.logical_and.outer(starts < shape[0], starts < shape[1])

@@ -181,9 +181,9 @@ class PretrainModule(TrainingModule):
     """Weighted sum of the objectives.
 
     `batch` holds what `PretrainSource` makes: `image` uint8 (B, 3, S, S), `objects` boolean (B, K, S, S),
-    `points_xy` (B, K, 2, 2) and `labels` (B, K, 2) of the first prompts, and random numbers `clicks` (B, K,
-    rounds), `order` (B, g, g), `mixing` (B, 2). All chance comes with the batch, so that the same samples
-    give the same losses.
+    `points_xy` (B, K, 2, 2) and `labels` (B, K, 2) of the first prompts, `real` boolean (B, g, g), tokens
+    that are not padding alone, and random numbers `clicks` (B, K, rounds), `order` (B, g, g) and `mixing`
+    (B, 2). All chance comes with the batch, so that the same samples give the same losses.
     """
 
     network: PretrainNetwork
@@ -198,7 +198,7 @@ class PretrainModule(TrainingModule):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         sam, heads, settings = self.network.sam, self.network.heads, self.settings
         picture = normalised(batch["image"])
-        few = {name: batch[name][: settings.self_pictures] for name in ("order", "mixing")}
+        few = {name: batch[name][: settings.self_pictures] for name in ("order", "mixing", "real")}
         few["picture"] = picture[: settings.self_pictures]
         parts: dict[str, Tensor] = {}
         embedding = sam.embed(picture) if any(task in OF_EMBEDDING for task in settings.tasks) else None
@@ -208,14 +208,14 @@ class PretrainModule(TrainingModule):
                 parts.update(prompt_losses(sam, embedding, batch, settings.prompting))
             elif task == "teacher":
                 assert self.teacher is not None
-                parts[task] = heads[task](embedding, self.teacher.embed(picture))
+                parts[task] = heads[task](embedding, self.teacher.embed(picture), batch["real"])
             elif task == "mae":
-                hidden = hidden_patches(few["order"], settings.masked_share)
+                hidden = hidden_patches(few["order"], settings.masked_share, few["real"])
                 losses = heads[task](sam.image_encoder, few["picture"], hidden)
                 parts[task] = losses.sum() / hidden.sum()
             else:
                 draws = few["mixing" if task == "emix" else "order"]
-                parts[task] = heads[task](sam.image_encoder, few["picture"], draws)
+                parts[task] = heads[task](sam.image_encoder, few["picture"], draws, few["real"])
         weighted = [weight * parts[task] for task, weight in zip(settings.tasks, settings.weights)]
         if self.training:
             parts = {name: value for name, value in parts.items() if name not in COUNTS}

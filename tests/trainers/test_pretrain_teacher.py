@@ -27,16 +27,18 @@ def teacher_file(tmp_path: Path) -> Path:
 def test_the_loss_is_one_for_the_mean_and_zero_for_the_teachers_own_embedding() -> None:
     torch.manual_seed(0)
     match, wanted = EmbeddingMatch(6, 6), 3 + 2 * torch.randn(2, 6, 4, 4)
+    all_real = torch.ones(2, 4, 4, dtype=torch.bool)
     with torch.no_grad():
         match.to_teacher.weight.copy_(torch.eye(6)[..., None, None])
         match.to_teacher.bias.zero_()
-    assert match(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
+    assert match(wanted, wanted, all_real).item() == pytest.approx(0, abs=1e-6)
     mean = wanted.mean((0, 2, 3), keepdim=True).expand_as(wanted)
-    assert match(mean, wanted).item() == pytest.approx(1, abs=1e-4)
+    assert match(mean, wanted, all_real).item() == pytest.approx(1, abs=1e-4)
 
 
 def test_grids_and_widths_may_differ() -> None:
-    loss = EmbeddingMatch(8, 32)(torch.randn(2, 8, 4, 4), torch.randn(2, 32, 12, 12))
+    real = torch.ones(2, 4, 4, dtype=torch.bool)
+    loss = EmbeddingMatch(8, 32)(torch.randn(2, 8, 4, 4), torch.randn(2, 32, 12, 12), real)
     assert torch.isfinite(loss)
     assert loss.ndim == 0
 

@@ -14,6 +14,7 @@ from absent_gpu import check_steps, knows_cuda
 
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
+from samunet.networks.masked import hidden_patches
 from samunet.networks.sam.adapters import is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
@@ -25,7 +26,14 @@ from samunet.trainers import pretrain_run
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
-from samunet.trainers.pretrain_source import Generated, PretrainSource, drawn, fitted
+from samunet.trainers.pretrain_source import (
+    Generated,
+    PretrainSource,
+    drawn,
+    fitted,
+    fitted_shape,
+    real_tokens,
+)
 from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
 from samunet.trainers.reporter import SilentReporter
@@ -348,6 +356,55 @@ def test_shuffled_tokens_all_move_and_nothing_is_lost() -> None:
     assert torch.equal((shuffled != tokens)[..., 0], moved)
     assert moved.flatten(1).sum(1).tolist() == [7, 7]
     assert torch.equal(shuffled.flatten(1).sort(1).values, tokens.flatten(1))
+
+
+def test_padding_is_neither_hidden_nor_moved() -> None:
+    real = torch.zeros(2, 7, 7, dtype=torch.bool)
+    real[0, :3], real[1] = True, True
+    order = torch.rand(2, 7, 7)
+    hidden = hidden_patches(order, 0.75, real)
+    assert hidden.flatten(1).sum(1).tolist() == [16, 37]
+    assert not hidden[~real].any()
+    assert torch.equal(hidden[1:], hidden_patches(order[1:], 0.75))
+    tokens = torch.arange(2 * 49.0).view(2, 7, 7, 1)
+    shuffled, moved = shifted_tokens(tokens, order, real)
+    assert torch.equal((shuffled != tokens)[..., 0], moved)
+    assert moved.flatten(1).sum(1).tolist() == [3, 7]
+    assert not moved[~real].any()
+    assert torch.equal(shuffled.flatten(1).sort(1).values, tokens.flatten(1))
+    assert torch.equal(shuffled[1:], shifted_tokens(tokens[1:], order[1:])[0])
+
+
+@pytest.mark.parametrize("task", ["mae", "emix", "shed", "teacher"])
+def test_what_is_asked_of_padding_does_not_count(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the encoder says there, the loss is the same."""
+    settings = replace(SMALL, tasks=(task,), weights=(1.0,))
+    teacher = micro_teacher()
+    torch.manual_seed(0)
+    module = PretrainModule(PretrainNetwork(settings, teacher.channels), settings, teacher)
+    scene = Scene(np.zeros((24, 60), np.int16), np.zeros(1, np.int16), np.zeros(1, bool))
+    rng = np.random.default_rng(4)
+    samples = [source().prepare(rng.integers(0, 255, (3, 24, 60), np.uint8), scene, rng) for _ in range(2)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    padded = ~batch["real"]
+    assert padded.any()
+    encoder = module.network.sam.image_encoder
+    encode = encoder.encode_tokens
+    expected = module(batch)[task]
+    # Only where both pictures are padded: a mixture is a picture where either one is.
+    nowhere = (padded if task != "emix" else padded.all(0, keepdim=True))[:, None]
+
+    def elsewhere(tokens: torch.Tensor) -> torch.Tensor:
+        return encode(tokens).masked_fill(nowhere, 7.0)
+
+    monkeypatch.setattr(encoder, "encode_tokens", elsewhere)
+    torch.testing.assert_close(module(batch)[task], expected)
+
+
+def test_tokens_with_some_of_the_picture_are_real() -> None:
+    assert real_tokens((17, 64), 64).sum(0).tolist() == [2, 2, 2, 2]
+    assert real_tokens((64, 16), 64).sum(1).tolist() == [1, 1, 1, 1]
+    assert real_tokens(fitted_shape((50, 50), 64), 64).all()
 
 
 def test_nobody_is_mixed_with_himself() -> None:
