@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import label as connected
 
 from samunet.data.dataset import LoadedCase, RawDataset
-from samunet.data.readers import ENDINGS, read_image
+from samunet.data.readers import ENDINGS, file_kind, read_image
 from samunet.data.scene import Scene
 from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix
@@ -29,6 +29,8 @@ LABELLED_CHANCE = 0.8
 SMALLEST_SIDE = 16
 MIN_PART = 12
 MOST_PARTS = 200
+MOST_FRAMES = 10
+"""Of a 4D file that is given without a dataset."""
 VAL_EVERY = 10
 """One case in so many, by its place in the index, is for validation only; with fewer cases none is."""
 
@@ -85,13 +87,13 @@ class Cutting:
     Attributes:
         source / licence: as in the index.
         names: of the cases; `excluded` those that are left out.
-        loaded: reads the cases, in this order.
+        loaded: reads the cases, in this order; a file with several volumes is a case of several.
     """
 
     source: str
     licence: str
     names: tuple[str, ...]
-    loaded: Callable[[], Iterable[LoadedCase]]
+    loaded: Callable[[], Iterable[Sequence[LoadedCase]]]
     excluded: tuple[str, ...] = ()
 
     @property
@@ -114,7 +116,7 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
         licence=declared_licence(dataset.json),
         names=tuple(case.name for case in kept),
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
-        loaded=lambda: (_without_ignored(dataset.read(case), dataset.labels.ignore) for case in kept),
+        loaded=lambda: ([_without_ignored(dataset.read(case), dataset.labels.ignore)] for case in kept),
     )
 
 
@@ -148,8 +150,22 @@ def folder_cutting(source: Path) -> Cutting:
         source=str(source),
         licence="not declared",
         names=tuple(str(f.relative_to(source)) for f in files),
-        loaded=lambda: (LoadedCase(image, None, at) for image, at in (read_image([f]) for f in files)),
+        loaded=lambda: (_frames(f) for f in files),
     )
+
+
+def _frames(file: Path) -> list[LoadedCase]:
+    """An image of one file; volumes of a 4D one stand for themselves: nothing says that they are channels.
+
+    Of more than MOST_FRAMES that many are taken, evenly spread: they are nearly alike.
+    """
+    image, geometry = read_image([file])
+    count = len(image)
+    if file_kind(file) != "volume" or count == 1 or _is_colour(image):
+        return [LoadedCase(image, None, geometry)]
+    chosen = np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(int)
+    logger.info("%s holds %d volumes; %d of them are taken.", file.name, count, len(chosen))
+    return [LoadedCase(image[frame : frame + 1], None, geometry) for frame in chosen.tolist()]
 
 
 def found_slices(folder: Path) -> SliceIndex | None:
@@ -178,16 +194,20 @@ def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
     return index
 
 
-def _write_cases(folder: Path, names: Sequence[str], loaded: Iterable[LoadedCase]) -> Iterator[SlicedCase]:
-    for number, (name, case) in enumerate(zip(names, loaded)):
-        pictures, labels = case_slices(case)
+def _write_cases(
+    folder: Path, names: Sequence[str], loaded: Iterable[Sequence[LoadedCase]]
+) -> Iterator[SlicedCase]:
+    for number, (name, volumes) in enumerate(zip(names, loaded)):
+        found = [case_slices(volume) for volume in volumes]
+        pictures = np.concatenate([pictures for pictures, _ in found])
+        labels = found[0][1]  # what has labels is one volume
         if not len(pictures):
             logger.warning("%s has no slice with an image in it; it is left out.", name)
         _save(folder / f"{number}_image.npy", pictures)
         if labels is not None:
             _save(folder / f"{number}_label.npy", labels)
-        found = () if labels is None else tuple(np.flatnonzero(labels.any((1, 2))).tolist())
-        yield SlicedCase(name=name, number=number, slices=len(pictures), labelled=found)
+        labelled = () if labels is None else tuple(np.flatnonzero(labels.any((1, 2))).tolist())
+        yield SlicedCase(name=name, number=number, slices=len(pictures), labelled=labelled)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from samunet.data.dataset import LoadedCase, RawDataset
@@ -130,6 +131,24 @@ def test_a_folder_of_images_has_no_objects(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SamunetError, match="holds no images"):
         slice_folder(tmp_path / "empty", tmp_path / "out")
+
+
+def test_frames_of_a_4d_file_are_volumes_of_their_own(tmp_path: Path) -> None:
+    """A cine's frames had been averaged into three channels."""
+    frames = np.random.default_rng(0).normal(size=(25, 3, 20, 24)).astype(np.float32)
+    frames[24] *= 100
+    (tmp_path / "in").mkdir()
+    volumes = [sitk.GetImageFromArray(frame) for frame in frames]
+    for volume in volumes:
+        volume.SetSpacing((1.0, 1.0, 8.0))
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / "in" / "cine.nii.gz"))
+    index = slice_folder(tmp_path / "in", tmp_path / "out")
+    assert [(c.name, c.slices) for c in index.cases] == [("cine.nii.gz", 10 * 3)]
+    pictures = np.load(tmp_path / "out" / "0_image.npy")
+    assert (pictures[:, 0] == pictures[:, 1]).all()
+    for frame, place in ((0, 0), (24, 27)):
+        expected, _ = case_slices(case(frames[frame][None], None, (8.0, 1.0, 1.0)))
+        assert np.array_equal(pictures[place : place + 3], expected)
 
 
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
