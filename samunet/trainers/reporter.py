@@ -64,15 +64,25 @@ def duration(seconds: float | None) -> str:
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """One epoch in one line."""
-    shown = "n/a" if record.mean_patch_dice is None else f"{record.mean_patch_dice:.3f}"
-    average = "n/a" if record.ema_patch_dice is None else f"{record.ema_patch_dice:.3f}"
-    val = record.val.get("loss")
     return (
         f"epoch {record.epoch + 1}/{epochs}  loss {record.train['loss']:.4f}"
-        f"  val {'n/a' if val is None else f'{val:.4f}'}  patch Dice {shown} (average {average})"
+        f"  val {_figure(record.val.get('loss'), 4)}  {_scores(record)}"
         f"  {record.samples_per_second:.1f} samples/s  {duration(record.seconds)}"
         f"  {record.memory_gb:.1f} GB  lr {record.learning_rate:.2e}"
     )
+
+
+def _scores(record: EpochRecord) -> str:
+    """Dice; where nothing is segmented, the parts of the validation loss."""
+    if record.patch_dice:
+        average = _figure(record.ema_patch_dice, 3)
+        return f"patch Dice {_figure(record.mean_patch_dice, 3)} (average {average})"
+    parts = [f"{name} {_figure(value, 4)}" for name, value in record.val.items() if name != "loss"]
+    return f"({', '.join(parts) or 'not validated'})"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def step_line(report: StepReport) -> str:

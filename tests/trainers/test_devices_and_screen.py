@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,13 @@ def test_lines() -> None:
     )
     assert step_line(STEP) == "epoch 1/2  step 3/10  loss 0.2500  2.0 samples/s  1:01:40 left"
     assert duration(None) == "?"
+
+
+def test_without_classes_the_parts_of_the_loss_are_shown() -> None:
+    val = {"loss": 0.75, "mae": 0.5, "shed": None}
+    record = replace(RECORD, val=val, patch_dice={}, mean_patch_dice=None)
+    assert "val 0.7500  (mae 0.5000, shed n/a)  12.0 samples/s" in epoch_line(record, 5)
+    assert "Dice" not in epoch_line(record, 5)
 
 
 def test_plain_reporter_flushes_lines_and_spares_steps(monkeypatch: pytest.MonkeyPatch) -> None:
