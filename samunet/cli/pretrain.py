@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from samunet.pipeline.pretrain import PretrainOptions
 
 EXAMPLES = """\
-  samunet_pretrain --synthetic --steps 20000 -o first_try
-  samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o first_try
-  samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o first_try
+  samunet_pretrain --synthetic --time_budget 30 -o first_try
+  samunet_pretrain --synthetic -d 4 5 --exclude benchmarks/held_out.json --time_budget 120 -o second_try
+  samunet_pretrain --images photographs --tasks mae=1,emix=0.2 -o plain
   samunet_pretrain -d 4 --adapters -encoder vit_b -w sam_vit_b_01ec64.pth --set input_size=448 -o adapted
   samunet_pretrain --synthetic --show 32 samples.png"""
 
@@ -116,7 +116,12 @@ def _add_training(parser: CommandParser) -> None:
         action="store_true",
         help="keep the encoder of -w as it is and train adapters in its blocks",
     )
-    group.add_argument("--steps", type=positive_int, metavar="N", help="training steps (default 2000)")
+    group.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="training steps (default 2000: over an hour on a CPU)",
+    )
     group.add_argument("--batch", type=positive_int, metavar="N", help="pictures a step (default 8)")
     group.add_argument(
         "--time_budget", type=positive_float, metavar="MINUTES", help="shorten the schedule to this time"
