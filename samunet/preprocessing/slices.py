@@ -121,7 +121,7 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
 
 
 def _without_ignored(case: LoadedCase, ignore: int | None) -> LoadedCase:
-    """Voxels that nobody annotated are no object."""
+    """Voxels that nobody annotated are no object; losses take them for background."""
     if case.label is None or ignore is None:
         return case
     return replace(case, label=np.where(case.label == ignore, 0, case.label))
