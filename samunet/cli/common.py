@@ -215,8 +215,8 @@ def add_overrides(parser: argparse._ActionsContainer) -> None:
         dest="weights",
         type=Path,
         metavar="WEIGHTS",
-        help="SAM weights: a folder, one file, or the name of a file in the weights folder "
-        "(default: the workspace's folder)",
+        help="SAM weights: one file, a folder, which is taken alone, or the name of either in the weights "
+        "folder (default: the workspace's folder, then the package)",
     )
 
 

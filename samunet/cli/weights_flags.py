@@ -22,10 +22,16 @@ def add_base_weights(group: argparse._ActionsContainer) -> None:
 
 
 def chosen_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path | None:
-    """The folder or file that -w means, or None without -w."""
-    from samunet.networks.sam.weight_files import named_weights
+    """The file that -w means, or a folder with files named after their encoders; None without -w.
 
-    return None if arguments.weights is None else named_weights(workspace.weights, arguments.weights)
+    Raises:
+        SamunetError: a folder without weights, or with several of which no name says whose they are.
+    """
+    from samunet.networks.sam.weight_files import named_weights, only_weights
+
+    if arguments.weights is None:
+        return None
+    return only_weights(named_weights(workspace.weights, arguments.weights))
 
 
 def base_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path:
@@ -34,7 +40,11 @@ def base_weights(arguments: argparse.Namespace, workspace: Workspace) -> Path:
     Raises:
         SamunetError: -w names nothing that is there.
     """
-    weights = chosen_weights(arguments, workspace)
-    if weights is not None and not weights.exists():
+    from samunet.networks.sam.weight_files import named_weights
+
+    if arguments.weights is None:
+        return workspace.weights
+    weights = named_weights(workspace.weights, arguments.weights)
+    if not weights.exists():
         raise SamunetError(f"-w {weights}: there is no such file or folder.")
-    return weights or workspace.weights
+    return weights

@@ -62,7 +62,8 @@ class PlanOptions:
         hours: longest training of one fold.
         spacing_mm: target spacing z, y, x.
         encoder: SAM variant for all SAM methods.
-        weights: folder with official files, or one file; None takes the workspace's folder.
+        weights: a file, or a folder with files named after their encoders, taken alone; None takes the
+            workspace's folder and the package.
         settings: method settings.
         goal: what the recommendation looks for: accuracy, speed or generalize.
     """
@@ -183,15 +184,24 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
 
 
 def weights_in_reach(workspace: Workspace, weights: Path | None, encoder: str | None) -> dict[str, str]:
-    """Kind of weights by encoder: those of the workspace's folder, or of the folder or file that was given.
+    """Kind of weights by encoder: of the workspace's folder and the package, or of what was given alone.
 
     Raises:
-        SamunetError: no such file or folder, or a file that does not say whose weights it holds.
+        SamunetError: no such file or folder, a file that does not say whose weights it holds, or a folder
+            without those of the encoder, or of any.
     """
-    if weights is None or weights.is_dir():
-        return dict(weights_at_hand(weights or workspace.weights))
-    variant = encoder or encoder_of_file(weights)
-    return {**weights_at_hand(workspace.weights), variant: weights_kind(weights, variant)}
+    if weights is None:
+        return dict(weights_at_hand(workspace.weights))
+    if not weights.is_dir():
+        variant = encoder or encoder_of_file(weights)
+        return {variant: weights_kind(weights, variant)}
+    found = weights_at_hand(weights, shipped=False)
+    if not found or (encoder is not None and encoder not in found):
+        whose = encoder or "any encoder"
+        raise SamunetError(
+            f"-w {weights}: this folder holds no weights of {whose} by the names of its files. Name a file."
+        )
+    return dict(found)
 
 
 def encoder_of_file(weights: Path) -> str:

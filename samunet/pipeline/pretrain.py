@@ -14,7 +14,7 @@ from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.networks.sam.adapters import adapter_width
 from samunet.networks.sam.variants import VARIANTS
-from samunet.networks.sam.weight_files import find_weights, named_weights
+from samunet.networks.sam.weight_files import find_weights, named_weights, only_weights
 from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
@@ -182,7 +182,7 @@ def _teacher(workspace: Workspace, options: PretrainOptions, device: torch.devic
                 "(samunet_download_weights fetches official ones), or name a file."
             )
     else:
-        path = named_weights(workspace.weights, Path(given))
+        path = only_weights(named_weights(workspace.weights, Path(given)))
     logger.info("Teacher: %s.", path)
     return load_teacher(path, options.settings.teacher_size or None, device)
 
@@ -201,7 +201,8 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
                 f"{settings.encoder}."
             )
         return None
-    weights = read_weights(named_weights(workspace.weights, options.weights), settings.encoder)
+    file = only_weights(named_weights(workspace.weights, options.weights))
+    weights = read_weights(file, settings.encoder)
     hidden = adapter_width(weights.image_encoder)
     if hidden is not None and not settings.adapters:
         raise SamunetError(f"{weights.path} has adapters: add --adapters to train them further.")

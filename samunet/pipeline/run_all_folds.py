@@ -182,13 +182,8 @@ def _starting_as(
         return method.plan, []
     try:
         weights = method.given.weights or planned_weights(method.plan, name)
-        is_file = weights is not None and weights.is_file()
         trainer = import_trainer(get_method(configuration.method).trainer)
-        pretrained = trainer.pretrained(
-            configuration,
-            weights if is_file else None,
-            workspace.weights if is_file or weights is None else weights,
-        )
+        pretrained = trainer.pretrained(configuration, weights, workspace.weights)
     except SamunetError:
         # They are gone. Where nothing is left to train they are not needed; else the training says so.
         return _with_kind(method.plan, configuration, found.configuration["encoder_weights"]), []

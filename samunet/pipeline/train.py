@@ -264,8 +264,7 @@ def _preprocessed_names(
 
 
 def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun) -> RunRequest:
-    plan, weights = prepared.plan, _weights(options, prepared)
-    is_file = weights is not None and weights.is_file()
+    plan = prepared.plan
     data_name = plan.configuration(prepared.name).data
     return RunRequest(
         plan=plan,
@@ -277,8 +276,8 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         splits=prepared.splits,
         settings=options.settings,
         encoder=options.encoder,
-        weights=weights if is_file else None,
-        weights_folder=workspace.weights if is_file or weights is None else weights,
+        weights=_weights(options, prepared),
+        weights_folder=workspace.weights,
         embedding_folder=lambda signature: workspace.embedding_folder(
             plan.dataset, plan.name, data_name, signature
         ),

@@ -27,7 +27,7 @@ def find_pretrained(
         configuration: says which weights were planned.
         encoder: `frozen` or `full`.
         asked: the method's setting `encoder_weights`, taken instead of what was planned.
-        weights: the user's file (`-w`), taken before all.
+        weights: the user's file (`-w`), taken before all; or folder, taken in place of all other places.
         folder: where official files lie.
 
     Returns:
@@ -39,7 +39,10 @@ def find_pretrained(
     assert configuration.encoder is not None
     variant = configuration.encoder
     kind = asked or configuration.encoder_weights
-    if weights is not None:
+    named_folder = weights is not None and weights.is_dir()
+    if named_folder:
+        folder = weights
+    elif weights is not None:
         if not weights.is_file():
             raise SamunetError(f"-w {weights}: there is no such file.")
         return _describe(weights, variant, folder)
@@ -53,7 +56,7 @@ def find_pretrained(
                 "or train the encoder too with --set encoder=full."
             )
         return None
-    path = find_weights(folder, variant)
+    path = find_weights(folder, variant, shipped=not named_folder)
     if path is None:
         raise SamunetError(
             f"The plan of {configuration.name} starts from {WHOSE.get(kind, kind)} weights of {variant}, and "

@@ -76,6 +76,46 @@ def test_plans_name_shipped_and_given_weights(
     assert "nobody" in capsys.readouterr().err
 
 
+def test_a_folder_of_weights_is_taken_alone(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+    monkeypatch.delenv("SAMUNET_WEIGHTS", raising=False)
+    ship(tmp_path / "package", "vit_tiny", monkeypatch)
+    folder = tiny_copy / "weights" / "pair_fp16"
+    torch.manual_seed(1)
+    state = whole_state(build_parts(get_variant("vit_tiny")), "vit_tiny")
+    pair = write_pair(state, folder, "pair")
+    write_card(pair, card(weights_sha256(pair)))
+
+    def explained(given: str | Path) -> tuple[int, str]:
+        words = ["-d", "901", "--workspace", str(tiny_copy), "--explain", "-w", str(given)]
+        code = plan_experiment.main(words)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    for given in (folder, "pair_fp16", "pair"):
+        code, told = explained(given)
+        assert code == 0, told
+        assert f"You set weights: {pair}" in told
+        assert "vit_tiny, file" in told
+        assert "shipped" not in told
+    write_pair(state, folder, "other")
+    for given in (folder, "pair"):
+        code, told = explained(given)
+        assert code == 2
+        assert "several weights files" in told
+        assert "other_encoder.safetensors, pair_encoder.safetensors" in told
+    (tmp_path / "empty").mkdir()
+    code, told = explained(tmp_path / "empty")
+    assert code == 2
+    assert "holds no weights file" in told
+    write_pair(state, folder, "samunet_vit_b")  # a folder of named files has what they are named after
+    code, told = explained(folder)
+    assert code == 0, told
+    assert "vit_tiny" not in told
+
+
 def card(sha256: str) -> WeightsCard:
     return WeightsCard(
         variant="vit_tiny",

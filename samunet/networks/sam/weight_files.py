@@ -17,13 +17,17 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 ENCODER_ENDING = "_encoder.safetensors"
 DECODER_ENDING = "_decoder.safetensors"
 """Endings of the two files of a pair: image encoder, and prompt encoder with mask decoder."""
+HALF_ENDING = "_fp16"
+"""Of the folder of a pair that a pretraining writes beside its result."""
 SHIPPED = Path(__file__).with_name("shipped")
 """Folder of the package for weights that come with it; empty or absent in releases without."""
 _BLOCK = 1 << 22
 
 
-def find_weights(folder: Path | None, variant: str) -> Path | None:
+def find_weights(folder: Path | None, variant: str, *, shipped: bool = True) -> Path | None:
     """The weights file of an encoder: one of the folder, else the one shipped with the package, or None.
+
+    Of a folder that the user named (`shipped` false) nothing else is taken: those of the package stay out.
 
     In the folder it is the official name (`sam_vit_b_01ec64.pth`; `samunet_vit_tiny.pth` or the pair
     `samunet_vit_tiny_encoder.safetensors`, `..._decoder.safetensors` for our own), else one file whose name
@@ -44,7 +48,9 @@ def find_weights(folder: Path | None, variant: str) -> Path | None:
             f"{folder} holds several files that could be the weights of {variant}: {names}. "
             f"Keep one, or name it {official}."
         )
-    return others[0] if others else shipped_weights(variant)
+    if others:
+        return others[0]
+    return shipped_weights(variant) if shipped else None
 
 
 def shipped_weights(variant: str) -> Path | None:
@@ -58,7 +64,8 @@ def named_weights(folder: Path, given: Path) -> Path:
 
     Args:
         folder: where weights lie; NAME.pth, NAME.pt, NAME.safetensors and NAME_encoder.safetensors are tried
-            there and in the package. The name of an encoder means what a plan would take for it.
+            there and in the package, then the folders NAME and NAME_fp16 there. The name of an encoder means
+            what a plan would take for it.
         given: as the user wrote it.
 
     Returns:
@@ -71,8 +78,39 @@ def named_weights(folder: Path, given: Path) -> Path:
         return given
     endings = ("", *SUFFIXES, ENCODER_ENDING)
     candidates = [place / f"{given}{ending}" for place in (folder, SHIPPED) for ending in endings]
-    of_encoder = find_weights(folder, given.name) if given.name in VARIANTS else None
-    return next((path for path in candidates if path.is_file()), of_encoder or given)
+    places = [folder / f"{given}{ending}" for ending in ("", HALF_ENDING)]
+    named = [path for path in candidates if path.is_file()] + [path for path in places if path.is_dir()]
+    if named:
+        return Path(os.path.abspath(named[0]))
+    return (find_weights(folder, given.name) if given.name in VARIANTS else None) or given
+
+
+def only_weights(path: Path) -> Path:
+    """The file that a folder named with -w stands for where it holds a single one, whatever its name.
+
+    Returns:
+        That file; the folder itself where files are named after their encoders; `path` itself where it is no
+        folder.
+
+    Raises:
+        SamunetError: the folder holds no weights, or several of which no name says whose they are.
+    """
+    if not path.is_dir():
+        return path
+    found = _weights_in(path)
+    if not found:
+        raise SamunetError(
+            f"-w {path}: this folder holds no weights file ({', '.join(SUFFIXES)}). Name another one."
+        )
+    if len(found) == 1:
+        return found[0]
+    if not any(variant in file.stem for file in found for variant in VARIANTS):
+        names = ", ".join(file.name for file in found)
+        raise SamunetError(
+            f"-w {path}: this folder holds several weights files, none named after an encoder: {names}. "
+            "Name one of them."
+        )
+    return path
 
 
 def decoder_file(path: Path) -> Path | None:
@@ -117,9 +155,9 @@ def weights_kind(path: Path, variant: str) -> WeightsKind:
     return "shipped" if weights_sha256(path) == weights_sha256(shipped) else "file"
 
 
-def weights_at_hand(folder: Path | None) -> dict[str, WeightsKind]:
-    """Kind of weights for every encoder that has some in the folder or in the package."""
-    found = ((name, find_weights(folder, name)) for name in VARIANTS)
+def weights_at_hand(folder: Path | None, *, shipped: bool = True) -> dict[str, WeightsKind]:
+    """Kind of weights for every encoder that has some in the folder or (`shipped`) in the package."""
+    found = ((name, find_weights(folder, name, shipped=shipped)) for name in VARIANTS)
     return {name: weights_kind(path, name) for name, path in found if path is not None}
 
 

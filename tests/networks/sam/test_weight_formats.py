@@ -132,6 +132,8 @@ def test_shipped_weights_are_found_last(tmp_path: Path, shipped: Path, state: di
     write_weights(state, own)
     assert find_weights(folder, VARIANT) == own
     assert weights_at_hand(folder) == {VARIANT: "file"}
+    own.unlink()
+    assert find_weights(folder, VARIANT, shipped=False) is None  # a folder that was named is taken alone
 
 
 def test_without_shipped_files_nothing_is_at_hand(tmp_path: Path) -> None:
@@ -162,6 +164,11 @@ def test_a_name_means_weights_of_the_folder(tmp_path: Path, state: dict[str, Ten
     assert named_weights(tmp_path, Path("first")) == tmp_path / "first.pth"
     assert named_weights(tmp_path, Path("first.pth")) == tmp_path / "first.pth"
     assert named_weights(tmp_path, Path("second")) == encoder
+    assert named_weights(tmp_path, Path("set")) == Path("set")
+    (tmp_path / "set_fp16").mkdir()
+    assert named_weights(tmp_path, Path("set")) == tmp_path / "set_fp16"
+    (tmp_path / "set").mkdir()
+    assert named_weights(tmp_path, Path("set")) == tmp_path / "set"
     for unknown in (Path("third"), Path("elsewhere/first")):
         assert named_weights(tmp_path, unknown) == unknown
 
@@ -199,6 +206,10 @@ def test_weights_other_than_planned_are_refused(
     ):
         found()
     assert found(shipped).kind == "shipped"
+    named = tmp_path / "named"
+    named.mkdir()
+    with pytest.raises(SamunetError, match=f"there are none in {named}"):
+        found(named)
     own = tmp_path / f"mine_{VARIANT}.pth"
     write_weights({key: tensor + 1 for key, tensor in state.items()}, own)
     used = found()
