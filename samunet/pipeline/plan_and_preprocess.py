@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, get_variant
-from samunet.networks.sam.weight_files import weights_at_hand, weights_kind
+from samunet.networks.sam.weight_files import weights_at_hand, weights_kind, weights_sha256
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
 from samunet.pipeline.replaced_plan import DEFAULT_GOAL, DEFAULT_HOURS, planning_command, save_plan
@@ -27,7 +27,7 @@ from samunet.planning.fingerprint import (
     read_known,
 )
 from samunet.planning.methods import ALIASES
-from samunet.planning.plan import Budget, Plan
+from samunet.planning.plan import RANDOM, Budget, Plan, PlannedWeights
 from samunet.planning.planner import PlanningRequest, make_plan
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
@@ -137,6 +137,8 @@ def plan(
         )
     )
     made = make_plan(fingerprint, planning_request(workspace, options, budget))
+    files = weights_in_reach(workspace, options.weights, options.encoder)
+    made = replace(made, weights=_weights_of(made, files))
     if save:
         save_plan(made, workspace.plan_file(name, made.name))
     return made
@@ -173,35 +175,46 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         )
         if value
     }
+    files = weights_in_reach(workspace, options.weights, options.encoder)
     return PlanningRequest(
         name=options.plans,
         budget=budget,
         unet_memory_gb=options.gpu_memory_gb or 8.0,
-        weights=weights_in_reach(workspace, options.weights, options.encoder),
+        weights={name: weights_kind(path, name) for name, path in files.items()},
         goal=options.goal,
         overrides=overrides,
     )
 
 
-def weights_in_reach(workspace: Workspace, weights: Path | None, encoder: str | None) -> dict[str, str]:
-    """Kind of weights by encoder: of the workspace's folder and the package, or of what was given alone.
+def _weights_of(plan: Plan, files: dict[str, Path]) -> dict[str, PlannedWeights]:
+    """The weights of the encoders that start from a file; only these are read for their hash."""
+    starting = {c.encoder: c.encoder_weights for c in plan.configurations.values() if c.encoder is not None}
+    return {
+        name: PlannedWeights(kind=kind, file=files[name].name, sha256=weights_sha256(files[name]))
+        for name, kind in starting.items()
+        if name in files and kind not in ("none", RANDOM)
+    }
+
+
+def weights_in_reach(workspace: Workspace, weights: Path | None, encoder: str | None) -> dict[str, Path]:
+    """Weights file by encoder: of the workspace's folder and the package, or of what was given alone.
 
     Raises:
         SamunetError: no such file or folder, a file that does not say whose weights it holds, or a folder
             without those of the encoder, or of any.
     """
     if weights is None:
-        return dict(weights_at_hand(workspace.weights))
+        return weights_at_hand(workspace.weights)
     if not weights.is_dir():
         variant = encoder or encoder_of_file(weights)
-        return {variant: weights_kind(weights, variant)}
+        return {variant: weights}
     found = weights_at_hand(weights, shipped=False)
     if not found or (encoder is not None and encoder not in found):
         whose = encoder or "any encoder"
         raise SamunetError(
             f"-w {weights}: this folder holds no weights of {whose} by the names of its files. Name a file."
         )
-    return dict(found)
+    return found
 
 
 def encoder_of_file(weights: Path) -> str:

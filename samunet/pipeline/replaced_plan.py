@@ -78,7 +78,10 @@ def plan_differences(old: Plan, new: Plan) -> list[str]:
     told = _asked_otherwise(old, new)
     if not told:
         # Edited by hand, or other weights at hand, data or throughput: only what came out shows it.
-        told = _pairs(_decisions(old), _decisions(new), "none")
+        there, now = _decisions(old), _decisions(new)
+        if not (old.weights and new.weights):  # plans had not said them; the kinds tell what is another
+            there, now = _without_weights(there), _without_weights(now)
+        told = _pairs(there, now, "none")
     left = len(told) - MOST_TOLD
     return [*told[:MOST_TOLD], *([f"{left} more"] if left > 0 else [])]
 
@@ -110,6 +113,10 @@ def _decisions(plan: Plan) -> dict[str, Any]:
     chosen = kept.pop("configurations")
     kept.update({name: {k: v for k, v in one.items() if k not in EXPECTED} for name, one in chosen.items()})
     return _flat(kept)
+
+
+def _without_weights(decisions: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in decisions.items() if not key.startswith("weights.")}
 
 
 def _flat(values: Mapping[str, Any], start: str = "") -> dict[str, Any]:

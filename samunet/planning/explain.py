@@ -45,7 +45,7 @@ def _heading(plan: Plan) -> str:
 
 
 def data_lines(plan: Plan) -> list[str]:
-    """Spacing, size, normalisation and axes of each kind of preprocessed data, and what was overridden."""
+    """Spacing, size, normalisation and axes of each kind of preprocessed data, what was overridden, the weights."""
     lines = []
     for data in plan.data.values():
         spacing = " x ".join(f"{s:.4g}" for s in data.spacing_mm)
@@ -59,6 +59,8 @@ def data_lines(plan: Plan) -> list[str]:
         lines.append(f"Goal: {plan.goal}")
     for key, value in plan.overrides.items():
         lines.append(f"You set {key}: {value}")
+    for encoder, used in plan.weights.items():
+        lines.append(f"Weights of {encoder}: {used.file} (SHA-256 {used.sha256[:12]}...)")
     return lines
 
 

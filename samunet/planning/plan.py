@@ -122,6 +122,15 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedWeights:
+    """What an encoder was planned with: `official`, `shipped` or `file`; name of the file, and SHA-256."""
+
+    kind: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The planner's judgement of one method: chosen, fits, too large, unsuitable."""
 
@@ -155,7 +164,8 @@ class Plan:
     """All decisions for one dataset; see documentation/plan_file.md for every key.
 
     `transpose_forward[i]` is the axis of the file's (z, y, x) that becomes axis i; `transpose_backward`
-    undoes it.
+    undoes it. `weights` are those of every encoder that starts from a file; plans made before they were
+    written down have none.
     """
 
     version: int = PLAN_VERSION
@@ -178,6 +188,7 @@ class Plan:
     recommended: str
     verdicts: tuple[Verdict, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, PlannedWeights] = field(default_factory=dict)
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name.

@@ -7,7 +7,7 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import find_weights, weights_kind, weights_sha256
-from samunet.planning.plan import Configuration
+from samunet.planning.plan import Configuration, Plan
 from samunet.trainers.base import PretrainedFile
 
 WHOSE = {"official": "the official", "shipped": "the shipped", "file": "a user's"}
@@ -69,6 +69,28 @@ def find_pretrained(
             f"{path} holds {WHOSE[found.kind]}. Name the weights that you mean with -w, or plan again."
         )
     return found
+
+
+def check_planned(plan: Plan, name: str, found: PretrainedFile, given: Path | None) -> None:
+    """Refuse weights that lie where the planned ones did but are others; what the user names is taken.
+
+    Args:
+        plan: says the weights of its encoders.
+        name: of the configuration.
+        found: what it would start from.
+        given: the user's or the plan's file or folder.
+
+    Raises:
+        SamunetError: names both.
+    """
+    planned = plan.weights.get(found.variant)
+    is_plans = given is None or str(given) == plan.overrides.get("weights")
+    if planned is None or not is_plans or planned.sha256 == found.sha256:
+        return
+    raise SamunetError(
+        f"The plan of {name} starts from {planned.file} (SHA-256 {planned.sha256[:12]}...), but {found.path} "
+        f"has other content ({found.sha256[:12]}...). Name the weights that you mean with -w, or plan again."
+    )
 
 
 def starting_words(configuration: Configuration, pretrained: PretrainedFile | None) -> str:

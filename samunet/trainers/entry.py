@@ -13,7 +13,7 @@ import torch
 
 from samunet.errors import SamunetError
 from samunet.planning.methods import get_method
-from samunet.planning.plan import Plan
+from samunet.planning.plan import Configuration, Plan, PlannedWeights
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers import import_trainer
 from samunet.trainers.augmentation import fixed_random
@@ -32,7 +32,7 @@ from samunet.trainers.devices import (
     worker_count,
 )
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
-from samunet.trainers.encoder_weights import starting_words
+from samunet.trainers.encoder_weights import check_planned, starting_words
 from samunet.trainers.folds_beside import other_folds_warning
 from samunet.trainers.identity import (
     Identity,
@@ -135,9 +135,11 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     method = get_method(configuration.method)
     trainer = import_trainer(method.trainer)
     pretrained = trainer.pretrained(configuration, request.weights, request.weights_folder)
-    if pretrained is not None and pretrained.kind != configuration.encoder_weights:
-        configuration = replace(configuration, encoder_weights=pretrained.kind)
-        plan = replace(plan, configurations={**plan.configurations, configuration.name: configuration})
+    if pretrained is not None:
+        if not request.resume:
+            check_planned(plan, configuration.name, pretrained, request.weights)
+        plan = _started_from(plan, configuration, pretrained)
+        configuration = plan.configuration(configuration.name)
     _check_cases(request)
     if configuration.encoder is not None:
         reporter.message(starting_words(configuration, pretrained))
@@ -185,6 +187,17 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         pretrained=pretrained,
         base_weights=_base_weights(pretrained, prefix),
         resume_from=resume_from,
+    )
+
+
+def _started_from(plan: Plan, configuration: Configuration, pretrained: PretrainedFile) -> Plan:
+    """The plan with the weights that this training starts from; the stored one says so too."""
+    used = PlannedWeights(kind=pretrained.kind, file=pretrained.path.name, sha256=pretrained.sha256)
+    configuration = replace(configuration, encoder_weights=pretrained.kind)
+    return replace(
+        plan,
+        configurations={**plan.configurations, configuration.name: configuration},
+        weights={**plan.weights, pretrained.variant: used},
     )
 
 

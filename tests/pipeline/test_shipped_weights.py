@@ -45,6 +45,8 @@ def test_a_run_on_shipped_weights_records_them(tmp_path: Path, monkeypatch: pyte
     assert (record.weights.kind, record.weights.file) == ("shipped", file.name)
     assert record.weights.sha256 == weights_sha256(file)
     assert any(name.startswith("encoder.") for name in stored.network)  # another release may bring others
+    used = stored.plan.weights["vit_micro"]
+    assert (used.kind, used.file, used.sha256) == ("shipped", file.name, record.weights.sha256)
     network = network_from_checkpoint(stored, tmp_path / "none")
     with torch.no_grad():
         assert torch.isfinite(network(torch.randn(1, CHANNELS, *PATCH_2D))).all()
@@ -100,6 +102,7 @@ def test_a_folder_of_weights_is_taken_alone(
         assert f"You set weights: {pair}" in told
         assert "vit_tiny, file" in told
         assert "shipped" not in told
+        assert f"Weights of vit_tiny: {pair.name} (SHA-256 {weights_sha256(pair)[:12]}...)" in told
     write_pair(state, folder, "other")
     for given in (folder, "pair"):
         code, told = explained(given)

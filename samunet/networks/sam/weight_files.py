@@ -155,10 +155,10 @@ def weights_kind(path: Path, variant: str) -> WeightsKind:
     return "shipped" if weights_sha256(path) == weights_sha256(shipped) else "file"
 
 
-def weights_at_hand(folder: Path | None, *, shipped: bool = True) -> dict[str, WeightsKind]:
-    """Kind of weights for every encoder that has some in the folder or (`shipped`) in the package."""
+def weights_at_hand(folder: Path | None, *, shipped: bool = True) -> dict[str, Path]:
+    """Weights file of every encoder that has some in the folder or (`shipped`) in the package."""
     found = ((name, find_weights(folder, name, shipped=shipped)) for name in VARIANTS)
-    return {name: weights_kind(path, name) for name, path in found if path is not None}
+    return {name: path for name, path in found if path is not None}
 
 
 def weights_sha256(path: Path) -> str:

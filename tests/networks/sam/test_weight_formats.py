@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import make_configuration, make_plan
 from torch import Tensor
 
 from samunet.errors import SamunetError
@@ -23,10 +24,11 @@ from samunet.networks.sam.weight_files import (
 from samunet.networks.sam.weights import build_parts, read_weights
 from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
-from samunet.planning.plan import Configuration, Forecast
+from samunet.planning.plan import Configuration, Forecast, Plan, PlannedWeights
+from samunet.records import from_data, to_data
 from samunet.trainers.base import PretrainedFile
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
-from samunet.trainers.encoder_weights import _describe, find_pretrained, starting_words
+from samunet.trainers.encoder_weights import _describe, check_planned, find_pretrained, starting_words
 
 VARIANT = "vit_micro"
 STEM = f"samunet_{VARIANT}"
@@ -127,11 +129,11 @@ def test_shipped_weights_are_found_last(tmp_path: Path, shipped: Path, state: di
     folder = tmp_path / "weights"
     assert find_weights(folder, VARIANT) == find_weights(None, VARIANT) == shipped
     assert weights_kind(shipped, VARIANT) == "shipped"
-    assert weights_at_hand(folder) == {VARIANT: "shipped"}
+    assert weights_at_hand(folder) == {VARIANT: shipped}
     own = folder / f"mine_{VARIANT}.pth"
     write_weights(state, own)
     assert find_weights(folder, VARIANT) == own
-    assert weights_at_hand(folder) == {VARIANT: "file"}
+    assert weights_at_hand(folder) == {VARIANT: own}
     own.unlink()
     assert find_weights(folder, VARIANT, shipped=False) is None  # a folder that was named is taken alone
 
@@ -216,6 +218,25 @@ def test_weights_other_than_planned_are_refused(
     assert used.path == own
     assert f"{VARIANT}: a user's weights, {own} (SHA-256 {used.sha256[:12]}" in starting_words(planned, used)
     assert "nothing pretrained" in starting_words(planned, None)
+
+
+def test_weights_of_other_content_than_planned_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    file = tmp_path / f"mine_{VARIANT}.pth"
+    write_weights(state, file)
+    used = PlannedWeights(kind="file", file=file.name, sha256=weights_sha256(file))
+    plan = replace(make_plan(make_configuration("2d_cnn", encoder=VARIANT)), weights={VARIANT: used})
+    again = from_data(Plan, to_data(plan))
+    assert again == plan
+    assert from_data(Plan, {k: v for k, v in to_data(plan).items() if k != "weights"}).weights == {}
+    check_planned(plan, "2d_cnn", _describe(file, VARIANT, tmp_path), None)
+    write_weights({key: tensor + 1 for key, tensor in state.items()}, file)
+    other = _describe(file, VARIANT, tmp_path)
+    with pytest.raises(SamunetError, match=rf"{file.name} \(SHA-256 {used.sha256[:12]}.* other content"):
+        check_planned(plan, "2d_cnn", other, None)
+    check_planned(plan, "2d_cnn", other, file)  # the user means it
+    named = replace(plan, overrides={"weights": str(file)})
+    with pytest.raises(SamunetError, match=other.sha256[:12]):
+        check_planned(named, "2d_cnn", other, file)
 
 
 def test_the_card_goes_with_its_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:
