@@ -48,6 +48,7 @@ class TrainOptions:
         only_validate / checkpoint: --val and -chk.
         save_probabilities: how to keep those of the validation cases (--npz); True is fp16.
         tag: keeps the run apart; None takes one from `splits` (none for the default split), "" has none.
+        replaced: further folds that the same command replaces with `overwrite`.
         splits: split scheme; None is the default, or that of the run which is continued or validated.
     """
 
@@ -68,6 +69,7 @@ class TrainOptions:
     checkpoint: str = FINAL
     save_probabilities: Storage | bool = False
     overwrite: bool = False
+    replaced: tuple[int | str, ...] = ()
     splits: str | None = None
     workers: int | None = None
 
@@ -286,6 +288,7 @@ def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun)
         time_budget_minutes=options.time_budget_minutes,
         resume=options.resume,
         overwrite=options.overwrite,
+        replaced=options.replaced if options.overwrite else (),
         workers=options.workers,
     )
 

@@ -60,7 +60,7 @@ def train_folds(
     prepared = {fold: prepare_run(workspace, replace(options, fold=fold)) for fold in folds}
     _check_started(options, prepared)
     for number, fold in enumerate(folds, start=1):
-        own = replace(options, fold=fold)
+        own = replace(options, fold=fold, replaced=tuple(folds[number:]))
         wanted = _continued(own, prepared, teaching) if options.resume else own
         where = f"Fold {fold} ({number} of {len(folds)})" if len(folds) > 1 else f"Fold {fold}"
         if wanted is None:

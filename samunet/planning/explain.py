@@ -45,7 +45,7 @@ def _heading(plan: Plan) -> str:
 
 
 def data_lines(plan: Plan) -> list[str]:
-    """Spacing, size, normalisation and axes of each kind of preprocessed data, what was overridden, the weights."""
+    """Spacing, size, normalisation and axes of preprocessed data, what was overridden, the weights."""
     lines = []
     for data in plan.data.values():
         spacing = " x ".join(f"{s:.4g}" for s in data.spacing_mm)

@@ -33,7 +33,7 @@ from samunet.trainers.devices import (
 )
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.encoder_weights import check_planned, starting_words
-from samunet.trainers.folds_beside import other_folds_warning
+from samunet.trainers.folds_beside import other_folds_warning, refuse_other_weights
 from samunet.trainers.identity import (
     Identity,
     PhaseLength,
@@ -150,6 +150,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
     resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
     if resume_from is None:
+        refuse_other_weights(request.folder, _weights_used(pretrained), request.replaced)
         _warn_of_other_folds(request, identity, reporter)
     device = choose_device(request.device)
     if device.type == "cuda":

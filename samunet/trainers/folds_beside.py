@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import (
     Identity,
     RunRecord,
+    WeightsUsed,
     configuration_differences,
     distillation_differences,
     read_run,
@@ -51,6 +53,34 @@ def other_folds_warning(folder: Path, wanted: Identity, *, overwrite: bool) -> s
         f"settings cannot be predicted together. {unless} their settings (--c, naming one of them together "
         "with this fold, repeats them), or keep this training apart with --tag."
     )
+
+
+def refuse_other_weights(folder: Path, now: WeightsUsed | None, replaced: Collection[int | str] = ()) -> None:
+    """Refuse to start a fold from other pretrained weights than the folds beside it.
+
+    Args:
+        folder: of the run that starts; what it holds itself does not count.
+        now: the weights that it would start from.
+        replaced: folds that the same command trains anew; they do not count either.
+
+    Raises:
+        SamunetError: names both files.
+    """
+    others = {str(fold) for fold in replaced}
+    for fold, beside in fold_folders(folder.parent).items():
+        if now is None or beside == folder or str(fold) in others or not checkpoints_in(beside):
+            continue
+        found = None
+        with suppress(SamunetError):  # a broken run.json of another fold is no reason not to train this one
+            found = read_run(beside)
+        there = None if found is None else found.weights
+        if there is not None and there.sha256 != now.sha256:
+            raise SamunetError(
+                f"Fold {fold} of {folder.parent} started from the weights {there.file} (SHA-256 "
+                f"{there.sha256[:12]}...), this one would from {now.file} ({now.sha256[:12]}...). Folds of "
+                "one model begin alike: name the same file with -w, keep this training apart with --tag, or "
+                "train all these folds anew in one command with --overwrite."
+            )
 
 
 def _differences(found: RunRecord, wanted: Identity) -> list[str]:

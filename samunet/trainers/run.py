@@ -46,6 +46,7 @@ class RunRequest:
         time_budget_minutes: fit the schedule into this time, cache building included.
         resume: continue the run in `folder`; settings that are not repeated are taken from it.
         overwrite: replace whatever run is in `folder`.
+        replaced: folds of the model that the same command replaces with --overwrite.
         workers: processes that prepare samples; None chooses, 0 uses none.
         distillation: the teacher to learn from, or None.
     """
@@ -69,6 +70,7 @@ class RunRequest:
     time_budget_minutes: float | None = None
     resume: bool = False
     overwrite: bool = False
+    replaced: tuple[int | str, ...] = ()
     workers: int | None = None
     distillation: Distillation | None = None
 

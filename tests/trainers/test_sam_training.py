@@ -100,6 +100,22 @@ def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: 
     assert torch.isfinite(logits(network_from_checkpoint(stored))).all()
 
 
+def test_folds_of_a_model_start_from_the_same_weights(pretrained: RunRequest, tmp_path: Path) -> None:
+    write_weights(tmp_path / "other", seed=1)
+    other = tmp_path / "other" / WEIGHTS_FILE
+    train_fold(pretrained, SilentReporter())
+    beside = replace(pretrained, fold=1, folder=pretrained.folder.with_name("fold_1"))
+    told = f"Fold 0 of .* the weights {WEIGHTS_FILE} .* from {WEIGHTS_FILE} .*--tag"
+    with pytest.raises(SamunetError, match=told):
+        train_fold(replace(beside, weights=other), SilentReporter())
+    replacing = replace(pretrained, weights=other, overwrite=True)
+    assert train_fold(replacing, SilentReporter()).status == "finished"  # what it replaces does not count
+    with pytest.raises(SamunetError, match=told):
+        train_fold(beside, SilentReporter())
+    together = replace(beside, overwrite=True, replaced=(0,))
+    assert train_fold(together, SilentReporter()).status == "finished"
+
+
 def test_an_encoder_that_the_user_may_pretrain_again_is_kept(pretrained: RunRequest, tmp_path: Path) -> None:
     """Its file has the name under which `vit_tiny` is looked for, and another content tomorrow."""
     folder = train_fold(pretrained, SilentReporter()).folder
