@@ -7,7 +7,8 @@ segmentation = predictor.predict(array_zyx, spacing_mm=(5.0, 0.8, 0.8)).segmenta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
+from samunet.trainers.identity import WeightsUsed, read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, fold_folder
 
 MOST_TILES = 16
 """Of a network without a SAM encoder in one pass: more do not make a GPU faster."""
@@ -164,8 +166,22 @@ class Predictor:
         """Passes of the network per tile."""
         return 2 ** len(self.mirror_axes) if self.settings.mirroring else 1
 
+    @cached_property
+    def weights(self) -> WeightsUsed | None:
+        """What the first fold started from, as its run.json says, else its checkpoint's plan."""
+        with suppress(SamunetError):  # a broken record is no reason not to predict
+            run = read_run(fold_folder(self.model_folder, self.folds[0]))
+            if run is not None:
+                return run.weights
+        planned = self.plan.weights.get(self.configuration.encoder or "")
+        return None if planned is None else WeightsUsed(**asdict(planned))
+
     def describe(self) -> str:
-        """Which model, folds and settings, in one line."""
+        """Which model, folds, settings and weights of the encoder, in one line."""
+        used = self.weights
+        stands = (
+            "" if used is None else f", encoder from {used.kind} weights {used.file} ({used.sha256[:12]}...)"
+        )
         folds = ", ".join(map(str, self.folds))
         mirroring = (
             f"mirroring over {self.num_mirrorings} flips" if self.num_mirrorings > 1 else "no mirroring"
@@ -174,7 +190,7 @@ class Predictor:
         return (
             f"{self.model_folder.name}: fold{'s' * (len(self.folds) > 1)} {folds} "
             f"({self.settings.checkpoint}) on {self.device.type}, step {self.settings.step_size:g}, "
-            f"{mirroring}{changed}."
+            f"{mirroring}{changed}{stands}."
         )
 
     def predict(
@@ -316,6 +332,7 @@ def arguments_of(predictors: Sequence[Predictor], options: FileOptions) -> dict[
                 "folds": list(predictor.folds),
                 "checkpoint": predictor.settings.checkpoint,
                 "trained": predictor.trained,
+                "weights": to_data(predictor.weights),
                 "settings": dict(predictor.settings.changed),
             }
             for predictor in predictors

@@ -25,8 +25,10 @@ from tiny_runs import (
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.inference.files import FileOptions
+from samunet.inference.predictor import Predictor, arguments_of
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
-from samunet.records import read_record
+from samunet.records import read_record, to_data
 from samunet.trainers import cache_setup, get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.batches import PatchSource
@@ -95,6 +97,14 @@ def test_an_encoder_of_unknown_origin_is_kept(pretrained: RunRequest, tmp_path: 
     folder = train_fold(replace(pretrained, weights=own), SilentReporter()).folder
     stored = load_checkpoint(folder / FINAL)
     assert stored.base_weights is None
+    record = read_run(folder)
+    assert record is not None
+    predictor = Predictor.load(folder.parent, device="cpu")
+    assert record.weights is not None
+    assert f"file weights {own.name} ({record.weights.sha256[:12]}...)" in predictor.describe()
+    assert arguments_of([predictor], FileOptions())["models"][0]["weights"] == to_data(record.weights)
+    (folder / "run.json").unlink()  # as in a model that was passed on
+    assert Predictor.load(folder.parent, device="cpu").weights == record.weights
     assert stored.plan.configuration("2d_cnn").encoder_weights == "file"
     own.unlink()
     assert torch.isfinite(logits(network_from_checkpoint(stored))).all()
