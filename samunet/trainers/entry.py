@@ -159,8 +159,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     if device.type == "cpu" and config.precision == "auto" and cpu_has_bf16():
         reporter.message(BF16_HINT)
     torch.default_generator.manual_seed(seed)
-    weights = None if pretrained is None else pretrained.path
-    network = trainer.build_network(plan, configuration, weights=weights)
+    network = trainer.build_network(plan, configuration, weights=pretrained.path if pretrained else None)
     prefix = trainer.frozen_prefix(config)
     module = trainer.build_training(network, plan, configuration)
     if request.distillation is not None:
