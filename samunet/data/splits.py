@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +88,12 @@ def load_or_create_splits(
     user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`. A file without
     folds, as a dataset of one case has it, counts as absent.
 
+    `groups` None means that nothing is known of them (no raw data); a file's folds are then taken as they are.
+
     Raises:
         SamunetError: the file is malformed or does not fit the cases (see `check_splits`), both files are
-            there and differ, or a scheme's group stands on both sides of a fold.
+            there and differ, a case of a group scheme has no group, or a group stands on both sides of a
+            fold.
     """
     sources = (file, raw_file) if raw_file is not None and scheme == "kfold" else (file,)
     found = {source: read_splits(source) for source in sources if source.is_file()}
@@ -103,8 +106,9 @@ def load_or_create_splits(
     if found:
         source, splits = next(iter(found.items()))
         check_splits(splits, case_names, source)
-        if scheme != "kfold":
-            _check_groups(splits, groups or {}, source)
+        if scheme != "kfold" and groups is not None:
+            _refuse_without_group({n for split in splits for n in (*split.train, *split.val)}, groups, scheme)
+            _check_groups(splits, groups, source)
         if source != file:
             logger.info("Splits are taken from %s.", source)
             write_splits(file, splits)
@@ -188,11 +192,10 @@ def _same_folds(one: Sequence[Split], other: Sequence[Split]) -> bool:
 
 
 def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path) -> None:
-    """Refuse folds that were made for other groups; a case without a group stands for itself."""
+    """Refuse folds that were made for other groups; every case of theirs has one."""
     faults = []
     for number, split in enumerate(splits):
-        trained = {groups[name] for name in split.train if name in groups}
-        torn = sorted(trained & {groups[name] for name in split.val if name in groups})
+        torn = sorted({groups[name] for name in split.train} & {groups[name] for name in split.val})
         if torn:
             faults.append(f"fold {number} has cases of group {_few(torn)} in train and in val")
     if faults:
@@ -233,15 +236,19 @@ def _sources(members: Mapping[str, list[str]], wanted: str) -> list[str]:
     return sources
 
 
-def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:
-    """Group -> its cases."""
-    without = [name for name in names if name not in groups]
+def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], scheme: str) -> None:
+    without = sorted(name for name in names if name not in groups)
     if without:
         raise SamunetError(
             f"The split {scheme} needs a group for every case; {len(without)} have none: {_few(without)}. "
             "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json; both "
             "belong to the raw data, which must be at hand."
         )
+
+
+def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:
+    """Group -> its cases."""
+    _refuse_without_group(names, groups, scheme)
     members: dict[str, list[str]] = {}
     for name in names:
         members.setdefault(groups[name], []).append(name)

@@ -140,6 +140,11 @@ def test_folds_of_earlier_groups_are_refused(scheme: str, tmp_path: Path) -> Non
     moved = {**groups, NAMES[0]: "b"}
     with pytest.raises(SamunetError, match=r"splits_group\.json .*fold 0 .* group b .*delete it"):
         load_or_create_splits(file, NAMES, groups=moved, scheme=scheme)
+    without = {name: group for name, group in groups.items() if name != NAMES[4]}
+    with pytest.raises(
+        SamunetError, match=rf"{scheme} needs a group .* 1 have none: {NAMES[4]}\. .*groups\.csv"
+    ):
+        load_or_create_splits(file, NAMES, groups=without, scheme=scheme)
 
 
 def test_a_file_that_does_not_fit_lists_all_faults(tmp_path: Path) -> None:
