@@ -49,8 +49,8 @@ def make_splits(
             group or has a single case.
     """
     names = sorted(case_names)
-    kind, _, source = scheme.partition(":")
-    if kind not in SCHEMES or (source and kind != SINGLE_SOURCE):
+    kind, colon, source = scheme.partition(":")
+    if kind not in SCHEMES or (colon and (kind != SINGLE_SOURCE or not source)):
         raise unknown_name("split scheme", scheme, SCHEMES)
     if kind == SINGLE_SOURCE:
         members = _members(names, groups or {}, scheme)
@@ -88,7 +88,8 @@ def load_or_create_splits(
     user put into the raw folder (`raw_file`, default scheme only), which is copied to `file`. A file without
     folds, as a dataset of one case has it, counts as absent.
 
-    `groups` None means that nothing is known of them (no raw data); a file's folds are then taken as they are.
+    `groups` None means that nothing is known of them (no raw data); a file's folds are then taken as they
+    are.
 
     Raises:
         SamunetError: the file is malformed or does not fit the cases (see `check_splits`), both files are
@@ -231,7 +232,8 @@ def _sources(members: Mapping[str, list[str]], wanted: str) -> list[str]:
     if alone:
         raise SamunetError(
             f"Training on a single group needs two cases of it or more; {', '.join(alone)} has one. "
-            "Leave it out of the training by --splits leave_one_group_out, or name another source."
+            "Leave it out of the training by --splits leave_one_group_out, or name another source "
+            "(--splits single_source:GROUP)."
         )
     return sources
 

@@ -29,8 +29,9 @@ IOU_OUTPUTS = 4
 MASK_TOKENS = 4
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
-ABSENT = -20.0
-"""Logit of a class that no prompt is good enough for."""
+ABSENT = -5.0
+"""Logit of a class that no prompt is good enough for: as sure as a mask's logits, for they are averaged over
+mirrorings and folds, where one that found nothing must not outvote three that did."""
 
 
 @dataclass(frozen=True, kw_only=True)

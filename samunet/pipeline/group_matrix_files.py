@@ -15,6 +15,8 @@ from samunet.whole_files import atomic_path, write_text
 LOWER_IS_BETTER = ("HD95", "ASSD")
 SHARES = ("Dice", "IoU", "SurfaceDice")
 """Metrics from 0 to 1: their pictures share one scale of colours."""
+TITLE_INCHES = 6.5
+"""Width that the picture's title needs, however few groups there are."""
 OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
@@ -102,7 +104,8 @@ def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
     panel = (1.6 + 0.75 * size[0], 1.5 + 0.62 * size[1])
     columns = min(len(matrix.cells), max(1, int(15 // panel[0])))
     rows = math.ceil(len(matrix.cells) / columns)
-    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows + 0.4), layout="constrained")
+    width = max(panel[0] * columns, TITLE_INCHES)
+    figure = Figure(figsize=(width, panel[1] * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     scale = _scale(matrix, metric)

@@ -130,6 +130,12 @@ def test_a_file_without_folds_is_made_again(tmp_path: Path) -> None:
     assert load_or_create_splits(file, NAMES) == make_splits(NAMES) == read_splits(file)
 
 
+@pytest.mark.parametrize("scheme", ["single_source:", "leave_one_group_out:", "kfold:a"])
+def test_a_scheme_with_an_odd_end_is_refused(scheme: str) -> None:
+    with pytest.raises(SamunetError, match="split scheme"):
+        make_splits(NAMES, {name: "ab"[number % 2] for number, name in enumerate(NAMES)}, scheme)
+
+
 @pytest.mark.parametrize("scheme", ["group_kfold", "leave_one_group_out", "single_source:a"])
 def test_folds_of_earlier_groups_are_refused(scheme: str, tmp_path: Path) -> None:
     file = tmp_path / "splits_group.json"
