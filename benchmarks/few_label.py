@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware, machine_load
-from real_runs import Bench, Training, mean_scores, paired_interval, setting_words
+from real_runs import Bench, Training, seed_difference, setting_words
 from subsets import dice_scores, held_out_cases, patient_of
 
 from samunet.networks.sam.weight_files import (
@@ -290,15 +290,12 @@ def report(steps: dict[str, Any]) -> None:
 
 def _difference(rows: dict[str, dict[int, dict[str, Any]]], ours: str, other: str) -> None:
     """Mean difference over the seeds that both have, with its interval over patients."""
-    seeds = sorted(set(rows.get(ours, {})) & set(rows.get(other, {})))
-    if seeds:
-        first, second = ([rows[system][seed] for seed in seeds] for system in (ours, other))
-        points = 100 * float(np.mean([a["dice"] - b["dice"] for a, b in zip(first, second)]))
-        cases = [mean_scores([scores["cases"] for scores in system]) for system in (first, second)]
-        low, high = paired_interval(*cases)
+    found = seed_difference(rows.get(ours, {}), rows.get(other, {}))
+    if found is not None:
+        seeds = len(found.each)
         print(
-            f"    {ours} - {other}: {points:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over patients "
-            f"({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+            f"    {ours} - {other}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}] over "
+            f"patients ({seeds} seed{'s' * (seeds > 1)})"
         )
 
 

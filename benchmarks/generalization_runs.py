@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from measured_commands import ResultsFile, hardware, machine_load
-from real_runs import Bench, Training, interval, mean_scores, paired_interval, setting_words
+from real_runs import Bench, Training, interval, mean_scores, seed_difference, setting_words
 from subsets import dice_scores
 
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
@@ -242,16 +242,12 @@ def _mean_dice(seeds: Iterable[dict[str, Any]]) -> float:
 
 def difference(name: str, reference: Seeds, other: Seeds) -> None:
     """Points of the reference over another row: mean of the seeds that both have, interval over patients."""
-    shared = sorted(set(reference) & set(other))
-    if not shared:
-        return
-    each = [100 * (reference[seed]["dice"] - other[seed]["dice"]) for seed in shared]
-    cases = [mean_scores([row[seed]["cases"] for seed in shared]) for row in (reference, other)]
-    low, high = paired_interval(*cases)
-    print(
-        f"    {REFERENCE} - {name}: {np.mean(each):+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] over "
-        f"patients (seeds {', '.join(f'{points:+.1f}' for points in each)})"
-    )
+    found = seed_difference(reference, other)
+    if found is not None:
+        print(
+            f"    {REFERENCE} - {name}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}] over "
+            f"patients (seeds {', '.join(f'{points:+.1f}' for points in found.each)})"
+        )
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

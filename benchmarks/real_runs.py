@@ -190,6 +190,32 @@ def paired_interval(
     return found.low, found.high
 
 
+@dataclass(frozen=True)
+class SeedDifference:
+    """One system over another in points: of each seed that both have, and a 95 % interval over patients."""
+
+    each: tuple[float, ...]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.each))
+
+
+def seed_difference(
+    first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]
+) -> SeedDifference | None:
+    """Compare the scores (`dice`, `cases`) of two systems by seed; None without a seed that both have."""
+    shared = sorted(set(first) & set(second))
+    if not shared:
+        return None
+    cases = [mean_scores([system[seed]["cases"] for seed in shared]) for system in (first, second)]
+    low, high = paired_interval(*cases)
+    each = tuple(100 * (first[seed]["dice"] - second[seed]["dice"]) for seed in shared)
+    return SeedDifference(each, 100 * low, 100 * high)
+
+
 def mean_scores(seeds: Sequence[Scores]) -> Scores:
     """Case -> class -> mean Dice over the seeds; None where no seed has one."""
     found: dict[str, dict[str, float | None]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
 from samunet.inference.sliding_window import Storage, WindowSettings
 from samunet.networks.sam.weight_files import file_sha256
-from samunet.planning.plan import Configuration, Plan
+from samunet.planning.plan import Configuration, Plan, WeightsUsed
 from samunet.planning.sam_options import ENCODE_BATCH
 from samunet.preprocessing.case import PreprocessedCase, preprocess_case
 from samunet.preprocessing.restore import restore_probabilities, restore_segmentation
@@ -41,7 +41,7 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
-from samunet.trainers.identity import WeightsUsed, read_run
+from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
 from samunet.workspace import Workspace, fold_folder
@@ -173,8 +173,7 @@ class Predictor:
             run = read_run(fold_folder(self.model_folder, self.folds[0]))
             if run is not None:
                 return run.weights
-        planned = self.plan.weights.get(self.configuration.encoder or "")
-        return None if planned is None else WeightsUsed(**asdict(planned))
+        return self.plan.weights.get(self.configuration.encoder or "")
 
     def describe(self) -> str:
         """Which model, folds, settings and weights of the encoder, in one line."""

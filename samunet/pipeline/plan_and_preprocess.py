@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from samunet.planning.fingerprint import (
     read_known,
 )
 from samunet.planning.methods import ALIASES
-from samunet.planning.plan import RANDOM, Budget, Plan, PlannedWeights
+from samunet.planning.plan import RANDOM, Budget, Plan, WeightsUsed
 from samunet.planning.planner import PlanningRequest, make_plan
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
@@ -136,8 +136,8 @@ def plan(
             write_cache=save,
         )
     )
-    made = make_plan(fingerprint, planning_request(workspace, options, budget))
     files = weights_in_reach(workspace, options.weights, options.encoder)
+    made = make_plan(fingerprint, planning_request(options, budget, files))
     made = replace(made, weights=_weights_of(made, files))
     if save:
         save_plan(made, workspace.plan_file(name, made.name))
@@ -163,8 +163,8 @@ def _fingerprint_without_writing(workspace: Workspace, name: str, workers: int |
     return extract_fingerprint(dataset, workers)
 
 
-def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget) -> PlanningRequest:
-    """The planner's request: budget, weights at hand, and what the user overrode."""
+def planning_request(options: PlanOptions, budget: Budget, files: Mapping[str, Path]) -> PlanningRequest:
+    """The planner's request: budget, kinds of the weights files in reach, and what the user overrode."""
     overrides = {
         key: value
         for key, value in (
@@ -175,7 +175,6 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
         )
         if value
     }
-    files = weights_in_reach(workspace, options.weights, options.encoder)
     return PlanningRequest(
         name=options.plans,
         budget=budget,
@@ -186,11 +185,11 @@ def planning_request(workspace: Workspace, options: PlanOptions, budget: Budget)
     )
 
 
-def _weights_of(plan: Plan, files: dict[str, Path]) -> dict[str, PlannedWeights]:
+def _weights_of(plan: Plan, files: Mapping[str, Path]) -> dict[str, WeightsUsed]:
     """The weights of the encoders that start from a file; only these are read for their hash."""
     starting = {c.encoder: c.encoder_weights for c in plan.configurations.values() if c.encoder is not None}
     return {
-        name: PlannedWeights(kind=kind, file=files[name].name, sha256=weights_sha256(files[name]))
+        name: WeightsUsed(kind=kind, file=files[name].name, sha256=weights_sha256(files[name]))
         for name, kind in starting.items()
         if name in files and kind not in ("none", RANDOM)
     }

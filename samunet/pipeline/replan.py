@@ -63,7 +63,8 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
         settings={**plan.overrides.get("settings", {}), **structural},
         goal=plan.goal,
     )
-    request = planning_request(workspace, wanted, plan.budget)
+    files = weights_in_reach(workspace, wanted.weights, wanted.encoder)
+    request = planning_request(wanted, plan.budget, files)
     if name not in list_methods():  # a dotted name: a method of somebody else's
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(Fingerprint.load(fingerprint_file), request)

@@ -122,11 +122,11 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedWeights:
-    """What an encoder was planned with: `official`, `shipped` or `file`; name of the file, and SHA-256."""
+class WeightsUsed:
+    """Pretrained file that an encoder starts from; `kind` is official, shipped or file."""
 
-    kind: str
     file: str
+    kind: str
     sha256: str
 
 
@@ -188,7 +188,7 @@ class Plan:
     recommended: str
     verdicts: tuple[Verdict, ...]
     overrides: dict[str, Any] = field(default_factory=dict)
-    weights: dict[str, PlannedWeights] = field(default_factory=dict)
+    weights: dict[str, WeightsUsed] = field(default_factory=dict)
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name.

@@ -13,7 +13,7 @@ import torch
 
 from samunet.errors import SamunetError
 from samunet.planning.methods import get_method
-from samunet.planning.plan import Configuration, Plan, PlannedWeights
+from samunet.planning.plan import Configuration, Plan, WeightsUsed
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers import import_trainer
 from samunet.trainers.augmentation import fixed_random
@@ -38,7 +38,6 @@ from samunet.trainers.identity import (
     Identity,
     PhaseLength,
     RunRecord,
-    WeightsUsed,
     check_resumable,
     check_unclaimed,
     clear_for_new_run,
@@ -150,8 +149,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     identity = identify(plan, configuration.name, cases, seed, _distillation(request))
     resume_from = _checkpoint_to_continue(request, identity, found, pretrained)
     if resume_from is None:
-        refuse_other_weights(request.folder, _weights_used(pretrained), request.replaced)
-        _warn_of_other_folds(request, identity, reporter)
+        _check_folds_beside(request, identity, pretrained, reporter)
     device = choose_device(request.device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -159,7 +157,8 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
     if device.type == "cpu" and config.precision == "auto" and cpu_has_bf16():
         reporter.message(BF16_HINT)
     torch.default_generator.manual_seed(seed)
-    network = trainer.build_network(plan, configuration, weights=pretrained.path if pretrained else None)
+    weights = None if pretrained is None else pretrained.path
+    network = trainer.build_network(plan, configuration, weights=weights)
     prefix = trainer.frozen_prefix(config)
     module = trainer.build_training(network, plan, configuration)
     if request.distillation is not None:
@@ -192,12 +191,11 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
 
 def _started_from(plan: Plan, configuration: Configuration, pretrained: PretrainedFile) -> Plan:
     """The plan with the weights that this training starts from; the stored one says so too."""
-    used = PlannedWeights(kind=pretrained.kind, file=pretrained.path.name, sha256=pretrained.sha256)
     configuration = replace(configuration, encoder_weights=pretrained.kind)
     return replace(
         plan,
         configurations={**plan.configurations, configuration.name: configuration},
-        weights={**plan.weights, pretrained.variant: used},
+        weights={**plan.weights, pretrained.variant: _weights_used(pretrained)},
     )
 
 
@@ -260,9 +258,7 @@ def _base_weights(pretrained: PretrainedFile | None, prefix: str | None) -> Base
     )
 
 
-def _weights_used(pretrained: PretrainedFile | None) -> WeightsUsed | None:
-    if pretrained is None:
-        return None
+def _weights_used(pretrained: PretrainedFile) -> WeightsUsed:
     return WeightsUsed(file=pretrained.path.name, kind=pretrained.kind, sha256=pretrained.sha256)
 
 
@@ -283,7 +279,12 @@ def _distillation(request: RunRequest) -> dict[str, Any] | None:
     return None if request.distillation is None else request.distillation.record()
 
 
-def _warn_of_other_folds(request: RunRequest, identity: Identity, reporter: Reporter) -> None:
+def _check_folds_beside(
+    request: RunRequest, identity: Identity, pretrained: PretrainedFile | None, reporter: Reporter
+) -> None:
+    """Refuse other weights than those of the folds beside this one; warn where they differ otherwise."""
+    if pretrained is not None:
+        refuse_other_weights(request.folder, _weights_used(pretrained), request.replaced)
     told = other_folds_warning(request.folder, identity, overwrite=request.overwrite)
     if told is not None:
         reporter.message(told)
@@ -333,7 +334,7 @@ def _settle_samples_and_schedule(
         time_budget_minutes=run.time_budget_minutes,
         phases=tuple(_decided(phase) for phase in run.phases),
         batch_workers=run.workers,
-        weights=_weights_used(run.pretrained),
+        weights=None if run.pretrained is None else _weights_used(run.pretrained),
         cache=cache,
         device=str(run.device),
         precision=run.precision.name,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from samunet.errors import SamunetError
+from samunet.planning.plan import WeightsUsed
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import (
     Identity,
     RunRecord,
-    WeightsUsed,
     configuration_differences,
     distillation_differences,
     read_run,
@@ -36,14 +36,11 @@ def other_folds_warning(folder: Path, wanted: Identity, *, overwrite: bool) -> s
         The warning, or None where the folds go together or there are no others.
     """
     alike: dict[str, list[str]] = {}
-    for fold, beside in fold_folders(folder.parent).items():
-        if beside == folder or not checkpoints_in(beside):
-            continue
-        with suppress(SamunetError):  # a broken run.json of another fold is no reason not to train this one
-            found = read_run(beside)
-            told = [] if found is None else _differences(found, wanted)
+    for fold, found in _trained_beside(folder):
+        with suppress(SamunetError):  # nor is what cannot be compared
+            told = _differences(found, wanted)
             if told:
-                alike.setdefault("; ".join(told), []).append(str(fold))
+                alike.setdefault("; ".join(told), []).append(fold)
     if not alike:
         return None
     shown = ", ".join(f"fold {' '.join(folds)} ({told})" for told, folds in alike.items())
@@ -55,7 +52,7 @@ def other_folds_warning(folder: Path, wanted: Identity, *, overwrite: bool) -> s
     )
 
 
-def refuse_other_weights(folder: Path, now: WeightsUsed | None, replaced: Collection[int | str] = ()) -> None:
+def refuse_other_weights(folder: Path, now: WeightsUsed, replaced: Collection[int | str] = ()) -> None:
     """Refuse to start a fold from other pretrained weights than the folds beside it.
 
     Args:
@@ -67,20 +64,27 @@ def refuse_other_weights(folder: Path, now: WeightsUsed | None, replaced: Collec
         SamunetError: names both files.
     """
     others = {str(fold) for fold in replaced}
-    for fold, beside in fold_folders(folder.parent).items():
-        if now is None or beside == folder or str(fold) in others or not checkpoints_in(beside):
-            continue
-        found = None
-        with suppress(SamunetError):  # a broken run.json of another fold is no reason not to train this one
-            found = read_run(beside)
-        there = None if found is None else found.weights
-        if there is not None and there.sha256 != now.sha256:
+    for fold, found in _trained_beside(folder):
+        there = found.weights
+        if there is not None and fold not in others and there.sha256 != now.sha256:
             raise SamunetError(
                 f"Fold {fold} of {folder.parent} started from the weights {there.file} (SHA-256 "
                 f"{there.sha256[:12]}...), this one would from {now.file} ({now.sha256[:12]}...). Folds of "
                 "one model begin alike: name the same file with -w, keep this training apart with --tag, or "
                 "train all these folds anew in one command with --overwrite."
             )
+
+
+def _trained_beside(folder: Path) -> Iterator[tuple[str, RunRecord]]:
+    """Fold and record of the trained folds of the same model, without the one in `folder`."""
+    for fold, beside in fold_folders(folder.parent).items():
+        if beside == folder or not checkpoints_in(beside):
+            continue
+        found = None
+        with suppress(SamunetError):  # a broken run.json of another fold is no reason not to train this one
+            found = read_run(beside)
+        if found is not None:
+            yield str(fold), found
 
 
 def _differences(found: RunRecord, wanted: Identity) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from samunet.errors import SamunetError
-from samunet.planning.plan import Plan
+from samunet.planning.plan import Plan, WeightsUsed
 from samunet.records import content_hash, read_record, to_data, write_json
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 
@@ -33,15 +33,6 @@ class PhaseLength:
     val_iterations: int
     learning_rate: float
     momentum: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsUsed:
-    """Pretrained file that the encoder started from; `kind` is official, shipped or file."""
-
-    file: str
-    kind: str
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)

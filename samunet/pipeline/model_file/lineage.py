@@ -9,9 +9,9 @@ from typing import Any
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256, weights_with_hash
 from samunet.networks.sam.weights_card import read_card
-from samunet.planning.plan import Plan
+from samunet.planning.plan import Plan, WeightsUsed
 from samunet.trainers.checkpoint import Checkpoint
-from samunet.trainers.identity import PLACES, RunRecord, WeightsUsed
+from samunet.trainers.identity import PLACES, RunRecord
 from samunet.trainers.portable import Fold, FoldTraining, WeightsKind, WeightsOrigin, WeightsPlace
 
 UNKNOWN = "unknown"

@@ -24,7 +24,7 @@ from samunet.networks.sam.weight_files import (
 from samunet.networks.sam.weights import build_parts, read_weights
 from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
-from samunet.planning.plan import Configuration, Forecast, Plan, PlannedWeights
+from samunet.planning.plan import Configuration, Forecast, Plan, WeightsUsed
 from samunet.records import from_data, to_data
 from samunet.trainers.base import PretrainedFile
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
@@ -223,7 +223,7 @@ def test_weights_other_than_planned_are_refused(
 def test_weights_of_other_content_than_planned_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     file = tmp_path / f"mine_{VARIANT}.pth"
     write_weights(state, file)
-    used = PlannedWeights(kind="file", file=file.name, sha256=weights_sha256(file))
+    used = WeightsUsed(kind="file", file=file.name, sha256=weights_sha256(file))
     plan = replace(make_plan(make_configuration("2d_cnn", encoder=VARIANT)), weights={VARIANT: used})
     again = from_data(Plan, to_data(plan))
     assert again == plan
