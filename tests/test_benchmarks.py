@@ -6,12 +6,15 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from samunet.data.dataset import RawDataset
 from samunet.planning.methods import get_method, settings_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -247,3 +250,43 @@ def test_results_of_another_setup_are_not_continued(load: Callable[[str], Any], 
     measured.ResultsFile(tmp_path / "r.json", {}).require(setup)
     with pytest.raises(SystemExit, match="was made with"):
         measured.ResultsFile(tmp_path / "r.json", {}).require({"weights_sha256": "b"})
+
+
+@pytest.fixture
+def probe(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = load("linear_probe")
+    monkeypatch.setattr(module, "PENALTIES", (1e-4, 1e-2))
+    monkeypatch.setattr(module, "ITERATIONS", 30)
+    return module
+
+
+CASES = [f"tiny_00{number}" for number in range(5)]
+
+
+def test_a_linear_reading_finds_what_the_features_hold(probe: Any, tiny_dataset: Path) -> None:
+    """Features that are the shares themselves, mixed, are read nearly as well as the oracle reads them."""
+    raw = RawDataset.load(tiny_dataset)
+    eye = probe.Eye(raw, 160, probe.own_pixels)
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(3, 7, generator=generator)
+    for name in CASES:
+        case = eye.see(name)
+        assert case.shares.sum(-1) == pytest.approx(torch.ones(case.shares.shape[:3]), abs=1e-5)
+        assert case.features.shape == (*case.shares.shape[:3], 256)
+        mixed = case.shares.clamp_min(probe.LEAST_SHARE).log() @ mixing
+        eye._seen[name] = replace(case, features=mixed)
+
+    found, best = probe.probe(eye, CASES[:3], CASES[3:]), probe.oracle(eye, CASES[3:])
+
+    assert found["dice"] == pytest.approx(best["dice"], abs=0.05)  # the penalty pulls a little
+    assert best["dice"] > 0.5
+    assert found["explained"] > 0.5
+
+
+def test_features_that_know_nothing_explain_nothing(probe: Any, tiny_dataset: Path) -> None:
+    raw = RawDataset.load(tiny_dataset)
+    generator = torch.Generator().manual_seed(0)
+    eye = probe.Eye(raw, 64, lambda picture: torch.randn(len(picture), 5, 4, 4, generator=generator))
+    found = probe.probe(eye, CASES[:3], CASES[3:])
+    assert found["explained"] < 0.1
+    assert found["penalty"] == max(probe.PENALTIES)  # nothing is to be learnt
