@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+UNKNOWN = -1
+"""Number of a part for pixels that nobody has annotated."""
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
     """Objects of one picture.
 
     Attributes:
-        labels: (H, W) int16, number of the part that is visible in each pixel; 0 belongs to nothing.
+        labels: (H, W) int16, number of the part that is visible in each pixel; 0 belongs to nothing, UNKNOWN
+            may belong to anything.
         parents: (N,) by part, the part that it lies in; 0 for none. A part's number is above its parent's.
         usable: (N,) by part, whether it is an object to be asked for; never true for part 0.
     """
@@ -42,7 +46,7 @@ class Scene:
         """
         if not whole:
             return self.labels == part
-        belongs = np.zeros(len(self.parents), bool)
+        belongs = np.zeros(len(self.parents) + 1, bool)  # the last is where UNKNOWN looks
         belongs[part] = True
         for number in range(part + 1, len(self.parents)):
             belongs[number] |= belongs[self.parents[number]]

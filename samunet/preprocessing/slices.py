@@ -14,7 +14,7 @@ from scipy.ndimage import label as connected
 
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.readers import ENDINGS, file_kind, read_image
-from samunet.data.scene import Scene
+from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix
 from samunet.records import content_hash, read_record, write_json
@@ -29,6 +29,8 @@ LABELLED_CHANCE = 0.8
 SMALLEST_SIDE = 16
 MIN_PART = 12
 MOST_PARTS = 200
+UNANNOTATED = np.iinfo(np.uint16).max
+"""Stored for voxels with the dataset's ignore label, whatever its number is there."""
 MOST_FRAMES = 10
 """Of a 4D file that is given without a dataset."""
 VAL_EVERY = 10
@@ -116,15 +118,15 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
         licence=declared_licence(dataset.json),
         names=tuple(case.name for case in kept),
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
-        loaded=lambda: ([_without_ignored(dataset.read(case), dataset.labels.ignore)] for case in kept),
+        loaded=lambda: ([_with_unannotated(dataset.read(case), dataset.labels.ignore)] for case in kept),
     )
 
 
-def _without_ignored(case: LoadedCase, ignore: int | None) -> LoadedCase:
-    """Voxels that nobody annotated are no object; losses take them for background."""
+def _with_unannotated(case: LoadedCase, ignore: int | None) -> LoadedCase:
+    """Voxels that nobody annotated under a number of their own."""
     if case.label is None or ignore is None:
         return case
-    return replace(case, label=np.where(case.label == ignore, 0, case.label))
+    return replace(case, label=np.where(case.label == ignore, UNANNOTATED, case.label.astype(np.int32)))
 
 
 def declared_licence(content: Mapping[str, Any]) -> str:
@@ -206,8 +208,13 @@ def _write_cases(
         _save(folder / f"{number}_image.npy", pictures)
         if labels is not None:
             _save(folder / f"{number}_label.npy", labels)
-        labelled = () if labels is None else tuple(np.flatnonzero(labels.any((1, 2))).tolist())
+        labelled = () if labels is None else tuple(np.flatnonzero(_has_objects(labels)).tolist())
         yield SlicedCase(name=name, number=number, slices=len(pictures), labelled=labelled)
+
+
+def _has_objects(labels: np.ndarray) -> np.ndarray:
+    """Which slices (N,) of labels (N, H, W) show more than background and what nobody annotated."""
+    return ((labels > 0) & (labels != UNANNOTATED)).any((1, 2))
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -257,17 +264,17 @@ def scene_of_labels(labels: np.ndarray) -> Scene:
     """Each connected part of each class is an object.
 
     Args:
-        labels: (H, W) integers, 0 background.
+        labels: (H, W) integers, 0 background, UNANNOTATED what belongs to nothing that is known.
     """
-    parts = np.zeros(labels.shape, np.int16)
+    parts = np.where(labels == UNANNOTATED, np.int16(UNKNOWN), np.int16(0))
     count = 0
     for value in np.unique(labels):
-        if value == 0 or count >= MOST_PARTS:
+        if value in (0, UNANNOTATED) or count >= MOST_PARTS:
             continue
         found, number = connected(labels == value)
         parts[found > 0] = found[found > 0] + count
         count += number
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes = np.bincount(parts[parts > 0], minlength=count + 1)
     return Scene(parts, np.zeros(count + 1, np.int16), sizes >= MIN_PART)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from samunet.data.geometry import in_all_channels
 from samunet.data.procedural import MIN_PART, ProceduralSettings, generate
-from samunet.data.scene import Scene
+from samunet.data.scene import UNKNOWN, Scene
 from samunet.networks.sam.variants import PATCH, PIXEL_MEAN
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.prompting import first_prompt
@@ -89,6 +89,7 @@ class PretrainSource:
         return {
             "image": image,
             "objects": torch.from_numpy(objects),
+            "known": torch.from_numpy(labels != UNKNOWN),
             "points_xy": torch.from_numpy(points),
             "labels": torch.from_numpy(kinds),
             "real": torch.from_numpy(real),
@@ -100,7 +101,7 @@ class PretrainSource:
     def _objects(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks (K, S, S), first points (K, 2, 2) and their labels (K, 2); empty without any object."""
         count = self.settings.objects
-        present, pixels = np.unique(scene.labels, return_counts=True)
+        present, pixels = np.unique(scene.labels[scene.labels > 0], return_counts=True)
         usable = scene.usable[present] & (pixels >= MIN_PART)
         chosen = drawn(present[usable], np.sqrt(pixels[usable]), count, rng)
         masks = np.zeros((count, *scene.labels.shape), bool)

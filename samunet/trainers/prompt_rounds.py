@@ -31,6 +31,14 @@ class PromptSettings:
 
 
 @dataclass(frozen=True)
+class _Target:
+    """Objects (B, K, h, w), and the pixels that somebody has annotated (B, h, w); boolean."""
+
+    objects: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
 class _Round:
     """One answer: loss, error of the predicted IoU, true IoU (B, K); mask (B, K, h, w); logits to go on."""
 
@@ -49,7 +57,8 @@ def prompt_losses(
     Args:
         sam: prompt encoder and mask decoder are used.
         embedding: (B, E, g, g).
-        batch: `objects`, `points_xy`, `labels` and `clicks` of `PretrainSource`.
+        batch: `objects`, `known`, `points_xy`, `labels` and `clicks` of `PretrainSource`. Pixels that are
+            not known are in no loss, no IoU and under no click.
         settings: see there.
 
     Returns:
@@ -57,7 +66,7 @@ def prompt_losses(
         click, `iou_first` and `iou_clicked`; pixel counts `tp`, `fp`, `fn` (2,) of these two answers.
     """
     stride, objects = settings.loss_stride, batch["objects"]
-    target = objects[..., ::stride, ::stride]
+    target = _Target(objects[..., ::stride, ::stride], batch["known"][:, ::stride, ::stride])
     asked = objects.flatten(2).any(-1)
     prompts, rounds = Prompts(batch["points_xy"], batch["labels"]), []
     for turn in range(settings.clicks + 1):
@@ -65,7 +74,8 @@ def prompt_losses(
         rounds.append(_answer(sam, embedding, prompts, target, (objects.shape[-1], settings), allowed))
         if turn < settings.clicks:
             last = rounds[-1]
-            points, labels = error_clicks(last.answer, target, batch["clicks"][..., turn], stride)
+            draws = batch["clicks"][..., turn]
+            points, labels = error_clicks(last.answer, target.objects, draws, stride, target.known)
             labels = torch.where(asked, labels, PADDING)
             prompts = Prompts(
                 torch.cat([prompts.points_xy, points[:, :, None]], 2),
@@ -100,7 +110,7 @@ def _answer(
     sam: PromptableSam,
     embedding: Tensor,
     prompts: Prompts,
-    target: Tensor,
+    target: _Target,
     how: tuple[int, PromptSettings],
     allowed: Tensor | None,
 ) -> _Round:
@@ -111,9 +121,10 @@ def _answer(
     if allowed is None:
         allowed = torch.ones_like(predicted, dtype=torch.bool)
     logits = enlarged(low, size, settings.loss_stride)
-    each = mask_losses(logits, target, settings.focal_weight, settings.focal_alpha)
+    weight, alpha = settings.focal_weight, settings.focal_alpha
+    each = mask_losses(logits, target.objects, weight, alpha, target.known)
     masks = logits.detach() > 0
-    quality = true_iou(masks, target)
+    quality = true_iou(masks, target.objects, target.known)
     error = ((predicted - quality).square() * allowed).sum(-1) / allowed.sum(-1)
     belief = predicted.detach().masked_fill(~allowed, -torch.inf)
     return _Round(
@@ -142,9 +153,9 @@ def _enlargement(cells: int, size: int, stride: int) -> Tensor:
     return whole.T[::stride].contiguous()
 
 
-def _counts(first: Tensor, last: Tensor, target: Tensor, asked: Tensor) -> dict[str, Tensor]:
+def _counts(first: Tensor, last: Tensor, target: _Target, asked: Tensor) -> dict[str, Tensor]:
     """Pixel counts (2,) of two answers (B, K, h, w) over the objects that were asked for."""
     answers = torch.stack([first, last])
-    valid = asked[..., None, None]
-    pairs = {"tp": answers & target, "fp": answers & ~target, "fn": ~answers & target}
+    valid, wanted = asked[..., None, None] & target.known[:, None], target.objects
+    pairs = {"tp": answers & wanted, "fp": answers & ~wanted, "fn": ~answers & wanted}
     return {name: (pixels & valid).flatten(1).sum(1).float() for name, pixels in pairs.items()}

@@ -52,7 +52,9 @@ def first_prompt(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
     return corners, np.array([FIRST_CORNER, LAST_CORNER])
 
 
-def error_clicks(answer: Tensor, target: Tensor, draws: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def error_clicks(
+    answer: Tensor, target: Tensor, draws: Tensor, stride: int, known: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A click in each object's error region, each of its pixels with the same chance.
 
     Positive where the object was missed, negative where too much was given, so never positive on an empty
@@ -62,12 +64,13 @@ def error_clicks(answer: Tensor, target: Tensor, draws: Tensor, stride: int) -> 
         answer / target: (B, K, h, w) boolean, pixel (r, c) being the picture's (r * stride, c * stride).
         draws: (B, K) in 0..1.
         stride: see above.
+        known: (B, h, w) boolean, False where nobody has annotated: nothing is wrong there.
 
     Returns:
         points (B, K, 2) float32, x before y, and labels (B, K).
     """
     width = target.shape[-1]
-    wrong = (answer != target).flatten(2)
+    wrong = _where_known(answer != target, known).flatten(2)
     running = wrong.cumsum(-1)
     count = running[..., -1]
     rank = (draws * count).long().clamp(max=(count - 1).clamp_min(0))
@@ -79,7 +82,20 @@ def error_clicks(answer: Tensor, target: Tensor, draws: Tensor, stride: int) -> 
     return points, labels
 
 
-def mask_losses(logits: Tensor, target: Tensor, focal_weight: float = 20.0, alpha: float = 0.25) -> Tensor:
+def _where_known(values: Tensor, known: Tensor | None) -> Tensor:
+    """Values (B, K, ..., h, w) of which those on pixels that are not known (B, h, w) become 0 or False."""
+    if known is None:
+        return values
+    return values * known.view(len(known), *(1,) * (values.ndim - 3), *known.shape[1:])
+
+
+def mask_losses(
+    logits: Tensor,
+    target: Tensor,
+    focal_weight: float = 20.0,
+    alpha: float = 0.25,
+    known: Tensor | None = None,
+) -> Tensor:
     """Focal loss times its weight, plus Dice, of each mask.
 
     Args:
@@ -87,6 +103,7 @@ def mask_losses(logits: Tensor, target: Tensor, focal_weight: float = 20.0, alph
         target: (B, K, h, w) boolean.
         focal_weight: against Dice.
         alpha: weight of the object's pixels in the focal loss; the others have 1 - alpha.
+        known: (B, h, w) boolean; the other pixels do not count.
 
     Returns:
         (B, K, M) float32.
@@ -96,15 +113,22 @@ def mask_losses(logits: Tensor, target: Tensor, focal_weight: float = 20.0, alph
     entropy = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     of_truth = chance * wanted + (1 - chance) * (1 - wanted)
     share = alpha * wanted + (1 - alpha) * (1 - wanted)
-    focal = (share * (1 - of_truth) ** FOCAL_GAMMA * entropy).mean((-2, -1))
-    overlap, total = (chance * wanted).sum((-2, -1)), (chance + wanted).sum((-2, -1))
+    pixels = logits[0, 0, 0].numel() if known is None else known.sum((-2, -1)).clamp_min(1)[:, None, None]
+    each = _where_known(share * (1 - of_truth) ** FOCAL_GAMMA * entropy, known)
+    focal = each.sum((-2, -1)) / pixels
+    overlap = _where_known(chance * wanted, known).sum((-2, -1))
+    total = _where_known(chance + wanted, known).sum((-2, -1))
     return focal_weight * focal + 1 - (2 * overlap + 1) / (total + 1)
 
 
-def true_iou(answers: Tensor, target: Tensor) -> Tensor:
-    """IoU (B, K, M) of boolean answers (B, K, M, h, w) with targets (B, K, h, w); two empty ones give 1."""
+def true_iou(answers: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """IoU (B, K, M) of boolean answers (B, K, M, h, w) with targets (B, K, h, w); two empty ones give 1.
+
+    Pixels that are not `known` (B, h, w) count for neither.
+    """
     wanted = target[:, :, None]
-    both, either = (answers & wanted).sum((-2, -1)), (answers | wanted).sum((-2, -1))
+    both = _where_known(answers & wanted, known).sum((-2, -1))
+    either = _where_known(answers | wanted, known).sum((-2, -1))
     return torch.where(either > 0, both / either.clamp_min(1), 1.0)
 
 

@@ -14,9 +14,11 @@ from PIL import Image
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import Geometry
 from samunet.data.readers import read_label
+from samunet.data.scene import UNKNOWN
 from samunet.errors import SamunetError
 from samunet.preprocessing import slices as module
 from samunet.preprocessing.slices import (
+    UNANNOTATED,
     SliceIndex,
     Slices,
     case_slices,
@@ -100,7 +102,14 @@ def test_ignored_voxels_are_no_object(tiny_dataset: Path, tmp_path: Path) -> Non
     assert any((read_label(case.label)[0] == 2).any() for case in dataset.cases if case.label)
     index = slice_dataset(dataset, tmp_path / "slices", frozenset())
     for case in index.cases:
-        assert np.load(tmp_path / "slices" / f"{case.number}_label.npy").max() <= 1
+        stored = np.load(tmp_path / "slices" / f"{case.number}_label.npy")
+        assert set(np.unique(stored)) <= {0, 1, UNANNOTATED}
+        assert case.labelled == tuple(np.flatnonzero((stored == 1).any((1, 2))).tolist())
+        for labels in stored[(stored == UNANNOTATED).any((1, 2))]:
+            scene = scene_of_labels(labels)
+            assert np.array_equal(scene.labels == UNKNOWN, labels == UNANNOTATED)
+            for part in range(1, len(scene.parents)):
+                assert set(np.unique(labels[scene.mask(part)])) == {1}
 
 
 def test_a_licence_is_taken_from_where_datasets_write_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from absent_gpu import check_steps, knows_cuda
 
-from samunet.data.scene import Scene
+from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
 from samunet.networks.masked import hidden_patches
 from samunet.networks.sam.adapters import is_adapter_key
@@ -126,6 +126,31 @@ def test_without_labels_the_prompted_part_has_no_loss_but_is_finite() -> None:
     losses = module({name: torch.stack([value, value]) for name, value in sample.items()})
     assert losses["prompt"] == 0
     assert torch.isfinite(losses["loss"])
+
+
+def test_what_nobody_annotated_changes_nothing() -> None:
+    """Whatever the reference says there: no loss, no IoU, no count and no click looks at it."""
+    labels = np.zeros((64, 64), np.int16)
+    labels[8:40, 8:40] = 1
+    labels[:, 30:] = UNKNOWN
+    scene = Scene(labels, np.zeros(2, np.int16), np.array([False, True]))
+    picture = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
+    sample = source().prepare(picture, scene, np.random.default_rng(0))
+    assert not sample["known"].all()
+    assert sample["objects"].flatten(1).any(1).all()
+    other = {**sample, "objects": sample["objects"] ^ ~sample["known"]}
+    module = PretrainModule(PretrainNetwork(SMALL), SMALL).eval()
+    first, second = (
+        module({name: torch.stack([value, value]) for name, value in found.items()})
+        for found in (sample, other)
+    )
+    assert {"prompt", "iou_first", "iou_clicked", "tp"} <= set(first)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    seen = module(
+        {**{n: torch.stack([v, v]) for n, v in other.items()}, "known": torch.ones(2, 64, 64).bool()}
+    )
+    assert not torch.equal(first["prompt"], seen["prompt"])
 
 
 def micro_teacher() -> Teacher:
