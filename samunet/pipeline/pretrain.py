@@ -291,8 +291,6 @@ def find_cuttings(workspace: Workspace, options: PretrainOptions) -> dict[Path, 
         cutting = dataset_cutting(dataset, excluded.get(dataset.name, frozenset()))
         left_out, cases = len(cutting.excluded), len(dataset.cases)
         logger.info("%s: %d of %d cases are left out.", dataset.name, left_out, cases)
-        if dataset.labels.ignore is not None and "prompt" in options.settings.tasks:
-            logger.warning("%s: voxels with the ignore label count as background in prompt.", dataset.name)
         cuttings[root / dataset.name] = cutting
     for number, images in enumerate(options.images):
         cuttings[root / f"images_{number}"] = folder_cutting(images)

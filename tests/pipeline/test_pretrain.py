@@ -337,13 +337,6 @@ def test_what_is_left_out_is_said(tiny_copy: Path, tmp_path: Path, caplog: pytes
     caplog.clear()
     find_cuttings(Workspace.find(tiny_copy, {}), replace(options, datasets=()))
     assert "has no effect" in caplog.text
-    assert "ignore label" not in caplog.text
-    description = tiny_copy / "raw" / "Dataset901_Tiny3D" / "dataset.json"
-    content = json.loads(description.read_text())
-    content["labels"] = {"background": 0, "organ": 1, "ignore": 2}
-    description.write_text(json.dumps(content))
-    find_cuttings(Workspace.find(tiny_copy, {}), options)
-    assert "Dataset901_Tiny3D: voxels with the ignore label count as background" in caplog.text
 
 
 def test_tasks_are_read_with_their_weights() -> None:
