@@ -17,6 +17,7 @@ from samunet.networks.full_precision import full_precision
 from samunet.networks.picture import channel_matrix, check_windows, unit_range
 from samunet.networks.prompt_generator import PromptGenerator
 from samunet.networks.sam.variants import PIXEL_MEAN, PIXEL_STD, get_variant
+from samunet.networks.sam.weight_files import adapters_refused
 from samunet.networks.sam.weights import read_weights
 from samunet.networks.volume_decoder import VolumeDecoder, VolumeDecoderSettings
 from samunet.networks.volume_encoder import VolumeEncoder, VolumeEncoderSettings
@@ -173,10 +174,7 @@ def load_pretrained(network: AdapterNetwork, path: Path) -> None:
     """
     weights = read_weights(path, get_variant(network.settings.encoder.variant).name)
     if weights.adapted:
-        raise SamunetError(
-            f"{path} is an encoder with adapters for 2D slices; 3d_adapter brings its own for volumes. Take "
-            "the weights that the adapters were trained on, or a 2D method."
-        )
+        raise SamunetError(adapters_refused(str(path)))
     used = network.encoder.load_sam(weights.image_encoder)
     logger.info(
         "%s: %d tensors into the encoder; %d of SAM's 2D neck, prompts and decoder are not needed.",

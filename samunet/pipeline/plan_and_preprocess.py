@@ -15,7 +15,7 @@ from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, get_variant
-from samunet.networks.sam.weight_files import weights_at_hand, weights_kind, weights_sha256
+from samunet.networks.sam.weight_files import file_has_adapters, weights_at_hand, weights_kind, weights_sha256
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.calibrate import BudgetRequest, make_budget
 from samunet.pipeline.replaced_plan import DEFAULT_GOAL, DEFAULT_HOURS, planning_command, save_plan
@@ -180,6 +180,7 @@ def planning_request(options: PlanOptions, budget: Budget, files: Mapping[str, P
         budget=budget,
         unet_memory_gb=options.gpu_memory_gb or 8.0,
         weights={name: weights_kind(path, name) for name, path in files.items()},
+        adapted=frozenset(name for name, path in files.items() if file_has_adapters(path)),
         goal=options.goal,
         overrides=overrides,
     )
@@ -189,7 +190,12 @@ def _weights_of(plan: Plan, files: Mapping[str, Path]) -> dict[str, WeightsUsed]
     """The weights of the encoders that start from a file; only these are read for their hash."""
     starting = {c.encoder: c.encoder_weights for c in plan.configurations.values() if c.encoder is not None}
     return {
-        name: WeightsUsed(kind=kind, file=files[name].name, sha256=weights_sha256(files[name]))
+        name: WeightsUsed(
+            kind=kind,
+            file=files[name].name,
+            sha256=weights_sha256(files[name]),
+            adapted=file_has_adapters(files[name]),
+        )
         for name, kind in starting.items()
         if name in files and kind not in ("none", RANDOM)
     }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.weight_files import file_has_adapters
 from samunet.pipeline.plan_and_preprocess import (
     PlanOptions,
     encoder_of_file,
@@ -114,6 +116,8 @@ def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: O
     if present is None or named not in (None, present.encoder):
         return named
     at_hand = weights_in_reach(workspace, options.weights, named or present.encoder)
+    if options.weights is not None and _is_adapted_otherwise(plan, at_hand, present.encoder):
+        return present.encoder
     if present.encoder_weights != "none" or not at_hand:
         return None
     if options.weights is not None or named in at_hand:
@@ -124,6 +128,12 @@ def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: O
         ", ".join(at_hand),
     )
     return None
+
+
+def _is_adapted_otherwise(plan: Plan, at_hand: Mapping[str, Path], encoder: str | None) -> bool:
+    """Whether weights have adapters where the planned ones have none, or the other way round."""
+    planned, given = plan.weights.get(encoder or ""), at_hand.get(encoder or "")
+    return given is not None and file_has_adapters(given) != (planned is not None and planned.adapted)
 
 
 def _structural_settings(method: Method, options: Overrides) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from samunet.planning.plan import Budget, Configuration, DataConfiguration
+from samunet.planning.plan import RANDOM, Budget, Configuration, DataConfiguration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class PlanningContext:
         mirror_reason: why an axis is left out, or empty.
         budget: the SAM rows' budget; `unet_memory_gb` the U-Net rows' (8 unless the user gave one).
         weights: SAM variant -> `official`, `shipped` or `file` for every variant whose weights are at hand.
+        adapted: SAM variants whose weights at hand have adapters in the encoder's blocks.
         encoder: variant the user asked for, or None for the planner's choice.
         settings: method settings the user overrode, applied to every row that knows them.
         natural_image: RGB or other non-medical 2D images.
@@ -43,11 +44,16 @@ class PlanningContext:
     budget: Budget
     unet_memory_gb: float
     weights: dict[str, str]
+    adapted: frozenset[str] = frozenset()
     encoder: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     natural_image: bool = False
     groups: int = 0
     goal: str = "accuracy"
+
+    def starts_adapted(self, variant: str, weights: str) -> bool:
+        """Whether an encoder that starts from weights of this kind comes with adapters."""
+        return variant in self.adapted and weights not in ("none", RANDOM)
 
     def patch_mirror_axes(self, data: DataConfiguration) -> tuple[int, ...]:
         """`mirror_axes` as axes of a patch: a slice has no axis 0."""

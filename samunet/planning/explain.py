@@ -60,7 +60,8 @@ def data_lines(plan: Plan) -> list[str]:
     for key, value in plan.overrides.items():
         lines.append(f"You set {key}: {value}")
     for encoder, used in plan.weights.items():
-        lines.append(f"Weights of {encoder}: {used.file} (SHA-256 {used.sha256[:12]}...)")
+        adapted = ", with adapters" * used.adapted
+        lines.append(f"Weights of {encoder}: {used.file} (SHA-256 {used.sha256[:12]}...){adapted}")
     return lines
 
 

@@ -123,11 +123,15 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsUsed:
-    """Pretrained file that an encoder starts from; `kind` is official, shipped or file."""
+    """Pretrained file that an encoder starts from; `kind` is official, shipped or file.
+
+    `adapted`: its blocks have adapters. Plans made before this was written down say false.
+    """
 
     file: str
     kind: str
     sha256: str
+    adapted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class PlanningRequest:
         budget: for the SAM rows, and what every row is judged by.
         unet_memory_gb: GPU memory that U-Net patches are planned for; nnU-Net's 8 GB unless the user said.
         weights: SAM variant -> `official`, `shipped` or `file`, for every variant at hand.
+        adapted: those of them whose file has adapters in the encoder's blocks.
         goal: `accuracy` recommends what is expected to segment best, `speed` the quickest to train,
             `generalize` what is expected to do so on data from other sites.
         overrides: the user's `spacing` (z, y, x of the file, mm), `encoder`, `weights` (where `weights` come
@@ -55,6 +56,7 @@ class PlanningRequest:
     budget: Budget
     unet_memory_gb: float = REFERENCE_GB
     weights: Mapping[str, str] = field(default_factory=dict)
+    adapted: frozenset[str] = frozenset()
     goal: str = "accuracy"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     extra_methods: tuple[str, ...] = ()
@@ -157,6 +159,7 @@ def _context(fingerprint: Fingerprint, request: PlanningRequest, grid: _Grid) ->
         budget=request.budget,
         unet_memory_gb=request.unet_memory_gb,
         weights=dict(request.weights),
+        adapted=request.adapted,
         encoder=request.overrides.get("encoder"),
         settings=dict(request.overrides.get("settings", {})),
         natural_image=fingerprint.natural_image,

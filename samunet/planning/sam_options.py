@@ -242,7 +242,8 @@ def evaluate(context: PlanningContext, spec: HeadSpec, variant: SamVariant, inpu
     """Cost of one option in the better of its ways: with a cache of as many views as fit, or without."""
     user = settings_of(spec.config, context.settings)
     weights = RANDOM if user.get("encoder_weights") == RANDOM else context.weights.get(variant.name, "none")
-    ways = _ways(variant.prior(weights), weights, context.settings)
+    adapted = context.starts_adapted(variant.name, weights)
+    ways = _ways(variant.prior(weights), weights, context.settings, adapted=adapted)
     if variant.prior(weights) == "own weights" and not user.get("paper_compat"):
         ways = [{**SEEING, **way} for way in ways]
     options = [_cost_out(context, spec, _Way(variant, input_size, weights, {**way, **user})) for way in ways]
@@ -267,9 +268,12 @@ def _is_lavish(context: PlanningContext, option: SamOption) -> bool:
     return option.stored > STORED_SLICES or costly or large
 
 
-def _ways(prior: Prior, weights: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Recipes to weigh, the preferred one first; what the user asked for is laid over them."""
-    kept = asked.get("encoder") == "frozen" or bool(asked.get("cache"))
+def _ways(prior: Prior, weights: str, asked: Mapping[str, Any], *, adapted: bool) -> list[dict[str, Any]]:
+    """Recipes to weigh, the preferred one first; what the user asked for is laid over them.
+
+    An adapted encoder is kept whatever its size: its adapters are what was to be trained in it.
+    """
+    kept = adapted or asked.get("encoder") == "frozen" or bool(asked.get("cache"))
     if asked.get("encoder") == "full" or weights == "none" or (prior == "own weights" and not kept):
         return [{"encoder": "full", "cache": False, **(FULL_LARGE if prior == "sam" else TRAINED_WHOLE)}]
     if asked.get("channel_map") == "stem":

@@ -46,6 +46,7 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
     reasons = (
         *option.lacks,
         _standing_reason(context, spec, option),
+        *_adapted_reasons(context, option),
         _input_reason(context, option),
         *_encoder_reasons(context, spec, option, beyond),
         length_reason(option.schedule, context.budget.hours, fixed=option.fixed_length),
@@ -119,6 +120,18 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
         f"With {counted} a pretrained encoder is expected to have no lead over a U-Net: in AutoSAM's study "
         "it was gone at about ten labelled volumes."
     )
+
+
+def _adapted_reasons(context: PlanningContext, option: SamOption) -> list[str]:
+    """What becomes of an encoder that has adapters already."""
+    name = option.variant.name
+    if not context.starts_adapted(name, option.weights):
+        return []
+    have = f"The weights of {name} at hand have adapters from a pretraining"
+    if option.config.encoder == "full":
+        return [f"{have}; they are trained further with all of the encoder, as you set."]
+    kept = "so the encoder is kept as it is (--set encoder=full trains it too)"
+    return [f"{have}, {kept}. Whether such adapters help is not measured."]
 
 
 def random_reason(variant: SamVariant) -> str:

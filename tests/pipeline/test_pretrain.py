@@ -26,6 +26,7 @@ from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
 from samunet.pipeline import calibrate
 from samunet.pipeline.pretrain import PretrainOptions, find_cuttings, with_settings
+from samunet.planning.plan import Plan
 from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint
 from samunet.trainers.pretraining import PretrainSettings
@@ -387,10 +388,11 @@ def test_adapters_are_trained_on_weights_that_stay(with_base: Path) -> None:
     words = ["901", "2d_linear", "0", *SHORT, "-encoder", "vit_micro", "-w", str(file)]
     where = ["--workspace", str(with_base)]
     assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
-    assert train.main([*words, "--set", "encoder=frozen", *where]) == 0
+    assert train.main([*words, *where]) == 0
     model = with_base / "results/Dataset901_Tiny3D/2d_linear__samunetPlans"
     network = Predictor.load(model, (0,), device="cpu").networks[0]
     assert has_adapters(network.encoder)
+    assert network.settings.frozen  # also without --set, though the plan would train the encoder too
     loaded = dict(network.encoder.named_parameters())
     assert all(torch.equal(loaded[key], value) for key, value in own.items())
 
@@ -428,3 +430,17 @@ def test_where_adapted_weights_do_not_go(with_base: Path, capsys: pytest.Capture
     volume = ["901", "3d_adapter", "0", *SHORT, "-encoder", "vit_micro", "-w", str(file), *where]
     assert train.main(volume) == 2
     assert "adapters for 2D slices" in capsys.readouterr().err
+
+
+def test_a_plan_knows_adapted_weights(with_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert adapted(with_base, name="samunet_vit_micro") == 0
+    where = ["--workspace", str(with_base)]
+    words = ["-d", "901", "-encoder", "vit_micro", "-np", "1", *where]
+    assert plan_and_preprocess.main([*words, "-c", "2d_cnn"]) == 0
+    assert "What is at hand of vit_micro is an encoder with adapters" in capsys.readouterr().out
+    plan = Plan.load(with_base / "preprocessed/Dataset901_Tiny3D/samunetPlans.json")
+    assert plan.weights["vit_micro"].adapted
+    assert plan.configuration("2d_cnn").settings.get("encoder", "frozen") == "frozen"
+    assert "3d_adapter" not in plan.configurations
+    assert train.main(["901", "3d_adapter", "0", *SHORT, *where]) == 2
+    assert "adapters for 2D slices; 3d_adapter brings its own" in capsys.readouterr().err

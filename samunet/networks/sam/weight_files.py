@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -22,6 +24,9 @@ HALF_ENDING = "_fp16"
 SHIPPED = Path(__file__).with_name("shipped")
 """Folder of the package for weights that come with it; empty or absent in releases without."""
 _BLOCK = 1 << 22
+_NAMES_BYTES = 1 << 22
+"""In which the names of all tensors stand, at the start of a file that is no archive."""
+_ADAPTER_KEY = re.compile(rb"blocks\.\d+\.(attention|mlp)_adapter\.down\.weight")
 
 
 def find_weights(folder: Path | None, variant: str, *, shipped: bool = True) -> Path | None:
@@ -153,6 +158,38 @@ def weights_kind(path: Path, variant: str) -> WeightsKind:
     if shipped is None:
         return "file"
     return "shipped" if weights_sha256(path) == weights_sha256(shipped) else "file"
+
+
+def file_has_adapters(path: Path) -> bool:
+    """Whether the encoder in a weights file has adapters (`samunet_pretrain --adapters`).
+
+    Only the names of the tensors are read. A file that is no weights file has none: whoever loads it says
+    what is wrong with it.
+    """
+    try:
+        return _ADAPTER_KEY.search(_names(Path(path))) is not None
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def _names(path: Path) -> bytes:
+    """The part of a weights file that holds the names of its tensors."""
+    if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            listing = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return archive.read(listing[0]) if listing else b""
+    with open(path, "rb") as file:
+        if path.suffix != ".safetensors":
+            return file.read(_NAMES_BYTES)
+        return file.read(min(int.from_bytes(file.read(8), "little"), _NAMES_BYTES))
+
+
+def adapters_refused(what: str) -> str:
+    """Why `3d_adapter` does not take an encoder with adapters; `what` begins the sentence."""
+    return (
+        f"{what} is an encoder with adapters for 2D slices; 3d_adapter brings its own for volumes. Take the "
+        "weights that the adapters were trained on, or a 2D method."
+    )
 
 
 def weights_at_hand(folder: Path | None, *, shipped: bool = True) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from samunet.networks.sam.variants import VARIANTS, SamVariant, get_variant
+from samunet.networks.sam.weight_files import adapters_refused
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.memory import (
     ENOUGH_STEPS,
@@ -124,7 +125,7 @@ class _Option:
 
 
 def row(context: PlanningContext) -> Candidate:
-    """Plan `3d_adapter`; unsuitable for single images.
+    """Plan `3d_adapter`; unsuitable for single images, and on an encoder with adapters for slices.
 
     Raises:
         SamunetError: the encoder that the user asked for is unknown, refused, or has no weights.
@@ -135,8 +136,10 @@ def row(context: PlanningContext) -> Candidate:
             "The cases are single 2D images: there is no third axis for its tokens. The 2D methods on a SAM "
             "encoder are 2d_cnn, 2d_autosam, 2d_linear and 2d_desam."
         )
-        return Candidate(method="3d_adapter", configuration=None, fits=False, score=0.0, reasons=(reason,))
+        return _unsuitable(reason)
     variant, weights = _encoder(context)
+    if context.starts_adapted(variant.name, weights):
+        return _unsuitable(adapters_refused(f"What is at hand of {variant.name}"))
     tokens = _token_size(context, data)
     options = _options(context, data, variant, weights, tokens)
     reached = max((i for i, option in enumerate(options) if option.comfortable), default=0)
@@ -146,6 +149,7 @@ def row(context: PlanningContext) -> Candidate:
     reasons = (
         *option.lacks,
         _standing_reason(context, variant, weights),
+        *_passed_over_reasons(context, variant),
         _patch_reason(data, option, tokens),
         *([] if beyond is None else [_beyond_reason(beyond)]),
         *_memory_reasons(option),
@@ -177,8 +181,15 @@ def row(context: PlanningContext) -> Candidate:
     )
 
 
+def _unsuitable(reason: str) -> Candidate:
+    return Candidate(method="3d_adapter", configuration=None, fits=False, score=0.0, reasons=(reason,))
+
+
 def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
-    """Encoder and its weights: the user's, else ViT-B or the next larger one at hand, else vit_tiny."""
+    """Encoder and its weights: the user's, else ViT-B or the next larger one at hand, else vit_tiny.
+
+    Weights with adapters for slices are passed over where there are others.
+    """
     user = settings_of(AdapterConfig, context.settings)
     forced = user.get("encoder_weights") == RANDOM
     if context.encoder is not None:
@@ -187,7 +198,11 @@ def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
         return variant, RANDOM if forced else context.weights.get(variant.name, "none")
     if forced:
         return VARIANTS["vit_b"], RANDOM
-    at_hand = [v for v in VARIANTS.values() if v.name in context.weights and not v.from_scratch]
+    plain = [VARIANTS[name] for name in context.weights if name not in context.adapted]
+    if context.adapted and not plain:
+        name = min(context.adapted)
+        return VARIANTS[name], context.weights[name]
+    at_hand = [variant for variant in plain if not variant.from_scratch]
     if at_hand:
         variant = min(at_hand, key=lambda v: v.width)
         return variant, context.weights[variant.name]
@@ -312,6 +327,15 @@ def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str
         "points over 3D networks with 24 training cases, which nobody has confirmed; of few cases nothing is "
         "known."
     )
+
+
+def _passed_over_reasons(context: PlanningContext, variant: SamVariant) -> list[str]:
+    """Adapted encoders that would have been taken were they none."""
+    if context.encoder is not None or "encoder_weights" in context.settings:
+        return []
+    large = [VARIANTS[name] for name in sorted(context.adapted) if not VARIANTS[name].from_scratch]
+    missed = [v for v in large if variant.from_scratch or v.width < variant.width]
+    return [f"Passed over: {adapters_refused(f'what is at hand of {v.name}')}" for v in missed]
 
 
 def _patch_reason(data: DataConfiguration, option: _Option, tokens: tuple[int, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,7 +16,9 @@ from samunet.networks.sam.adapters import (
 )
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weights import expected_shapes
+from samunet.networks.sam.weight_files import file_has_adapters
+from samunet.networks.sam.weights import build_parts, expected_shapes
+from samunet.networks.sam.weights_writer import write_pair, write_weights
 
 MICRO = get_variant("vit_micro")
 
@@ -78,3 +82,22 @@ def test_only_they_get_gradients_in_a_frozen_encoder() -> None:
     encoder(torch.randn(1, 3, 64, 64)).square().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert (parameter.grad is not None) == is_adapter_key(name), name
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_files_names_tell_whether_it_has_adapters(adapted: bool, tmp_path: Path) -> None:
+    parts = build_parts(MICRO)
+    if adapted:
+        add_adapters(parts["image_encoder"])
+    state = {f"{part}.{key}": v for part, module in parts.items() for key, v in module.state_dict().items()}
+    write_weights(state, tmp_path / "mine.pth")
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    files = [tmp_path / "mine.pth", tmp_path / "old.pth", write_pair(state, tmp_path / "pair", "mine")]
+    assert [file_has_adapters(file) for file in files] == [adapted] * 3
+
+
+def test_what_is_no_weights_file_has_none(tmp_path: Path) -> None:
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("blocks")
+        assert not file_has_adapters(tmp_path / name)
+    assert not file_has_adapters(tmp_path / "absent.pth")
