@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from samunet.networks.sam.variants import PATCH, SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.evidence import (
+    AUTOSAM_HEADS,
+    compact_reason,
+    kept_reason,
+    large_size_reason,
+    own_weights_reason,
+    seeing_reason,
+    small_size_reason,
+    taken_over,
+    trained_too_reason,
+    views_reason,
+)
 from samunet.planning.plan import RANDOM, Configuration
 from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.planning.sam_costs import padding_waste
@@ -27,7 +39,6 @@ from samunet.planning.standing import (
     few_cases,
     length_reason,
     other_sites,
-    own_weights_reason,
     short_schedule_penalty,
     standing_without_sam,
 )
@@ -46,8 +57,9 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
     reasons = (
         *option.lacks,
         _standing_reason(context, spec, option),
-        *_adapted_reasons(context, option),
+        *_way_reasons(context, spec, option),
         _input_reason(context, option),
+        *_size_reasons(spec, option, beyond),
         *_encoder_reasons(context, spec, option, beyond),
         length_reason(option.schedule, context.budget.hours, fixed=option.fixed_length),
         *filter(None, [context.mirror_reason]),
@@ -100,16 +112,7 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
             "`samunet_download_weights vit_b` fetches official weights."
         )
     if option.variant.prior(option.weights) == "own weights":
-        seeing = " The head sees the picture too, not only its embedding (image_skip)."
-        trained = (
-            f" {name} is trained too: it knows too little to be kept as it is, and is small enough "
-            "(--set encoder=frozen keeps it)."
-        )
-        return (
-            own_weights_reason(name)
-            + trained * (option.config.encoder == "full" and "encoder" not in context.settings)
-            + seeing * bool(option.settings.get("image_skip"))
-        )
+        return own_weights_reason(spec.method, name)
     if spec.elsewhere and other_sites(context):
         return f"{other_sites(context)}, and this decoder is made for that: {spec.elsewhere}."
     if few_cases(context) and spec.prior < 0:
@@ -118,8 +121,34 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
         return f"With {counted} a pretrained encoder is expected to lead: {spec.evidence}."
     return (
         f"With {counted} a pretrained encoder is expected to have no lead over a U-Net: in AutoSAM's study "
-        "it was gone at about ten labelled volumes."
+        f"it was gone at about ten labelled volumes{taken_over(spec.method, *AUTOSAM_HEADS)}."
     )
+
+
+def _way_reasons(context: PlanningContext, spec: HeadSpec, option: SamOption) -> list[str]:
+    """Whether the encoder is kept or trained, with adapters or without, and why, unless the user decided."""
+    name, prior = option.variant.name, option.variant.prior(option.weights)
+    decided = "encoder" in context.settings
+    reasons = _adapted_reasons(context, option)
+    if prior == "own weights" and option.config.encoder == "full" and not decided:
+        reasons.append(trained_too_reason(spec.method, name))
+    if prior == "sam" and option.config.encoder == "frozen" and not (decided or reasons):
+        reasons.append(kept_reason(spec.method, name))
+    if prior == "own weights" and option.settings.get("image_skip") and "image_skip" not in context.settings:
+        reasons.append(seeing_reason(spec.method))
+    return reasons
+
+
+def _size_reasons(spec: HeadSpec, option: SamOption, beyond: SamOption | None) -> list[str]:
+    """The rule behind the input size, where there was a choice."""
+    if option.weights == RANDOM:
+        return []
+    grows = beyond is not None and beyond.input_size > option.input_size
+    if option.input_size <= INPUT_SIZES[0] and not grows:
+        return []
+    if option.variant.prior(option.weights) == "sam":
+        return [large_size_reason()]
+    return [small_size_reason(spec.method, option.variant.name)]
 
 
 def _adapted_reasons(context: PlanningContext, option: SamOption) -> list[str]:
@@ -185,13 +214,11 @@ def _encoder_reasons(
             f"{per_slice / 1e6:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
         )
         if option.config.views > USUAL_VIEWS and "views" not in context.settings:
-            reasons.append(
-                f"More views than the usual {USUAL_VIEWS}, for a head knows so few slices by heart otherwise."
-            )
+            reasons.append(views_reason(spec.method, USUAL_VIEWS))
         if storage == COMPACT and "cache_storage" not in context.settings:
             reasons.append(
                 "Embeddings are kept in eight bits a value: the disk allowed does not hold the same views "
-                "in sixteen (--set cache_storage=fp16 stores fewer of these)."
+                "in sixteen (--set cache_storage=fp16 stores fewer of these). " + compact_reason(spec.method)
             )
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")

@@ -24,12 +24,8 @@ PRETRAINED_MANY = 7.0
 FROM_SCRATCH = 3.0
 OWN_WEIGHTS = 5.0
 """Weights of a small encoder that are not SAM's: a better start than none, below a U-Net, which they lead
-in ten minutes with one labelled volume only; longer trainings are not measured."""
-MEASURED_OWN = (
-    "With those that come with samunet, 2d_cnn led a U-Net in ten minutes of training with one labelled "
-    "volume of the heart, not with five (documentation/experiments.md, The study so far)."
-)
-"""Three seeds on Dataset002; with five cases of Datasets 001 and 008 6 and 13 points behind (one draw)."""
+in ten minutes with one labelled volume only; longer trainings are not measured. Three seeds of `2d_cnn` on
+Dataset002; with five cases of Datasets 001 and 008 it was 6 and 13 points behind (`planning/evidence.py`)."""
 GENERALIZING = 18.0
 """A method made for sites never seen, where these are to be expected and its weights are at hand."""
 LEAST_CASES_A_GROUP = 5
@@ -76,14 +72,6 @@ def standing_without_sam(variant: SamVariant, weights: str) -> float | None:
         return NEVER
     lacking = {"encoder without prior": FROM_SCRATCH, "own weights": OWN_WEIGHTS}
     return lacking.get(variant.prior(weights))
-
-
-def own_weights_reason(name: str) -> str:
-    """What is known of weights of a small encoder that are not SAM's."""
-    return (
-        f"The weights of {name} at hand are its own, not SAM's (their card says what made them). What SAM's "
-        f"bring is no evidence for them. {MEASURED_OWN}"
-    )
 
 
 def has_volumes(context: PlanningContext) -> bool:

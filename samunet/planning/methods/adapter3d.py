@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 from samunet.networks.sam.variants import VARIANTS, SamVariant, get_variant
 from samunet.networks.sam.weight_files import adapters_refused
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.evidence import own_weights_reason, trained_too_reason, volume_from_scratch_reason
 from samunet.planning.memory import (
     ENOUGH_STEPS,
     TOKEN_VALUES,
@@ -35,7 +36,6 @@ from samunet.planning.standing import (
     PRETRAINED_MANY,
     counted_cases,
     length_reason,
-    own_weights_reason,
     short_schedule_penalty,
     shortage,
     standing_without_sam,
@@ -149,6 +149,7 @@ def row(context: PlanningContext) -> Candidate:
     reasons = (
         *option.lacks,
         _standing_reason(context, variant, weights),
+        *_trained_too(context, variant, weights),
         *_passed_over_reasons(context, variant),
         _patch_reason(data, option, tokens),
         *([] if beyond is None else [_beyond_reason(beyond)]),
@@ -321,12 +322,20 @@ def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str
             "`samunet_download_weights vit_b` fetches official weights."
         )
     if variant.prior(weights) == "own weights":
-        return f"{own_weights_reason(variant.name)} The encoder is trained too, from these weights."
+        return own_weights_reason("3d_adapter", variant.name)
     return (
         f"With {counted_cases(context)} it may equal a U-Net: reviews of AutoProSAM speak of up to 3 Dice "
         "points over 3D networks with 24 training cases, which nobody has confirmed; of few cases nothing is "
         "known."
     )
+
+
+def _trained_too(context: PlanningContext, variant: SamVariant, weights: str) -> list[str]:
+    if weights == "none" and variant.from_scratch:
+        return [volume_from_scratch_reason()]
+    if variant.prior(weights) != "own weights" or "encoder" in context.settings:
+        return []
+    return [trained_too_reason("3d_adapter", variant.name)]
 
 
 def _passed_over_reasons(context: PlanningContext, variant: SamVariant) -> list[str]:
