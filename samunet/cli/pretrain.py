@@ -74,6 +74,16 @@ def _add_sources(parser: CommandParser) -> None:
         "--exclude", type=Path, metavar="JSON", help="cases that must not be seen, such as held_out.json"
     )
     group.add_argument(
+        "--licence",
+        dest="licences",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SOURCE=LICENCE",
+        help="licence of the images of a dataset or folder, for the card: 4=MIT photographs=CC-BY-4.0; goes "
+        "before that of dataset.json",
+    )
+    group.add_argument(
         "--synthetic_share",
         type=float,
         default=0.5,
@@ -208,6 +218,7 @@ def _options(arguments: argparse.Namespace) -> PretrainOptions:
         datasets=tuple(arguments.datasets),
         images=tuple(arguments.images),
         exclude=arguments.exclude,
+        licences=parse_licences(arguments.licences),
         teacher=arguments.teacher,
         weights=arguments.weights,
         synthetic_share=arguments.synthetic_share,
@@ -252,6 +263,21 @@ def _default_tasks(arguments: argparse.Namespace) -> dict[str, float]:
         tasks = {"mae": 1.0}
         print("Images without labels alone: the task is mae (--tasks chooses another).")
     return tasks if arguments.teacher is None else {**tasks, "teacher": 1.0}
+
+
+def parse_licences(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read `4=MIT`, `photographs=CC-BY-4.0`: source and licence.
+
+    Raises:
+        SamunetError: one of the two is missing.
+    """
+    pairs = []
+    for word in words:
+        source, equals, licence = (part.strip() for part in word.rpartition("="))
+        if not (source and equals and licence):
+            raise SamunetError(f"--licence {word}: write SOURCE=LICENCE, such as --licence 4=MIT 5=CC0-1.0.")
+        pairs.append((source, licence))
+    return tuple(pairs)
 
 
 def parse_tasks(text: str) -> tuple[list[str], list[float]]:

@@ -18,6 +18,7 @@ from samunet.networks.sam.weight_files import find_weights, named_weights, only_
 from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
+from samunet.pipeline.pretrain_licences import declared_licences
 from samunet.pipeline.pretrain_result import check_target, write_half, write_result
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
@@ -47,6 +48,7 @@ class PretrainOptions:
         synthetic: generated pictures are a source.
         datasets / images: raw datasets by id or name, and folders of plain images.
         exclude: a JSON of cases that must not be seen.
+        licences: dataset or folder of images, as the user wrote it, and the licence of its images.
         teacher: a SAM weights file, or an encoder whose file lies in the weights folder (task `teacher`).
         weights: a SAM weights file to begin with, or its name in the weights folder.
         synthetic_share: chance of a generated picture, where there are other sources too.
@@ -62,6 +64,7 @@ class PretrainOptions:
     datasets: tuple[str, ...] = ()
     images: tuple[Path, ...] = ()
     exclude: Path | None = None
+    licences: tuple[tuple[str, str], ...] = ()
     teacher: str | None = None
     weights: Path | None = None
     synthetic_share: float = 0.5
@@ -94,6 +97,8 @@ class Sources:
     collections: tuple[Collection, ...]
     shares: tuple[float, ...]
     described: tuple[dict[str, Any], ...]
+    licences: dict[str, str]
+    """Declared by the user: for the card, not a part of what decides the numbers."""
 
     def source(self, settings: PretrainSettings) -> PretrainSource:
         return PretrainSource(self.collections, self.shares, settings)
@@ -140,6 +145,7 @@ def pretrain(
             workers=_workers(options),
             teacher=teacher,
             start=start,
+            licences=sources.licences,
         )
         if options.resume:
             run.resume(folder / LATEST)
@@ -234,6 +240,7 @@ def find_sources(
     cuttings = find_cuttings(workspace, options)
     if continued is not None:
         check_same_cases(continued, cuttings)
+    licences = declared_licences(workspace, options.licences, cuttings.values())
     slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
     collections: list[Collection] = list(slices)
     if options.synthetic:
@@ -248,8 +255,9 @@ def find_sources(
     for entry, cutting in zip(described, cuttings.values()):
         entry.update(case_names_hash=cutting.names_hash, excluded_names=list(cutting.excluded))
     for entry in described:
-        logger.info("Source %s: share %.2f, licence %s", entry["source"], entry["share"], entry["licence"])
-    return Sources(tuple(collections), shares, tuple(described))
+        licence = licences.get(entry["source"], entry["licence"])
+        logger.info("Source %s: share %.2f, licence %s", entry["source"], entry["share"], licence)
+    return Sources(tuple(collections), shares, tuple(described), licences)
 
 
 def _shares(sliced: int, options: PretrainOptions) -> tuple[float, ...]:

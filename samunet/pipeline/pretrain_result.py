@@ -62,7 +62,7 @@ def card(run: PretrainRun, weights: Path) -> WeightsCard:
         sources=tuple(
             CardSource(
                 name=entry["source"],
-                licence=entry["licence"],
+                licence=run.licences.get(entry["source"], entry["licence"]),
                 images=entry.get("slices"),
                 share=entry["share"],
                 case_names_hash=entry.get("case_names_hash"),

@@ -76,8 +76,8 @@ def kept_reason(method: str, encoder: str) -> str:
     """Why an encoder with SAM's weights is not trained."""
     return (
         f"{encoder} is kept as it comes: AutoSAM's table has 67 mean Dice so and 37.8 tuned as a whole (5 "
-        f"labelled volumes){taken_over(method, *AUTOSAM_HEADS)}. It gets no adapters: nothing measured speaks "
-        "for them."
+        f"labelled volumes){taken_over(method, *AUTOSAM_HEADS)}. It gets no adapters: nothing measured "
+        "speaks for them."
     )
 
 

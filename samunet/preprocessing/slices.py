@@ -23,6 +23,8 @@ from samunet.whole_files import atomic_path
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
+NOT_DECLARED = "not declared"
+"""Begins the licence of a source that declares none."""
 PERCENTILES = (0.5, 99.5)
 LABELLED_CHANCE = 0.8
 """Of drawing a slice with foreground, where a case has some."""
@@ -134,7 +136,7 @@ def declared_licence(content: Mapping[str, Any]) -> str:
     for key in ("licence", "license"):
         if content.get(key):
             return str(content[key])
-    return f"not declared (note: {content['note']})" if content.get("note") else "not declared"
+    return f"{NOT_DECLARED} (note: {content['note']})" if content.get("note") else NOT_DECLARED
 
 
 def folder_cutting(source: Path) -> Cutting:
@@ -150,7 +152,7 @@ def folder_cutting(source: Path) -> Cutting:
         raise SamunetError(f"{source} holds no images; supported endings: {', '.join(ENDINGS)}.")
     return Cutting(
         source=str(source),
-        licence="not declared",
+        licence=NOT_DECLARED,
         names=tuple(str(f.relative_to(source)) for f in files),
         loaded=lambda: (_frames(f) for f in files),
     )

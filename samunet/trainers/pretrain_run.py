@@ -48,6 +48,7 @@ class PretrainCheckpoint:
         network: state dict of the SAM and the objectives' heads.
         training: what only continuing needs.
         data: description of the sources; None in checkpoints of before case names belonged to it.
+        licences: of sources, as the user declared them.
     """
 
     identity: str
@@ -57,6 +58,7 @@ class PretrainCheckpoint:
     training: dict[str, Any]
     base_weights: BaseWeights | None = None
     data: Any = None
+    licences: dict[str, str] = field(default_factory=dict)
 
     @property
     def case_names_hashes(self) -> dict[str, str] | None:
@@ -76,6 +78,7 @@ class PretrainRun:
         data: plain description of the sources; part of the run's identity.
         teacher: whose embeddings are learnt, for the task of that name.
         start: weights to begin with.
+        licences: of sources, as the user declared them; for the card, no part of the identity.
     """
 
     settings: PretrainSettings
@@ -165,6 +168,7 @@ class PretrainRun:
             "length": [phase.epochs, phase.iterations, phase.val_iterations],
             "epoch": epoch,
             "data": self.data,
+            "licences": self.licences,
             "network": network_state(self.module.network, self.base_weights),
             "training": training,
         }
@@ -188,6 +192,7 @@ class PretrainRun:
                 "and add --c, or take another -o NAME."
             )
         self._set_length(*checkpoint.length)
+        self.licences = {**checkpoint.licences, **self.licences}
         self.resume_from = replace(checkpoint, base_weights=self.base_weights)
 
     def fit_to_budget(self, minutes: float) -> None:
@@ -249,4 +254,5 @@ def load_checkpoint(path: Path) -> PretrainCheckpoint:
         network=data["network"],
         training=data["training"],
         data=data.get("data"),
+        licences=data.get("licences", {}),
     )
