@@ -16,6 +16,16 @@ PARTIAL = ".partial."
 ABANDONED_SECONDS = 24 * 3600.0
 """No write pauses for a day, on a clock that a file server runs neither."""
 
+DISK_SHARE = 0.9
+"""Of the free disk that one thing of ours may take."""
+
+
+def room_bytes(folder: Path) -> int:
+    """What may be written into a folder, which need not exist: a share of what is free on its disk."""
+    while not folder.exists():
+        folder = folder.parent
+    return int(DISK_SHARE * shutil.disk_usage(folder).free)
+
 
 @contextmanager
 def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:

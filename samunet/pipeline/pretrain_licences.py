@@ -35,7 +35,8 @@ def declared_licences(
         if source is None:
             raise SamunetError(
                 f"--licence {word}={licence}: {word} is no source of this pretraining. Its sources of images "
-                f"are {', '.join(sources) or 'none (give -d or --images)'}; generated pictures have their own."
+                f"are {', '.join(sources) or 'none (give -d or --images)'}; generated pictures have their "
+                "own licence."
             )
         if source in declared:
             raise SamunetError(f"--licence names {source} twice; keep one.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from math import prod
@@ -22,11 +21,10 @@ from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.trainers.batches import SoftSource
 from samunet.trainers.distillation import content_keys
 from samunet.trainers.reporter import Reporter, duration
+from samunet.whole_files import room_bytes
 
 SPREAD = 1.5
 """Other cases may compress worse than the first one, from which the disk need is estimated."""
-DISK_SHARE = 0.9
-"""Part of the free disk that soft labels may fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +154,7 @@ def check_space(folder: Path, needed_bytes: float, cases: int) -> None:
     Raises:
         SamunetError: they do not fit; says what is needed and free.
     """
-    free = folder
-    while not free.exists():
-        free = free.parent
-    needed, available = SPREAD * needed_bytes / 1e9, DISK_SHARE * shutil.disk_usage(free).free / 1e9
+    needed, available = SPREAD * needed_bytes / 1e9, room_bytes(folder) / 1e9
     if needed > available:
         raise SamunetError(
             f"The soft labels of {cases} cases need about {needed:.1f} GB in {folder}; {available:.1f} GB "

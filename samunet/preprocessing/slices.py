@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import label as connected
 
+from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.readers import ENDINGS, file_kind, read_image
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
 from samunet.networks.picture import channel_matrix
-from samunet.records import content_hash, read_record, write_json
+from samunet.preprocessing.slice_progress import (
+    add_progress,
+    begin_progress,
+    end_progress,
+    read_progress,
+    stamp,
+)
+from samunet.records import content_hash, from_data, read_record, to_data, write_json
 from samunet.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -41,7 +49,9 @@ VAL_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedCase:
-    """One case on disk: NUMBER_image.npy uint8 (slices, 3, H, W), NUMBER_label.npy uint16 (slices, H, W).
+    """One case on disk: NUMBER_image.npy uint8 (slices, C, H, W), NUMBER_label.npy uint16 (slices, H, W).
+
+    C is 3, or 1 where all three would be equal; folders of before that have 3.
 
     Attributes:
         name: of the case or the file.
@@ -90,15 +100,21 @@ class Cutting:
 
     Attributes:
         source / licence: as in the index.
-        names: of the cases; `excluded` those that are left out.
-        loaded: reads the cases, in this order; a file with several volumes is a case of several.
+        cases: with their files; `excluded` names those that are left out.
+        load: reads a case; a file with several volumes is a case of several.
+        framed: a file's channels are volumes of their own.
     """
 
     source: str
     licence: str
-    names: tuple[str, ...]
-    loaded: Callable[[], Iterable[Sequence[LoadedCase]]]
+    cases: tuple[Case, ...]
+    load: Callable[[Case], Sequence[LoadedCase]]
     excluded: tuple[str, ...] = ()
+    framed: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(case.name for case in self.cases)
 
     @property
     def names_hash(self) -> str:
@@ -112,15 +128,15 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
     Raises:
         SamunetError: nothing is left.
     """
-    kept = [case for case in dataset.cases if case.name not in excluded]
+    kept = tuple(case for case in dataset.cases if case.name not in excluded)
     if not kept:
         raise SamunetError(f"{dataset.name}: no case is left after --exclude. Leave the dataset out.")
     return Cutting(
         source=dataset.name,
         licence=declared_licence(dataset.json),
-        names=tuple(case.name for case in kept),
+        cases=kept,
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
-        loaded=lambda: ([_with_unannotated(dataset.read(case), dataset.labels.ignore)] for case in kept),
+        load=lambda case: [_with_unannotated(dataset.read(case), dataset.labels.ignore)],
     )
 
 
@@ -153,8 +169,9 @@ def folder_cutting(source: Path) -> Cutting:
     return Cutting(
         source=str(source),
         licence=NOT_DECLARED,
-        names=tuple(str(f.relative_to(source)) for f in files),
-        loaded=lambda: (_frames(f) for f in files),
+        cases=tuple(Case(name=str(f.relative_to(source)), images=(f,)) for f in files),
+        load=lambda case: _frames(case.images[0]),
+        framed=True,
     )
 
 
@@ -180,6 +197,8 @@ def found_slices(folder: Path) -> SliceIndex | None:
 def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
     """Write the slices of a source; a complete folder of the same cases is taken as it is.
 
+    What an interrupted cutting has finished is kept, case by case, unless the case's files changed since.
+
     Raises:
         SamunetError: a case cannot be read, or none has a picture in it.
     """
@@ -188,30 +207,72 @@ def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    cases = tuple(_write_cases(folder, cutting.names, cutting.loaded()))
+    cases = tuple(_write_cases(cutting, folder))
     index = SliceIndex(
         source=cutting.source, licence=cutting.licence, excluded=len(cutting.excluded), cases=cases
     )
     if not index.slices:
         raise SamunetError(f"{index.source}: all images are constant or below {SMALLEST_SIDE} pixels.")
     write_json(folder / INDEX, index)
+    end_progress(folder)
     return index
 
 
-def _write_cases(
-    folder: Path, names: Sequence[str], loaded: Iterable[Sequence[LoadedCase]]
-) -> Iterator[SlicedCase]:
-    for number, (name, volumes) in enumerate(zip(names, loaded)):
-        found = [case_slices(volume) for volume in volumes]
-        pictures = np.concatenate([pictures for pictures, _ in found])
-        labels = found[0][1]  # what has labels is one volume
-        if not len(pictures):
-            logger.warning("%s has no slice with an image in it; it is left out.", name)
-        _save(folder / f"{number}_image.npy", pictures)
-        if labels is not None:
-            _save(folder / f"{number}_label.npy", labels)
-        labelled = () if labels is None else tuple(np.flatnonzero(_has_objects(labels)).tolist())
-        yield SlicedCase(name=name, number=number, slices=len(pictures), labelled=labelled)
+def cases_to_cut(cutting: Cutting, folder: Path) -> list[Case]:
+    """Cases whose slices are not there yet; none for a complete folder."""
+    found = found_slices(folder)
+    if found is not None and found.of(cutting):
+        return []
+    before = _cut_before(cutting, folder)
+    return [case for number, case in enumerate(cutting.cases) if number not in before]
+
+
+def _cut_before(cutting: Cutting, folder: Path) -> dict[int, SlicedCase]:
+    """Cases of this cutting, by number, that were finished before it was interrupted."""
+    kept = {}
+    for number, entry in read_progress(folder).items():
+        if number >= len(cutting.cases) or entry["stamp"] != _stamp(cutting.cases[number]):
+            continue
+        case = from_data(SlicedCase, entry["case"])
+        if case.name == cutting.cases[number].name:
+            kept[number] = case
+    return kept
+
+
+def _stamp(case: Case) -> str:
+    return stamp([*case.images, *([] if case.label is None else [case.label])])
+
+
+def _write_cases(cutting: Cutting, folder: Path) -> list[SlicedCase]:
+    before = _cut_before(cutting, folder)
+    begin_progress(folder, {n: _entry(_stamp(cutting.cases[n]), sliced) for n, sliced in before.items()})
+    cut = []
+    for number, case in enumerate(cutting.cases):
+        sliced = before.get(number)
+        if sliced is None:
+            mark = _stamp(case)
+            sliced = _write_case(cutting.load(case), folder, case.name, number)
+            add_progress(folder, number, _entry(mark, sliced))
+        cut.append(sliced)
+    return cut
+
+
+def _entry(mark: str, sliced: SlicedCase) -> dict[str, Any]:
+    return {"stamp": mark, "case": to_data(sliced)}
+
+
+def _write_case(volumes: Sequence[LoadedCase], folder: Path, name: str, number: int) -> SlicedCase:
+    found = [case_slices(volume) for volume in volumes]
+    pictures = np.concatenate([pictures for pictures, _ in found])
+    labels = found[0][1]  # what has labels is one volume
+    if not len(pictures):
+        logger.warning("%s has no slice with an image in it; it is left out.", name)
+    grey = bool((pictures == pictures[:, :1]).all())
+    _save(folder / f"{number}_image.npy", pictures[:, :1] if grey else pictures)
+    if labels is not None:
+        _save(folder / f"{number}_label.npy", labels)
+    labelled = () if labels is None else tuple(np.flatnonzero(_has_objects(labels)).tolist())
+    return SlicedCase(name=name, number=number, slices=len(pictures), labelled=labelled)
 
 
 def _has_objects(labels: np.ndarray) -> np.ndarray:
@@ -319,7 +380,8 @@ class Slices:
         wants_label = rng.random() < LABELLED_CHANCE
         numbers = case.labelled if case.labelled and wants_label else range(case.slices)
         chosen = numbers[int(rng.integers(len(numbers)))]
-        picture = np.array(_open(self.folder / f"{case.number}_image.npy")[chosen])
+        stored = _open(self.folder / f"{case.number}_image.npy")[chosen]
+        picture = np.array(np.broadcast_to(stored, (3, *stored.shape[1:])))
         if not case.labelled:
             return picture, scene_of_labels(np.zeros(picture.shape[1:], np.uint16))
         labels = np.array(_open(self.folder / f"{case.number}_label.npy")[chosen])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +30,12 @@ from samunet.trainers.generalizing import parts_of
 from samunet.trainers.identity import CacheUse
 from samunet.trainers.reporter import duration
 from samunet.trainers.run import RunRequest, TrainingRun
+from samunet.whole_files import room_bytes
 
 logger = logging.getLogger(__name__)
 
 CACHE_SEED = 20230613
 """Seed of the augmented views; one for all runs, so that folds and seeds share a cache."""
-DISK_SHARE = 0.9
-"""Part of the free disk that a cache may fill when no limit is given."""
 BUDGET_SHARE = 0.5
 """Part of a time budget that building the cache may take."""
 MORE_VIEWS_SHARE = 0.2
@@ -191,10 +189,7 @@ class _Setup:
 
     def limit_gb(self) -> float:
         """What the cache may take: the user's limit, and what is free on the disk."""
-        folder = self.cache(None).folder
-        while not folder.exists():
-            folder = folder.parent
-        free = DISK_SHARE * shutil.disk_usage(folder).free / 1e9
+        free = room_bytes(self.cache(None).folder) / 1e9
         asked = self.request.cache_limit_gb
         return free if asked is None else min(free, asked)
 

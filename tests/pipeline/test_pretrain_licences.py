@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from samunet.cli.pretrain import main, parse_licences
+from samunet.data.cases import Case
 from samunet.errors import SamunetError
 from samunet.networks.sam.weights_card import read_card
 from samunet.pipeline.pretrain_licences import declared_licences
@@ -18,7 +19,7 @@ QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_
 
 
 def cutting(source: str, licence: str = "not declared (note: x)") -> Cutting:
-    return Cutting(source=source, licence=licence, names=("a",), loaded=list)
+    return Cutting(source=source, licence=licence, cases=(Case("a", ()),), load=lambda case: [])
 
 
 def test_words_are_read() -> None:
@@ -45,7 +46,7 @@ def test_what_is_no_source_is_refused_with_those_that_there_are(tiny_root: Path,
     workspace = Workspace.find(tiny_root, {})
     with pytest.raises(SamunetError, match=f"{word} is no source .* are Dataset901_Tiny3D; generated"):
         declared_licences(workspace, [(word, "MIT")], [cutting("Dataset901_Tiny3D")])
-    with pytest.raises(SamunetError, match="none .give -d or --images"):
+    with pytest.raises(SamunetError, match=r"none \(give -d or --images\)"):
         declared_licences(workspace, [(word, "MIT")], [])
 
 
