@@ -148,7 +148,7 @@ def _size_reasons(spec: HeadSpec, option: SamOption, beyond: SamOption | None) -
         return []
     if option.variant.prior(option.weights) == "sam":
         return [large_size_reason()]
-    return [small_size_reason(spec.method, option.variant.name)]
+    return [small_size_reason(spec.method)]
 
 
 def _adapted_reasons(context: PlanningContext, option: SamOption) -> list[str]:

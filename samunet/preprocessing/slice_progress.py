@@ -14,10 +14,11 @@ from samunet.whole_files import atomic_path
 PROGRESS = "cut.jsonl"
 
 
-def stamp(files: Sequence[Path]) -> str:
-    """Identifies the files that a case is cut from, without reading them: paths, sizes and times."""
+def stamp(files: Sequence[Path], ignore: int | None) -> str:
+    """Identifies what a case is cut from: paths, sizes and times of its files, and the ignored label."""
     known = [(file, file.stat()) for file in files]
-    return content_hash([[str(file), status.st_size, status.st_mtime_ns] for file, status in known])
+    told = [[str(file), status.st_size, status.st_mtime_ns] for file, status in known]
+    return content_hash([told, ignore])
 
 
 def read_progress(folder: Path) -> dict[int, dict[str, Any]]:

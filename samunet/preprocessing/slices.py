@@ -103,6 +103,7 @@ class Cutting:
         cases: with their files; `excluded` names those that are left out.
         load: reads a case; a file with several volumes is a case of several.
         framed: a file's channels are volumes of their own.
+        ignore: label value that is taken for background.
     """
 
     source: str
@@ -111,6 +112,7 @@ class Cutting:
     load: Callable[[Case], Sequence[LoadedCase]]
     excluded: tuple[str, ...] = ()
     framed: bool = False
+    ignore: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,6 +139,7 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
         cases=kept,
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
         load=lambda case: [_with_unannotated(dataset.read(case), dataset.labels.ignore)],
+        ignore=dataset.labels.ignore,
     )
 
 
@@ -231,7 +234,7 @@ def _cut_before(cutting: Cutting, folder: Path) -> dict[int, SlicedCase]:
     """Cases of this cutting, by number, that were finished before it was interrupted."""
     kept = {}
     for number, entry in read_progress(folder).items():
-        if number >= len(cutting.cases) or entry["stamp"] != _stamp(cutting.cases[number]):
+        if number >= len(cutting.cases) or entry["stamp"] != _stamp(cutting, number):
             continue
         case = from_data(SlicedCase, entry["case"])
         if case.name == cutting.cases[number].name:
@@ -239,18 +242,19 @@ def _cut_before(cutting: Cutting, folder: Path) -> dict[int, SlicedCase]:
     return kept
 
 
-def _stamp(case: Case) -> str:
-    return stamp([*case.images, *([] if case.label is None else [case.label])])
+def _stamp(cutting: Cutting, number: int) -> str:
+    case = cutting.cases[number]
+    return stamp([*case.images, *([] if case.label is None else [case.label])], cutting.ignore)
 
 
 def _write_cases(cutting: Cutting, folder: Path) -> list[SlicedCase]:
     before = _cut_before(cutting, folder)
-    begin_progress(folder, {n: _entry(_stamp(cutting.cases[n]), sliced) for n, sliced in before.items()})
+    begin_progress(folder, {n: _entry(_stamp(cutting, n), sliced) for n, sliced in before.items()})
     cut = []
     for number, case in enumerate(cutting.cases):
         sliced = before.get(number)
         if sliced is None:
-            mark = _stamp(case)
+            mark = _stamp(cutting, number)
             sliced = _write_case(cutting.load(case), folder, case.name, number)
             add_progress(folder, number, _entry(mark, sliced))
         cut.append(sliced)

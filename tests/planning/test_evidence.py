@@ -83,7 +83,7 @@ def test_what_the_user_decided_is_not_given_reasons_for() -> None:
 def test_the_rule_of_the_input_size_is_said_where_there_was_a_choice() -> None:
     assert "Wanted are 4 input pixels a slice pixel" in reasons(planned("official"), "2d_cnn")
     own = reasons(planned(), "2d_linear")
-    assert "2d_cnn was better at 224 pixels than at 448, one draw; taken over for 2d_linear" in own
+    assert "was better at 224 pixels than at 448, one draw; taken over for 2d_linear" in own
     random = planned("official", settings={"encoder_weights": "random"})
     assert "Wanted are" not in reasons(random, "2d_cnn")
 
