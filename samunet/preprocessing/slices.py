@@ -385,7 +385,7 @@ class Slices:
         numbers = case.labelled if case.labelled and wants_label else range(case.slices)
         chosen = numbers[int(rng.integers(len(numbers)))]
         stored = _open(self.folder / f"{case.number}_image.npy")[chosen]
-        picture = np.array(np.broadcast_to(stored, (3, *stored.shape[1:])))
+        picture = np.array(np.broadcast_to(stored, (3, *stored.shape[1:])), order="C")
         if not case.labelled:
             return picture, scene_of_labels(np.zeros(picture.shape[1:], np.uint16))
         labels = np.array(_open(self.folder / f"{case.number}_label.npy")[chosen])
