@@ -146,7 +146,7 @@ def _standing_reason(context: PlanningContext, data: DataConfiguration) -> str:
         return (
             f"With {counted_cases(context)} a pretrained SAM encoder would be the better start, but this "
             "plan has no SAM weights. Of the other networks the U-Net is taken for the stronger one: in ten "
-            f"minutes it was behind one (2d_cnn) with a single labelled volume only ({STUDY})."
+            f"minutes 2d_cnn led it with a single labelled volume, not with five ({STUDY})."
         )
     if not has_volumes(context):
         return f"The cases are 2D images; {counted_cases(context)} are enough to train a U-Net from scratch."
