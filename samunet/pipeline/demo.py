@@ -74,7 +74,7 @@ DEMO_METHODS = (
         name="2d_unet",
         minutes=1.6,
         quick_minutes=0.25,
-        settings={**_SHORT, "iterations": 60, "batch_size": 4, "learning_rate": 0.05, "momentum": 0.9},
+        settings={**_SHORT, "iterations": 60, "batch_size": 2, "learning_rate": 0.05, "momentum": 0.9},
         why="nnU-Net's momentum of 0.99 and rate of 0.01 are made for 250000 steps and have hardly got going "
         "after a few hundred; small batches give more steps in the same time",
     ),
