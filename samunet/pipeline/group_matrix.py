@@ -1,21 +1,25 @@
-"""Source group -> target group: scores of trainings on one group, collected for several methods."""
+"""Source group -> target group: scores of trainings on one group, collected for several methods.
+
+The cases of a validation are put into the groups that are declared now, whichever they were when scored.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 from samunet.data.dataset import RawDataset
-from samunet.data.splits import SINGLE_SOURCE
+from samunet.data.labels import LabelSet
+from samunet.data.splits import SINGLE_SOURCE, read_splits
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import OTHER_METRICS
+from samunet.evaluation.scores import OTHER_METRICS, Evaluation
+from samunet.evaluation.summary_file import read_summary
 from samunet.pipeline.models import configuration_name
 from samunet.pipeline.run_commands import command_like
-from samunet.records import read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
@@ -56,8 +60,9 @@ class Cell:
 
     Attributes:
         cases: of the target group.
-        runs: metric -> value of each run (mean over the classes of their means over the cases).
-        folders: of the runs.
+        runs: metric -> value of each run that was scored on all of them (mean over the classes of their
+            means over the cases).
+        folders: of these runs.
     """
 
     cases: int
@@ -70,13 +75,35 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Empty places of one method and source.
+
+    Attributes:
+        targets: groups that nothing trained on the source was scored on as a whole.
+        command: that fills them.
+        first: what the user has to do before; empty where nothing.
+    """
+
+    method: str
+    source: str
+    targets: tuple[str, ...]
+    command: str
+    first: str = ""
+
+    def lines(self) -> list[str]:
+        """For the screen; the command stands alone in its line."""
+        before = f" {self.first}, then" if self.first else ""
+        return [f"{self.method}, {self.source} -> {', '.join(self.targets)}:{before}", f"  {self.command}"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupMatrix:
     """Cells by method, source and target.
 
     Attributes:
         sources / groups: groups that can be trained on (two cases or more), and all groups.
         cells: method -> (source, target) -> cell.
-        missing: what has to be run for the empty places: (method, source, command).
+        missing: the empty places, each pair of a source and another group, with what fills them.
     """
 
     dataset: str
@@ -84,7 +111,7 @@ class GroupMatrix:
     sources: tuple[str, ...]
     groups: tuple[str, ...]
     cells: dict[str, dict[tuple[str, str], Cell]]
-    missing: tuple[tuple[str, str, str], ...] = field(default=())
+    missing: tuple[Missing, ...] = field(default=())
 
     def value(self, method: str, source: str, target: str, metric: str) -> float:
         """NaN where nothing is known."""
@@ -108,9 +135,9 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
     Raises:
         SamunetError: no groups, no such training, or trainings with different settings in one place.
     """
-    groups = RawDataset.load(workspace.raw_folder(request.dataset), strict=False).groups
+    raw = RawDataset.load(workspace.raw_folder(request.dataset), strict=False)
     members: dict[str, list[str]] = {}
-    for case, group in sorted(groups.items()):
+    for case, group in sorted(raw.groups.items()):
         members.setdefault(group, []).append(case)
     if len(members) < 2:
         raise SamunetError(
@@ -125,13 +152,16 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
     if not methods:
         example = _command(request, "2d_unet", sources[0], order) if sources else "-"
         raise SamunetError(f"Nothing of {request.dataset} was trained on a single group. Train: {example}")
-    cells, missing = {}, []
+    cells: dict[str, dict[tuple[str, str], Cell]] = {}
+    missing: list[Missing] = []
     for method in methods:
-        runs = [run for run in _runs(workspace, request, method, groups) if run.source in sources]
-        cells[method] = _cells(method, runs, sorted(members))
+        runs = [run for run in _runs(workspace, request, method, raw.groups) if run.source in sources]
+        cells[method] = _cells(method, runs, members, raw.labels)
         for source in sources:
-            if not any((source, target) in cells[method] for target in members):
-                missing.append((method, source, _mending(request, method, source, runs, order)))
+            lacking = [t for t in sorted(members) if t != source and (source, t) not in cells[method]]
+            if lacking:
+                mending = _Mending(workspace=workspace, request=request, method=method, order=order)
+                missing.append(mending.of(source, lacking, runs, members))
     matrix = GroupMatrix(
         dataset=request.dataset,
         plans=request.plans,
@@ -141,10 +171,8 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
         missing=tuple(missing),
     )
     if not any(cells.values()):
-        commands = "\n".join(f"  {command}" for _, _, command in missing)
-        raise SamunetError(
-            f"No training on a single group of {request.dataset} is scored yet. Run:\n{commands}"
-        )
+        told = "\n".join(f"  {line}" for entry in missing for line in entry.lines())
+        raise SamunetError(f"No training on a single group of {request.dataset} is scored yet. Run:\n{told}")
     return matrix
 
 
@@ -161,6 +189,10 @@ class _Run:
     @property
     def summary(self) -> Path:
         return validation_folder(self.folder.parent, self.fold) / SUMMARY_FILE
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / FINAL).exists()
 
     @property
     def splits(self) -> str:
@@ -210,58 +242,104 @@ def _runs(workspace: Workspace, request: MatrixRequest, method: str, groups: Map
     return runs
 
 
-def _cells(method: str, runs: Sequence[_Run], groups: Sequence[str]) -> dict[tuple[str, str], Cell]:
-    """Mean over runs of the same settings (seeds); runs that are not scored yet are left out."""
+def _cells(
+    method: str, runs: Sequence[_Run], members: Mapping[str, Sequence[str]], labels: LabelSet
+) -> dict[tuple[str, str], Cell]:
+    """Mean over runs of the same settings (seeds); runs that are not scored yet are left out.
+
+    A run counts for a target whose cases of today it was all scored on: means over other cases would not
+    compare.
+    """
     cells: dict[tuple[str, str], Cell] = {}
-    scored = [run for run in runs if (run.folder / FINAL).exists() and run.summary.exists()]
+    scored = [run for run in runs if run.is_trained and run.summary.exists()]
     kinds = {run.record.configuration_hash: run.tag for run in scored}
     if len(kinds) > 1:
         raise SamunetError(
             f"Trainings of {method} with different settings would be mixed; their tags are "
             f"{', '.join(sorted({run.tag for run in scored}))}. Say which belong together with --tag."
         )
+    grouped = [(run, _grouped_now(run, members, labels).by_group()) for run in scored]
     for source in dict.fromkeys(run.source for run in scored):
-        mine = [run for run in scored if run.source == source]
-        summaries = [read_json(run.summary)["by_group"] for run in mine]
-        for target in groups:
-            found = [summary[target] for summary in summaries if target in summary]
+        for target, cases in members.items():
+            found = [
+                (run, groups[target])
+                for run, groups in grouped
+                if run.source == source and target in groups and groups[target]["cases"] == len(cases)
+            ]
             if not found or target == source:
                 continue
             cells[source, target] = Cell(
-                cases=found[0]["cases"],
-                runs={m: tuple(float(entry["foreground_mean"][m]) for entry in found) for m in METRICS},
-                folders=tuple(str(run.folder) for run in mine),
+                cases=len(cases),
+                runs={m: tuple(float(entry["foreground_mean"][m]) for _, entry in found) for m in METRICS},
+                folders=tuple(str(run.folder) for run, _ in found),
             )
     return cells
 
 
-def _mending(
-    request: MatrixRequest, method: str, source: str, runs: Sequence[_Run], order: Sequence[str]
-) -> str:
-    """The command that makes a source's row: what its own run lacks, or a training like the other sources'.
+def _grouped_now(run: _Run, members: Mapping[str, Sequence[str]], labels: LabelSet) -> Evaluation:
+    """The scores of a run's validation, each case in the group that it is declared to be of today."""
+    groups = {case: group for group, cases in members.items() for case in cases}
+    summary = read_summary(run.summary, labels)
+    entries = tuple(replace(entry, group=groups.get(entry.name)) for entry in summary.entries)
+    return Evaluation(labels=labels, tolerance_mm=summary.tolerance_mm, cases=entries)
 
-    Args:
+
+@dataclass(frozen=True, kw_only=True)
+class _Mending:
+    """Finds the command for what a source lacks.
+
+    Attributes:
         order: sources by the fold that `single_source` gives them; empty where it cannot split.
     """
-    mine = next((run for run in runs if run.source == source), None)
-    if mine is not None:
-        is_trained, is_begun = ((mine.folder / name).exists() for name in (FINAL, LATEST))
-        flags = ["--val"] if is_trained else ["--c"] * is_begun
-        like, place = mine.record, _Place(fold=mine.fold, splits=mine.splits, tag=mine.tag)
-    elif runs:
-        flags, like, place = [], runs[0].record, _place_beside(runs, source, order)
-    else:
-        return _command(request, method, source, order)
-    return command_like(
-        like,
-        request.dataset,
-        method,
-        [place.fold],
-        plans=request.plans,
-        tag=place.tag,
-        splits=place.splits,
-        flags=flags,
-    )
+
+    workspace: Workspace
+    request: MatrixRequest
+    method: str
+    order: Sequence[str]
+
+    def of(
+        self,
+        source: str,
+        targets: Sequence[str],
+        runs: Sequence[_Run],
+        members: Mapping[str, Sequence[str]],
+    ) -> Missing:
+        """What the source's own run lacks, or a training like the other sources'."""
+        mine = next((run for run in runs if run.source == source), None)
+        flags: list[str] = []
+        first = ""
+        if mine is not None:
+            wanted = {case for target in targets for case in members[target]}
+            flags, first = self._what_it_lacks(mine, wanted)
+            like, place = mine.record, _Place(fold=mine.fold, splits=mine.splits, tag=mine.tag)
+        elif runs:
+            like, place = runs[0].record, _place_beside(runs, source, self.order)
+        else:
+            command = _command(self.request, self.method, source, self.order)
+            return Missing(method=self.method, source=source, targets=tuple(targets), command=command)
+        command = command_like(
+            like,
+            self.request.dataset,
+            self.method,
+            [place.fold],
+            plans=self.request.plans,
+            tag=place.tag,
+            splits=place.splits,
+            flags=flags,
+        )
+        return Missing(
+            method=self.method, source=source, targets=tuple(targets), command=command, first=first
+        )
+
+    def _what_it_lacks(self, run: _Run, wanted: set[str]) -> tuple[list[str], str]:
+        """Flags, and what to do before: a split that does not know the cases is no use to any flag."""
+        if wanted <= set(run.record.val):
+            if run.is_trained:
+                return ["--val"], ""
+            return ["--c"] * (run.folder / LATEST).exists(), ""
+        file = self.workspace.splits_file(self.request.dataset, run.splits)
+        known = {case for split in read_splits(file) for case in split.val} if file.is_file() else wanted
+        return ["--overwrite"], "" if wanted <= known else f"delete {file}, which lacks cases of today"
 
 
 def _command(request: MatrixRequest, method: str, source: str, order: Sequence[str]) -> str:

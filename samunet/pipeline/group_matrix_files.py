@@ -41,7 +41,7 @@ def describe(matrix: GroupMatrix, metric: str) -> str:
     if untrainable:
         lines += ["", f"With a single case no source: {', '.join(untrainable)}."]
     if matrix.missing:
-        lines += ["", "Missing; run:", *(f"  {command}" for _, _, command in matrix.missing)]
+        lines += ["", "Missing; run:", *(f"  {line}" for entry in matrix.missing for line in entry.lines())]
     return "\n".join(lines)
 
 
@@ -68,12 +68,13 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
     for method, cells in matrix.cells.items():
         sources: dict[str, Any] = {}
         for (source, target), cell in sorted(cells.items()):
-            row = sources.setdefault(source, {"targets": {}, "others": {}, "run_folders": list(cell.folders)})
+            row = sources.setdefault(source, {"targets": {}, "others": {}})
             row["others"] = {m: _number(matrix.to_others(method, source, m)) for m in METRICS}
             row["targets"][target] = {
                 "cases": cell.cases,
                 "mean": {m: _number(cell.mean(m)) for m in METRICS},
                 "runs": {m: [_number(value) for value in cell.runs[m]] for m in METRICS},
+                "run_folders": list(cell.folders),
             }
         overall = {m: _number(matrix.overall(method, m)) for m in METRICS}
         methods[method] = {"sources": sources, "overall": overall}
@@ -84,8 +85,14 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
         "sources": matrix.sources,
         "methods": methods,
         "missing": [
-            {"method": method, "source": source, "command": command}
-            for method, source, command in matrix.missing
+            {
+                "method": entry.method,
+                "source": entry.source,
+                "targets": entry.targets,
+                "first": entry.first,
+                "command": entry.command,
+            }
+            for entry in matrix.missing
         ],
     }
     write_json(file, content)

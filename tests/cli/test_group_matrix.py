@@ -28,6 +28,25 @@ def run_folder(root: Path, tag: str) -> Path:
     return root / "results" / NAME / f"2d_unet__samunetPlans__{tag}" / "fold_0"
 
 
+def write_scores(folder: Path, dice: dict[str, float]) -> None:
+    """Scores of these cases, under the groups of an earlier day."""
+    file = folder / "validation/summary.json"
+    summary = json.loads(file.read_text())
+    like = summary["metric_per_case"][0]
+    classes = {key: {**scores, "Dice": 0.0} for key, scores in like["metrics"].items()}
+    summary["metric_per_case"] = [
+        {
+            **like,
+            "case": case,
+            "group": "as it was",
+            "metrics": {key: {**scores, "Dice": value} for key, scores in classes.items()},
+        }
+        for case, value in sorted(dice.items())
+    ]
+    summary["by_group"] = {"as it was": {"cases": len(dice), "foreground_mean": {}, "mean": {}}}
+    file.write_text(json.dumps(summary))
+
+
 def pretend(root: Path, tag: str, source: str, dice: float, configuration_hash: str = "") -> Path:
     """A finished run on one group, made of the default split's."""
     folder, model = run_folder(root, tag), root / "results" / NAME / "2d_unet__samunetPlans"
@@ -37,11 +56,7 @@ def pretend(root: Path, tag: str, source: str, dice: float, configuration_hash: 
     record["val"] = [case for case, group in GROUPS.items() if group != source]
     record["configuration_hash"] = configuration_hash or record["configuration_hash"]
     (folder / "run.json").write_text(json.dumps(record))
-    summary = json.loads((folder / "validation/summary.json").read_text())
-    (target,) = set(GROUPS.values()) - {source}
-    scores = {**summary["foreground_mean"], "Dice": dice}
-    summary["by_group"] = {target: {"cases": 3, "foreground_mean": scores, "mean": {}}}
-    (folder / "validation/summary.json").write_text(json.dumps(summary))
+    write_scores(folder, {case: dice for case in record["val"]})
     return folder
 
 
@@ -132,7 +147,8 @@ def test_a_training_without_scores_is_named(grouped: Path, refused) -> None:
 
 def commands_of(told: str) -> list[list[str]]:
     """The training commands in a message, each as samunet_train reads it."""
-    found = [shlex.split(line)[1:] for line in told.splitlines() if line.startswith("  samunet_train ")]
+    lines = [line.strip() for line in told.splitlines()]
+    found = [shlex.split(line)[1:] for line in lines if line.startswith("samunet_train ")]
     for words in found:
         train.build_parser().parse_args(words)
     return found
@@ -170,3 +186,61 @@ def test_only_what_has_a_checkpoint_is_continued(grouped: Path, refused) -> None
     assert "--c" not in first
     assert first[: len(words)] == words
     assert second[3:5] == ["--splits", "single_source:south side"]
+
+
+def test_cases_are_grouped_as_they_are_declared_now(
+    grouped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pretend(grouped, "seed0", "north", 0.5)
+    write_scores(folder, {"tiny_003": 0.2, "tiny_004": 0.4, "tiny_005": 0.9})
+    cells = collected(grouped, "--tag", "seed0")["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert cells["south side"]["mean"]["Dice"] == pytest.approx(0.5)
+    write_groups(grouped, {**GROUPS, "tiny_005": "west"})
+    cells = collected(grouped, "--tag", "seed0")["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert {name: (cell["cases"], cell["mean"]["Dice"]) for name, cell in cells.items()} == {
+        "south side": (2, pytest.approx(0.3)),
+        "west": (1, pytest.approx(0.9)),
+    }
+
+
+def test_every_missing_pair_is_listed(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(grouped, {**GROUPS, "tiny_005": "west"})
+    folder = pretend(grouped, "seed0", "north", 0.5)
+    write_scores(folder, {"tiny_003": 0.2, "tiny_004": 0.4})
+    content = collected(grouped, "--tag", "seed0")
+    assert [(entry["source"], entry["targets"]) for entry in content["missing"]] == [
+        ("north", ["west"]),
+        ("south side", ["north", "west"]),
+    ]
+    told = capsys.readouterr().out
+    assert "2d_unet, north -> west:" in told
+    assert "2d_unet, south side -> north, west:" in told
+    assert "--val" in commands_of(told)[0]  # its validation cases are all groups', only the scores lack
+
+
+def test_a_run_counts_for_a_target_that_it_was_scored_on_as_a_whole(
+    grouped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(grouped, "seed0", "north", 0.5)
+    short = pretend(grouped, "seed1", "north", 0.9)
+    write_scores(short, {"tiny_003": 0.9})
+    cell = collected(grouped, "--tag", "seed0", "seed1")["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert cell["south side"]["runs"]["Dice"] == [0.5]
+    assert [Path(folder).parent.name for folder in cell["south side"]["run_folders"]] == [
+        "2d_unet__samunetPlans__seed0"
+    ]
+
+
+def test_cases_that_came_after_the_training_ask_for_another_split(grouped: Path, refused) -> None:
+    folder = pretend(grouped, "single_source-north", "north", 0.5)
+    write_scores(folder, {"tiny_003": 0.2})
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "val": ["tiny_003"]}))
+    splits = grouped / "preprocessed" / NAME / "splits_single_source_north.json"
+    splits.write_text(json.dumps([{"train": record["train"], "val": ["tiny_003"]}]))
+    told = refused(group_matrix.main, grouped, "-d", "901")
+    assert f"delete {splits}" in told
+    assert "--overwrite" in commands_of(told)[0]
+    splits.unlink()
+    told = refused(group_matrix.main, grouped, "-d", "901")
+    assert "delete" not in told
