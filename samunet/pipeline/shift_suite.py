@@ -26,7 +26,7 @@ from samunet.inference.folds import checkpoint_file, find_folds
 from samunet.inference.predictor import Predictor
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
-from samunet.records import read_json, write_json
+from samunet.records import hash_files, read_json, write_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import read_run
 from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folder
@@ -122,10 +122,15 @@ class _Model:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
-    """What all predictions of a suite share."""
+    """What all predictions of a suite share.
+
+    Attributes:
+        contents: case name -> hash of the bytes of its images and its label.
+    """
 
     request: SuiteRequest
     cases: tuple[Case, ...]
+    contents: Mapping[str, str]
     labels: LabelSet
     ending: str
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -136,8 +141,8 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
 
     Raises:
         SamunetError: an unknown shift, a method that is not trained or named twice, methods with different
-            validation cases, cases that were trained on, or results of another model or seed in the output
-            folder.
+            validation cases, cases that were trained on, or results of another model, seed or other files
+            in the output folder.
     """
     for kind in request.kinds:
         for severity in request.severities:
@@ -154,6 +159,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     bench = _Bench(
         request=request,
         cases=cases[::step],
+        contents={case.name: _content(case) for case in cases[::step]},
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         groups=dataset.groups,
@@ -237,6 +243,11 @@ def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence
     return tuple(cases)
 
 
+def _content(case: Case) -> str:
+    """Names alone do not tell whether the images are those that were predicted before."""
+    return hash_files([*case.images, *([] if case.label is None else [case.label])])
+
+
 def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:
     predictor: Predictor | None = None
     for number, condition in enumerate(conditions, start=1):
@@ -266,20 +277,33 @@ def _is_done(bench: _Bench, model: _Model, condition: Condition, folder: Path) -
         "condition": {"kind": condition.kind, "severity": condition.severity, "strength": condition.strength},
         "seed": bench.request.seed,
         "mirroring": bench.request.mirroring,
-        "cases": [case.name for case in bench.cases],
+        "cases": dict(bench.contents),
     }
     file = folder / CONDITION_FILE
-    if file.exists() and read_json(file) != made:
+    before = read_json(file) if file.exists() else made
+    if before != made:
         if not bench.request.overwrite:
-            differing = [key for key, value in made.items() if read_json(file).get(key) != value]
             raise SamunetError(
-                f"{folder} was made with something else ({', '.join(differing)}). Give another folder with "
-                "-o, or replace it with --overwrite."
+                f"{folder} was made with something else ({', '.join(_differences(before, made))}). Give "
+                "another folder with -o, or replace it with --overwrite."
             )
         shutil.rmtree(folder)
     if not file.exists():
         write_json(file, made)
     return (folder / SUMMARY_FILE).exists()
+
+
+def _differences(before: dict[str, Any], made: dict[str, Any]) -> list[str]:
+    """What of a condition is not as it was, in words; cases of the same names by their files."""
+    words = [key for key, value in made.items() if before.get(key) != value]
+    then, now = before.get("cases"), made["cases"]
+    if "cases" in words and then is not None and sorted(then) == sorted(now):
+        told = "not written down then"
+        if isinstance(then, dict):
+            changed = sorted(name for name in now if then[name] != now[name])
+            told = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        words[words.index("cases")] = f"files of the cases: {told}"
+    return words
 
 
 def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition, folder: Path) -> None:

@@ -64,7 +64,23 @@ def test_the_suite(
             shutil.copy(file, workspace / part / file.name.replace("tiny", "other"))
     words = ["-i", str(workspace / "imagesTr"), "-l", str(workspace / "labelsTr"), "--seed", "3"]
     assert run(workspace, *words, "--overwrite") == 0
-    assert json.loads((output / "shifts.json").read_text())["cases"][0].startswith("other")
+    (name,) = json.loads((output / "shifts.json").read_text())["cases"]
+    assert name.startswith("other")
+
+    # Other images of the same names are told from those that were predicted; copies of these are not.
+    for file in [*(workspace / "imagesTr").iterdir(), *(workspace / "labelsTr").iterdir()]:
+        file.touch()
+    assert run(workspace, *words) == 0
+    image = workspace / "imagesTr" / f"{name}_0000.nii.gz"
+    shutil.copy(image.with_name(f"{name}_0001.nii.gz"), image)
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", *words)
+    assert f"(files of the cases: {name})" in told
+    made = json.loads((output / "2d_unet/noise_1/condition.json").read_text())
+    for kept in output.glob("2d_unet/*/condition.json"):
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "cases": list(made["cases"])}))
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", *words)
+    assert "files of the cases: not written down then" in told
+    assert run(workspace, *words, "--overwrite") == 0
 
 
 def test_two_trainings_of_one_method_have_a_name_and_a_folder_each(workspace: Path, refused) -> None:
