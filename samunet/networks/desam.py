@@ -8,7 +8,7 @@ masks of the best ones; no other mask is decoded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ IOU_OUTPUTS = 4
 MASK_TOKENS = 4
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
+JUDGEMENT = ("iou_prediction_head", "transformer.final_attn_token_to_image", "transformer.norm_final_attn")
+"""Parts that nothing but the predicted IoU depends on."""
 ABSENT = -5.0
 """Logit of a class that no prompt is good enough for: as sure as a mask's logits, for they are averaged over
 mirrorings and folds, where one that found nothing must not outvote three that did."""
@@ -130,21 +132,23 @@ class DesamHead(SliceHead):
             if settings.outputs > IOU_OUTPUTS:
                 self.iou_prediction_head.layers[-1] = nn.Linear(last.in_features, settings.outputs)
             if not self.judged:
-                self._freeze_judgement()
+                for part in JUDGEMENT:
+                    owner, _, name = part.rpartition(".")
+                    setattr(self.get_submodule(owner), name, None)
 
     @property
     def judged(self) -> bool:
         """Whether a predicted IoU tells good prompts from bad ones."""
         return self.settings.iou_head and self.settings.mode == "grid_points"
 
-    def _freeze_judgement(self) -> None:
-        """What only the IoU depends on is not trained where no IoU is learnt (the paper's whole-box mode)."""
-        for part in (
-            self.iou_prediction_head,
-            self.transformer.final_attn_token_to_image,
-            self.transformer.norm_final_attn,
-        ):
-            part.requires_grad_(False)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Checkpoints of before hold a judgement that was never learnt (whole box, no IoU head): passed
+        over."""
+        if not self.judged:
+            unlearnt = tuple(f"{prefix}{part}." for part in JUDGEMENT)
+            for key in [key for key in state_dict if key.startswith(unlearnt)]:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def context(self, features: Features) -> tuple[Tensor, Tensor, Tensor]:
         """The prompt-independent part, once a slice."""

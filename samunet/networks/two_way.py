@@ -18,7 +18,8 @@ def two_way(transformer: Any, image: Tensor, position: Tensor, tokens: Tensor) -
     """Run the package's TwoWayTransformer on C token sets for each of B images.
 
     Args:
-        transformer: `segment_anything.modeling.TwoWayTransformer`.
+        transformer: `segment_anything.modeling.TwoWayTransformer`; without its final attention (None) the
+            tokens are those of the last layer.
         image: (B, N, E), N cells.
         position: (N, E), added wherever the transformer asks the image where things are.
         tokens: (C, T, E) for all images alike, or (B, C, T, E).
@@ -31,6 +32,8 @@ def two_way(transformer: Any, image: Tensor, position: Tensor, tokens: Tensor) -
     for layer in transformer.layers:
         queries, keys = _layer(layer, queries, keys, start, position)
     last = transformer.final_attn_token_to_image
+    if last is None:
+        return queries, keys
     key, value = _project(keys, [last.k_proj, last.v_proj])
     key = key + functional.linear(position, last.k_proj.weight)
     queries = queries + _attend(last, last.q_proj(queries + start), key, value)

@@ -20,9 +20,9 @@ TRANSFORMER_VALUES = 25
 """Values kept per image token and channel of SAM's two-way transformer, as in `2d_autosam`."""
 
 
-def desam_head_cost(place: HeadInput, *, prompted: bool, fused: bool) -> PartCost:
-    """Cost of the head: `prompted` with the prompt-relevant module, `fused` with its embedding in the
-    masks."""
+def desam_head_cost(place: HeadInput, *, judged: bool, fused: bool) -> PartCost:
+    """Cost of the head: with the prompt-relevant module where it is `judged` how good a prompt is, or where
+    its embedding is `fused` into the masks."""
     blocks = _blocks(place, fused)
     width, tokens = place.variant.prompt_dim, place.tokens
     parameters = sum(_block_parameters(inputs, outputs) for _, inputs, outputs in blocks)
@@ -35,9 +35,9 @@ def desam_head_cost(place: HeadInput, *, prompted: bool, fused: bool) -> PartCos
     classes = place.foreground
     parameters += width // 4 * classes
     work += 16 * tokens * width // 4 * classes
-    if prompted:
-        parameters += _relevant_parameters(place, width)
-        work += (2 * TRANSFORMER_LAYERS + 1) * 2 * tokens * width * width // 2
+    if judged or fused:
+        parameters += _relevant_parameters(place, width, judged)
+        work += (2 * TRANSFORMER_LAYERS + judged) * 2 * tokens * width * width // 2
         values += TRANSFORMER_VALUES * tokens * width
     return PartCost(
         parameters=parameters,
@@ -86,13 +86,14 @@ def _block_parameters(inputs: int, outputs: int) -> int:
     return _block_weights(inputs, outputs) + 2 * outputs * max(SE_LEAST, outputs // SE_REDUCTION)
 
 
-def _relevant_parameters(place: HeadInput, width: int) -> int:
-    """Transformer, tokens and IoU head; the prompt embeddings are frozen and counted too."""
+def _relevant_parameters(place: HeadInput, width: int, judged: bool) -> int:
+    """Transformer and tokens, IoU head with the attention before it; the prompt embeddings are frozen and
+    counted too."""
     inner, mlp = width // 2, place.variant.decoder_mlp
     own = 4 * (width**2 + width)
     crossing = 4 * width * inner + 3 * inner + width
     layer = own + 2 * crossing + 2 * width * mlp + mlp + width + 4 * 2 * width
-    transformer = TRANSFORMER_LAYERS * layer + crossing + 2 * width
-    judged = max(IOU_OUTPUTS, place.foreground)
-    head = (width + 1) * IOU_HIDDEN + (IOU_HIDDEN + 1) * (IOU_HIDDEN + judged)
-    return transformer + head + (1 + MASK_TOKENS) * width + 6 * width
+    outputs = max(IOU_OUTPUTS, place.foreground)
+    head = (width + 1) * IOU_HIDDEN + (IOU_HIDDEN + 1) * (IOU_HIDDEN + outputs)
+    judgement = crossing + 2 * width + head if judged else 0
+    return TRANSFORMER_LAYERS * layer + judgement + (1 + MASK_TOKENS) * width + 6 * width

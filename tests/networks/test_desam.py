@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError
-from samunet.networks.desam import ABSENT, DesamHead, DesamSettings, FrozenPrompts
+from samunet.networks.desam import ABSENT, JUDGEMENT, DesamHead, DesamSettings, FrozenPrompts
 from samunet.networks.desam_blocks import chosen_blocks, depth_blocks
 from samunet.networks.features import Features
 from samunet.networks.sam.package import modeling
@@ -52,6 +52,45 @@ def test_parameters_of_the_public_code_without_dead_ones(variant, of_the_code, m
     assert sum(p.numel() for p in built.masks.parameters()) == masks - UNUSED
 
 
+@pytest.mark.parametrize("changes", [{"mode": "whole_box"}, {"iou_head": False}])
+def test_nothing_is_kept_for_an_iou_that_nobody_learns(changes):
+    """As many parameters as are planned for, all trained but SAM's prompt embeddings."""
+    sizes = get_variant("vit_b")
+    with torch.device("meta"):
+        built = DesamHead(
+            DesamSettings(variant=sizes, outputs=1, background=True, input_size=1024, **changes)
+        )
+    learnt = sum(p.numel() for name, p in built.named_parameters() if not name.startswith("prompts."))
+    assert learnt == 10_598_720
+    assert learnt == sum(p.numel() for p in built.parameters() if p.requires_grad)
+    place = HeadInput(variant=sizes, input_size=1024, patch_size=(1024, 1024), num_outputs=2, detail=False)
+    cost = desam_head_cost(place, judged=False, fused=True)
+    assert cost.parameters == sum(p.numel() for p in built.parameters())
+    assert not [key for key in built.state_dict() if key.startswith(JUDGEMENT)]
+
+
+@pytest.mark.parametrize("changes", [{"mode": "whole_box"}, {"iou_head": False}])
+def test_checkpoints_of_before_load_without_the_judgement_that_was_not_learnt(changes):
+    older = torch.nn.ModuleDict({"head": head()})  # it had all parts, some of them frozen
+    built = torch.nn.ModuleDict({"head": head(**changes)})
+    given = {key: value + 1 for key, value in older.state_dict().items()}
+    assert len(given) > len(built.state_dict())
+    built.load_state_dict(given)
+    assert all(torch.equal(value, given[key]) for key, value in built.state_dict().items())
+    with pytest.raises(RuntimeError, match="iou_prediction_head"):
+        older.load_state_dict(built.state_dict())
+
+
+def test_without_a_judgement_the_masks_are_the_same():
+    whole = head(mode="whole_box")
+    built = head()
+    built.load_state_dict({**built.state_dict(), **whole.state_dict()})
+    given = features(built)
+    with torch.no_grad():
+        expected, _ = built.prompted(built.context(given), given, built._box_tokens())
+        assert torch.equal(whole(given), whole.with_background(expected[:, 0]))
+
+
 @pytest.mark.parametrize(("variant", "context"), [("vit_b", 57.5), ("vit_h", 76.3)])
 def test_arithmetic_of_the_shared_part(variant, context):
     """GFLOP at 1024 pixels that 81 points share instead of computing them 81 times."""
@@ -69,11 +108,11 @@ def test_arithmetic_of_the_shared_part(variant, context):
         built.prompted(shared, given, torch.zeros(1, 2, 256, device="meta"))
     assert own / 1e9 == pytest.approx(context, rel=0.01)
     place = HeadInput(variant=sizes, input_size=1024, patch_size=(1024, 1024), num_outputs=2, detail=False)
-    cost = desam_head_cost(place, prompted=True, fused=True)
+    cost = desam_head_cost(place, judged=True, fused=True)
     assert 2 * cost.multiply_adds == pytest.approx(counter.get_total_flops(), rel=0.05)
     assert cost.parameters == sum(p.numel() for p in built.parameters())
     regions = dataclasses.replace(place, num_outputs=1, exclusive=False)
-    assert desam_head_cost(regions, prompted=True, fused=True) == cost
+    assert desam_head_cost(regions, judged=True, fused=True) == cost
 
 
 def test_depths_are_sams_global_blocks_but_the_last():
@@ -242,7 +281,8 @@ def test_ablations_have_no_dead_parameters(changes, prompted):
     logits, iou = built.prompted(built.context(given), given, built.training_tokens(points))
     assert (iou is not None) == built.judged
     (logits.square().mean() + (0 if iou is None else iou.square().mean())).backward()
-    assert not [n for n, p in built.named_parameters() if p.requires_grad and p.grad is None]
+    learnt = {name: p for name, p in built.named_parameters() if not name.startswith("prompts.")}
+    assert not [name for name, p in learnt.items() if p.grad is None]
 
 
 @pytest.mark.parametrize(("slice_size", "filled"), [((16, 16), (64, 64)), ((20, 40), (32, 64))])

@@ -67,7 +67,7 @@ class DesamConfig(SamHeadConfig):
 
 def head_cost(place: HeadInput, config: DesamConfig) -> PartCost:
     """Cost of the head."""
-    return desam_head_cost(place, prompted=config.fusion or config.judged, fused=config.fusion)
+    return desam_head_cost(place, judged=config.judged, fused=config.fusion)
 
 
 def row(context: PlanningContext) -> Candidate:
