@@ -132,7 +132,7 @@ def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
 
 
 def _convert_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
-    _expect(isinstance(data, (list, tuple)), where, "a list", data)
+    _expect(isinstance(data, (list, tuple)), where, "a list such as [2, 5, 8]", data)
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     _expect(len(data) == len(args), where, f"{len(args)} values", data)

@@ -231,7 +231,8 @@ def open_workspace(arguments: argparse.Namespace, *, quiet: bool = False) -> Wor
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` pairs; values are JSON where they can be, else text.
+    """Read `key=value` pairs; values are JSON where they can be, else text. Numbers with commas between them
+    are a list, as in brackets.
 
     Raises:
         SamunetError: a pair without an equals sign, or a key given twice.
@@ -257,6 +258,9 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
+        parts = text.split(",")
+        if len(parts) > 1 and all(_is_number(part) for part in parts):
+            return [_value(part) for part in parts]
         return float(text) if _is_number(text) else text
 
 

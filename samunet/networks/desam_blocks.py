@@ -29,13 +29,13 @@ def chosen_blocks(variant: SamVariant, asked: tuple[int, ...] | None) -> tuple[i
     if asked is None:
         return depth_blocks(variant.depth)
     rule = f"{DEPTHS} of the blocks 0 to {variant.depth - 1} of {variant.name}, ascending"
-    usual = list(depth_blocks(variant.depth))
+    usual, told = (",".join(map(str, blocks)) for blocks in (depth_blocks(variant.depth), asked))
     foreign = [block for block in asked if not 0 <= block < variant.depth]
     if foreign:
         raise SamunetError(
-            f"--set context_blocks={list(asked)}: {variant.name} has no block {foreign[0]}. Give {rule}, or "
+            f"--set context_blocks={told}: {variant.name} has no block {foreign[0]}. Give {rule}, or "
             f"leave it out for {usual}."
         )
     if len(asked) != DEPTHS or list(asked) != sorted(set(asked)):
-        raise SamunetError(f"--set context_blocks={list(asked)}: give {rule}, or leave it out for {usual}.")
+        raise SamunetError(f"--set context_blocks={told}: give {rule}, or leave it out for {usual}.")
     return tuple(asked)

@@ -16,6 +16,7 @@ import pytest
 from samunet.cli import common, train
 from samunet.cli.common import CommandParser, fold, parse_settings, positive_float, run_command
 from samunet.errors import SamunetError
+from samunet.planning.methods import build_config, get_method
 from samunet.whole_files import atomic_path
 
 
@@ -159,6 +160,17 @@ def test_settings_are_json_where_they_can_be() -> None:
     pairs = ["a=1", "b=1e-4", "c=true", "d=None", "e=full", "f=[8, 64]", "g=False", "h=a=b"]
     expected = {"a": 1, "b": 1e-4, "c": True, "d": None, "e": "full", "f": [8, 64], "g": False, "h": "a=b"}
     assert parse_settings(pairs) == expected
+
+
+def test_numbers_with_commas_are_a_list() -> None:
+    found = parse_settings(["context_blocks=2,5,8", "patch_size=[32, 48]", "rates=1e-4, 0.5", "word=a,1"])
+    expected = {"context_blocks": [2, 5, 8], "patch_size": [32, 48], "rates": [1e-4, 0.5], "word": "a,1"}
+    assert found == expected
+    method = get_method("2d_desam")
+    config = build_config(method, {"context_blocks": found["context_blocks"]})
+    assert config.context_blocks == (2, 5, 8)
+    with pytest.raises(SamunetError, match=r"context_blocks: expected a list such as \[2, 5, 8\]"):
+        build_config(method, parse_settings(["context_blocks=2 5 8"]))
 
 
 def test_none_is_a_word_and_null_is_nothing() -> None:
