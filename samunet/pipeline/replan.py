@@ -17,9 +17,10 @@ from samunet.pipeline.plan_and_preprocess import (
     planning_request,
     weights_in_reach,
 )
+from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import Method, MethodConfig, get_method, list_methods
-from samunet.planning.plan import RANDOM, Plan
+from samunet.planning.plan import RANDOM, Configuration, Plan
 from samunet.planning.planner import make_plan
 from samunet.workspace import Workspace
 
@@ -38,10 +39,14 @@ class Overrides:
     weights: Path | None = None
 
 
-def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> Plan:
+def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides, say: Say | None = None) -> Plan:
     """The plan, with configuration `name` planned again where the overrides or a new method ask for it.
 
     The plan's own budget is kept. Nothing is written: the derived configuration is stored with the run.
+
+    Args:
+        workspace / plan / name / options: what is planned again, and why.
+        say: tells the user that it was; by default to the log.
 
     Raises:
         SamunetError: the method does not suit the dataset; gives the planner's reasons.
@@ -70,7 +75,9 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides) -> P
     if name not in list_methods():  # a dotted name: a method of somebody else's
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(Fingerprint.load(fingerprint_file), request)
-    return _with_configuration(plan, made, name, structural, options.settings)
+    replanned = _with_configuration(plan, made, name)
+    (say or SaidOnce())(_told(replanned.configuration(name), structural, options.settings))
+    return replanned
 
 
 def planned_weights(plan: Plan, name: str | None = None) -> Path | None:
@@ -144,9 +151,7 @@ def _structural_settings(method: Method, options: Overrides) -> dict[str, object
     return {key: value for key, value in options.settings.items() if key in known}
 
 
-def _with_configuration(
-    plan: Plan, made: Plan, name: str, structural: dict[str, object], given: dict[str, Any]
-) -> Plan:
+def _with_configuration(plan: Plan, made: Plan, name: str) -> Plan:
     derived = made.configurations.get(name)
     if derived is None:
         reasons = next(
@@ -158,6 +163,11 @@ def _with_configuration(
             f"{name} needs other preprocessed cases than plan {plan.name} has. Plan with these settings: "
             f"samunet_plan_and_preprocess -d {plan.dataset} -p NEW_NAME."
         )
+    return dataclasses.replace(plan, configurations={**plan.configurations, name: derived})
+
+
+def _told(derived: Configuration, structural: dict[str, object], given: dict[str, Any]) -> str:
+    """What was chosen anew, and what for; not what the user gave."""
     why = ", ".join(f"{key}={value}" for key, value in structural.items()) or f"encoder {derived.encoder}"
     chosen = []
     if derived.encoder:
@@ -167,5 +177,4 @@ def _with_configuration(
     if "batch_size" not in given:
         chosen.append(f"batch {derived.batch_size}")
     shown = ", ".join(chosen)
-    logger.info("%s is planned again for this run (%s)%s", name, why, f": {shown}" if shown else "")
-    return dataclasses.replace(plan, configurations={**plan.configurations, name: derived})
+    return f"{derived.name} is planned again for this run ({why}){f': {shown}' if shown else ''}"

@@ -27,6 +27,7 @@ from samunet.pipeline.run_all_folds import (
     WantedTraining,
     start_or_go_on,
 )
+from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
@@ -96,7 +97,8 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
     cases = _cases(workspace, options)
-    methods = _check_methods(workspace, options, made, names)
+    say = SaidOnce()
+    methods = _check_methods(workspace, options, made, names, say)
     trainings = _trainings(workspace, options, made, names, tuple(cases))
     start_or_go_on(workspace, _wanted(options, methods, cases), trainings)
     preprocess(workspace, made, names, options.workers, screen)
@@ -109,7 +111,7 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
         left = [t for t in trainings[number - 1 :] if t.state != DONE]
         logger.info("%s; about %s of training left in all", told, duration(clock.hours(left)))
         start = time.perf_counter()
-        if not _train(workspace, options, training):
+        if not _train(workspace, options, training, say):
             return RunAllOutcome(report=None, interrupted=True)
         clock.note(training, time.perf_counter() - start)
     verdict = _select(workspace, options, made, trainings)
@@ -218,7 +220,7 @@ def _overrides(options: RunAllOptions, name: str) -> Overrides:
 
 
 def _check_methods(
-    workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str]
+    workspace: Workspace, options: RunAllOptions, made: Plan, names: Sequence[str], say: Say
 ) -> dict[str, WantedTraining]:
     """How each method would be trained; refuse now what one of the trainings would refuse hours later.
 
@@ -243,7 +245,7 @@ def _check_methods(
         made.configuration(name)
         given, planned = _overrides(options, name), made
         if given != Overrides():
-            planned = apply_overrides(replan(workspace, made, name, given), name, given.settings)
+            planned = apply_overrides(replan(workspace, made, name, given, say), name, given.settings)
         methods[name] = WantedTraining(plan=planned, given=given)
     return methods
 
@@ -308,7 +310,7 @@ def _cases(workspace: Workspace, options: RunAllOptions) -> dict[int | str, Spli
     return {fold: select_fold(splits, fold, raw.case_names) for fold in folds}
 
 
-def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> bool:
+def _train(workspace: Workspace, options: RunAllOptions, training: Training, say: Say) -> bool:
     """Train or go on with one fold and score it; false when a signal ended it."""
     state, given = training.state, _overrides(options, training.configuration)
     outcome = train(
@@ -331,6 +333,7 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training) -> 
             save_probabilities=True,
             workers=options.workers,
         ),
+        say=say,
     )
     logger.info("%s", outcome.text())
     return not outcome.interrupted

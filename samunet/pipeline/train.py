@@ -16,13 +16,14 @@ from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, planned_weights, replan
+from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME, SplitInUse, begun_run, check_trained_cases
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import is_current
 from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
-from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.checkpoint import BEST, FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run
@@ -133,25 +134,30 @@ Teach = Callable[[PreparedRun], Distillation]
 """Finds the teacher of a run."""
 
 
-def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = None) -> TrainOutcome:
+def train(
+    workspace: Workspace, options: TrainOptions, teach: Teach | None = None, *, say: Say | None = None
+) -> TrainOutcome:
     """Train one fold and validate it on whole cases.
 
     Args:
         workspace: where everything lies.
         options: the user's words.
         teach: gives the teacher of a distilled run.
+        say: tells what is the same for all folds of a command.
 
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, fold out of range, a run
             folder that does not match, or one to be validated that was trained on other cases.
     """
-    prepared = prepare_run(workspace, options)
+    say = say or SaidOnce()
+    prepared = prepare_run(workspace, options, say)
     folder = fold_folder(prepared.model_folder, options.fold)
     if prepared.splits != options.splits:
         logger.info("The cases are split by %s, as in %s.", prepared.splits, prepared.model_folder.name)
     if options.only_validate:
         prepared.check_cases(options.fold)
     else:
+        _tell_of_best(prepared, say)
         distillation = None if teach is None else teach(prepared)
         _describe_model(workspace, prepared, replace=False)
         request = replace(_request(workspace, options, prepared), distillation=distillation)
@@ -162,7 +168,19 @@ def train(workspace: Workspace, options: TrainOptions, teach: Teach | None = Non
     return TrainOutcome(folder=folder, validation=_validate(workspace, options, prepared))
 
 
-def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
+def _tell_of_best(prepared: PreparedRun, say: Say) -> None:
+    """What the best checkpoint is chosen on, where a figure of other groups is what the split is for."""
+    kept_out = set(prepared.split.val) - set(prepared.split.train)
+    if prepared.splits in (None, DEFAULT_SCHEME) or not kept_out:
+        return
+    say(
+        f"--splits {prepared.splits}: the validation cases are of the groups that are kept out of training. "
+        f"{BEST} is the epoch that was best on them, so its scores for these groups are optimistic. "
+        f"Validation and prediction take {FINAL}, the last epoch, unless -chk names another."
+    )
+
+
+def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = None) -> PreparedRun:
     """Resolve plan, configuration, split and folders of a fold; writes nothing but the splits file.
 
     Raises:
@@ -177,7 +195,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions) -> PreparedRun:
             "Give this training a --tag, or remove that folder."
         )
     found = read_run(fold_folder(model_folder, options.fold))
-    plan = replan(workspace, stored, name, _planning_overrides(options, found))
+    plan = replan(workspace, stored, name, _planning_overrides(options, found), say)
     data_name = plan.configuration(name).data
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset

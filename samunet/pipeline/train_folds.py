@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.pipeline.said_once import SaidOnce
 from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcome, prepare_run, train
 from samunet.pipeline.trained_cases import begun_run
 from samunet.planning.methods import build_config, get_method
@@ -57,7 +58,8 @@ def train_folds(
     twice = sorted({str(fold) for fold in folds if list(folds).count(fold) > 1})
     if twice:
         raise SamunetError(f"Fold {', '.join(twice)} is given twice.")
-    prepared = {fold: prepare_run(workspace, replace(options, fold=fold)) for fold in folds}
+    say = SaidOnce()
+    prepared = {fold: prepare_run(workspace, replace(options, fold=fold), say) for fold in folds}
     _check_started(options, prepared)
     for number, fold in enumerate(folds, start=1):
         own = replace(options, fold=fold, replaced=tuple(folds[number:]))
@@ -68,7 +70,7 @@ def train_folds(
             continue
         logger.info("%s", where)
         like = _begun(prepared)[1] if options.resume else None
-        outcome = train(workspace, wanted, _teach(teaching, wanted, like))
+        outcome = train(workspace, wanted, _teach(teaching, wanted, like), say=say)
         yield outcome
         if outcome.interrupted:
             return

@@ -14,7 +14,9 @@ from samunet.cli import accumulate_crossval_results, ensemble, predict, train
 from samunet.data.readers import read_label
 from samunet.inference.probabilities import open_probabilities
 from samunet.pipeline import train_folds
-from samunet.pipeline.train import TrainOutcome
+from samunet.pipeline.said_once import Say
+from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
+from samunet.workspace import Workspace
 
 RAW = "raw/Dataset901_Tiny3D"
 MODEL = "results/Dataset901_Tiny3D/2d_unet__samunetPlans"
@@ -34,7 +36,7 @@ def test_folds_one_after_the_other(
     # An interrupted fold ends the rest.
     with monkeypatch.context() as patch:
         patch.setattr(
-            train_folds, "train", lambda _, options, teach: TrainOutcome(folder=model / "x", interrupted=True)
+            train_folds, "train", lambda *_, **__: TrainOutcome(folder=model / "x", interrupted=True)
         )
         assert train.main(["901", "2d", "1", "2", *SHORT, *where]) == 130
     assert "Fold 2" not in capsys.readouterr().out
@@ -124,3 +126,18 @@ def test_ensembles(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "out_0/dataset.json").unlink()
     assert "-djfile" in refused(ensemble.main, workspace, "-i", *folders, "-o", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_planned_again_for_all_folds_is_said_once(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two folds is prepared before any is trained, and once more when its turn comes."""
+
+    def pretend(root: Workspace, options: TrainOptions, teach: object, *, say: Say) -> TrainOutcome:
+        prepare_run(root, options, say)
+        return TrainOutcome(folder=root.results, interrupted=options.fold == 1)
+
+    monkeypatch.setattr(train_folds, "train", pretend)
+    words = ["901", "2d_cnn", "0", "1", "--set", "slice_context=1", *SHORT]
+    assert train.main([*words, "--workspace", str(workspace)]) == 130
+    assert capsys.readouterr().out.count("is planned again") == 1

@@ -77,7 +77,9 @@ def test_a_single_source_is_trained_beside_the_default_split(
     words = ["901", "2d", "0", "--splits", "single_source:south side", *SHORT]
     assert train.main([*words, "--workspace", str(grouped)]) == 0
     tag = split_tag("single_source:south side")
-    assert f"--tag {tag}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"--tag {tag}" in told
+    assert told.count("checkpoint_best.pth is the epoch that was best on them") == 1
     content = collected(grouped, "-c", "2d")
     run = run_folder(grouped, tag)
     summary = json.loads((run / "validation/summary.json").read_text())

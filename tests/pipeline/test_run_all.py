@@ -15,6 +15,7 @@ from samunet.errors import SamunetError
 from samunet.pipeline import calibrate, run_all
 from samunet.pipeline.run_all import chosen_methods
 from samunet.pipeline.run_all_folds import DONE, HALFWAY, NEW, UNSCORED, Training
+from samunet.pipeline.said_once import Say
 from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
 from samunet.planning.plan import Plan, Verdict
 from samunet.records import read_json, write_json
@@ -85,11 +86,11 @@ def test_from_raw_data_to_a_report_and_on_from_a_stop(
     flags = ["901", "-c", "2d", "-f", "0", "1", *SHORT, "--workspace", str(tiny_copy)]
     genuine, trained = run_all.train, []
 
-    def train_one(workspace: object, options: object) -> object:
+    def train_one(workspace: object, options: object, **told: object) -> object:
         if trained:
             raise KeyboardInterrupt
         trained.append(options)
-        return genuine(workspace, options)  # type: ignore[arg-type]
+        return genuine(workspace, options, **told)  # type: ignore[arg-type]
 
     with monkeypatch.context() as stopped:
         stopped.setattr(run_all, "train", train_one)
@@ -201,8 +202,8 @@ def test_flags_of_sam_methods_do_not_meet_the_u_nets(
     write_weights(tiny_copy / "weights")
     trained: dict[str, TrainOptions] = {}
 
-    def pretend(workspace: Workspace, options: TrainOptions) -> TrainOutcome:
-        prepare_run(workspace, options)
+    def pretend(workspace: Workspace, options: TrainOptions, *, say: Say) -> TrainOutcome:
+        prepare_run(workspace, options, say)
         trained[options.configuration] = options
         return TrainOutcome(folder=tiny_copy, interrupted=len(trained) == 2)
 
@@ -233,7 +234,9 @@ def test_flags_of_sam_methods_do_not_meet_the_u_nets(
     assert not told_before.exists()
 
     assert command.main([*words, *only_sam, "--epochs", "1"]) == 130
-    assert "-encoder and -w concern 2d_cnn only" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "-encoder and -w concern 2d_cnn only" in told
+    assert told.count("2d_cnn is planned again") == 1  # met when checked and when trained
     assert told_before.exists()
     unet, cnn = trained["2d_unet"], trained["2d_cnn"]
     assert (unet.encoder, unet.settings) == (None, {"epochs": 1})
@@ -243,7 +246,7 @@ def test_flags_of_sam_methods_do_not_meet_the_u_nets(
 def test_a_plan_that_is_there_does_not_swallow_planning_flags(
     tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_all, "train", lambda *_: TrainOutcome(folder=tiny_copy, interrupted=True))
+    monkeypatch.setattr(run_all, "train", lambda *_, **__: TrainOutcome(folder=tiny_copy, interrupted=True))
     words = ["901", "-c", "2d", "-f", "0", "-np", "1", "-device", "cpu", "--workspace", str(tiny_copy)]
     first = ["--goal", "speed", "--hours", "3", "-gpu_memory_target", "5.04"]
     first += ["-overwrite_target_spacing", "4", "1.2", "1.2"]
