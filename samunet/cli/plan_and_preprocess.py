@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
+from samunet.data.splits import NUM_FOLDS
 from samunet.workspace import training_command
 
 if TYPE_CHECKING:
+    from samunet.planning.fingerprint import Fingerprint
     from samunet.planning.plan import Plan
 
 EXAMPLES = """\
@@ -59,17 +61,18 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     names = [workspace.dataset_name(dataset) for dataset in arguments.datasets]
     for name in names:
-        pipeline.extract(workspace, name, request, progress_bar)
+        fingerprint = pipeline.extract(workspace, name, request, progress_bar)
         plan = pipeline.plan(workspace, name, options)
         print(explain(plan))
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:
             pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
-            print(f"{name} is ready. Train with: {_training_command(plan, arguments.configurations)}")
+            command = _training_command(plan, fingerprint, arguments.configurations)
+            print(f"{name} is ready. Train with: {command}")
     return 0
 
 
-def _training_command(plan: Plan, configurations: Sequence[str] | None) -> str:
+def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
     """How to go on: the recommended configuration, unless cases were prepared for others alone."""
     from samunet.planning.methods import ALIASES
 
@@ -77,4 +80,16 @@ def _training_command(plan: Plan, configurations: Sequence[str] | None) -> str:
     chosen = plan.recommended or "2d_unet"
     if asked and chosen not in asked:
         chosen = asked[0]
-    return training_command(plan.dataset, chosen, [0], plans=plan.name)
+    splits, flags = _for_other_groups(plan, fingerprint)
+    return training_command(plan.dataset, chosen, [0], plans=plan.name, splits=splits, flags=flags)
+
+
+def _for_other_groups(plan: Plan, fingerprint: Fingerprint) -> tuple[str, list[str]]:
+    """Split scheme and flags of `--goal generalize` where every case is of a declared group, else the
+    default's."""
+    groups = set(fingerprint.groups.values())
+    if plan.goal != "generalize" or len(groups) < 2 or len(fingerprint.groups) < len(fingerprint.cases):
+        return "kfold", []
+    scheme = "leave_one_group_out" if len(groups) <= NUM_FOLDS else "group_kfold"
+    is_planned = "augmentation" in plan.overrides.get("settings", {})
+    return scheme, [] if is_planned else ["--set", "augmentation=generalize"]

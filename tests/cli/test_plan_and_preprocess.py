@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from samunet.cli import plan_and_preprocess
+from samunet.cli import plan_and_preprocess, train
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,50 @@ def test_the_command_to_go_on_with_runs_on_what_was_prepared(
     assert plan_and_preprocess.main(words) == 0
     told = capsys.readouterr().out
     assert f"Train with: {command}\n" in told
+
+
+def test_the_command_for_other_sites_has_a_split_by_group(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "-d",
+        "901",
+        "-np",
+        "1",
+        "-c",
+        "2d_linear",
+        "--goal",
+        "generalize",
+        "--workspace",
+        str(tiny_copy),
+    ]
+    assert plan_and_preprocess.main(words) == 0
+    assert "Train with: samunet_train 901 2d_linear 0\n" in capsys.readouterr().out
+    rows = [f"tiny_{number:03d},{'north' if number < 3 else 'south'}" for number in range(6)]
+    file = tiny_copy / "raw" / "Dataset901_Tiny3D" / "groups.csv"
+    file.write_text("\n".join(["case,group", *rows]))
+    assert plan_and_preprocess.main(words) == 0
+    told = capsys.readouterr().out
+    command = told[told.index("samunet_train 901") :].splitlines()[0]
+    asked = train.build_parser().parse_args(shlex.split(command)[1:])
+    assert (asked.configuration, asked.splits) == ("2d_linear", "leave_one_group_out")
+    assert asked.settings == ["augmentation=generalize"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "groups", "settings", "expected"),
+    [
+        ("accuracy", "aabbcc", {}, ("kfold", [])),
+        ("generalize", "aaaaaa", {}, ("kfold", [])),
+        ("generalize", "aabbc", {}, ("kfold", [])),  # the sixth case has none: such splits are refused
+        ("generalize", "aabbcc", {}, ("leave_one_group_out", ["--set", "augmentation=generalize"])),
+        ("generalize", "aabbcc", {"augmentation": "light"}, ("leave_one_group_out", [])),
+        ("generalize", "abcdef", {}, ("group_kfold", ["--set", "augmentation=generalize"])),
+    ],
+)
+def test_split_and_augmentation_of_a_plan_for_other_sites(
+    goal: str, groups: str, settings: dict[str, str], expected: tuple[str, list[str]]
+) -> None:
+    plan = SimpleNamespace(goal=goal, overrides={"settings": settings})
+    fingerprint = SimpleNamespace(groups=dict(enumerate(groups)), cases=range(6))
+    assert plan_and_preprocess._for_other_groups(plan, fingerprint) == expected
