@@ -12,10 +12,13 @@ volumes; the DeSAM paper's protocol is scored beside it, for points on a predict
 prompts of a predicted IoU below 0.5, as the paper does.
 
 Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
-is empty; the weights of each training stand beside its scores, and a results file made with other weights or
-on another device is not continued. Finished steps are in WORK/generalization_runs.json; start again to go
-on. Seeds are the outer loop, so that an interrupted benchmark has all methods of the first seeds; --report
-prints what there is. A frozen encoder's cache is built within the time of the training that needs it first.
+is empty; the weights of each training stand beside its scores, and a results file made with other weights, on
+another device, or with caches that trainings shared is not continued. Finished steps are in
+WORK/generalization_runs.json; start again to go on. Seeds are the outer loop, so that an interrupted
+benchmark has all methods of the first seeds; --report prints what there is.
+
+The time of a training has the building of a frozen encoder's cache in it. Trainings on one encoder would
+share the cache, and the first alone would pay for it; so every one starts without a cache.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from real_runs import Bench, Training, interval, mean_scores, seed_difference, s
 from subsets import dice_scores
 
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
+from samunet.trainers.checkpoint import checkpoints_in
 
 GRIDS = (1, 9, 25)
 REFERENCE = "desam_grid 9"
@@ -142,10 +146,18 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
         print(f"have  {run.name}", flush=True)
         return
     training = training_of(bench, run, arguments)
+    forget_caches(bench, training)
     bench.train(training)
     for step, (target, settings) in steps.items():
         if not bench.is_scored(step):
             predict(bench, training, step, target, settings)
+
+
+def forget_caches(bench: Bench, training: Training) -> None:
+    """Remove the embeddings that trainings before this one left, unless it has begun and paid for its own."""
+    if not checkpoints_in(bench.run_folder(training)):
+        for folder in (bench.workspace() / "preprocessed" / training.dataset).glob("*_embeddings"):
+            shutil.rmtree(folder)
 
 
 def training_of(bench: Bench, run: Run, arguments: argparse.Namespace) -> Training:
@@ -277,6 +289,8 @@ def main() -> None:
         "device": arguments.device,
         "weights_sha256": None if weights is None else weights_sha256(weights),
     }
+    if arguments.weights:  # the small encoder is trained along, so that there is nothing to cache
+        setup["caches"] = "built by every training"
     header = {"hardware": hardware(), "load_at_start": machine_load(), **setup}
     results = ResultsFile(work / "generalization_runs.json", header)
     if arguments.report:

@@ -216,6 +216,27 @@ def test_generalization_runs_keeps_the_targets_out_of_training(
             assert names == held_out
 
 
+def test_every_training_of_generalization_runs_builds_its_own_cache(
+    load: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Two arms on one encoder would share it, and the second would have more of its time for training."""
+    runs, measured = load("generalization_runs"), load("measured_commands")
+    bench = runs.Bench(tmp_path, tmp_path, Path(), "cpu", measured.ResultsFile(tmp_path / "results.json", {}))
+    run = runs.Run("prostate", runs.ARMS[1], 0, "full", 30.0)
+    training = runs.Training(run.name, run.dataset, run.arm.method, run.tag)
+    preprocessed = bench.workspace() / "preprocessed" / run.dataset
+    cases, cache = (preprocessed / f"samunetPlans_2d{ending}" for ending in ("", "_embeddings"))
+    for folder in (cases, cache / "signature", bench.run_folder(training)):
+        folder.mkdir(parents=True)
+    runs.forget_caches(bench, training)
+    assert cases.is_dir()
+    assert not cache.exists()
+    cache.mkdir()
+    (bench.run_folder(training) / "checkpoint_latest.pth").touch()
+    runs.forget_caches(bench, training)
+    assert cache.is_dir()
+
+
 def test_generalization_runs_reports_pairs(
     load: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
