@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
-from samunet.data.splits import NUM_FOLDS
 from samunet.workspace import training_command
 
 if TYPE_CHECKING:
@@ -87,6 +86,8 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
 def _for_other_groups(plan: Plan, fingerprint: Fingerprint) -> tuple[str, list[str]]:
     """Split scheme and flags of `--goal generalize` where every case is of a declared group, else the
     default's."""
+    from samunet.data.splits import NUM_FOLDS
+
     groups = set(fingerprint.groups.values())
     if plan.goal != "generalize" or len(groups) < 2 or len(fingerprint.groups) < len(fingerprint.cases):
         return "kfold", []
