@@ -119,7 +119,7 @@ def test_seeds_are_averaged_and_settings_are_not_mixed(grouped: Path, refused) -
     pretend(grouped, "other", "north", 0.9, "f" * 16)
     content = collected(grouped, "--tag", "seed1", "seed2")
     cell = content["methods"]["2d_unet"]["sources"]["north"]["targets"]["south side"]
-    assert cell["runs"]["Dice"] == [0.6, 0.8]
+    assert cell["runs"]["Dice"] == pytest.approx([0.6, 0.8])
     assert cell["mean"]["Dice"] == pytest.approx(0.7)
     told = refused(group_matrix.main, grouped, "-d", "901", "--tag", "seed1", "other")
     assert "different settings" in told
