@@ -90,6 +90,7 @@ class PretrainRun:
     workers: int = 0
     teacher: Teacher | None = None
     start: SamWeights | None = None
+    licences: dict[str, str] = field(default_factory=dict)
     precision: Precision = field(init=False)
     module: PretrainModule = field(init=False)
     phases: tuple[Phase, ...] = field(init=False)
