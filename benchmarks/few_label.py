@@ -4,8 +4,8 @@
     python benchmarks/few_label.py --data FOLDER --work FOLDER --report
 
 Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Dataset001 and of Dataset008.
-Remedies and probes, on request: other inputs and recipes, linear heads. Test cases are those of
-held_out.json. Each seed draws its own labelled volumes (never two of one patient), the same for all systems;
+Remedies on request: other inputs and recipes (what an embedding alone tells: linear_probe.py). Test cases are
+those of held_out.json. Each seed draws its own labelled volumes (never two of one patient), the same for all systems;
 every training has `--minutes`, and all predict without mirroring. Finished steps stand in
 WORK/few_label.json; start again to go on where it stopped. A results file is of one set of weights; what does
 not depend on them (random starts, U-Nets) is taken over from one of others with --take.
@@ -90,9 +90,6 @@ REMEDIES = {
 """What may suit a small encoder better: a head that sees the embedding only, new augmentations in every step
 instead of stored views, six of these, a larger input, the rates of large encoders, less in the
 encoder only."""
-BLIND = (*setting_words("encoder=frozen"), *SIZE)
-PROBES = {"2d_linear_frozen": BLIND, "2d_linear_frozen_random": (*BLIND, *RANDOM)}
-"""What a linear head reads from the embedding alone: whether the weights know anything of this task."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
@@ -101,7 +98,7 @@ SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     },
     **{
         name: ("_".join(name.split("_")[:2]), ("-encoder", ENCODER, *words))
-        for name, words in {**REMEDIES, **PROBES}.items()
+        for name, words in REMEDIES.items()
     },
     "2d_unet": ("2d_unet", setting_words(f"batch_size={SMALL_BATCH}")),
     PEER: (PEER, ()),
@@ -121,14 +118,13 @@ class Study:
         return f"{self.dataset} n{self.labelled} seed{seed}"
 
 
-PRIMARY = tuple(system for system in SYSTEMS if system not in {**REMEDIES, **PROBES})
+PRIMARY = tuple(system for system in SYSTEMS if system not in REMEDIES)
 SECONDARY = ("2d_cnn_tuned", "2d_cnn_scratch", "2d_unet")
 """As planned, the same from random weights, and the baseline."""
 STUDIES = {
     "primary": [Study("Dataset002_ACDC", number, PRIMARY) for number in (1, 5)],
     "secondary": [Study(name, 5, SECONDARY) for name in ("Dataset001_Hippocampus", "Dataset008_Prostate")],
     "remedies": [Study("Dataset002_ACDC", number, tuple(REMEDIES)) for number in (1, 5)],
-    "probes": [Study("Dataset002_ACDC", number, tuple(PROBES)) for number in (1, 5)],
 }
 
 
