@@ -5,8 +5,8 @@
 
 Primary: Dataset002 with 1 and 5 labelled volumes. Secondary: five cases of Dataset001 and of Dataset008.
 Remedies on request: other inputs and recipes (what an embedding alone tells: linear_probe.py). Test cases are
-those of held_out.json. Each seed draws its own labelled volumes (never two of one patient), the same for all systems;
-every training has `--minutes`, and all predict without mirroring. Finished steps stand in
+those of held_out.json. Each seed draws its own labelled volumes (never two of one patient), the same for all
+systems; every training has `--minutes`, and all predict without mirroring. Finished steps stand in
 WORK/few_label.json; start again to go on where it stopped. A results file is of one set of weights; what does
 not depend on them (random starts, U-Nets) is taken over from one of others with --take.
 """
