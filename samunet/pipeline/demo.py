@@ -72,15 +72,15 @@ _SHORT = {"epochs": 10, "val_iterations": 1, "augmentation": "light", "mirror_ax
 DEMO_METHODS = (
     DemoMethod(
         name="2d_unet",
-        minutes=1.6,
+        minutes=2.0,
         quick_minutes=0.25,
-        settings={**_SHORT, "iterations": 60, "batch_size": 2, "learning_rate": 0.05, "momentum": 0.9},
+        settings={**_SHORT, "iterations": 60, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9},
         why="nnU-Net's momentum of 0.99 and rate of 0.01 are made for 250000 steps and have hardly got going "
         "after a few hundred; small batches give more steps in the same time",
     ),
     DemoMethod(
         name="2d_cnn",
-        minutes=2.5,
+        minutes=2.2,
         quick_minutes=0.35,
         settings={
             **_SHORT,

@@ -116,7 +116,9 @@ def test_a_folder_of_weights_is_taken_alone(
     write_pair(state, folder, "samunet_vit_b")  # a folder of named files has what they are named after
     code, told = explained(folder)
     assert code == 0, told
-    assert "vit_tiny" not in told
+    assert "Weights of vit_b:" in told
+    assert "Weights of vit_tiny" not in told
+    assert not [word for word in ("file", "shipped", "none") if f"vit_tiny, {word}" in told]
 
 
 def card(sha256: str) -> WeightsCard:
