@@ -80,7 +80,7 @@ DEMO_METHODS = (
     ),
     DemoMethod(
         name="2d_cnn",
-        minutes=2.2,
+        minutes=2.0,
         quick_minutes=0.35,
         settings={
             **_SHORT,
@@ -88,7 +88,7 @@ DEMO_METHODS = (
             "batch_size": 4,
             "learning_rate": 2e-3,
             "cache": True,
-            "views": 2,
+            "views": 1,
         },
         why="pretrained weights are kept and cached: in so short a time that gives twice the steps, and "
         "phantoms are like what they were made from; small batches give more steps again",
