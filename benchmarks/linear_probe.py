@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ import numpy as np
 import torch
 from few_label import labelled_cases
 from measured_commands import ResultsFile, hardware
+from prompted_slices import seen_pictures
 from real_runs import seed_difference
-from subsets import held_out_cases
+from subsets import class_dice, held_out_cases, scores_of
 from torch import Tensor
 from torch.nn import functional
 
 from samunet.data.dataset import RawDataset
 from samunet.networks.picture import covered_pixels
-from samunet.networks.promptable import normalised
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import PATCH, get_variant
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
@@ -120,7 +120,8 @@ class Eye:
         rows, columns = shares.shape[1:3]
         slices = torch.from_numpy(np.ascontiguousarray(images))
         features = [
-            self.encode(picture)[..., :rows, :columns] for picture in pictures(slices, covered, self.size)
+            self.encode(seen_pictures(batch, self.size))[..., :rows, :columns]
+            for batch in slices.split(BATCH)
         ]
         stretch = (PATCH * shape[0] / covered[0], PATCH * shape[1] / covered[1])
         return Seen(torch.cat(features).movedim(1, -1).clone(), shares, classes, stretch)
@@ -134,15 +135,6 @@ def token_shares(classes: np.ndarray, number: int, covered: tuple[int, int]) -> 
         functional.pad(shown, [0, -covered[1] % PATCH, 0, -covered[0] % PATCH]), PATCH
     )
     return (shares / shares.sum(1, keepdim=True)).movedim(1, -1)
-
-
-def pictures(images: Tensor, covered: tuple[int, int], size: int) -> Iterator[Tensor]:
-    """Slices uint8 (N, 3, H, W) in batches as the encoder sees them, padded on the right and below."""
-    shrinks = max(images.shape[-2:]) > size
-    for batch in images.split(BATCH):
-        shown = functional.interpolate(batch.float(), covered, mode="bilinear", antialias=shrinks)
-        picture = normalised(shown.round().clamp(0, 255).to(torch.uint8))
-        yield functional.pad(picture, (0, size - covered[1], 0, size - covered[0]))
 
 
 def own_pixels(picture: Tensor) -> Tensor:
@@ -179,19 +171,18 @@ def fit(cases: Sequence[Seen], penalty: float) -> Reading:
     return Reading(mean, deviation, weight.detach(), bias.detach())
 
 
-def dice_of(case: Seen, logits: Tensor) -> dict[int, float | None]:
-    """Dice of each foreground class over a case; None where it is in neither."""
-    factors = [*case.stretch]
-    enlarged = functional.interpolate(logits.movedim(-1, 1), scale_factor=factors, mode="bilinear")
+def enlarged(case: Seen, logits: Tensor) -> Tensor:
+    """Logits (slices, rows, columns, K) brought to the slices' pixels (slices, K, H, W)."""
+    found = functional.interpolate(logits.movedim(-1, 1), scale_factor=[*case.stretch], mode="bilinear")
     height, width = case.labels.shape[1:]
-    found = enlarged.argmax(1).numpy()[:, :height, :width]
-    found = np.pad(found, [(0, n - m) for n, m in zip(case.labels.shape, found.shape)], mode="edge")
-    scores: dict[int, float | None] = {}
-    for number in range(1, logits.shape[-1]):
-        a, b = found == number, case.labels == number
-        total = int(a.sum()) + int(b.sum())
-        scores[number] = 2 * int((a & b).sum()) / total if total else None
-    return scores
+    found = found[..., :height, :width]
+    lacking = (0, width - found.shape[-1], 0, height - found.shape[-2])
+    return functional.pad(found, lacking, mode="replicate")
+
+
+def labelled(logits: Tensor, offset: float = 0.0) -> np.ndarray:
+    """Class numbers (slices, H, W) of enlarged logits, those of the foreground raised by an offset."""
+    return torch.cat([logits[:, :1], logits[:, 1:] + offset], dim=1).argmax(1).numpy()
 
 
 def surprise(case: Seen, logits: Tensor) -> float:
@@ -201,24 +192,26 @@ def surprise(case: Seen, logits: Tensor) -> float:
 
 def chosen(cases: Sequence[Seen]) -> tuple[float, float]:
     """The penalty under which a case that is left out surprises least, and the offset of its best Dice."""
-    surprises: dict[float, list[float]] = {}
-    dices: dict[tuple[float, float], list[float]] = {}
-    for penalty in PENALTIES:
-        for index, case in enumerate(cases):
-            logits = fit([*cases[:index], *cases[index + 1 :]], penalty)(case.features)
-            surprises.setdefault(penalty, []).append(surprise(case, logits))
-            for offset in OFFSETS:
-                found = [
-                    value for value in dice_of(case, raised(logits, offset)).values() if value is not None
-                ]
-                dices.setdefault((penalty, offset), []).append(float(np.mean(found)) if found else 0.0)
-    penalty = min(PENALTIES, key=lambda tried: np.mean(surprises[tried]))
-    return penalty, max(OFFSETS, key=lambda tried: np.mean(dices[penalty, tried]))
+    rest = [[*cases[:index], *cases[index + 1 :]] for index in range(len(cases))]
+    left_out = {
+        penalty: [fit(others, penalty)(case.features) for case, others in zip(cases, rest)]
+        for penalty in PENALTIES
+    }
+    surprises = {tried: np.mean([*map(surprise, cases, found)]) for tried, found in left_out.items()}
+    penalty = min(PENALTIES, key=lambda tried: surprises[tried])
+    logits = [enlarged(case, found) for case, found in zip(cases, left_out[penalty])]
+
+    def left_out_dice(offset: float) -> float:
+        return float(np.mean([mean_dice(case, found, offset) for case, found in zip(cases, logits)]))
+
+    return penalty, max(OFFSETS, key=left_out_dice)
 
 
-def raised(logits: Tensor, offset: float) -> Tensor:
-    """Logits with the foreground's raised."""
-    return torch.cat([logits[..., :1], logits[..., 1:] + offset], dim=-1)
+def mean_dice(case: Seen, logits: Tensor, offset: float) -> float:
+    """Over the classes of a case, from enlarged logits; 0 where there is none."""
+    names = {str(number): number for number in range(1, logits.shape[1])}
+    found = [v for v in class_dice(case.labels, labelled(logits, offset), names).values() if v is not None]
+    return float(np.mean(found)) if found else 0.0
 
 
 def probe(eye: Eye, training: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
@@ -230,23 +223,23 @@ def probe(eye: Eye, training: Sequence[str], test: Sequence[str]) -> dict[str, A
     known = np.mean([surprise(eye.see(name), logits[name]) for name in test])
     prior = torch.cat([case.shares.flatten(0, 2) for case in cases]).mean(0).log()
     guessed = np.mean([surprise(eye.see(name), prior.expand_as(logits[name])) for name in test])
-    scores = dice_scores(eye, {name: raised(found, offset) for name, found in logits.items()})
+    scores = dice_of(eye, logits, offset)
     return {**scores, "explained": float(1 - known / guessed), "penalty": penalty, "offset": offset}
 
 
 def oracle(eye: Eye, test: Sequence[str]) -> dict[str, Any]:
     """Scores of a reading that knows the shares."""
-    return dice_scores(eye, {name: eye.see(name).shares.clamp_min(LEAST_SHARE).log() for name in test})
+    return dice_of(eye, {name: eye.see(name).shares.clamp_min(LEAST_SHARE).log() for name in test})
 
 
-def dice_scores(eye: Eye, logits: dict[str, Tensor]) -> dict[str, Any]:
+def dice_of(eye: Eye, logits: dict[str, Tensor], offset: float = 0.0) -> dict[str, Any]:
     """In the form of `subsets.dice_scores`."""
-    names = list(eye.raw.labels.foreground)
-    rows = {case: dict(zip(names, dice_of(eye.see(case), found).values())) for case, found in logits.items()}
-    by_class = {
-        name: float(np.mean([row[name] for row in rows.values() if row[name] is not None])) for name in names
-    }
-    return {"dice": float(np.mean(list(by_class.values()))), "by_class": by_class, "cases": rows}
+    names = {name: number for number, name in enumerate(eye.raw.labels.foreground, start=1)}
+    rows = {}
+    for name, found in logits.items():
+        case = eye.see(name)
+        rows[name] = class_dice(case.labels, labelled(enlarged(case, found), offset), names)
+    return scores_of(rows)
 
 
 def run(arguments: argparse.Namespace, results: ResultsFile) -> None:

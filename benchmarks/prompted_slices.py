@@ -83,15 +83,21 @@ def prompts_of(mask: np.ndarray, scale: float) -> dict[str, Prompts]:
     }
 
 
+def seen_pictures(slices: torch.Tensor, side: int) -> torch.Tensor:
+    """Slices uint8 (N, 3, H, W) as an encoder sees them (N, 3, side, side), padded right and below."""
+    shape = slices.shape[-2:]
+    height, width = covered_pixels(shape, side)
+    shrinks = max(shape) > side
+    shown = functional.interpolate(slices.float(), (height, width), mode="bilinear", antialias=shrinks)
+    return functional.pad(normalised(shown.round().to(torch.uint8)), (0, side - width, 0, side - height))
+
+
 @torch.inference_mode()
 def answers(sam: PromptableSam, question: Question) -> dict[str, np.ndarray]:
     """Prompt -> mask (H, W)."""
     side, shape = sam.variant.native_size, question.mask.shape
     height, width = covered_pixels(shape, side)
-    shown = torch.from_numpy(question.picture)[None].float()
-    shown = functional.interpolate(shown, (height, width), mode="bilinear", antialias=max(shape) > side)
-    picture = torch.zeros(1, 3, side, side)
-    picture[..., :height, :width] = normalised(shown.round().to(torch.uint8))
+    picture = seen_pictures(torch.from_numpy(question.picture)[None], side)
     embedding = sam.embed(picture)
     found = {}
     for kind, prompts in prompts_of(question.mask, side / max(shape)).items():

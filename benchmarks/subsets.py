@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,28 @@ def dice_scores(labels: Path, predictions: Path, dataset_json: Path) -> dict[str
         reference = _array(reference_file)
         predicted = _array(predictions / reference_file.name)
         assert reference.shape == predicted.shape, reference_file.name
-        row: dict[str, float | None] = {}
-        for name, value in classes.items():
-            a, b = reference == value, predicted == value
-            size = int(a.sum()) + int(b.sum())
-            row[name] = 2 * int((a & b).sum()) / size if size else None
-        cases[reference_file.name.removesuffix(description["file_ending"])] = row
+        case = reference_file.name.removesuffix(description["file_ending"])
+        cases[case] = class_dice(reference, predicted, classes)
+    return scores_of(cases)
+
+
+def class_dice(
+    reference: np.ndarray, predicted: np.ndarray, classes: Mapping[str, int]
+) -> dict[str, float | None]:
+    """Dice of each class of one case; None where it is in neither."""
+    row: dict[str, float | None] = {}
+    for name, value in classes.items():
+        a, b = reference == value, predicted == value
+        size = int(a.sum()) + int(b.sum())
+        row[name] = 2 * int((a & b).sum()) / size if size else None
+    return row
+
+
+def scores_of(cases: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Mean Dice of classes and over them, with the cases' own."""
+    names = next(iter(cases.values()))
     by_class = {
-        name: float(np.mean([row[name] for row in cases.values() if row[name] is not None]))
-        for name in classes
+        name: float(np.mean([row[name] for row in cases.values() if row[name] is not None])) for name in names
     }
     return {"dice": float(np.mean(list(by_class.values()))), "by_class": by_class, "cases": cases}
 
