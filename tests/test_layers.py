@@ -13,7 +13,7 @@ PACKAGE = ROOT / "samunet"
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 
-EVERYWHERE = {"records", "whole_files", "errors", "workspace"}
+EVERYWHERE = {"errors", "listing", "records", "whole_files", "workspace"}
 MAY_IMPORT = {
     "data": set(),
     "networks": set(),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samunet.data.readers import ENDINGS, read_header
 from samunet.errors import SamunetError
+from samunet.listing import listed
 
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 SHOWN = 10
+"""Channels in a message."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tupl
     for name, files in suffixed.items():
         missing = sorted(set(range(max(files) + 1)) - set(files))
         if missing:
-            faults.append(f"{folder}: case {name} lacks the file(s) of channel {_listed(missing)}.")
+            faults.append(f"{folder}: case {name} lacks the file(s) of channel {listed(missing, SHOWN)}.")
     return tuple(sorted(cases, key=lambda case: case.name)), faults
 
 
@@ -166,8 +168,3 @@ def _is_channel(match: re.Match[str], num_channels: int, folder: Path, file_endi
 def _expected_names(name: str, example: Path, num_channels: int) -> str:
     ending = next((e for e in ENDINGS if example.name.lower().endswith(e)), example.suffix)
     return ", ".join(f"{name}_{c:04d}{ending}" for c in range(num_channels))
-
-
-def _listed(items: Sequence[object]) -> str:
-    shown = ", ".join(str(item) for item in items[:SHOWN])
-    return f"{shown} and {len(items) - SHOWN} more" if len(items) > SHOWN else shown

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 
 OUTSIDE = -1
 """Class index of voxels outside the nonzero mask of the image (background for the loss)."""
@@ -17,6 +18,9 @@ OUTSIDE = -1
 UNKNOWN = -2
 LARGEST_VALUE = 65535
 """Label files are written as unsigned integers of at most 16 bits."""
+
+SHOWN = 10
+"""Values in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +131,8 @@ class LabelSet:
                 return encoded
         foreign = sorted(set(np.unique(integers).tolist()) - set(known))
         raise SamunetError(
-            f"{where} holds label values {_few(foreign)} that dataset.json does not declare (declared: "
-            f"{known}). Correct the file or add the values to `labels`."
+            f"{where} holds label values [{listed(foreign, SHOWN)}] that dataset.json does not declare "
+            f"(declared: {known}). Correct the file or add the values to `labels`."
         )
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
@@ -148,10 +152,6 @@ class LabelSet:
         values = self.labels[name]
         as_tuple = self.has_regions and (len(values) > 1 or name in self.listed)
         return str(values) if as_tuple else str(values[0])
-
-
-def _few(values: list[int]) -> str:
-    return f"{values[:10]}{' and more' * (len(values) > 10)}"
 
 
 def _parse_integer(value: Any, where: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from samunet.errors import SamunetError, unknown_name
+from samunet.listing import listed
 from samunet.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,9 @@ def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path)
         foreign = sorted({*split.train, *split.val} - known)
         both = sorted(set(split.train) & set(split.val))
         if foreign:
-            faults.append(f"fold {number} names cases that the dataset does not have: {_few(foreign)}")
+            faults.append(f"fold {number} names cases that the dataset does not have: {listed(foreign)}")
         if both:
-            faults.append(f"fold {number} has cases in train and in val: {_few(both)}")
+            faults.append(f"fold {number} has cases in train and in val: {listed(both)}")
         if not split.train:
             faults.append(f"fold {number} has no training case")
     if faults:
@@ -182,7 +183,7 @@ def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path)
         )
     unused = sorted(known - {name for split in splits for name in (*split.train, *split.val)})
     if unused and splits:
-        logger.warning("%s leaves out %d case(s): %s.", file, len(unused), _few(unused))
+        logger.warning("%s leaves out %d case(s): %s.", file, len(unused), listed(unused))
 
 
 def _same_folds(one: Sequence[Split], other: Sequence[Split]) -> bool:
@@ -198,7 +199,7 @@ def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path
     for number, split in enumerate(splits):
         torn = sorted({groups[name] for name in split.train} & {groups[name] for name in split.val})
         if torn:
-            faults.append(f"fold {number} has cases of group {_few(torn)} in train and in val")
+            faults.append(f"fold {number} has cases of group {listed(torn)} in train and in val")
     if faults:
         raise SamunetError(
             f"{file} does not fit the groups as they are declared now: {'; '.join(faults)}. Correct the "
@@ -242,7 +243,7 @@ def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], schem
     without = sorted(name for name in names if name not in groups)
     if without:
         raise SamunetError(
-            f"The split {scheme} needs a group for every case; {len(without)} have none: {_few(without)}. "
+            f"The split {scheme} needs a group for every case; {len(without)} have none: {listed(without)}. "
             "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json; both "
             "belong to the raw data, which must be at hand."
         )
@@ -264,7 +265,3 @@ def _names(entry: Any, part: Literal["train", "val"], where: str) -> tuple[str, 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SamunetError(f"{where}: key `{part}` must be a list of case names.")
     return tuple(names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -20,6 +20,7 @@ from samunet.evaluation.scores import Evaluation
 from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
+from samunet.listing import listed
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
 from samunet.records import write_json
@@ -326,5 +327,4 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({shown})"
+    return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.preprocessing.slices import Cutting, found_slices
 from samunet.records import read_json
 from samunet.trainers.pretrain_run import PretrainCheckpoint
 
 logger = logging.getLogger(__name__)
-
-MOST_SHOWN = 5
-"""Names in a message."""
 
 
 def read_excluded(path: Path) -> dict[str, frozenset[str]]:
@@ -53,7 +51,7 @@ def check_excluded(
                 "%s has no entry for %s (it names %s): all its cases are seen.",
                 path,
                 dataset.name,
-                _shown(sorted(excluded)),
+                listed(sorted(excluded), between=" "),
             )
         strangers = excluded.get(dataset.name, frozenset()) - set(dataset.case_names)
         if strangers:
@@ -104,11 +102,6 @@ def _difference(folder: Path, cutting: Cutting) -> str:
     if found is None or found.source != cutting.source:
         return f"{cutting.source} was no source of it, or its slices in {folder} are gone"
     new, gone = sorted({*cutting.names} - {*found.names}), sorted({*found.names} - {*cutting.names})
-    parts = [f"{_shown(new)} would be seen and was not"] if new else []
-    parts += [f"{_shown(gone)} was seen and would not be"] if gone else []
+    parts = [f"{listed(new, between=' ')} would be seen and was not"] if new else []
+    parts += [f"{listed(gone, between=' ')} was seen and would not be"] if gone else []
     return f"{cutting.source}: {', '.join(parts) or 'other cases are excluded'}"
-
-
-def _shown(names: list[str]) -> str:
-    rest = len(names) - MOST_SHOWN
-    return " ".join(names[:MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

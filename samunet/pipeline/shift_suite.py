@@ -24,6 +24,7 @@ from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condi
 from samunet.inference.files import FileOptions
 from samunet.inference.folds import checkpoint_file, find_folds
 from samunet.inference.predictor import Predictor
+from samunet.listing import listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.records import hash_files, read_json, write_json
@@ -301,7 +302,7 @@ def _differences(before: dict[str, Any], made: dict[str, Any]) -> list[str]:
         told = "not written down then"
         if isinstance(then, dict):
             changed = sorted(name for name in now if then[name] != now[name])
-            told = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+            told = listed(changed)
         words[words.index("cases")] = f"files of the cases: {told}"
     return words
 

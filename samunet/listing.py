@@ -1,0 +1,17 @@
+"""Many names in one message: the first few, and how many more there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(items: Sequence[object], most: int = 5, between: str = ", ") -> str:
+    """The first items in words, `a, b and 3 more`.
+
+    Args:
+        items: names or numbers, in the order to be told.
+        most: how many are told; of as many or fewer, all are.
+        between: stands between two of them.
+    """
+    shown = between.join(map(str, items[:most]))
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown

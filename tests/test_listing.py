@@ -1,0 +1,20 @@
+"""Lists in messages end before they fill the screen."""
+
+from __future__ import annotations
+
+import pytest
+
+from samunet.listing import listed
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [([], ""), (["a"], "a"), (list("abcde"), "a, b, c, d, e"), (list("abcdefg"), "a, b, c, d, e and 2 more")],
+)
+def test_the_first_few_and_how_many_more(items: list[str], told: str) -> None:
+    assert listed(items) == told
+
+
+def test_numbers_another_length_and_another_separator() -> None:
+    assert listed(range(4), most=3) == "0, 1, 2 and 1 more"
+    assert listed(["a b", "c", "d"], most=2, between="; ") == "a b; c and 1 more"
