@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,7 @@ def load_or_create_splits(
     groups: Mapping[str, str] | None = None,
     scheme: str = "kfold",
     raw_file: Path | None = None,
+    warn: Callable[[str], object] = logger.warning,
 ) -> tuple[Split, ...]:
     """Read the dataset's splits, or make and write them.
 
@@ -90,7 +91,7 @@ def load_or_create_splits(
     folds, as a dataset of one case has it, counts as absent.
 
     `groups` None means that nothing is known of them (no raw data); a file's folds are then taken as they
-    are.
+    are. `warn` is told of cases that a file leaves out, at every call in the same words.
 
     Raises:
         SamunetError: the file is malformed or does not fit the cases (see `check_splits`), both files are
@@ -114,6 +115,10 @@ def load_or_create_splits(
         if source != file:
             logger.info("Splits are taken from %s.", source)
             write_splits(file, splits)
+        unused = sorted(set(case_names) - {name for split in splits for name in (*split.train, *split.val)})
+        if unused:
+            # By the file in use, not by its source: a command that tells it once knows it by its words.
+            warn(f"{file} leaves out {len(unused)} case(s): {listed(unused)}.")
         return splits
     splits = make_splits(case_names, groups, scheme)
     write_splits(file, splits)
@@ -181,9 +186,6 @@ def check_splits(splits: Sequence[Split], case_names: Sequence[str], file: Path)
         raise SamunetError(
             f"{file} does not fit the dataset: {'; '.join(faults)}. Correct it, or delete it to have it made."
         )
-    unused = sorted(known - {name for split in splits for name in (*split.train, *split.val)})
-    if unused and splits:
-        logger.warning("%s leaves out %d case(s): %s.", file, len(unused), listed(unused))
 
 
 def _same_folds(one: Sequence[Split], other: Sequence[Split]) -> bool:

@@ -24,8 +24,6 @@ from samunet.planning.plan import RANDOM, Configuration, Plan
 from samunet.planning.planner import make_plan
 from samunet.workspace import Workspace
 
-logger = logging.getLogger(__name__)
-
 RECIPE = {field.name for field in dataclasses.fields(MethodConfig)} | {"encoder_learning_rate_factor"}
 """Settings that change how a network is trained but not what fits into memory."""
 
@@ -46,14 +44,16 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides, say:
 
     Args:
         workspace / plan / name / options: what is planned again, and why.
-        say: tells the user that it was; by default to the log.
+        say: tells the user that it was, or that weights are here which the plan has not; by default to the
+            log.
 
     Raises:
         SamunetError: the method does not suit the dataset; gives the planner's reasons.
     """
+    say = say or SaidOnce()
     method = get_method(name)
     structural = _structural_settings(method, options)
-    encoder = _wanted_encoder(workspace, plan, method, options)
+    encoder = _wanted_encoder(workspace, plan, method, options, say)
     if name in plan.configurations and not structural and encoder is None:
         return plan
     fingerprint_file = workspace.fingerprint_file(plan.dataset)
@@ -76,7 +76,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides, say:
         request = dataclasses.replace(request, extra_methods=(name,))
     made = make_plan(Fingerprint.load(fingerprint_file), request)
     replanned = _with_configuration(plan, made, name)
-    (say or SaidOnce())(_told(replanned.configuration(name), structural, options.settings))
+    say(_told(replanned.configuration(name), structural, options.settings))
     return replanned
 
 
@@ -107,7 +107,9 @@ def planned_weights(plan: Plan, name: str | None = None) -> Path | None:
     return path if chosen.encoder == (plan.overrides.get("encoder") or encoder_of_file(path)) else None
 
 
-def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: Overrides) -> str | None:
+def _wanted_encoder(
+    workspace: Workspace, plan: Plan, method: Method, options: Overrides, say: Say
+) -> str | None:
     """The encoder that flags or newly given weights ask for, or None when the plan's stays.
 
     Raises:
@@ -129,10 +131,10 @@ def _wanted_encoder(workspace: Workspace, plan: Plan, method: Method, options: O
         return None
     if options.weights is not None or named in at_hand:
         return named or next(iter(at_hand))
-    logger.warning(
-        "The plan was made without pretrained weights, but those of %s are here now. Plan again to use them, "
-        "or name one with -encoder.",
-        ", ".join(at_hand),
+    say(
+        f"The plan was made without pretrained weights, but those of {', '.join(at_hand)} are here now. Plan "
+        "again to use them, or name one with -encoder.",
+        logging.WARNING,
     )
     return None
 

@@ -96,8 +96,8 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     """
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
-    cases = _cases(workspace, options)
     say = SaidOnce()
+    cases = _cases(workspace, options, say)
     methods = _check_methods(workspace, options, made, names, say)
     trainings = _trainings(workspace, options, made, names, tuple(cases))
     start_or_go_on(workspace, _wanted(options, methods, cases), trainings)
@@ -292,7 +292,7 @@ def _trainings(
     )
 
 
-def _cases(workspace: Workspace, options: RunAllOptions) -> dict[int | str, Split]:
+def _cases(workspace: Workspace, options: RunAllOptions, say: Say) -> dict[int | str, Split]:
     """Cases of the folds asked for, else of the split's; `all` where they are too few to keep one out.
 
     Raises:
@@ -305,6 +305,7 @@ def _cases(workspace: Workspace, options: RunAllOptions) -> dict[int | str, Spli
         groups=raw.groups,
         scheme="kfold",
         raw_file=workspace.raw / options.dataset / "splits_final.json",
+        warn=lambda text: say(text, logging.WARNING),
     )
     folds = options.folds or tuple(range(len(splits))) or ("all",)
     return {fold: select_fold(splits, fold, raw.case_names) for fold in folds}

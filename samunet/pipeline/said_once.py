@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[str], object]
-"""Tells the user a fact."""
+
+class Say(Protocol):
+    """Tells the user a fact, at one of logging's levels."""
+
+    def __call__(self, text: str, level: int = logging.INFO) -> object: ...
 
 
 class SaidOnce:
@@ -17,7 +20,7 @@ class SaidOnce:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, text: str, level: int = logging.INFO) -> None:
         if text not in self._said:
             self._said.add(text)
-            logger.info("%s", text)
+            logger.log(level, "%s", text)

@@ -186,6 +186,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, or no such fold.
     """
+    say = say or SaidOnce()
     stored = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, stored.recommended)
     model_folder = workspace.model_folder(stored.dataset, name, stored.name, options.run_tag)
@@ -210,6 +211,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
         groups=None if dataset is None else dataset.groups,
         scheme=scheme or DEFAULT_SCHEME,
         raw_file=raw / "splits_final.json",
+        warn=lambda text: say(text, logging.WARNING),
     )
     return PreparedRun(
         plan=plan,

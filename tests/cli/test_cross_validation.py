@@ -141,3 +141,25 @@ def test_what_is_planned_again_for_all_folds_is_said_once(
     words = ["901", "2d_cnn", "0", "1", "--set", "slice_context=1", *SHORT]
     assert train.main([*words, "--workspace", str(workspace)]) == 130
     assert capsys.readouterr().out.count("is planned again") == 1
+
+
+def test_warnings_that_hold_for_all_folds_are_said_once(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's folds leave a case out, and weights came after the plan."""
+    (workspace / "preprocessed/Dataset901_Tiny3D/splits_final.json").unlink()
+    folds = [{"train": ["tiny_000", "tiny_001"], "val": [f"tiny_00{k}"]} for k in (2, 3)]
+    (workspace / RAW / "splits_final.json").write_text(json.dumps(folds))
+    (workspace / "weights").mkdir()
+    (workspace / "weights/samunet_vit_tiny.pth").touch()
+
+    def pretend(root: Workspace, options: TrainOptions, teach: object, *, say: Say) -> TrainOutcome:
+        prepare_run(root, options, say)
+        return TrainOutcome(folder=root.results, interrupted=options.fold == 1)
+
+    monkeypatch.setattr(train_folds, "train", pretend)
+    assert train.main(["901", "2d_cnn", "0", "1", *SHORT, "--workspace", str(workspace)]) == 130
+    told = capsys.readouterr().out
+    assert told.count("leaves out 2 case(s): tiny_004, tiny_005.") == 1
+    assert told.count("but those of vit_tiny are here now") == 1
+    assert told.count("Warning: ") == 2, told

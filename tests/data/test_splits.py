@@ -176,3 +176,16 @@ def test_cases_that_a_file_leaves_out_are_mentioned(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         load_or_create_splits(file, NAMES)
     assert "leaves out 1 case(s): case_019" in caplog.text
+
+
+def test_cases_left_out_are_told_in_the_same_words_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the file in use, also when the folds are first taken from the raw folder."""
+    file, raw = tmp_path / "used.json", tmp_path / "raw.json"
+    raw.write_text(json.dumps([{"train": NAMES[:10], "val": NAMES[10:19]}]))
+    told: list[str] = []
+    for _ in range(2):
+        load_or_create_splits(file, NAMES, raw_file=raw, warn=told.append)
+    assert told == [f"{file} leaves out 1 case(s): case_019."] * 2
+    assert "leaves out" not in caplog.text

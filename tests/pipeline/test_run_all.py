@@ -243,6 +243,25 @@ def test_flags_of_sam_methods_do_not_meet_the_u_nets(
     assert (cnn.encoder, cnn.settings) == ("vit_micro", {"image_skip": True, "epochs": 1})
 
 
+def test_cases_that_no_fold_has_are_said_once(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met when the folds are read, and again when each of two is trained."""
+    folds = [{"train": ["tiny_000", "tiny_001"], "val": [f"tiny_00{k}"]} for k in (2, 3)]
+    write_json(tiny_copy / "raw" / NAME / "splits_final.json", folds)
+
+    def pretend(workspace: Workspace, options: TrainOptions, *, say: Say) -> TrainOutcome:
+        prepare_run(workspace, options, say)
+        return TrainOutcome(folder=tiny_copy, interrupted=options.fold == 1)
+
+    monkeypatch.setattr(run_all, "train", pretend)
+    words = ["901", "-c", "2d", "-f", "0", "1", *SHORT, "--workspace", str(tiny_copy)]
+    assert command.main(words) == 130
+    told = capsys.readouterr().out
+    assert "[2 of 2] 2d_unet, fold 1" in told
+    assert told.count("leaves out 2 case(s): tiny_004, tiny_005.") == 1
+
+
 def test_a_plan_that_is_there_does_not_swallow_planning_flags(
     tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
