@@ -15,3 +15,8 @@ def listed(items: Sequence[object], most: int = 5, between: str = ", ") -> str:
     """
     shown = between.join(map(str, items[:most]))
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
+
+
+def counted_cases(names: Sequence[str]) -> str:
+    """How many cases, and which: `7 cases (a, b, c, d, e and 2 more)`."""
+    return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"

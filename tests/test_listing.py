@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from samunet.listing import listed
+from samunet.listing import counted_cases, listed
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,8 @@ def test_the_first_few_and_how_many_more(items: list[str], told: str) -> None:
 def test_numbers_another_length_and_another_separator() -> None:
     assert listed(range(4), most=3) == "0, 1, 2 and 1 more"
     assert listed(["a b", "c", "d"], most=2, between="; ") == "a b; c and 1 more"
+
+
+def test_cases_are_counted_and_named() -> None:
+    assert counted_cases(["a"]) == "1 case (a)"
+    assert counted_cases(list("abcdefg")) == "7 cases (a, b, c, d, e and 2 more)"

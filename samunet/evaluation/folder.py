@@ -17,6 +17,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import Pair, score_pair, shape_fault
 from samunet.evaluation.metrics import DEFAULT_TOLERANCE_MM
 from samunet.evaluation.scores import CaseScores, Evaluation
+from samunet.listing import listed
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def pair_files(
         )
     for names, words in ((missing, "have no prediction"), (surplus, "have no reference")):
         if names:
-            logger.warning("%d file(s) %s and are left out: %s.", len(names), words, ", ".join(names[:10]))
+            logger.warning("%d file(s) %s and are left out: %s.", len(names), words, listed(names, 10))
     pairs = [(references[name], predictions[name]) for name in sorted(set(references) & set(predictions))]
     return pairs, tuple(missing)
 

@@ -20,7 +20,7 @@ from samunet.evaluation.scores import Evaluation
 from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
-from samunet.listing import listed
+from samunet.listing import counted_cases, listed
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.plan import Plan
 from samunet.records import write_json
@@ -174,9 +174,10 @@ def _owners(model_folder: Path, runs: Mapping[int, RunRecord]) -> dict[str, int]
             owners.setdefault(name, []).append(fold)
     twice = {name: folds for name, folds in sorted(owners.items()) if len(folds) > 1}
     if twice:
-        shown = "; ".join(f"{name} by folds {', '.join(map(str, f))}" for name, f in list(twice.items())[:5])
+        by_folds = [f"{name} by folds {', '.join(map(str, folds))}" for name, folds in twice.items()]
+        told = listed(by_folds, between="; ")
         raise SamunetError(
-            f"{len(twice)} cases were validated by several folds of {model_folder} ({shown}). Out-of-fold "
+            f"{len(twice)} cases were validated by several folds of {model_folder} ({told}). Out-of-fold "
             "results need every case once: train all folds on one split (--splits kfold or group_kfold)."
         )
     return {name: folds[0] for name, folds in owners.items()}
@@ -202,7 +203,8 @@ def _check_complete(
             lacking.setdefault(fold, []).append(name)
     first = next(iter(runs.values()))
     faults = [
-        f"fold {fold} lacks {_few(names)}: {_command(model_folder, dataset.name, fold, runs[fold], '--val')}"
+        f"fold {fold} lacks {counted_cases(names)}: "
+        f"{_command(model_folder, dataset.name, fold, runs[fold], '--val')}"
         for fold, names in sorted(lacking.items())
     ]
     elsewhere = _splits_of(workspace, dataset.name, runs)
@@ -215,7 +217,7 @@ def _check_complete(
         folder = fold_folder(model_folder, fold)
         flags = ["--c"] * (folder / LATEST).exists()
         command = _command(model_folder, dataset.name, fold, read_run(folder) or first, *flags)
-        faults.append(f"fold {fold} is not trained, {_few(names)}: {command}")
+        faults.append(f"fold {fold} is not trained, {counted_cases(names)}: {command}")
     if faults:
         count = sum(map(len, (*lacking.values(), *untrained.values())))
         raise SamunetError(
@@ -228,7 +230,8 @@ def _check_complete(
         )
     left_out = tuple(name for name in absent if name not in elsewhere)
     if left_out:
-        logger.warning("No fold of the split validates %s; the results are without them.", _few(left_out))
+        told = counted_cases(left_out)
+        logger.warning("No fold of the split validates %s; the results are without them.", told)
     return left_out
 
 
@@ -324,7 +327,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"

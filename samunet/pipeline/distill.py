@@ -9,6 +9,7 @@ from pathlib import Path
 
 from samunet.data.cases import Case, find_cases
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.pipeline.soft_labels import Labelling, Teacher
@@ -279,7 +280,7 @@ def _check_unseen(teacher: Teacher, prepared: PreparedRun, fold: Fold) -> None:
         if seen:
             raise SamunetError(
                 f"The teacher in {file.parent} was trained on {len(seen)} of the validation "
-                f"cases of fold {fold} ({', '.join(seen[:5])}), so the student's score on them would be too "
+                f"cases of fold {fold} ({listed(seen)}), so the student's score on them would be too "
                 "good. Train both with the same split (--splits)."
             )
 
@@ -293,10 +294,9 @@ def _unlabelled_images(folder: Path | None, prepared: PreparedRun) -> tuple[Case
     known = {*CaseStore(prepared.case_folder).names(), *prepared.split.train, *prepared.split.val}
     both = [image.name for image in images if image.name in known]
     if both:
-        shown = ", ".join(both[:5]) + (" ..." if len(both) > 5 else "")
         raise SamunetError(
             f"--unlabelled {folder}: {len(both)} of {len(images)} images have the names of cases of the "
-            f"dataset ({shown}), among them perhaps validation cases. Take them out, or rename them if they "
-            "are others."
+            f"dataset ({listed(both)}), among them perhaps validation cases. Take them out, or rename "
+            "them if they are others."
         )
     return images

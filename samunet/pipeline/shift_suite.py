@@ -238,7 +238,7 @@ def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence
         if seen:
             raise SamunetError(
                 f"-i {request.images}: {len(seen)} case(s) have the names of training cases of "
-                f"{model.folder.name}, fold {model.fold}: {', '.join(seen[:5])}. Take them out, or rename "
+                f"{model.folder.name}, fold {model.fold}: {listed(seen)}. Take them out, or rename "
                 "them if they are others."
             )
     return tuple(cases)

@@ -13,6 +13,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
+from samunet.listing import listed
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.qc_model import calibrate_when_complete
 from samunet.pipeline.replan import Overrides, planned_weights, replan
@@ -277,10 +278,9 @@ def _preprocessed_names(
         return tuple(sorted(present))
     stale = [c.name for c in dataset.cases if not is_current(c, plan, data_name, folder)]
     if stale:
-        shown = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
         raise SamunetError(
             f"{len(stale)} of {len(dataset.cases)} cases are not preprocessed for this plan and these files "
-            f"({shown}) in {folder}. {again}"
+            f"({listed(stale)}) in {folder}. {again}"
         )
     return dataset.case_names
 

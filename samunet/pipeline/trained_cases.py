@@ -10,6 +10,7 @@ from pathlib import Path
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
+from samunet.listing import counted_cases
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import fold_folders
@@ -57,9 +58,9 @@ def check_trained_cases(folder: Path, found: RunRecord | None, now: SplitInUse) 
     if not moved:
         return
     seen = sorted(trained & set(now.split.val) - set(now.split.train))
-    told = f"{_counted(sorted(moved))} came, went or changed sides"
+    told = f"{counted_cases(sorted(moved))} came, went or changed sides"
     if seen:
-        told = f"of the {len(now.split.val)} to be validated it was trained on {_counted(seen)}"
+        told = f"of the {len(now.split.val)} to be validated it was trained on {counted_cases(seen)}"
     raise SamunetError(
         f"{folder} was trained on other cases than fold {found.fold} of the split {now.scheme} ({now.file}) "
         f"has now: {told}. {_remedy(found, now)}"
@@ -93,11 +94,6 @@ def unseen_cases(folder: Path, train: Iterable[str], scored: Iterable[str]) -> s
             "%s has scores of %s that it was trained on. They are not out of fold and are left out; validate "
             "it again with --val, by the split that it was trained with.",
             folder,
-            _counted(seen),
+            counted_cases(seen),
         )
     return names - trained
-
-
-def _counted(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({shown})"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, SoftLabelStore, output_of
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers.base import Phase, SegmentationModule, TrainingModule, finest_of
@@ -168,10 +169,9 @@ def check_soft_labels(labels: SoftSource, case_folder: Path, names: tuple[str, .
     if labels.unlabelled_folder is not None:
         missing += store.missing(content_keys(labels.unlabelled_folder, labels.unlabelled))
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise SamunetError(
-            f"{len(missing)} cases have no soft labels of this teacher in {labels.folder}: {shown}. "
-            "Run samunet_distill again."
+            f"{len(missing)} cases have no soft labels of this teacher in {labels.folder}: "
+            f"{listed(missing)}. Run samunet_distill again."
         )
 
 

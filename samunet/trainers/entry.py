@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Configuration, Plan, WeightsUsed
 from samunet.preprocessing.store import CaseStore
@@ -208,10 +209,9 @@ def _check_cases(request: RunRequest) -> None:
     names = set(CaseStore(request.case_folder).names())
     missing = sorted({*request.split.train, *request.split.val} - names)
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise SamunetError(
-            f"{len(missing)} cases of the split are not preprocessed in {request.case_folder}: {shown}. "
-            "Run `samunet_preprocess` for this dataset, or correct the split file."
+            f"{len(missing)} cases of the split are not preprocessed in {request.case_folder}: "
+            f"{listed(missing)}. Run `samunet_preprocess` for this dataset, or correct the split file."
         )
     if not request.split.train or not request.split.val:
         raise SamunetError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.pipeline.model_file.contents import (
     LARGEST_MODEL,
     LARGEST_RATIO,
@@ -136,7 +137,7 @@ def _check_entries(archive: zipfile.ZipFile, file: Path) -> None:
 
 def _refuse(file: Path, reason: str, names: list[str]) -> None:
     if names:
-        shown = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+        shown = listed([repr(name) for name in names], _SHOWN)
         raise SamunetError(
             f"{file} is refused: {len(names)} of its entries {reason}: {shown}. Nothing was installed."
         )

@@ -14,6 +14,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SCHEMES, Split, read_splits
 from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import Scores
+from samunet.listing import listed
 from samunet.networks.sam.variants import get_variant
 from samunet.pipeline.selection.model_folder import ModelFolder, TrainedAs, fold_words, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
@@ -147,7 +148,7 @@ def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict
         )
     foreign = sorted(set(names) - set(raw.case_names))
     if foreign:
-        raise SamunetError(f"{file} names cases that {raw.folder} does not have: {', '.join(foreign[:5])}.")
+        raise SamunetError(f"{file} names cases that {raw.folder} does not have: {listed(foreign)}.")
     return chosen
 
 
