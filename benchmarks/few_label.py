@@ -72,7 +72,11 @@ KINDS = {
 """Shipped weights frozen, random ones frozen, shipped ones trained too, and the same from random ones: by
 pairs nothing but the weights differs."""
 LIVE = (*KEPT, *setting_words("cache=false"))
+FAST = (*FROZEN, *setting_words("learning_rate=0.001", "weight_decay=0.05"))
+"""A kept encoder's head at the rate and decay of the ones that are trained too, which the others do not have:
+they have the method's own, 5e-4 and 0.01."""
 REMEDIES = {
+    "2d_cnn_frozen_fast": FAST,
     "2d_cnn_frozen_blind": (*setting_words("encoder=frozen", "image_skip=false"), *SIZE),
     "2d_cnn_frozen_live": LIVE,
     "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),

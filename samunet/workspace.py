@@ -20,6 +20,7 @@ LONGEST_NAME = 100
 """Longest name of a folder that is put together from several names."""
 SUMMARY_FILE = "summary.json"
 TABLE_FILE = "summary.csv"
+PRETRAINING_FILE = "pretraining.json"
 QC_FILE = "qc.json"
 QC_FEATURES_FOLDER = "qc_features"
 QC_MODEL_FILE = "qc_model.json"

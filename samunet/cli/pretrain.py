@@ -119,7 +119,7 @@ def _add_training(parser: CommandParser) -> None:
         type=Path,
         metavar="FILE",
         help="SAM weights of that encoder to begin with: a file, a name in the weights folder, or vit_tiny "
-        "for those that come with samunet",
+        "for its file there, else those that come with samunet",
     )
     group.add_argument(
         "--adapters",

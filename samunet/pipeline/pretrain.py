@@ -19,7 +19,7 @@ from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
 from samunet.pipeline.pretrain_licences import declared_licences
-from samunet.pipeline.pretrain_result import check_target, write_half, write_result
+from samunet.pipeline.pretrain_result import check_target, write_half, write_record, write_result
 from samunet.preprocessing.slice_room import check_room
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
@@ -152,6 +152,7 @@ def pretrain(
             run.resume(folder / LATEST)
         elif options.time_budget_minutes is not None:
             run.fit_to_budget(options.time_budget_minutes)
+        write_record(run)
         if run.train() == "interrupted":
             return PretrainOutcome(None, folder)
         write_result(run, target)
@@ -218,6 +219,7 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
             f"{weights.path} has adapters {hidden} channels wide, adapter_width asks for "
             f"{settings.adapter_width}. Leave it out."
         )
+    logger.info("It begins with the weights %s (SHA-256 %s...).", weights.path, weights.sha256[:12])
     return weights
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.weight_files import weights_sha256
 from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
 from samunet.networks.sam.weights_writer import write_pair, write_weights
-from samunet.records import to_data
+from samunet.records import to_data, write_json
 from samunet.trainers.devices import hardware, versions
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
 from samunet.trainers.pretrain_teacher import card_of
+from samunet.workspace import PRETRAINING_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -52,34 +54,49 @@ def write_half(run: PretrainRun, weights: Path) -> Path:
     return encoder
 
 
+def write_record(run: PretrainRun) -> Path:
+    """What is trained, on what and for how long, beside the history: as the card will say it at the end."""
+    write_json(run.folder / PRETRAINING_FILE, _made_of(run))
+    return run.folder / PRETRAINING_FILE
+
+
 def card(run: PretrainRun, weights: Path) -> WeightsCard:
     """What a finished pretraining's weights are and came from."""
-    settings, history = run.settings, read_history(run.folder)
+    history = read_history(run.folder)
     last = history[-1] if history else None
     return WeightsCard(
-        variant=settings.encoder,
         sha256=weights_sha256(weights),
-        sources=tuple(
-            CardSource(
-                name=entry["source"],
-                licence=run.licences.get(entry["source"], entry["licence"]),
-                images=entry.get("slices"),
-                share=entry["share"],
-                case_names_hash=entry.get("case_names_hash"),
-                excluded_names=tuple(entry.get("excluded_names", ())),
-            )
-            for entry in run.data
-        ),
-        excluded={entry["source"]: entry.get("excluded_cases", 0) for entry in run.data},
-        objectives=dict(zip(settings.tasks, settings.weights)),
-        steps=run.steps,
-        batch=settings.batch_size,
-        seed=settings.seed,
         seconds=round(sum(record.seconds for record in history), 1),
-        settings=to_data(settings),
         validation={} if last is None else {"loss": last.val, "pixel_dice": last.patch_dice},
-        hardware=hardware(run.device),
-        versions=versions(),
-        teacher=None if run.teacher is None else run.teacher.card,
-        start=None if run.start is None else card_of(run.start, settings.size),
+        **_made_of(run),
+    )
+
+
+def _made_of(run: PretrainRun) -> dict[str, Any]:
+    """The fields of the card that are known before a step is made."""
+    settings = run.settings
+    return {
+        "variant": settings.encoder,
+        "sources": tuple(_source(entry, run.licences) for entry in run.data),
+        "excluded": {entry["source"]: entry.get("excluded_cases", 0) for entry in run.data},
+        "objectives": dict(zip(settings.tasks, settings.weights)),
+        "steps": run.steps,
+        "batch": settings.batch_size,
+        "seed": settings.seed,
+        "settings": to_data(settings),
+        "hardware": hardware(run.device),
+        "versions": versions(),
+        "teacher": None if run.teacher is None else run.teacher.card,
+        "start": None if run.start is None else card_of(run.start, settings.size),
+    }
+
+
+def _source(entry: dict[str, Any], licences: dict[str, str]) -> CardSource:
+    return CardSource(
+        name=entry["source"],
+        licence=licences.get(entry["source"], entry["licence"]),
+        images=entry.get("slices"),
+        share=entry["share"],
+        case_names_hash=entry.get("case_names_hash"),
+        excluded_names=tuple(entry.get("excluded_names", ())),
     )

@@ -66,6 +66,9 @@ def test_from_all_sources_to_weights_that_are_read_strictly(tiny_copy: Path, exc
     card = read_card(file)
     assert card is not None
     half = file.with_name("mine_fp16") / "mine_encoder.safetensors"
+    told = json.loads((run / "pretraining.json").read_text())
+    known = to_data(card)
+    assert told == {key: known[key] for key in known if key not in ("sha256", "seconds", "validation")}
     assert read_weights(half, "vit_micro").count == weights.count
     assert read_card(half) is not None
     assert card.objectives == {"prompt": 1.0, "mae": 0.5}
@@ -193,11 +196,15 @@ def test_a_pretraining_that_died_while_it_replaced_another_gives_it_back(
     assert (folder / "checkpoint_latest.pth").read_text() == "older"
 
 
-def test_the_card_tells_the_whole_descent(tmp_path: Path) -> None:
+def test_the_card_tells_the_whole_descent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, "--synthetic", *QUICK, "-o", "first") == 0
     first = tmp_path / "weights" / "first.pth"
     words = ["--synthetic", *QUICK, "--seed", "1", "-w", "first", "-o", "second"]
     assert command(tmp_path, *words) == 0
+    assert (
+        f"begins with the weights {first} (SHA-256 {weights_sha256(first)[:12]}...)"
+        in capsys.readouterr().out
+    )
     card = read_card(first.with_name("second.pth"))
     assert card is not None
     assert card.start is not None

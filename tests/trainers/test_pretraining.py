@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,17 @@ def test_each_objective_learns_a_batch_and_trains_the_encoder(task: str) -> None
         losses.append(loss.item())
     assert np.mean(losses[-3:]) < 0.93 * np.mean(losses[:2]), losses
     assert not torch.equal(before, network.sam.image_encoder.blocks[0].mlp.lin1.weight)
+
+
+def test_prompts_train_prompt_encoder_and_mask_decoder() -> None:
+    """Every tensor of both learns something in one step with a click (points, boxes, masks given back), but
+    for those of a point's three masks that were never the best."""
+    settings = replace(SMALL, tasks=("prompt",), weights=(1.0,), batch_size=8, clicks=1)
+    network = PretrainNetwork(settings)
+    PretrainModule(network, settings)(batch_of(settings, 8))["loss"].backward()
+    for part in (network.sam.prompt_encoder, network.sam.mask_decoder):
+        idle = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not [name for name in idle if not re.match(r"output_hypernetworks_mlps\.[123]", name)], idle
 
 
 def test_prompted_masks_of_a_few_pictures_are_learnt_within_some_steps() -> None:

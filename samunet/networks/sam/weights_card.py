@@ -18,8 +18,8 @@ class CardSource:
     """A source of training images.
 
     Attributes:
-        name: dataset, folder, or `procedural`.
-        licence: of the images, such as CC0-1.0; `unknown` where nobody said.
+        name: dataset, folder, or `synthetic`.
+        licence: of the images, such as CC0-1.0; `not declared` where nobody said.
         images: how many different ones there were; None without end.
         share: of all draws, 0..1.
         case_names_hash: `content_hash` of the sorted names of its cases; None where it has none, and in cards
@@ -42,7 +42,7 @@ class CardTeacher:
     Attributes:
         name: of its file.
         variant / sha256 / input_size: what it is, and the side in pixels of what it was shown.
-        licence: of its weights; `unknown` where nobody said, the sources' where it has a card.
+        licence: of its weights; `unknown` where no card says it, the sources' where it has a card.
         card: its own, or None.
     """
 
