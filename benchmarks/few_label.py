@@ -77,6 +77,7 @@ FAST = (*FROZEN, *setting_words("learning_rate=0.001", "weight_decay=0.05"))
 they have the method's own, 5e-4 and 0.01."""
 REMEDIES = {
     "2d_cnn_frozen_fast": FAST,
+    "2d_cnn_frozen_fast_random": (*FAST, *RANDOM),
     "2d_cnn_frozen_blind": (*setting_words("encoder=frozen", "image_skip=false"), *SIZE),
     "2d_cnn_frozen_live": LIVE,
     "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),
@@ -91,7 +92,7 @@ REMEDIES = {
     "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
     "2d_cnn_tuned_448": larger(TUNED),
 }
-"""What may suit a small encoder better: a head that sees the embedding only, new augmentations in every step
+"""What may suit a small encoder better: a higher rate for the head alone, a head that sees the embedding only, new augmentations in every step
 instead of stored views, six of these, a larger input, the rates of large encoders, less in the
 encoder only."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
