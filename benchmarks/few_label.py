@@ -92,9 +92,9 @@ REMEDIES = {
     "2d_cnn_tuned_third": trained("0.001", "0.3", "0.05"),
     "2d_cnn_tuned_448": larger(TUNED),
 }
-"""What may suit a small encoder better: a higher rate for the head alone, a head that sees the embedding only, new augmentations in every step
-instead of stored views, six of these, a larger input, the rates of large encoders, less in the
-encoder only."""
+"""What may suit a small encoder better: a higher rate for the head, a head that sees the embedding only,
+new augmentations in every step instead of stored views, six of these, a larger input, the rates of large
+encoders, less in the encoder only."""
 SYSTEMS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{
         f"{method}_{kind}": (method, ("-encoder", ENCODER, *words))
