@@ -63,8 +63,8 @@ TRAINED_WHOLE = {"encoder": "full", "learning_rate": 1e-3, "weight_decay": 0.05}
 """A network that is trained as a whole, at one rate: any that knows nothing, and a small encoder whatever it
 knows. With 5 volumes of Dataset002 in ten minutes on two cores `2d_cnn` had a Dice of 0.65 so and 0.61 with
 the rates of large encoders (5e-4, in the encoder 5e-5); with the encoder frozen at the same size and 48 views
-it was as good with 5 volumes (0.59 against 0.60, three seeds) and 6 points behind with one (documentation/
-experiments.md)."""
+it was as good with 5 volumes (0.59 against 0.60, three seeds) and 6 points behind with one, 3
+of them by its lower rate (documentation/experiments.md)."""
 FULL_LARGE = {"encoder": "full", "encoder_learning_rate_factor": 0.1}
 """SAM's own encoders, where the user wants them trained too."""
 SEEING = {"image_skip": True}
