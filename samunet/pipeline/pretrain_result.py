@@ -54,10 +54,9 @@ def write_half(run: PretrainRun, weights: Path) -> Path:
     return encoder
 
 
-def write_record(run: PretrainRun) -> Path:
+def write_record(run: PretrainRun) -> None:
     """What is trained, on what and for how long, beside the history: as the card will say it at the end."""
     write_json(run.folder / PRETRAINING_FILE, _made_of(run))
-    return run.folder / PRETRAINING_FILE
 
 
 def card(run: PretrainRun, weights: Path) -> WeightsCard:
