@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the arrays are tiny and the mac
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from PIL import Image
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -84,6 +85,26 @@ def tiny_copy(tiny_root: Path, tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     shutil.copytree(tiny_root / "raw", root / "raw")
     return root
+
+
+@pytest.fixture
+def stack_dataset(tmp_path: Path) -> Path:
+    """Folder of a dataset of one TIFF stack with its spacing, (2, 0.5, 0.5) mm, in a JSON file beside it."""
+    folder = tmp_path / "Dataset904_Stack"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    stack = np.random.default_rng(0).integers(0, 200, (6, 20, 22)).astype(np.uint16)
+    tifffile.imwrite(folder / "imagesTr" / "a_0000.tif", stack)
+    (folder / "imagesTr" / "a.json").write_text('{"spacing": [2, 0.5, 0.5]}')
+    tifffile.imwrite(folder / "labelsTr" / "a.tif", (stack > 100).astype(np.uint8))
+    write_dataset_json(
+        folder,
+        channel_names={"0": "light"},
+        labels={"background": 0, "cell": 1},
+        file_ending=".tif",
+        numTraining=1,
+    )
+    return folder
 
 
 def write_dataset_json(folder: Path, **content: object) -> None:

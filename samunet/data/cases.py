@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.data.readers import ENDINGS, read_header
+from samunet.data import tiff
+from samunet.data.readers import ENDINGS, file_kind, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
 
@@ -31,6 +32,13 @@ class Case:
     name: str
     images: tuple[Path, ...]
     label: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read of this case: images, label, and the spacing files of TIFF stacks."""
+        told = [*self.images, *([] if self.label is None else [self.label])]
+        beside = {tiff.sidecar(path) for path in told if file_kind(path) == "tiff"}
+        return (*told, *sorted(path for path in beside if path is not None))
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case, ...]:

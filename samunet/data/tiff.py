@@ -62,8 +62,8 @@ def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
     channel, spatial = _split_axes(path, axes, is_label)
     array = array.reshape(shape).transpose([axes.index(a) for a in channel + spatial])
     geometry, known = _geometry(path, array.shape[len(channel) :])
-    if not known and not geometry.is_2d:
-        _warn_no_spacing(path.parent)
+    if not known and not geometry.is_2d and not is_label:  # a label has its image's spacing
+        warn_no_spacing(path.parent)
     return array.reshape(-1, *geometry.shape), geometry
 
 
@@ -147,7 +147,8 @@ def _read_other_compression(path: Path) -> np.ndarray:
 
 
 @cache
-def _warn_no_spacing(folder: Path) -> None:
+def warn_no_spacing(folder: Path) -> None:
+    """Say once of a folder of stacks what spacing is assumed."""
     logger.warning(
         "TIFF stacks in %s have no JSON file with their spacing beside them; 1 x 1 x 1 mm is assumed. "
         'Write CASE.json with {"spacing": [z, y, x]} to state it.',

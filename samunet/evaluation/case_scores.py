@@ -10,7 +10,7 @@ import numpy as np
 from samunet.data.geometry import Box, Geometry, grid_differences
 from samunet.data.labels import LabelSet
 from samunet.data.readers import file_kind, read_label
-from samunet.data.tiff import sidecar
+from samunet.data.tiff import sidecar, warn_no_spacing
 from samunet.errors import SamunetError
 from samunet.evaluation.metrics import (
     OverlapCounts,
@@ -45,6 +45,8 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
         raise SamunetError(fault)
     if not _has_spacing(pair[0]):
         geometry = predicted_geometry
+        if not geometry.is_2d and not _has_spacing(pair[1]):
+            warn_no_spacing(pair[0].parent)
     differences = grid_differences(geometry, predicted_geometry, compare_spacing=_has_spacing(pair[1]))
     remarks = [f"{pair[1]} does not lie on the grid of {pair[0]}: {d}." for d in differences]
     found, sought = to_indices(prediction, labels), to_indices(reference, labels)

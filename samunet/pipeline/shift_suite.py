@@ -24,7 +24,7 @@ from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condi
 from samunet.inference.files import FileOptions
 from samunet.inference.folds import checkpoint_file, find_folds
 from samunet.inference.predictor import Predictor
-from samunet.listing import listed
+from samunet.listing import counted_cases, listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.records import hash_files, read_json, write_json
@@ -126,7 +126,8 @@ class _Bench:
     """What all predictions of a suite share.
 
     Attributes:
-        contents: case name -> hash of the bytes of its images and its label.
+        contents: case name -> hash of the bytes of its files; names alone do not tell whether they are those
+            that were predicted before.
     """
 
     request: SuiteRequest
@@ -160,7 +161,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     bench = _Bench(
         request=request,
         cases=cases[::step],
-        contents={case.name: _content(case) for case in cases[::step]},
+        contents={case.name: hash_files(case.files) for case in cases[::step]},
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         groups=dataset.groups,
@@ -230,9 +231,7 @@ def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence
     cases = [replace(case, label=request.labels / f"{case.name}{ending}") for case in found]
     lacking = [case.name for case in cases if case.label is None or not case.label.is_file()]
     if lacking:
-        raise SamunetError(
-            f"{request.labels} lacks the labels of {len(lacking)} case(s): {', '.join(lacking)}."
-        )
+        raise SamunetError(f"{request.labels} lacks the labels of {counted_cases(lacking)}.")
     for model in models:
         seen = sorted({case.name for case in cases} & set(model.train))
         if seen:
@@ -242,11 +241,6 @@ def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence
                 "them if they are others."
             )
     return tuple(cases)
-
-
-def _content(case: Case) -> str:
-    """Names alone do not tell whether the images are those that were predicted before."""
-    return hash_files([*case.images, *([] if case.label is None else [case.label])])
 
 
 def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:

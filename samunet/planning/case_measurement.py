@@ -59,7 +59,7 @@ def measure_case(case: Case, *, dataset: RawDataset, keep: int) -> MeasuredCase:
         raise SamunetError(f"Case {case.name} has no label. Every training case needs a file in labelsTr.")
     arrays = CaseArrays(
         name=case.name,
-        content=hash_files([*case.images, case.label]),
+        content=hash_files(case.files),
         image=loaded.image,
         indices=dataset.labels.encode(loaded.label, where=str(case.label)),
         geometry=loaded.geometry,

@@ -182,7 +182,7 @@ def dataset_stamp(dataset: RawDataset) -> str:
     """Hash over dataset.json's meaning and over name, size and time of every file, without reading images."""
     files = []
     for case in dataset.cases:
-        for path in _files_of(case):
+        for path in case.files:
             status = path.stat()
             files.append([case.name, path.name, status.st_size, status.st_mtime_ns])
     return content_hash([[dataset.name, *_meaning(dataset), dataset.groups], files])
@@ -195,10 +195,6 @@ def _meaning(dataset: RawDataset) -> list[object]:
 
 def _identity(meaning: list[object], cases: Sequence[CaseFingerprint]) -> str:
     return content_hash([meaning, [[case.name, case.content] for case in cases]])
-
-
-def _files_of(case: Case) -> list[Path]:
-    return [*case.images, *([] if case.label is None else [case.label])]
 
 
 def extract_fingerprint(

@@ -185,7 +185,7 @@ def _open_orders(cases: Sequence[Case], plan: Plan, folders: Mapping[str, Path])
 
 def case_key(case: Case, plan: Plan, data_name: str) -> str:
     """Identifies a preprocessed case: how it is made, and its raw files by name, size and time of change."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _files_of(case)]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files]
     return content_hash([STORE_FORMAT, plan.data_hash(data_name), stats])
 
 
@@ -202,7 +202,7 @@ def is_current(case: Case, plan: Plan, data_name: str, folder: Path) -> bool:
     if key in (entry.key, entry.copied_from):
         return True
     made_by = _made_by(plan, data_name)
-    if not entry.content.startswith(made_by) or entry.content != made_by + hash_files(_files_of(case)):
+    if not entry.content.startswith(made_by) or entry.content != made_by + hash_files(case.files):
         return False
     with suppress(OSError):  # a folder that may only be read: the files are read again the next time
         store.note_copy(case.name, key)
@@ -212,10 +212,6 @@ def is_current(case: Case, plan: Plan, data_name: str, folder: Path) -> bool:
 def _made_by(plan: Plan, data_name: str) -> str:
     """How a stored case's `content` begins; the hash of its raw files follows."""
     return f"{plan.data_hash(data_name)}-"
-
-
-def _files_of(case: Case) -> list[Path]:
-    return [*case.images, *([] if case.label is None else [case.label])]
 
 
 def largest_case_bytes(orders: Sequence[CaseOrder], plan: Plan) -> int:
@@ -247,7 +243,7 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
         if case.label is not None:
             label, label_geometry = read_label(case.label)
             check_label_grid(case, geometry, label_geometry)
-        bytes_hash = hash_files(_files_of(case))
+        bytes_hash = hash_files(case.files)
         for name, key in order.keys.items():
             data = plan.data[name]
             done = preprocess_case(image, label, geometry, plan, data, where=case.name)

@@ -244,7 +244,7 @@ def _cut_before(cutting: Cutting, folder: Path) -> dict[int, SlicedCase]:
 
 def _stamp(cutting: Cutting, number: int) -> str:
     case = cutting.cases[number]
-    return stamp([*case.images, *([] if case.label is None else [case.label])], cutting.ignore)
+    return stamp(case.files, cutting.ignore)
 
 
 def _write_cases(cutting: Cutting, folder: Path) -> list[SlicedCase]:

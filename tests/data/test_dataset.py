@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import SimpleITK as sitk
-import tifffile
 from PIL import Image
 
 from samunet.data.dataset import RawDataset, find_cases
@@ -244,28 +242,14 @@ def test_jpeg_images_with_png_labels(tmp_path: Path, tiny_rgb_dataset: Path) -> 
     assert dataset.read(dataset.cases[0]).label is not None
 
 
-def test_tiff_stacks(tmp_path: Path) -> None:
-    folder = tmp_path / "Dataset904_Stack"
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True)
-    stack = np.random.default_rng(0).integers(0, 200, (6, 20, 22)).astype(np.uint16)
-    tifffile.imwrite(folder / "imagesTr" / "a_0000.tif", stack)
-    (folder / "imagesTr" / "a.json").write_text('{"spacing": [2, 0.5, 0.5]}')
-    tifffile.imwrite(folder / "labelsTr" / "a.tif", (stack > 100).astype(np.uint8))
-    (folder / "dataset.json").write_text(
-        json.dumps(
-            {
-                "channel_names": {"0": "light"},
-                "labels": {"background": 0, "cell": 1},
-                "file_ending": ".tif",
-                "numTraining": 1,
-            }
-        )
-    )
-    dataset = RawDataset.load(folder)
-    loaded = dataset.read(dataset.cases[0])  # the label has no sidecar and takes the image's spacing
+def test_tiff_stacks(stack_dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = RawDataset.load(stack_dataset)
+    case = dataset.cases[0]
+    loaded = dataset.read(case)  # the label has no sidecar and takes the image's spacing
     assert loaded.geometry.spacing_mm == (2.0, 0.5, 0.5)
-    (folder / "labelsTr" / "a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
+    assert not caplog.text
+    assert case.files == (*case.images, case.label, stack_dataset / "imagesTr" / "a.json")
+    (stack_dataset / "labelsTr" / "a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
     with pytest.raises(SamunetError, match="spacing"):
         dataset.read(dataset.cases[0])
 

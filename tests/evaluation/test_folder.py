@@ -168,6 +168,19 @@ def test_pictures_are_measured_in_the_plane(tiny_rgb_dataset: Path, tmp_path: Pa
     assert 0 < scores.mean["cell"]["ASSD"] < 1.5
 
 
+def test_stacks_without_spacing_are_said_and_one_file_beside_them_is_enough(
+    stack_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    references, predictions = stack_dataset / "labelsTr", tmp_path / "out"
+    predict_shifted(references, predictions)
+    labels = LabelSet(labels={"background": (0,), "cell": (1,)})
+    evaluate_folder(references, predictions, labels, ".tif")
+    assert not caplog.text
+    (predictions / "a.json").unlink()
+    evaluate_folder(references, predictions, labels, ".tif")
+    assert "1 x 1 x 1 mm is assumed" in caplog.text
+
+
 def test_workers_give_the_same(tiny_dataset: Path, predictions: Path) -> None:
     one = evaluate_folder(tiny_dataset / "labelsTr", predictions, CLASSES, ".nii.gz")
     two = evaluate_folder(tiny_dataset / "labelsTr", predictions, CLASSES, ".nii.gz", workers=2)

@@ -138,6 +138,15 @@ def test_stored_fingerprint_is_used_until_the_data_change(tiny_copy, tmp_path):
     assert changed.data_hash != first.data_hash
 
 
+def test_a_corrected_spacing_of_tiff_stacks_is_noticed(stack_dataset, tmp_path):
+    file = tmp_path / "fingerprint.json"
+    first = load_or_extract(RawDataset.load(stack_dataset), file, 1)
+    (stack_dataset / "imagesTr" / "a.json").write_text('{"spacing": [3, 0.5, 0.5]}')
+    corrected = load_or_extract(RawDataset.load(stack_dataset), file, 1)
+    assert (first.spacings_mm, corrected.spacings_mm) == ([(2.0, 0.5, 0.5)], [(3.0, 0.5, 0.5)])
+    assert corrected.data_hash != first.data_hash
+
+
 def test_groups_and_name_do_not_make_other_data(tiny_rgb_dataset):
     dataset = RawDataset.load(tiny_rgb_dataset)
     groups = {name: f"patient {number // 2}" for number, name in enumerate(dataset.case_names)}

@@ -75,6 +75,19 @@ def test_only_what_changed_is_made_anew(raw: RawDataset, plan: Plan, tmp_path: P
     assert len(preprocess_dataset(fewer, changed, "2d", folder, workers=1).written) == 5
 
 
+def test_a_corrected_spacing_of_a_tiff_stack_is_preprocessed_again(
+    make_plan: Callable[..., Plan], stack_dataset: Path, tmp_path: Path
+) -> None:
+    raw = RawDataset.load(stack_dataset)
+    built = make_plan(spacing_mm=(2.0, 0.5, 0.5), normalization=("zscore",), labels=raw.labels)
+    plan = replace(built, channel_names=raw.channel_names)
+    store = CaseStore(tmp_path / "p")
+    for slices, spacing in ((6, 2), (9, 3)):
+        (stack_dataset / "imagesTr" / "a.json").write_text(f'{{"spacing": [{spacing}, 0.5, 0.5]}}')
+        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+        assert store.open("a").image.shape == (1, slices, 20, 22)
+
+
 def test_a_copy_of_the_files_is_not_preprocessed_again(
     raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

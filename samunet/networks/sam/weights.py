@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.networks.sam.adapters import adapter_width, add_adapters, is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
@@ -208,7 +209,8 @@ def _diagnosis(path: Path, variant: SamVariant) -> str:
 
 def _describe(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f"a dictionary with the entries {', '.join(map(repr, list(content)[:_SHOWN])) or 'none'}"
+        names = listed(list(map(repr, content)), most=_SHOWN)
+        return f"a dictionary with the entries {names or 'none'}"
     return f"a {type(content).__name__}"
 
 
@@ -248,8 +250,7 @@ def _check_keys(state: Mapping[str, Tensor], variant: SamVariant, path: Path) ->
 def _fault(kind: str, keys: list[str]) -> str:
     if not keys:
         return ""
-    more = ", ..." if len(keys) > _SHOWN else ""
-    return f"{len(keys)} {kind} ({', '.join(keys[:_SHOWN])}{more})"
+    return f"{len(keys)} {kind} ({listed(keys, most=_SHOWN)})"
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

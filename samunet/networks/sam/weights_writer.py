@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import DECODER_ENDING, ENCODER_ENDING
 from samunet.networks.sam.weights import PARTS, expected_shapes
@@ -56,7 +57,7 @@ def write_pair(state: Mapping[str, Tensor], folder: Path, stem: str) -> Path:
     bad = [key for key, tensor in halves.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise SamunetError(
-            f"{len(bad)} tensors cannot be kept in half precision ({', '.join(bad[:3])}): values are not "
+            f"{len(bad)} tensors cannot be kept in half precision ({listed(bad, most=3)}): values are not "
             "finite or beyond 65504. Keep the .pth, or train again."
         )
     encoder = folder / f"{stem}{ENCODER_ENDING}"
