@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
 
 def read_box(array: Any, lower: Sequence[int], shape: Sequence[int], fill: float) -> np.ndarray:
@@ -21,19 +22,11 @@ def read_box(array: Any, lower: Sequence[int], shape: Sequence[int], fill: float
     """
     leading = array.shape[: len(array.shape) - len(lower)]
     sizes = array.shape[len(leading) :]
-    inside, target = [], []
-    for start, length, size in zip(lower, shape, sizes):
-        first, last = min(max(start, 0), size), min(max(start + length, 0), size)
-        inside.append(slice(first, last))
-        target.append(slice(first - start, last - start))
-    whole = [slice(None)] * len(leading)
-    part = np.asarray(array[tuple(whole + inside)])
-    if part.shape[len(leading) :] == tuple(shape):
-        return np.array(part)
-    result = np.full((*leading, *shape), fill, part.dtype)
-    if part.size:
-        result[tuple(whole + target)] = part
-    return result
+    box = [[start, start + length] for start, length in zip(lower, shape)]
+    if any(end <= 0 or start >= size for (start, end), size in zip(box, sizes)):  # acvl-utils gives zeros
+        return np.full((*leading, *shape), fill, array.dtype)
+    part = np.asarray(crop_and_pad_nd(array, box, pad_value=fill))
+    return part if part.base is None else part.copy()
 
 
 def read_slice(array: Any, lower: Sequence[int], shape: Sequence[int], context: int) -> np.ndarray:
