@@ -45,9 +45,13 @@ SIZE, SEEING = setting_words("input_size=224"), setting_words("image_skip=true")
 """All at the size that the encoder learnt at, which is planned for trained ones here; frozen ones are planned
 larger, which leaves half the steps in ten minutes."""
 RANDOM = setting_words("encoder_weights=random")
-KEPT = (*setting_words("encoder=frozen"), *SIZE, *SEEING)
-SIX_VIEWS, FROZEN = (*KEPT, *setting_words("views=6")), (*KEPT, *setting_words("views=48"))
+FROZEN_AS_SAM = (*setting_words("encoder=frozen", "learning_rate=0.0005", "weight_decay=0.01"), *SIZE)
+"""At the rate and decay that the heads have on SAM's own encoders."""
+KEPT, VIEWS = (*FROZEN_AS_SAM, *SEEING), setting_words("views=48")
+SIX_VIEWS, FROZEN = (*KEPT, *setting_words("views=6")), (*KEPT, *VIEWS)
 """The stored views of before, and about as many as are planned for so few slices."""
+FAST = (*setting_words("encoder=frozen", "learning_rate=0.001", "weight_decay=0.05"), *SIZE, *SEEING, *VIEWS)
+"""At the rate and decay of encoders that are trained too, as a kept one is planned."""
 
 
 def trained(learning_rate: str, encoder_factor: str, weight_decay: str) -> tuple[str, ...]:
@@ -72,13 +76,10 @@ KINDS = {
 """Shipped weights frozen, random ones frozen, shipped ones trained too, and the same from random ones: by
 pairs nothing but the weights differs."""
 LIVE = (*KEPT, *setting_words("cache=false"))
-FAST = (*FROZEN, *setting_words("learning_rate=0.001", "weight_decay=0.05"))
-"""A kept encoder's head at the rate and decay of the ones that are trained too, which the others do not have:
-they have the method's own, 5e-4 and 0.01."""
 REMEDIES = {
     "2d_cnn_frozen_fast": FAST,
     "2d_cnn_frozen_fast_random": (*FAST, *RANDOM),
-    "2d_cnn_frozen_blind": (*setting_words("encoder=frozen", "image_skip=false"), *SIZE),
+    "2d_cnn_frozen_blind": (*FROZEN_AS_SAM, *setting_words("image_skip=false")),
     "2d_cnn_frozen_live": LIVE,
     "2d_cnn_frozen_live_random": (*LIVE, *RANDOM),
     "2d_cnn_frozen_six": SIX_VIEWS,

@@ -7,6 +7,7 @@ from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import (
     AUTOSAM_HEADS,
     compact_reason,
+    kept_rate_reason,
     kept_reason,
     large_size_reason,
     own_weights_reason,
@@ -128,10 +129,12 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
 def _way_reasons(context: PlanningContext, spec: HeadSpec, option: SamOption) -> list[str]:
     """Whether the encoder is kept or trained, with adapters or without, and why, unless the user decided."""
     name, prior = option.variant.name, option.variant.prior(option.weights)
-    decided = "encoder" in context.settings
+    decided, rated = "encoder" in context.settings, "learning_rate" in context.settings
     reasons = _adapted_reasons(context, option)
     if prior == "own weights" and option.config.encoder == "full" and not decided:
         reasons.append(trained_too_reason(spec.method, name))
+    if prior == "own weights" and option.config.encoder == "frozen" and not rated:
+        reasons.append(kept_rate_reason(spec.method))
     if prior == "sam" and option.config.encoder == "frozen" and not (decided or reasons):
         reasons.append(kept_reason(spec.method, name))
     if prior == "own weights" and option.settings.get("image_skip") and "image_skip" not in context.settings:

@@ -136,6 +136,18 @@ def test_a_small_encoder_with_weights_of_its_own_is_trained_too_and_kept_where_a
         assert "encoder" not in row.settings
         assert row.forecast.cache_gb > 0
         assert row.settings["image_skip"] is True
+        assert (row.settings["learning_rate"], row.settings["weight_decay"]) == (1e-3, 0.05)
+
+
+def test_a_kept_small_encoder_has_the_same_rates_whatever_it_knows_and_a_large_one_its_methods():
+    settings = {"encoder": "frozen", "encoder_weights": "random"}
+    row = planned(encoder="vit_tiny", settings=settings).configurations["2d_cnn"]
+    assert (row.settings["learning_rate"], row.settings["weight_decay"]) == (1e-3, 0.05)
+    chosen = planned(encoder="vit_tiny", settings={**settings, "learning_rate": 2e-4}).configurations[
+        "2d_cnn"
+    ]
+    assert chosen.settings["learning_rate"] == 2e-4
+    assert "learning_rate" not in planned(weights="official").configurations["2d_cnn"].settings
 
 
 def test_only_sams_own_encoders_are_tuned_at_a_lower_rate():
