@@ -142,7 +142,7 @@ class DesamHead(SliceHead):
         return self.settings.iou_head and self.settings.mode == "grid_points"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Checkpoints of before hold a judgement that was never learnt (whole box, no IoU head): passed
+        """A judgement that was not learnt (whole box, no IoU head) may be in a checkpoint; it is passed
         over."""
         if not self.judged:
             unlearnt = tuple(f"{prefix}{part}." for part in JUDGEMENT)
@@ -224,7 +224,7 @@ class DesamHead(SliceHead):
         best, chosen = iou.float().topk(min(self.settings.top_prompts, iou.shape[1]), dim=1)
         weights = best.clamp_min(1e-6)
         if self.settings.min_iou > 0:
-            weights = weights * (best >= self.settings.min_iou)
+            weights = weights * (best > self.settings.min_iou)
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)
         return zeros_of(iou.to(weights.dtype)).scatter(1, chosen, weights)
 
@@ -261,7 +261,8 @@ class DesamHead(SliceHead):
 
     def grid_xy(self, features: Features) -> Tensor:
         """Points (grid_side ** 2, 2), input pixels: in the middle of equal cells of what the slices fill of
-        the square, like the points of training never in the padding."""
+        the square, as the points of training do. Where a slice was padded to the planned size before, they
+        may lie on that padding."""
         side, size = self.settings.grid_side, self.settings.input_size
         filled = covered_pixels([int(n) for n in features.output_size], size)
         places = torch.arange(side, device=features.levels[-1].device) + 0.5

@@ -11,6 +11,7 @@ from samunet.errors import SamunetError
 from samunet.networks.desam import ABSENT, JUDGEMENT, DesamHead, DesamSettings, FrozenPrompts
 from samunet.networks.desam_blocks import chosen_blocks, depth_blocks
 from samunet.networks.features import Features
+from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.two_way import two_way
@@ -70,7 +71,9 @@ def test_nothing_is_kept_for_an_iou_that_nobody_learns(changes):
 
 
 @pytest.mark.parametrize("changes", [{"mode": "whole_box"}, {"iou_head": False}])
-def test_checkpoints_of_before_load_without_the_judgement_that_was_not_learnt(changes):
+def test_checkpoints_with_a_judgement_that_was_not_learnt_load_without_the_judgement_that_was_not_learnt(
+    changes,
+):
     older = torch.nn.ModuleDict({"head": head()})  # it had all parts, some of them frozen
     built = torch.nn.ModuleDict({"head": head(**changes)})
     given = {key: value + 1 for key, value in older.state_dict().items()}
@@ -89,6 +92,21 @@ def test_without_a_judgement_the_masks_are_the_same():
     with torch.no_grad():
         expected, _ = built.prompted(built.context(given), given, built._box_tokens())
         assert torch.equal(whole(given), whole.with_background(expected[:, 0]))
+
+
+@pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
+def test_shapes_at_sams_size(variant):
+    """1024 pixels: three depths of the encoder's width, the neck, masks of 256 pixels, an IoU a class."""
+    sizes = get_variant(variant)
+    with torch.device("meta"):
+        encoder = SamImageEncoder(sizes, 1024)
+        built = DesamHead(DesamSettings(variant=sizes, outputs=2, background=True, input_size=1024))
+        levels = encoder.levels(torch.zeros(1, 3, 1024, 1024), built.blocks)
+        tokens = torch.zeros(3, 2, 256)
+    assert [tuple(level.shape) for level in levels] == [(1, sizes.width, 64, 64)] * 3 + [(1, 256, 64, 64)]
+    given = Features(levels=levels, output_size=(1024, 1024))
+    masks, iou = built.prompted(built.context(given), given, tokens)
+    assert (tuple(masks.shape), tuple(iou.shape)) == ((1, 3, 2, 256, 256), (1, 3, 2))
 
 
 @pytest.mark.parametrize(("variant", "context"), [("vit_b", 57.5), ("vit_h", 76.3)])
@@ -177,16 +195,19 @@ def test_it_starts_from_sams_decoder():
     assert now_left == {"iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias"}
 
 
-def test_transformer_is_the_packages_for_prompts_of_each_image():
+@pytest.mark.parametrize(
+    ("width", "heads", "mlp", "side"), [(32, 2, 64, 4), (256, 8, 2048, 32)], ids=["small", "as in SAM"]
+)
+def test_transformer_is_the_packages_for_prompts_of_each_image(width, heads, mlp, side):
     torch.manual_seed(0)
-    transformer = modeling.TwoWayTransformer(2, 32, 2, 64).eval()
-    image, position = torch.randn(2, 16, 32), torch.randn(16, 32)
-    tokens = torch.randn(2, 3, 5, 32)
+    transformer = modeling.TwoWayTransformer(2, width, heads, mlp).eval()
+    image, position = torch.randn(2, side**2, width), torch.randn(side**2, width)
+    tokens = torch.randn(2, 3, 5, width)
     with torch.no_grad():
         queries, keys = two_way(transformer, image, position, tokens)
         for prompt in range(3):
-            picture = image.transpose(1, 2).unflatten(2, (4, 4))
-            place = position.T.unflatten(1, (4, 4)).expand(2, -1, -1, -1)
+            picture = image.transpose(1, 2).unflatten(2, (side, side))
+            place = position.T.unflatten(1, (side, side)).expand(2, -1, -1, -1)
             expected_queries, expected_keys = transformer(picture, place, tokens[:, prompt])
             assert torch.allclose(queries[:, prompt], expected_queries, atol=1e-5)
             assert torch.allclose(keys[:, prompt], expected_keys, atol=1e-5)
@@ -206,7 +227,7 @@ def test_each_class_weighs_its_best_prompts_by_iou():
     assert weights[0].T.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
     both = head(outputs=2, grid_side=2, top_prompts=2).prompt_weights(iou)
     assert both[0, :, 0].tolist() == pytest.approx([0, 0.8 / 1.1, 0.3 / 1.1, 0])
-    strict = head(outputs=2, grid_side=2, top_prompts=2, min_iou=0.85).prompt_weights(iou)
+    strict = head(outputs=2, grid_side=2, top_prompts=2, min_iou=0.8).prompt_weights(iou)
     assert strict[0].T.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
 
 

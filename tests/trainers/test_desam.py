@@ -105,6 +105,23 @@ def test_modes_and_ablations_train(settings, labels):
     losses["loss"].backward()
 
 
+@pytest.mark.parametrize("settings", [{}, *ABLATIONS])
+def test_ablations_learn(settings):
+    """Ten steps on one batch lower its loss."""
+    module = module_of(**settings).train()
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.rand(4, 3)
+    batch = {"image": image, "target": quadrant_target(), "draw": draw}
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(10):
+        loss = module(batch)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_the_iou_weighs_ten():
     module = module_of(iou_weight=10.0).eval()
     image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.rand(4, 3)
