@@ -14,8 +14,9 @@ prompts of a predicted IoU below 0.5, as the paper does.
 Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
 is empty; the weights of each training stand beside its scores, and a results file made with other weights, on
 another device, or with caches that trainings shared is not continued. Finished steps are in
-WORK/generalization_runs.json; start again to go on. Seeds are the outer loop, so that an interrupted
-benchmark has all methods of the first seeds; --report prints what there is.
+WORK/generalization_runs.json; start again to go on, on the same machine. Seeds are the outer loop, so that an
+interrupted benchmark has all methods of the first seeds; --report prints what there is. A training that fails
+is named at the end, after the others.
 
 The time of a training has the building of a frozen encoder's cache in it. Trainings on one encoder would
 share the cache, and the first alone would pay for it; so every one starts without a cache.
@@ -32,12 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_commands import ResultsFile, hardware, machine_load
-from real_runs import Bench, Training, interval, mean_scores, seed_difference, setting_words
-from subsets import dice_scores
+from measured_commands import CommandFailed, ResultsFile, hardware, machine_load
+from real_runs import Bench, Training, interval, mean_scores, seed_differences, setting_words
+from subsets import dice_scores, patient_of
 
+from samunet.evaluation.bootstrap import FEWEST_UNITS
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
 from samunet.trainers.checkpoint import checkpoints_in
+from samunet.trainers.unet import SHORT_MOMENTUM, SHORT_RATE
 
 GRIDS = (1, 9, 25)
 REFERENCE = "desam_grid 9"
@@ -49,8 +52,13 @@ ENCODER = "vit_tiny"
 PROSTATE, CINE, LATE = "Dataset008_Prostate", "Dataset002_ACDC", "Dataset003_MSCMR_LGE"
 TASKS = {"prostate": (PROSTATE, (PROSTATE,)), "heart": (CINE, (LATE, CINE))}
 """Dataset trained on (without held-out cases), and datasets whose held-out cases are tested on."""
-CPU_BATCH = "batch_size=2"
-"""Of the U-Nets on a CPU: planned are up to 12 slices a step, which leaves some dozens in half an hour."""
+CPU_UNETS = ("batch_size=2", f"learning_rate={SHORT_RATE}", f"momentum={SHORT_MOMENTUM}")
+"""Of the U-Nets on a CPU: planned are up to 12 slices a step, which leaves some dozens in half an hour. Rate
+and momentum are those of short trainings, so that no seed has others by a few steps more."""
+MACHINE = ("processor", "cores_allowed", "torch", "omp_num_threads")
+"""What of the hardware decides how much is learnt in the time."""
+PATIENCE = 0.1
+"""Share by which a training may miss its minutes before the report marks it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,11 @@ class Run:
     def dataset(self) -> str:
         return TASKS[self.task][0]
 
+    @property
+    def facts(self) -> str:
+        """Name of the step that keeps what the training was."""
+        return f"{self.name} facts"
+
     def step(self, target: str, prediction: str) -> str:
         """Name of a prediction's steps."""
         return f"{self.name} on {target} {prediction}".rstrip()
@@ -147,7 +160,11 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
         return
     training = training_of(bench, run, arguments)
     forget_caches(bench, training)
+    load = machine_load()
     bench.train(training)
+    if run.facts not in bench.results.steps:
+        facts = facts_of(bench, training)
+        bench.results.save(run.facts, {"load_before": load, "load_after": machine_load(), **facts})
     for step, (target, settings) in steps.items():
         if not bench.is_scored(step):
             predict(bench, training, step, target, settings)
@@ -176,10 +193,10 @@ def cpu_words(bench: Bench, run: Run) -> tuple[str, ...]:
     """Smaller batches, and for the 3D U-Net patches of half the sides in plane: as planned a step takes about
     a minute on two cores."""
     if run.arm.method == "2d_unet":
-        return setting_words(CPU_BATCH)
+        return setting_words(*CPU_UNETS)
     plan = bench.workspace() / "preprocessed" / run.dataset / "samunetPlans.json"
     depth, *plane = json.loads(plan.read_text())["configurations"][run.arm.method]["patch_size"]
-    return setting_words(CPU_BATCH, f"patch_size={[depth, *(side // 2 for side in plane)]}".replace(" ", ""))
+    return setting_words(*CPU_UNETS, f"patch_size={[depth, *(side // 2 for side in plane)]}".replace(" ", ""))
 
 
 def predict(bench: Bench, training: Training, step: str, target: str, settings: tuple[str, ...]) -> None:
@@ -191,19 +208,31 @@ def predict(bench: Bench, training: Training, step: str, target: str, settings: 
     scored = [labels, output, *described, "--desam_protocol"]
     bench.measure(f"{step} evaluate", "samunet_evaluate_folder", *scored, product=protocol_file)
     scores = dice_scores(labels, output, bench.data / training.dataset / "dataset.json")
-    own = json.loads((output / "summary.json").read_text())["foreground_mean"]
-    protocol = json.loads(protocol_file.read_text())["foreground_mean"]
-    facts = {"samunet_foreground_mean": own, "desam_protocol": protocol, **_weights_of(bench, training)}
-    bench.results.save(f"{step} scores", {**scores, **facts})
+    own, protocol = (json.loads(file.read_text()) for file in (output / "summary.json", protocol_file))
+    bench.results.save(
+        f"{step} scores",
+        {
+            **scores,
+            "samunet_foreground_mean": own["foreground_mean"],
+            "hd95": _of_cases(own, "HD95"),
+            "protocol": {"dice": protocol["foreground_mean"]["Dice"], "cases": _of_cases(protocol, "Dice")},
+        },
+    )
 
 
-def _weights_of(bench: Bench, training: Training) -> dict[str, Any]:
-    """Encoder, its weights, and how long the training was, from its own records."""
+def _of_cases(summary: dict[str, Any], metric: str) -> dict[str, dict[str, float | None]]:
+    """Case -> class -> a metric of a summary file."""
+    return {
+        case["case"]: {name: scores[metric] for name, scores in case["metrics"].items()}
+        for case in summary["metric_per_case"]
+    }
+
+
+def facts_of(bench: Bench, training: Training) -> dict[str, Any]:
+    """What a training was, from its own records: settings, schedule, weights, cache, length, versions."""
     record = json.loads((bench.run_folder(training) / "run.json").read_text())
-    steps = sum(phase["epochs"] * phase["iterations"] for phase in record["phases"])
-    configuration = record["configuration"]
-    names = ("encoder", "encoder_weights", "input_size", "patch_size", "batch_size")
-    return {"weights": record["weights"], "steps": steps, **{name: configuration[name] for name in names}}
+    kept = ("configuration", "phases", "weights", "cache", "precision", "hardware", "versions")
+    return {**{name: record[name] for name in kept}, "length": bench.length(training)}
 
 
 Seeds = dict[int, dict[str, Any]]
@@ -211,55 +240,75 @@ Seeds = dict[int, dict[str, Any]]
 
 
 def rows_of(steps: dict[str, Any]) -> dict[str, dict[str, Seeds]]:
-    """`task target augmentation minutes` -> `arm prediction` -> seeds."""
+    """`task: target, augmentation, minutes` -> `arm prediction` -> seeds: scores and the training's facts."""
     tables: dict[str, dict[str, Seeds]] = {}
     for step, scores in steps.items():
         if step.endswith(" scores"):
-            task, arm, augmentation, seed, minutes, _, target, *name = step.split(" ")[:-1]
+            training, _, place = step.removesuffix(" scores").partition(" on ")
+            task, arm, augmentation, seed, minutes = training.split(" ")
+            target, *name = place.split(" ")
             table = tables.setdefault(f"{task}: {target}, augmentation {augmentation}, {minutes}", {})
-            table.setdefault(" ".join([arm, *name]), {})[int(seed.removeprefix("seed"))] = scores
+            facts = {"facts": steps[f"{training} facts"], "minutes": float(minutes.removesuffix("min"))}
+            table.setdefault(" ".join([arm, *name]), {})[int(seed.removeprefix("seed"))] = {**scores, **facts}
     return tables
 
 
 def report(steps: dict[str, Any]) -> None:
     """For each task and target: a row an arm and grid, and how far each is from points on a grid of 9."""
     for title, rows in sorted(rows_of(steps).items()):
-        print(f"\n{title}")
+        patients = {
+            patient_of(case) for seeds in rows.values() for run in seeds.values() for case in run["cases"]
+        }
+        few = ": too few, intervals are too narrow" if len(patients) < FEWEST_UNITS else ""
+        print(f"\n{title} ({len(patients)} patients{few})")
         ranked = sorted(rows.items(), key=lambda row: -_mean_dice(row[1].values()))
         for name, seeds in ranked:
             print(f"  {name:20} {_row(list(seeds.values()))}")
-        for name, seeds in ranked:
-            if name != REFERENCE and REFERENCE in rows:
-                difference(name, rows[REFERENCE], seeds)
+        others = {name: seeds for name, seeds in ranked if name != REFERENCE}
+        for name, found in seed_differences(rows.get(REFERENCE, {}), others).items():
+            print(
+                f"    {REFERENCE} - {name}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}] "
+                f"(seeds {', '.join(f'{points:+.1f}' for points in found.each)})"
+            )
+    print("\nIntervals draw patients, not seeds; those of the differences under a title hold all at once.")
 
 
 def _row(seeds: list[dict[str, Any]]) -> str:
-    """Mean over the seeds, interval over patients, the seeds, the protocol's Dice, what was trained."""
-    low, high = interval(mean_scores([scores["cases"] for scores in seeds]))
+    """Mean over the seeds, interval over patients, the seeds; the same masks by the paper's protocol; how
+    long each training was (! where it missed its minutes), and on what."""
     each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
-    protocol = float(np.mean([scores["desam_protocol"]["Dice"] for scores in seeds]))
-    used, steps = seeds[0], " ".join(str(scores["steps"]) for scores in seeds)
-    weights = "no encoder"
-    if used["encoder"]:
-        weights = f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px"
-    return (
-        f"{_mean_dice(seeds):.3f} [{low:.3f}, {high:.3f}]  ({each}); protocol {protocol:.3f}; {steps} steps; "
-        f"{weights}"
-    )
+    plain = _with_interval(_mean_dice(seeds), [scores["cases"] for scores in seeds])
+    protocol = [scores["protocol"] for scores in seeds]
+    by_paper = _with_interval(_mean_dice(protocol), [scores["cases"] for scores in protocol])
+    return f"{plain} ({each}); scored as the paper does {by_paper}; {_length(seeds)}; {_encoder(seeds[0])}"
+
+
+def _with_interval(mean: float, cases: list[dict[str, Any]]) -> str:
+    low, high = interval(mean_scores(cases))
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _length(seeds: list[dict[str, Any]]) -> str:
+    words = []
+    for scores in seeds:
+        facts, planned_minutes = scores["facts"], scores["minutes"]
+        minutes = facts["length"]["seconds"] / 60
+        steps = sum(phase["epochs"] * phase["iterations"] for phase in facts["phases"])
+        mark = "!" if abs(minutes - planned_minutes) > PATIENCE * planned_minutes else ""
+        words.append(f"{steps} steps in {minutes:.0f}{mark} min")
+    return ", ".join(words)
+
+
+def _encoder(scores: dict[str, Any]) -> str:
+    used = scores["facts"]["configuration"]
+    if not used["encoder"]:
+        return "no encoder"
+    trained = "trained too" if used["settings"].get("encoder") == "full" else "kept"
+    return f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px, {trained}"
 
 
 def _mean_dice(seeds: Iterable[dict[str, Any]]) -> float:
     return float(np.mean([scores["dice"] for scores in seeds]))
-
-
-def difference(name: str, reference: Seeds, other: Seeds) -> None:
-    """Points of the reference over another row: mean of the seeds that both have, interval over patients."""
-    found = seed_difference(reference, other)
-    if found is not None:
-        print(
-            f"    {REFERENCE} - {name}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}] over "
-            f"patients (seeds {', '.join(f'{points:+.1f}' for points in found.each)})"
-        )
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -285,13 +334,15 @@ def main() -> None:
     arguments = parse()
     work: Path = arguments.work.resolve()
     weights = arguments.weights or shipped_weights(ENCODER)
+    here = hardware()
     setup = {
         "device": arguments.device,
+        "machine": {name: here[name] for name in MACHINE},
         "weights_sha256": None if weights is None else weights_sha256(weights),
     }
     if arguments.weights:  # the small encoder is trained along, so that there is nothing to cache
         setup["caches"] = "built by every training"
-    header = {"hardware": hardware(), "load_at_start": machine_load(), **setup}
+    header = {"hardware": here, "load_at_start": machine_load(), **setup}
     results = ResultsFile(work / "generalization_runs.json", header)
     if arguments.report:
         report(results.steps)
@@ -301,12 +352,18 @@ def main() -> None:
     bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
     for task in arguments.tasks:
         prepare(bench, task, arguments)
+    faults = []
     for run in planned(arguments):
-        perform(bench, run, arguments)
+        try:
+            perform(bench, run, arguments)
+        except CommandFailed as fault:
+            faults.append(f"{run.name}: {fault}")
         report(results.steps)
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(results.path, arguments.keep / "generalization_runs.json")
+    if faults:
+        raise SystemExit("\n\n".join(["Not finished; start again to try once more:", *faults]))
 
 
 if __name__ == "__main__":

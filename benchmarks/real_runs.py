@@ -133,7 +133,7 @@ class Bench:
         scored = [labels, output, "-d", self.number(dataset)]
         self.measure(f"{name} evaluate", "samunet_evaluate_folder", *scored, product=summary)
         scores = dice_scores(labels, output, self.data / dataset / "dataset.json")
-        self.results.save(f"{name} length", self._length(training))
+        self.results.save(f"{name} length", self.length(training))
         self.results.save(f"{name} scores", scores | _own_scores(summary))
 
     def predict(self, step: str, training: Training, target: str, *words: str) -> Path:
@@ -147,8 +147,8 @@ class Bench:
     def _which(self, training: Training) -> list[str]:
         return ["-device", self.device, "--tag", training.tag, "-p", training.plans]
 
-    def _length(self, training: Training) -> dict[str, Any]:
-        """How far the training came, from its own history."""
+    def length(self, training: Training) -> dict[str, Any]:
+        """How far the training came, from its own history; seconds are of all epochs, and of nothing else."""
         file = self.run_folder(training) / "history.jsonl"
         records = [json.loads(line) for line in file.read_text().splitlines()]
         seconds = sum(record["seconds"] for record in records)
@@ -157,13 +157,19 @@ class Bench:
             "epochs": len(records),
             "seconds": round(seconds),
             "last": records[-1],
-            "parameters": sum(values.numel() for values in state["network"].values()),
+            "parameters": num_values(state["network"]),
         }
 
     def run_folder(self, training: Training) -> Path:
         """Where samunet_train puts fold `all` of this training."""
         name = "__".join([training.method, training.plans, training.tag])
         return self.workspace() / "results" / training.dataset / name / "fold_all"
+
+
+def num_values(state: Mapping[str, torch.Tensor]) -> int:
+    """Numbers in a state dict; a tensor that stands under several names (a U-Net's encoder is part of its
+    decoder too) counts once."""
+    return sum({values.data_ptr(): values.numel() for values in state.values()}.values())
 
 
 def _own_scores(summary: Path) -> dict[str, Any]:
@@ -214,6 +220,28 @@ def seed_difference(
     low, high = paired_interval(*cases)
     each = tuple(100 * (first[seed]["dice"] - second[seed]["dice"]) for seed in shared)
     return SeedDifference(each, 100 * low, 100 * high)
+
+
+def seed_differences(
+    reference: Mapping[int, Mapping[str, Any]], others: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> dict[str, SeedDifference]:
+    """A reference over each of several systems, over the seeds that all have; the intervals hold all at once.
+
+    Empty where no seed is common to all.
+    """
+    shared = sorted(set(reference).intersection(*others.values()))
+    if not shared or not others:
+        return {}
+    systems = [reference, *others.values()]
+    table = _table(
+        [mean_scores([system[seed]["cases"] for seed in shared]) for system in systems], patient_of
+    )
+    found = Bootstrap.draw(table).differences([(0, number) for number in range(1, len(systems))])
+    differences = {}
+    for (name, other), interval in zip(others.items(), found):
+        each = tuple(100 * (reference[seed]["dice"] - other[seed]["dice"]) for seed in shared)
+        differences[name] = SeedDifference(each, 100 * interval.low, 100 * interval.high)
+    return differences
 
 
 def mean_scores(seeds: Sequence[Scores]) -> Scores:

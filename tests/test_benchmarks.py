@@ -251,18 +251,55 @@ def test_generalization_runs_reports_pairs(
                 steps[run.step("Dataset008_Prostate", prediction) + " scores"] = {
                     "dice": dice,
                     "cases": {f"UCL_{case:02d}": {"prostate": dice + 0.001 * case} for case in range(5)},
-                    "desam_protocol": {"Dice": 0.7},
-                    "steps": 100,
+                    "protocol": {
+                        "dice": 0.7,
+                        "cases": {f"UCL_{case:02d}": {"prostate": 0.7} for case in range(5)},
+                    },
+                }
+            steps[run.facts] = {
+                "configuration": {
                     "encoder": "vit_tiny",
                     "encoder_weights": "shipped",
                     "input_size": 224,
-                }
+                    "settings": {"encoder": "full"},
+                },
+                "phases": [{"epochs": 10, "iterations": 10}],
+                "length": {"seconds": 1800 if arm == "cnn" else 2400},
+            }
     runs.report(steps)
     words = capsys.readouterr().out
-    assert "prostate: Dataset008_Prostate, augmentation full, 30min" in words
+    assert "prostate: Dataset008_Prostate, augmentation full, 30min (5 patients: too few" in words
+    assert "100 steps in 30 min, 100 steps in 30 min; vit_tiny shipped at 224 px, trained too" in words
+    assert "100 steps in 40! min" in words
+    assert "scored as the paper does 0.700 [0.700, 0.700]" in words
     assert "desam_grid 9 - cnn: +12.0 points" in words
     assert "(seeds +12.0, +12.0)" in words
     assert "desam_grid protocol" in words
+
+
+def test_a_training_that_fails_is_named_after_the_others_were_made(
+    load: Callable[[str], Any], sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, tried = load("generalization_runs"), []
+
+    def perform(bench: Any, run: Any, arguments: Any) -> None:
+        tried.append(run.arm.name)
+        if run.arm.name == "cnn":
+            raise runs.CommandFailed("no memory")
+
+    monkeypatch.setattr(runs, "perform", perform)
+    monkeypatch.setattr(runs, "prepare", lambda *arguments: None)
+    words = ["--data", str(sites), "--work", str(tmp_path), "--tasks", "heart", "--seeds", "0"]
+    monkeypatch.setattr("sys.argv", ["generalization_runs.py", *words])
+    with pytest.raises(SystemExit, match="heart cnn full seed0 30min: no memory"):
+        runs.main()
+    assert tried == [arm.name for arm in runs.ARMS]
+
+
+def test_a_tensor_under_two_names_counts_once(load: Callable[[str], Any]) -> None:
+    shared, own = torch.zeros(3, 4), torch.zeros(5)
+    state = {"encoder.w": shared, "decoder.encoder.w": shared, "decoder.b": own}
+    assert load("real_runs").num_values(state) == 17
 
 
 def test_results_of_another_setup_are_not_continued(load: Callable[[str], Any], tmp_path: Path) -> None:
