@@ -166,7 +166,7 @@ def add_device(parser: CommandParser, purpose: str) -> None:
         "-device",
         choices=("auto", "cuda", "mps", "cpu"),
         default="auto",
-        help=f"device {purpose}; auto takes the best one found (default)",
+        help=f"device {purpose}; auto (default) takes CUDA where there is a GPU, else the CPU",
     )
 
 

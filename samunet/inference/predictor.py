@@ -118,7 +118,7 @@ class Predictor:
             model_folder: folder with fold_K inside.
             folds: which to average; None takes every fold that has the checkpoint.
             checkpoint: file name in each fold's folder.
-            device: `cuda`, `mps`, `cpu`; None or `auto` takes the best one here.
+            device: `cuda`, `mps`, `cpu`; None or `auto` takes CUDA, else the CPU.
             step_size: tile step over tile size.
             mirroring: test-time augmentation by mirroring.
             weights_folder: official encoder files, for checkpoints that leave a frozen encoder out; None

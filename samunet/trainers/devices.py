@@ -8,6 +8,7 @@ import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,14 +25,19 @@ HalfFormat = Literal["fp16", "bf16"]
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; without a name CUDA, else MPS, else the CPU.
+    """The device of that name; without a name CUDA, else the CPU.
+
+    An Apple GPU is taken where it is asked for: nobody has tried samunet on one yet, and some releases of
+    torch lack 3D layers there.
 
     Raises:
         SamunetError: the device does not exist here.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name in (None, "auto"):
-        return torch.device(next(kind for kind, present in available.items() if present))
+        if available["mps"] and not available["cuda"]:
+            _say_untried()
+        return torch.device("cuda" if available["cuda"] else "cpu")
     kind = str(name).split(":")[0]
     if not available.get(kind, False):
         present = ", ".join(kind for kind, is_there in available.items() if is_there)
@@ -44,6 +50,11 @@ def choose_device(name: str | None = None) -> torch.device:
             f"There is no {name}: this machine has {torch.cuda.device_count()} CUDA device(s)."
         )
     return device
+
+
+@cache
+def _say_untried() -> None:
+    logger.info("On the CPU: samunet has not been tried on an Apple GPU yet. -device mps uses the one here.")
 
 
 def cpu_has_bf16() -> bool:

@@ -69,6 +69,17 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda:7")
 
 
+def test_an_apple_gpu_is_left_alone_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with caplog.at_level("INFO"):
+        assert choose_device() == torch.device("cpu")
+    assert "-device mps" in caplog.text
+    assert choose_device("mps") == torch.device("mps")
+
+
 def test_device_and_precision() -> None:
     cpu = choose_device("cpu")
     assert choose_device("auto") == choose_device(None)
