@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from samunet.networks.sam.variants import PATCH, SamVariant
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import (
@@ -13,6 +15,7 @@ from samunet.planning.evidence import (
     own_weights_reason,
     seeing_reason,
     small_size_reason,
+    smaller_cache_reason,
     taken_over,
     trained_too_reason,
     views_reason,
@@ -43,6 +46,9 @@ from samunet.planning.standing import (
     short_schedule_penalty,
     standing_without_sam,
 )
+
+LARGE_CACHE_GB, SMALLER = 5.0, "pca:64"
+"""Above that much, what keeps a cache small is said; how small, and at what price, is the user's choice."""
 
 __all__ = ["HeadSpec", "SamHeadConfig", "sam_row"]
 
@@ -223,6 +229,10 @@ def _encoder_reasons(
                 "Embeddings are kept in eight bits a value: the disk allowed does not hold the same views "
                 "in sixteen (--set cache_storage=fp16 stores fewer of these). " + compact_reason(spec.method)
             )
+        if option.forecast.cache_gb > LARGE_CACHE_GB and "cache_storage" not in context.settings:
+            smaller = replace(option.config, cache_storage=SMALLER)
+            size = cache_bytes(option.variant, option.input_size, smaller, spec.cached_blocks)
+            reasons.append(smaller_cache_reason(SMALLER, option.stored * size / 1e9))
     elif option.config.encoder == "frozen":
         reasons.append("The frozen encoder runs in every step; nothing is cached.")
     if option.config.accumulate > 1:

@@ -97,6 +97,13 @@ def test_what_the_user_decided_is_not_given_reasons_for() -> None:
     assert "is kept as it comes" in reasons(planned("official"), "2d_cnn")
 
 
+def test_a_large_cache_names_what_would_keep_it_small() -> None:
+    told = "--set cache_storage=pca:64 would keep it in"
+    assert told in reasons(planned("official"), "2d_desam")
+    assert told not in reasons(planned("official", settings={"cache_storage": "int8"}), "2d_desam")
+    assert told not in reasons(planned(settings={"encoder": "frozen"}), "2d_linear")
+
+
 def test_the_rule_of_the_input_size_is_said_where_there_was_a_choice() -> None:
     assert "Wanted are 4 input pixels a slice pixel" in reasons(planned("official"), "2d_cnn")
     own = reasons(planned(), "2d_linear")
