@@ -70,8 +70,10 @@ def _place_of(error: OSError) -> str:
 
 
 def _chain(problem: BaseException | None) -> Iterator[BaseException]:
-    """The error and those it arose from: torch reports a full disk as an error of its own."""
-    while problem is not None:
+    """The error and those it arose from, each once: torch reports a full disk as an error of its own."""
+    seen: set[int] = set()
+    while problem is not None and id(problem) not in seen:
+        seen.add(id(problem))
         yield problem
         problem = problem.__cause__ or problem.__context__
 

@@ -157,7 +157,9 @@ def _preprocess(
         try:
             _run(partial(preprocess_to_store, plan=plan, folders=folders), orders, count, state)
         except OSError as error:
-            raise _no_space(error, next(iter(folders.values())).parent) from error
+            if error.errno not in NO_SPACE:
+                raise
+            raise _no_space(next(iter(folders.values())).parent) from error
     if state.failures:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(state.failures.items()))
         raise SamunetError(
@@ -335,10 +337,8 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _no_space(error: OSError, folder: Path) -> Exception:
-    if error.errno in NO_SPACE:
-        return SamunetError(
-            f"No space is left for preprocessed cases in {folder}. Free some disk space, or set another "
-            "workspace; finished cases are kept when the command runs again."
-        )
-    return error
+def _no_space(folder: Path) -> SamunetError:
+    return SamunetError(
+        f"No space is left for preprocessed cases in {folder}. Free some disk space, or set another "
+        "workspace; finished cases are kept when the command runs again."
+    )

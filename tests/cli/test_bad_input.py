@@ -366,6 +366,17 @@ def test_no_space_for_preprocessed_cases(workspace: Path, monkeypatch: pytest.Mo
     assert not list((workspace / "preprocessed").rglob("*partial*"))
 
 
+def test_preprocessing_that_may_not_start_is_one_message(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, refused
+) -> None:
+    def not_allowed(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/dev/shm/one")
+
+    monkeypatch.setattr("samunet.preprocessing.dataset._run", not_allowed)
+    told = refused(preprocess.main, workspace, "-d", "901", "-c", "3d_unet", "-np", "1")
+    assert "Not allowed to use /dev/shm/one" in told
+
+
 def test_no_space_for_a_checkpoint(workspace: Path, monkeypatch: pytest.MonkeyPatch, refused) -> None:
     import torch
 

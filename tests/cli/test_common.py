@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from samunet.cli import common, train
 from samunet.cli.common import CommandParser, fold, parse_settings, positive_float, run_command
+from samunet.cli.process import _chain, explain
 from samunet.errors import SamunetError
 from samunet.planning.methods import build_config, get_method
 from samunet.whole_files import atomic_path
@@ -109,6 +111,15 @@ def test_users_mistakes_are_one_message_and_exit_2(error: BaseException, words: 
     assert told.startswith("tool: ")
     assert words in told
     assert "Traceback" not in told
+
+
+def test_errors_that_lead_in_a_circle_are_looked_at_once() -> None:
+    alone, first, second = OSError(errno.EIO, "Input/output error"), ValueError("one"), ValueError("two")
+    alone.__cause__ = alone
+    first.__cause__, second.__cause__ = second, first
+    assert list(islice(_chain(alone), 3)) == [alone]
+    assert list(islice(_chain(first), 3)) == [first, second]
+    assert explain(first) is None
 
 
 def test_faults_of_the_program_are_not_hidden() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,6 +151,18 @@ def test_no_space_left_is_one_clear_error(
     with pytest.raises(SamunetError, match="No space is left"):
         preprocess_dataset(raw, plan, "3d", folder, workers=1)
     assert CaseStore(folder).names() == ()
+
+
+def test_another_error_of_the_system_is_passed_on_as_it_is(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_processes(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(module, "_run", no_processes)
+    with pytest.raises(OSError, match="temporarily unavailable") as error:
+        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    assert error.value.__cause__ is None
 
 
 def die_on_the_second(order: CaseOrder, plan: Plan, folders: dict[str, Path]) -> str | None:
