@@ -39,7 +39,7 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if not (keep_existing and _linked(temporary, path)):
-            _replace(temporary, path)
+            replace_path(temporary, path)
     except OSError as error:
         if error.errno and error.filename is None:  # a failed write (disk full) does not say of which file
             error.filename = str(path)
@@ -48,7 +48,21 @@ def atomic_path(path: Path, keep_existing: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _replace(temporary: Path, path: Path) -> None:
+@contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent` for files that get their place by `replace_path`; the rest goes with it.
+
+    For writers that choose their files' names themselves; `atomic_path` is for one file.
+    """
+    folder = partial_path(parent / "files")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_path(temporary: Path, path: Path) -> None:
     """`os.replace`; on Windows a file that a scanner or a viewer holds for a moment is waited for."""
     for _ in range(REPLACE_TRIES - 1):
         try:

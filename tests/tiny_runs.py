@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import Phase, TrainingModule
 from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
+from samunet.whole_files import partial_path
 
 WEIGHTS_FILE = VARIANTS["vit_micro"].file_name
 """The name under which weights of this variant are looked for in the weights folder."""
@@ -203,3 +205,11 @@ def publish_weights(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     file = folder / WEIGHTS_FILE
     official = OfficialFile(name=file.name, size=file.stat().st_size, sha256=weights_sha256(file))
     monkeypatch.setitem(VARIANTS, "vit_micro", replace(VARIANTS["vit_micro"], official=official))
+
+
+def abandoned(folder: Path) -> Path:
+    """What a process that was killed days ago left half written in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (left := partial_path(folder / "case.nii.gz")).write_text("half")
+    os.utime(left, (0, 0))
+    return left

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from samunet.data.damage import check_complete, count_nonfinite_nifti, nonfinite
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.data.nifti import read_compressed_voxels
 from samunet.errors import SamunetError
+from samunet.whole_files import partial_folder, replace_path
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
 
@@ -83,11 +82,11 @@ def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
     image.SetOrigin([float(o) for o in geometry.origin_mm[:dimension]])
     image.SetDirection(direction.ravel().tolist())
     # .mhd consists of two files that name each other, so the temporary names must be the final ones
-    with tempfile.TemporaryDirectory(prefix=".partial.", dir=path.parent) as folder:
-        _write_checked(image, Path(folder) / path.name, path)
-        written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+    with partial_folder(path.parent) as folder:
+        _write_checked(image, folder / path.name, path)
+        written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
         for file in written:
-            os.replace(file, path.parent / file.name)
+            replace_path(file, path.parent / file.name)
 
 
 def _write_checked(image: Any, temporary: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ from samunet.inference.probabilities import (
     slabs,
 )
 from samunet.preprocessing.restore import SLAB_BYTES, Writable, decide_labels, empty_segmentation
+from samunet.whole_files import remove_partials
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
         raise SamunetError(
             f"No case has its probabilities in every folder ({counts}). Predict with --save_probabilities."
         )
+    remove_partials(output)
     ending, start = segmentation_ending(options.file_ending), time.perf_counter()
     failed: dict[str, str] = {}
 

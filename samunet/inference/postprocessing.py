@@ -23,6 +23,7 @@ from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
 from samunet.records import read_json, read_record, write_json
+from samunet.whole_files import remove_partials
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,7 @@ def postprocess_folder(
         raise SamunetError(f"{output} holds the input; postprocessing needs an output folder of its own.")
     files = _label_maps(source, postprocessing.labels)
     output.mkdir(parents=True, exist_ok=True)
+    remove_partials(output)
     largest = max(files, key=lambda path: path.stat().st_size)
     voxels = int(np.prod(read_header(largest).geometry.shape))
     changed = map_in_workers(

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from samunet import whole_files
 from samunet.data.geometry import Geometry
 from samunet.data.readers import (
     read_header,
@@ -19,6 +23,7 @@ from samunet.data.readers import (
     write_segmentation,
 )
 from samunet.errors import SamunetError
+from samunet.whole_files import remove_partials
 
 OBLIQUE = (0.0, -0.8, 0.6, 1.0, 0.0, 0.0, 0.0, 0.6, 0.8)
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -292,3 +297,47 @@ def test_files_of_the_tiny_dataset(tiny_dataset: Path, tiny_rgb_dataset: Path) -
     assert image.shape == (2, 10, 32, 36)
     np.testing.assert_allclose(geometry.spacing_mm, (4.0, 1.2, 1.2), rtol=1e-6)
     assert read_image([tiny_rgb_dataset / "imagesTr" / "img_0_0000.png"])[0].shape == (3, 1, 48, 56)
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from samunet.data import volumes
+from samunet.data.geometry import Geometry
+from samunet.data.readers import write_segmentation
+
+volumes.check_complete = lambda path: os._exit(9)  # once the voxels are written
+shape = (2, 3, 4)
+write_segmentation(np.ones(shape, np.uint8), Geometry(shape=shape, spacing_mm=(1.0, 1.0, 1.0)), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mhd"])
+def test_what_a_killed_writer_leaves_is_removed(tmp_path: Path, ending: str) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / f"a{ending}")], check=False)
+    assert killed.returncode == 9
+    (left,) = tmp_path.iterdir()
+    remove_partials(tmp_path)
+    assert left.exists()  # somebody may be writing it
+    remove_partials(tmp_path, untouched=-1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_volume_that_a_viewer_holds_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, replace = [True, True], os.replace
+
+    def refusing(*names: object) -> None:
+        if held:
+            held.pop()
+            raise PermissionError(13, "Access is denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(whole_files, "REPLACE_SECONDS", 0.0)
+    monkeypatch.setattr(whole_files, "REPLACE_TRIES", 3)
+    name = f"{'a' * 240}.nii.gz"  # about as long as a file's name may be
+    label = np.ones((2, 3, 4), np.uint8)
+    write_segmentation(label, Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0)), tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import CLASSES, REGIONS
+from tiny_runs import CLASSES, REGIONS, abandoned
 
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
@@ -118,6 +118,7 @@ def test_folders(tmp_path: Path) -> None:
     for name in ("b", "c"):
         save(other / f"{name}.nii.gz", softmaxed(1))
     save(other / "c.nii.gz", softmaxed(1), geometry=replace(GEOMETRY, spacing_mm=(1.0, 1.0, 1.0)))
+    abandoned(tmp_path / "out")
     outcome = ensemble_folders([one, other], tmp_path / "out", OPTIONS)
     assert outcome.done == ("b",)
     assert outcome.missing == {"a": (other,)}

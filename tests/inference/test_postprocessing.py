@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.ndimage import binary_fill_holes
-from tiny_runs import CLASSES, REGIONS
+from tiny_runs import CLASSES, REGIONS, abandoned
 
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
@@ -198,7 +198,9 @@ def test_a_folder(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match=r"`file_ending` must be .*: 5\."):
         postprocess_folder(source, output, pp)
     write_json(source / "dataset.json", declared)
+    left = abandoned(output)
     assert postprocess_folder(source, output, pp) == (2, 1)
+    assert not left.exists()
     result, found = read_label(output / "a.nii.gz")
     assert np.count_nonzero(result) == 12
     assert found.spacing_mm == pytest.approx(SPACING)

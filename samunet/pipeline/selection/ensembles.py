@@ -24,6 +24,7 @@ from samunet.inference.ensemble import average_probabilities
 from samunet.inference.probabilities import probability_files
 from samunet.pipeline.selection.out_of_fold import Collected, OutOfFold
 from samunet.records import content_hash, read_json, write_json
+from samunet.whole_files import remove_partials
 from samunet.workspace import SUMMARY_FILE, Workspace
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def _plan(workspace: Workspace, collected: Collected, members: Sequence[OutOfFol
         if folder.exists():
             shutil.rmtree(folder)
         write_json(folder / RECORD, record)
+    remove_partials(folder)
     return _Planned(
         members=tuple(members),
         folder=folder,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
 from tiny_quality import PASSES, facts
-from tiny_runs import REGIONS
+from tiny_runs import REGIONS, abandoned
 
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
@@ -219,6 +219,11 @@ def test_ensembles_are_made_once(tmp_path: Path) -> None:
     file = folder / "case_00.nii.gz"
     before = file.stat().st_mtime_ns
     assert find(made, ensembles=True) == first
+    assert file.stat().st_mtime_ns == before
+    left = abandoned(folder)
+    (folder / "summary.json").unlink()
+    find(made, ensembles=True)
+    assert not left.exists()
     assert file.stat().st_mtime_ns == before
     made.add("2d_cnn", missing(0.1), seed=2, probabilities=True)
     again = find(made, ensembles=True)
