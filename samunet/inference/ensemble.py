@@ -6,8 +6,9 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.export import write_case
+from samunet.inference.output_folder import check_owner
 from samunet.inference.probabilities import (
     PROBABILITIES,
     Probabilities,
@@ -25,7 +27,9 @@ from samunet.inference.probabilities import (
     slabs,
 )
 from samunet.preprocessing.restore import SLAB_BYTES, Writable, decide_labels, empty_segmentation
+from samunet.records import read_json, write_json
 from samunet.whole_files import remove_partials
+from samunet.workspace import ARGUMENTS_FILE, ENSEMBLE_ARGUMENTS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -163,20 +167,55 @@ class EnsembleOutcome:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A folder that was averaged.
+
+    Attributes:
+        folder: where it lay.
+        made_by: content of its predict_args.json, or of its ensemble_args.json where it is a mean itself;
+            None without either.
+    """
+
+    folder: str
+    made_by: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, folder: Path) -> Member:
+        """What a folder of predictions says of itself.
+
+        Raises:
+            SamunetError: its record is not JSON.
+        """
+        files = [folder / name for name in (ARGUMENTS_FILE, ENSEMBLE_ARGUMENTS_FILE)]
+        made_by = next((read_json(file) for file in files if file.is_file()), None)
+        return cls(folder=str(folder.resolve()), made_by=made_by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleArguments:
+    """Content of ensemble_args.json: what was averaged, and of which cases; it speaks of no others."""
+
+    version: Literal[1] = 1
+    members: tuple[Member, ...]
+    cases: tuple[str, ...] = ()
+
+
 def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOptions) -> EnsembleOutcome:
     """Average the cases of several prediction folders; a bad case is reported and the others finish.
 
     Args:
         folders: each with CASE.probabilities.npy of the cases; cases that one of them lacks are left out.
-        output: folder for CASE.ext.
+        output: folder for CASE.ext and ensemble_args.json.
         options: labels and what to keep.
 
     Raises:
-        SamunetError: fewer than two folders, one that does not exist or is the output, or no case that all
-            have.
+        SamunetError: fewer than two folders, one that does not exist or is the output, no case that all
+            have, or an output that holds another command's results.
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(folders, output)
+    check_owner(output, "samunet_ensemble")
     found = [_cases(folder) for folder in folders]
     every = sorted(set().union(*found))
     missing = {
@@ -189,8 +228,26 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
         raise SamunetError(
             f"No case has its probabilities in every folder ({counts}). Predict with --save_probabilities."
         )
+    record, start = EnsembleArguments(members=tuple(map(Member.of, folders))), time.perf_counter()
     remove_partials(output)
-    ending, start = segmentation_ending(options.file_ending), time.perf_counter()
+    write_json(output / ENSEMBLE_ARGUMENTS_FILE, record)  # an interruption leaves no word on replaced cases
+    failed = _average_cases(common, folders, output, options)
+    done = tuple(name for name in common if name not in failed)
+    write_json(output / ENSEMBLE_ARGUMENTS_FILE, replace(record, cases=done))
+    return EnsembleOutcome(
+        output=output,
+        done=done,
+        missing=missing,
+        failed={name: failed[name] for name in sorted(failed)},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _average_cases(
+    names: Sequence[str], folders: Sequence[Path], output: Path, options: EnsembleOptions
+) -> dict[str, str]:
+    """Average cases that all folders have, in threads; returns those that failed, with the reason."""
+    ending = segmentation_ending(options.file_ending)
     failed: dict[str, str] = {}
 
     def average(name: str) -> None:
@@ -206,14 +263,8 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
             failed[name] = str(fault)
 
     with ThreadPoolExecutor(max(1, options.workers), "samunet-ensemble") as pool:
-        list(pool.map(average, common))
-    return EnsembleOutcome(
-        output=output,
-        done=tuple(name for name in common if name not in failed),
-        missing=missing,
-        failed={name: failed[name] for name in sorted(failed)},
-        seconds=time.perf_counter() - start,
-    )
+        list(pool.map(average, names))
+    return failed
 
 
 def _check_folders(folders: Sequence[Path], output: Path) -> None:

@@ -18,11 +18,11 @@ from samunet.errors import SamunetError
 from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.probabilities import Storage
 from samunet.records import read_json, write_json
+from samunet.workspace import ARGUMENTS_FILE
 
 logger = logging.getLogger(__name__)
 
 ChangeImage = Callable[[str, np.ndarray, Geometry], np.ndarray]
-ARGUMENTS_FILE = "predict_args.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import read_summary
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
 from samunet.inference.envelope import Envelope
-from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
+from samunet.inference.files import single_model_arguments
 from samunet.pipeline.model_file.contents import ENVELOPE_FILE
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.fingerprint import Fingerprint
@@ -21,7 +21,14 @@ from samunet.planning.fingerprint_envelope import FingerprintEnvelope
 from samunet.planning.plan import Plan
 from samunet.records import hash_files, read_record
 from samunet.trainers.identity import read_run
-from samunet.workspace import QC_FEATURES_FOLDER, SUMMARY_FILE, fold_folders, is_validated, validation_folder
+from samunet.workspace import (
+    ARGUMENTS_FILE,
+    QC_FEATURES_FOLDER,
+    SUMMARY_FILE,
+    fold_folders,
+    is_validated,
+    validation_folder,
+)
 
 SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
 """Arguments (`single_model_arguments`) in which calibration and prediction must agree."""

@@ -21,7 +21,7 @@ from samunet.inference.case_features import (
     prediction_hash,
 )
 from samunet.inference.envelope import Envelope, Flag
-from samunet.inference.files import ARGUMENTS_FILE, single_model_arguments
+from samunet.inference.files import single_model_arguments
 from samunet.pipeline.out_of_fold import (
     SETTINGS,
     feature_values,
@@ -32,7 +32,7 @@ from samunet.pipeline.out_of_fold import (
 from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
-from samunet.workspace import QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
+from samunet.workspace import ARGUMENTS_FILE, QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor

@@ -22,6 +22,7 @@ from samunet.inference.probabilities import (
     open_probabilities,
     probability_files,
 )
+from samunet.records import read_json, write_json
 
 GEOMETRY = Geometry(shape=(5, 6, 7), spacing_mm=(3.0, 1.0, 0.5), origin_mm=(-4.0, 2.0, 9.0))
 OPTIONS = EnsembleOptions(labels=CLASSES, file_ending=".nii.gz")
@@ -125,7 +126,47 @@ def test_folders(tmp_path: Path) -> None:
     assert list(outcome.failed) == ["c"]
     assert not outcome.complete
     assert f"a: none in {other}" in outcome.text()
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.nii.gz"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"b.nii.gz", "ensemble_args.json"}
+
+
+def test_what_was_averaged_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "out"
+    for folder in (one, other):
+        save(folder / "a.nii.gz", softmaxed(0))
+    used = {"models": [{"model": "2d_cnn__samunetPlans"}], "step_size": 0.5}
+    write_json(one / "predict_args.json", used)
+    options = replace(OPTIONS, save_probabilities=True)
+    ensemble_folders([one, other], out, options)
+    written = read_json(out / "ensemble_args.json")
+    members = [
+        {"folder": str(one.resolve()), "made_by": used},
+        {"folder": str(other.resolve()), "made_by": None},
+    ]
+    assert written == {"version": 1, "members": members, "cases": ["a"]}
+    ensemble_folders([out, other], tmp_path / "again", OPTIONS)
+    assert read_json(tmp_path / "again/ensemble_args.json")["members"][0]["made_by"] == written
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ensemble, "average_probabilities", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ensemble_folders([other, one], out, options)
+    assert read_json(out / "ensemble_args.json")["cases"] == []  # it may speak of no case of the earlier ones
+
+
+def test_a_folder_of_predictions_is_not_overwritten_by_their_mean(tmp_path: Path) -> None:
+    one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "out"
+    for folder in (one, other):
+        save(folder / "a.nii.gz", softmaxed(0))
+    write_json(out / "predict_args.json", {})
+    with pytest.raises(SamunetError, match="holds results of samunet_predict"):
+        ensemble_folders([one, other], out, OPTIONS)
+    write_json(one / "predict_args.json", {})
+    (one / "predict_args.json").write_text("{")
+    with pytest.raises(SamunetError, match="not valid JSON"):
+        ensemble_folders([one, other], tmp_path / "new", OPTIONS)
+    assert not (tmp_path / "new").exists()
 
 
 def test_folders_that_cannot_be_averaged(tmp_path: Path) -> None:

@@ -207,6 +207,9 @@ def test_a_folder(tmp_path: Path) -> None:
     assert Postprocessing.load(output / "postprocessing.json") == pp
     with pytest.raises(SamunetError, match="output folder of its own"):
         postprocess_folder(source, source, pp)
+    write_json(tmp_path / "predicted/predict_args.json", {})
+    with pytest.raises(SamunetError, match="holds results of samunet_predict"):
+        postprocess_folder(source, tmp_path / "predicted", pp)
     for file in source.glob("*.nii.gz"):
         file.unlink()
     with pytest.raises(SamunetError, match=r"no label maps with the ending \.nii\.gz"):

@@ -14,10 +14,9 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import mean_interval
 from samunet.evaluation.summary_file import Summary, read_summary
-from samunet.inference.files import ARGUMENTS_FILE
 from samunet.records import read_json
 from samunet.trainers.identity import read_run
-from samunet.workspace import SUMMARY_FILE, validation_folder
+from samunet.workspace import ARGUMENTS_FILE, SUMMARY_FILE, validation_folder
 
 SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "VolumeError_percent")
 

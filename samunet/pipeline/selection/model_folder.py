@@ -11,7 +11,6 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
-from samunet.inference.files import ARGUMENTS_FILE
 from samunet.pipeline.run_commands import command_like
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
@@ -19,6 +18,7 @@ from samunet.records import content_hash, read_json
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
+    ARGUMENTS_FILE,
     SUMMARY_FILE,
     Workspace,
     fold_folder,
