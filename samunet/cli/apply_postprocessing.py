@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from samunet.cli.common import CommandParser, add_common, add_workers, run_command
+from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 
 EXAMPLES = """\
   samunet_apply_postprocessing -i OUT -o OUT_PP -pp_file results/Dataset101_Heart/postprocessing.json"""
@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
+    from samunet.inference.output_folder import check_output
     from samunet.inference.postprocessing import Postprocessing, postprocess_folder
 
+    check_output(arguments.output, "samunet_apply_postprocessing", open_workspace(arguments, quiet=True).raw)
     postprocessing = Postprocessing.load(arguments.file)
     print(f"Rules: {postprocessing.text()}.")
     with progress_bar("Postprocessing") as progress:

@@ -12,6 +12,7 @@ from samunet.cli.common import (
     CommandParser,
     add_common,
     add_probabilities,
+    open_workspace,
     positive_int,
     run_command,
 )
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.evaluation.declared import Declared
     from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
+    from samunet.inference.output_folder import check_output
     from samunet.records import write_json
 
+    check_output(arguments.output, "samunet_ensemble", open_workspace(arguments, quiet=True).raw)
     file = arguments.djfile or arguments.inputs[0] / "dataset.json"
     if not file.is_file():
         raise SamunetError(

@@ -161,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.inference.files import FileOptions
+    from samunet.inference.output_folder import check_output
     from samunet.inference.predictor import Predictor
     from samunet.pipeline.qc import assess, assess_ensemble
 
@@ -172,7 +173,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     if arguments.threads is not None:
         print("-np, -npp and -nps have no effect here: one thread reads and one writes, whatever they say.")
-    predictor, postprocessing = _load(arguments)
+    workspace = open_workspace(arguments, quiet=arguments.models is not None)
+    check_output(arguments.output, "samunet_predict", workspace.raw)
+    predictor, postprocessing = _load(arguments, workspace)
     print(predictor.describe())
     if predictor.device.type == "cpu" and predictor.num_mirrorings > 1:
         print(
@@ -199,13 +202,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _load(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, workspace: Workspace
 ) -> tuple[Predictor | EnsemblePredictor, Postprocessing | None]:
     """The models that are meant, and the rules that follow them; only `-c best` has some."""
     from samunet.inference.ensemble_predictor import EnsemblePredictor
     from samunet.inference.predictor import Predictor
 
-    workspace = open_workspace(arguments, quiet=arguments.models is not None)
     settings = {
         "device": arguments.device,
         "step_size": arguments.step_size,

@@ -17,7 +17,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.export import write_case
-from samunet.inference.output_folder import check_owner
+from samunet.inference.output_folder import check_output
 from samunet.inference.probabilities import (
     PROBABILITIES,
     Probabilities,
@@ -211,11 +211,11 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
 
     Raises:
         SamunetError: fewer than two folders, one that does not exist or is the output, no case that all
-            have, or an output that holds another command's results.
+            have, or an output that is of a raw dataset or holds another command's results.
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(folders, output)
-    check_owner(output, "samunet_ensemble")
+    check_output(output, "samunet_ensemble")
     found = [_cases(folder) for folder in folders]
     every = sorted(set().union(*found))
     missing = {

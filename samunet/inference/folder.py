@@ -21,7 +21,7 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.logit_storage import LogitStorage
-from samunet.inference.output_folder import check_owner
+from samunet.inference.output_folder import check_output
 from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import read_json, write_json
 from samunet.whole_files import remove_partials
@@ -71,11 +71,11 @@ def predict_folder(
         options: which cases, and what is kept.
 
     Raises:
-        SamunetError: no cases, missing channels (all are listed), other arguments than before, or a folder
-            that holds another command's results.
+        SamunetError: no cases, missing channels (all are listed), other arguments than before, or an output
+            that is of a raw dataset or holds another command's results.
     """
     output = Path(output)
-    check_owner(output, "samunet_predict")
+    check_output(output, "samunet_predict")
     _refuse_own_images(source, output)
     chosen = select_part(_cases(task, source), options)
     ending = segmentation_ending(task.file_ending)

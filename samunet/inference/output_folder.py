@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ from samunet.workspace import (
     QC_FILE,
 )
 
+RAW_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
+"""Folders of a raw dataset, beside its dataset.json."""
 Command = Literal["samunet_predict", "samunet_ensemble", "samunet_apply_postprocessing"]
 RECORDS: dict[str, Command] = {
     ARGUMENTS_FILE: "samunet_predict",
@@ -41,3 +44,60 @@ def check_owner(output: Path, command: Command) -> None:
             f"{output} holds results of {owners} ({', '.join(foreign)}); those of {command} would be taken "
             "for them. Give another output folder with -o, or remove this one if it is no longer needed."
         )
+
+
+def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
+    """Refuse a folder of a raw dataset: predictions have the names of its labels and would replace them.
+
+    Args:
+        output: where predictions are to go; it need not exist. Links are followed.
+        raw: raw folder of the workspace, where one is known; nothing may be written there at all, for a
+            folder of predictions has a dataset.json and would pass for a dataset.
+
+    Raises:
+        SamunetError: names the dataset or the raw folder.
+    """
+    advice = "Give an output folder elsewhere with -o."
+    for place in (Path(os.path.abspath(output)), output.resolve()):
+        for folder in (place, *place.parents):
+            declared = folder.parent / "dataset.json"
+            if folder.name.lower() in map(str.lower, RAW_FOLDERS) and declared.is_file():
+                raise SamunetError(
+                    f"{output} is or lies in {folder.name} of the raw dataset that {declared} describes; "
+                    f"predictions would replace its files. {advice}"
+                )
+    if raw is not None and _lies_in(output.resolve(), raw):
+        raise SamunetError(
+            f"{output} lies in the raw data of the workspace ({raw}): predictions would replace images or "
+            f"labels there, or pass for a dataset. {advice}"
+        )
+
+
+def _lies_in(output: Path, raw: Path) -> bool:
+    """Whether a folder is or lies in the raw folder or one of its datasets, which may be links."""
+    if not raw.is_dir():
+        return False
+    above = {_identity(folder) for folder in (output, *output.parents)} - {None}
+    return any(_identity(place) in above for place in (raw, *raw.iterdir()))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from all others, whatever it is called; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_output(output: Path, command: Command, raw: Path | None = None) -> None:
+    """What every command that writes segmentations asks of their folder before it begins.
+
+    Args:
+        raw: raw folder of the workspace, where one is known.
+
+    Raises:
+        SamunetError: it is of a raw dataset, or holds another command's results.
+    """
+    refuse_raw_data(output, raw)
+    check_owner(output, command)

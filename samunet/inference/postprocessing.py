@@ -22,7 +22,7 @@ from samunet.data.readers import read_header, read_label, segmentation_ending, w
 from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
-from samunet.inference.output_folder import check_owner
+from samunet.inference.output_folder import check_output
 from samunet.records import read_json, read_record, write_json
 from samunet.whole_files import remove_partials
 from samunet.workspace import POSTPROCESSING_FILE
@@ -213,13 +213,13 @@ def postprocess_folder(
         Number of cases, and of those that were changed.
 
     Raises:
-        SamunetError: no label maps, the same folder twice, an output that holds another command's results,
-            other labels in dataset.json or in a map.
+        SamunetError: no label maps, the same folder twice, an output that is of a raw dataset or holds
+            another command's results, other labels in dataset.json or in a map.
     """
     source, output = Path(source), Path(output)
     if source.resolve() == output.resolve():
         raise SamunetError(f"{output} holds the input; postprocessing needs an output folder of its own.")
-    check_owner(output, "samunet_apply_postprocessing")
+    check_output(output, "samunet_apply_postprocessing")
     files = _label_maps(source, postprocessing.labels)
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)

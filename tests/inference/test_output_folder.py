@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from model_folders import load, write_fold, write_images
 
+from samunet.cli import apply_postprocessing, ensemble, predict
 from samunet.errors import SamunetError
+from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
 from samunet.inference.files import FileOptions
-from samunet.inference.output_folder import check_owner
+from samunet.inference.output_folder import check_owner, refuse_raw_data
 from samunet.inference.postprocessing import Postprocessing, postprocess_folder
 from samunet.records import write_json
 
@@ -50,3 +53,66 @@ def test_segmentations_of_another_command_are_not_taken_for_a_models_own(tmp_pat
         with pytest.raises(SamunetError, match="holds results of samunet_apply_postprocessing"):
             predictor.predict_files(images, made, options)
     assert not (made / "predict_args.json").exists()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Raw folder of a workspace with Dataset001_A, and Dataset002_B that is a link to another place."""
+    raw = tmp_path / "workspace" / "raw"
+    for dataset in (raw / "Dataset001_A", tmp_path / "elsewhere"):
+        (dataset / "labelsTr").mkdir(parents=True)
+        write_json(dataset / "dataset.json", {})
+    (raw / "Dataset002_B").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    return raw
+
+
+def test_raw_data_are_no_place_for_predictions(raw: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.symlink_to(raw / "Dataset001_A" / "labelsTr", target_is_directory=True)
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (
+        raw / "Dataset001_A" / "labelsTr",
+        raw / "Dataset001_A" / "imagesTs",  # not there yet
+        raw / "Dataset002_B" / "labelsTr" / "new",
+        elsewhere / "labelsTs",
+        raw / "Dataset001_A" / "new" / ".." / "labelsTr",
+        linked,
+    ):
+        with pytest.raises(SamunetError, match=r"of the raw dataset .*dataset\.json"):
+            refuse_raw_data(folder)
+    for folder in (raw / "Dataset001_A" / "predictions", raw / "new", raw, elsewhere / "predictions"):
+        refuse_raw_data(folder)
+        with pytest.raises(SamunetError, match="raw data of the workspace"):
+            refuse_raw_data(folder, raw)
+    for folder in (tmp_path / "labelsTr", tmp_path / "out", raw.parent / "results" / "raw"):
+        refuse_raw_data(folder, raw)
+    refuse_raw_data(tmp_path / "out", tmp_path / "absent")
+
+
+def test_nothing_is_predicted_averaged_or_postprocessed_into_labels(raw: Path, tmp_path: Path) -> None:
+    labels = raw / "Dataset001_A" / "labelsTr"
+    write_fold(model := tmp_path / "2d_unet__tinyPlans", 0)
+    write_images(images := tmp_path / "in", ("a",))
+    predictor = load(model, mirroring=False)
+    (other := tmp_path / "other").mkdir()
+    options = EnsembleOptions(labels=predictor.plan.labels, file_ending=".nii.gz")
+    rules = Postprocessing(labels=predictor.plan.labels, rules=())
+    with pytest.raises(SamunetError, match="of the raw dataset"):
+        predictor.predict_files(images, labels)
+    with pytest.raises(SamunetError, match="of the raw dataset"):
+        ensemble_folders([images, other], labels, options)
+    with pytest.raises(SamunetError, match="of the raw dataset"):
+        postprocess_folder(images, labels, rules)
+    assert not list(labels.iterdir())
+
+
+@pytest.mark.parametrize("main", [predict.main, ensemble.main, apply_postprocessing.main])
+def test_commands_know_the_workspaces_raw_data(
+    main: Callable[[list[str]], int], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = ["-pp_file", str(tmp_path / "none.json")] if main is apply_postprocessing.main else []
+    into = ["-o", str(raw / "Dataset001_A" / "new"), "--workspace", str(raw.parent)]
+    assert main(["-i", str(tmp_path / "in"), *into, *rules]) == 2
+    told = capsys.readouterr().err
+    assert "raw data of the workspace" in told
+    assert "Traceback" not in told
