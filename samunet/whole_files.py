@@ -72,6 +72,20 @@ def replace_path(temporary: Path, path: Path) -> None:
     return os.replace(temporary, path)
 
 
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Give a finished folder its name, on one disk; an older one goes only then, and stays if that fails."""
+    older = partial_path(target.with_name("replaced"))
+    try:
+        if target.exists():
+            replace_path(target, older)
+        replace_path(fresh, target)
+    except BaseException:
+        if older.exists() and not target.exists():
+            os.replace(older, target)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
 def partial_path(path: Path) -> Path:
     """A hidden name beside `path` (same suffixes) that no other process takes, on other machines neither."""
     return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{path.name}")

@@ -8,7 +8,14 @@ import pytest
 
 from samunet import whole_files
 from samunet.trainers.claim import claimed
-from samunet.whole_files import atomic_path, partial_path, remove_partials, write_text
+from samunet.whole_files import (
+    atomic_path,
+    partial_folder,
+    partial_path,
+    remove_partials,
+    replace_folder,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -84,3 +91,34 @@ def test_whoever_claims_a_folder_removes_what_the_last_one_left_at_once(tmp_path
     partial_path(run / "checkpoint_latest.pth").write_text("half")
     with claimed(run):
         assert not list(run.iterdir())
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Access is denied"), KeyboardInterrupt()])
+@pytest.mark.parametrize("held", ["older", "newer"])
+def test_an_older_folder_stays_until_the_newer_has_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str, error: BaseException
+) -> None:
+    (target := tmp_path / "scores").mkdir()
+    (target / "a.txt").write_text("old")
+    replace = os.replace
+
+    def put(text: str) -> None:
+        with partial_folder(tmp_path) as fresh:
+            (fresh / "a.txt").write_text(text)
+            replace_folder(fresh, target)
+
+    def refusing(source: Path, to: Path) -> None:
+        what = "older" if source == target else (source / "a.txt").read_text()
+        if what == {"older": "older", "newer": "new"}[held]:
+            raise error
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    with pytest.raises(type(error)):
+        put("new")
+    monkeypatch.undo()
+    assert [(file.name, (file / "a.txt").read_text()) for file in tmp_path.iterdir()] == [("scores", "old")]
+    put("newest")
+    assert [(file.name, (file / "a.txt").read_text()) for file in tmp_path.iterdir()] == [
+        ("scores", "newest")
+    ]

@@ -26,7 +26,7 @@ from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.whole_files import partial_path, remove_partials
+from samunet.whole_files import partial_folder, remove_partials, replace_folder
 from samunet.workspace import (
     SUMMARY_FILE,
     TABLE_FILE,
@@ -302,9 +302,7 @@ def _gather(
     """Copy the predictions into a new folder with their scores, which then takes the place of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(folder.parent)
-    partial = partial_path(folder)
-    partial.mkdir()
-    try:
+    with partial_folder(folder.parent) as partial:
         for file in sources.values():
             shutil.copyfile(file, partial / file.name)
             for kept in probability_files(file) if record.probabilities else ():
@@ -315,10 +313,7 @@ def _gather(
         evaluation.save(partial / SUMMARY_FILE)
         evaluation.save_csv(partial / TABLE_FILE)
         write_json(partial / RECORD_FILE, record)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        replace_folder(partial, folder)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,28 @@ from samunet.pipeline.crossval import accumulate_crossval
 from samunet.records import read_json, write_json
 
 
-def test_older_results_stay_until_the_new_ones_are_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = MadeUp(root=tmp_path, num_cases=5)
+def validated(root: Path) -> tuple[MadeUp, Path]:
+    """Made-up folds of a model that are validated; and its folder."""
+    made = MadeUp(root=root, num_cases=5)
     model = made.add("2d_unet", missing(0.2))
     plan = model / "plan.json"
     write_json(plan, {**read_json(plan), "dataset": DATASET})
     used = {"models": [{"checkpoint": "checkpoint_final.pth"}], "step_size": 0.5, "mirroring": True}
     for validation in model.glob("fold_*/validation"):
         write_json(validation / "predict_args.json", used)
+    return made, model
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_older_results_stay_until_the_new_ones_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, model = validated(tmp_path)
     result = accumulate_crossval(made.workspace, model)
-    before = {file.name: file.read_bytes() for file in result.folder.iterdir()}
+    before = contents(result.folder)
     assert {"summary.json", "summary.csv", "crossval.json"} < before.keys()
     scored = read_json(result.folder / "summary.json")["metric_per_case"]
     assert all(Path(case["prediction_file"]).parent == result.folder for case in scored)
@@ -35,5 +46,26 @@ def test_older_results_stay_until_the_new_ones_are_scored(
     monkeypatch.setattr(crossval, "evaluate_cases", stopped)
     with pytest.raises(KeyboardInterrupt):
         accumulate_crossval(made.workspace, model)
-    assert {file.name: file.read_bytes() for file in result.folder.iterdir()} == before
+    assert contents(result.folder) == before
+    assert not list(model.glob(".*partial*"))
+
+
+def test_older_results_stay_where_the_new_ones_cannot_take_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, model = validated(tmp_path)
+    folder = accumulate_crossval(made.workspace, model).folder
+    before, refused, replace = contents(folder), [True], os.replace
+
+    def held(source: Path, target: Path) -> None:
+        if Path(target) == folder and refused:
+            refused.pop()
+            raise PermissionError(13, "Access is denied", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(Path, "rename", held)
+    with pytest.raises(PermissionError, match="denied"):
+        accumulate_crossval(made.workspace, model)
+    assert contents(folder) == before
     assert not list(model.glob(".*partial*"))

@@ -24,6 +24,7 @@ from samunet.trainers.portable import (
     load_shared_fold,
     method_of_samunet,
 )
+from samunet.whole_files import replace_folder
 from samunet.workspace import DATASET_NAME, Workspace, fold_folder, user_weights
 
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
@@ -90,7 +91,7 @@ def install_model(request: InstallRequest) -> InstallOutcome:
             fresh.mkdir()
             unpack(archive, record, fresh, request.file)
             bases = _check_content(fresh, record, request.file)
-            _move(fresh, target, scratch / "replaced")
+            replace_folder(fresh, target)
     remarks = [*_base_remarks(request, bases), *_name_remarks(request, record)]
     return InstallOutcome(folder=target, record=record, remarks=tuple(remarks))
 
@@ -176,18 +177,6 @@ def _check_content(fresh: Path, record: ModelRecord, file: Path) -> list[BaseWei
         told = str(fault).replace(f"{fresh}{os.sep}", "").replace(" Install the model again.", "")
         raise SamunetError(f"{file} is refused: {told} Nothing was installed.") from fault
     return list(bases.values())
-
-
-def _move(fresh: Path, target: Path, aside: Path) -> None:
-    """Put the finished folder in its place; what was there goes only then."""
-    if target.exists():
-        os.replace(target, aside)
-    try:
-        os.replace(fresh, target)
-    except OSError:
-        if aside.exists():
-            os.replace(aside, target)
-        raise
 
 
 def _base_remarks(request: InstallRequest, bases: list[BaseWeights]) -> list[str]:
