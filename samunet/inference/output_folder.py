@@ -51,8 +51,9 @@ def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
 
     Args:
         output: where predictions are to go; it need not exist. Links are followed.
-        raw: raw folder of the workspace, where one is known; nothing may be written there at all, for a
-            folder of predictions has a dataset.json and would pass for a dataset.
+        raw: raw folder of the workspace, where one is known; neither it nor a folder directly in it may be
+            written to, for a folder of predictions has a dataset.json and would pass for a dataset. A folder
+            such as `inferTs` within a dataset may.
 
     Raises:
         SamunetError: names the dataset or the raw folder.
@@ -66,28 +67,17 @@ def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
                     f"{output} is or lies in {folder.name} of the raw dataset that {declared} describes; "
                     f"predictions would replace its files. {advice}"
                 )
-    if raw is not None and _lies_in(output.resolve(), raw):
+    if raw is not None and _is_raw_or_dataset(output.resolve(), raw.resolve()):
         raise SamunetError(
-            f"{output} lies in the raw data of the workspace ({raw}): predictions would replace images or "
-            f"labels there, or pass for a dataset. {advice}"
+            f"{output} is a place for datasets (raw data of the workspace, {raw}): predictions would pass for "
+            f"one. {advice}"
         )
 
 
-def _lies_in(output: Path, raw: Path) -> bool:
-    """Whether a folder is or lies in the raw folder or one of its datasets, which may be links."""
-    if not raw.is_dir():
-        return False
-    above = {_identity(folder) for folder in (output, *output.parents)} - {None}
-    return any(_identity(place) in above for place in (raw, *raw.iterdir()))
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from all others, whatever it is called; None where there is none."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _is_raw_or_dataset(output: Path, raw: Path) -> bool:
+    """Whether a folder is the raw folder, directly in it, or a dataset that is linked from there."""
+    datasets = [folder.resolve() for folder in raw.iterdir()] if raw.is_dir() else []
+    return output == raw or output.parent == raw or output in datasets
 
 
 def check_output(output: Path, command: Command, raw: Path | None = None) -> None:

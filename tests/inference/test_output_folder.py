@@ -80,11 +80,12 @@ def test_raw_data_are_no_place_for_predictions(raw: Path, tmp_path: Path) -> Non
     ):
         with pytest.raises(SamunetError, match=r"of the raw dataset .*dataset\.json"):
             refuse_raw_data(folder)
-    for folder in (raw / "Dataset001_A" / "predictions", raw / "new", raw, elsewhere / "predictions"):
+    for folder in (raw / "Dataset001_A", raw / "new", raw, elsewhere):
         refuse_raw_data(folder)
         with pytest.raises(SamunetError, match="raw data of the workspace"):
             refuse_raw_data(folder, raw)
-    for folder in (tmp_path / "labelsTr", tmp_path / "out", raw.parent / "results" / "raw"):
+    inside = raw / "Dataset001_A" / "inferTs"
+    for folder in (inside, tmp_path / "labelsTr", tmp_path / "out", raw.parent / "results" / "raw"):
         refuse_raw_data(folder, raw)
     refuse_raw_data(tmp_path / "out", tmp_path / "absent")
 
@@ -111,7 +112,7 @@ def test_commands_know_the_workspaces_raw_data(
     main: Callable[[list[str]], int], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rules = ["-pp_file", str(tmp_path / "none.json")] if main is apply_postprocessing.main else []
-    into = ["-o", str(raw / "Dataset001_A" / "new"), "--workspace", str(raw.parent)]
+    into = ["-o", str(raw / "new"), "--workspace", str(raw.parent)]
     assert main(["-i", str(tmp_path / "in"), *into, *rules]) == 2
     told = capsys.readouterr().err
     assert "raw data of the workspace" in told
