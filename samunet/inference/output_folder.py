@@ -69,8 +69,8 @@ def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
                 )
     if raw is not None and _is_raw_or_dataset(output.resolve(), raw.resolve()):
         raise SamunetError(
-            f"{output} is a place for datasets (raw data of the workspace, {raw}): predictions would pass for "
-            f"one. {advice}"
+            f"{output} is a place for datasets (raw data of the workspace, {raw}): predictions would pass "
+            f"for one. {advice}"
         )
 
 
