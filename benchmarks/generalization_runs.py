@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured_commands import CommandFailed, ResultsFile, hardware, machine_load
+from measured_commands import CommandFailed, ResultsFile, code_commit, hardware, machine_load
 from real_runs import Bench, Training, interval, mean_scores, seed_differences, setting_words
 from subsets import dice_scores, patient_of
 
@@ -232,7 +232,8 @@ def facts_of(bench: Bench, training: Training) -> dict[str, Any]:
     """What a training was, from its own records: settings, schedule, weights, cache, length, versions."""
     record = json.loads((bench.run_folder(training) / "run.json").read_text())
     kept = ("configuration", "phases", "weights", "cache", "precision", "hardware", "versions")
-    return {**{name: record[name] for name in kept}, "length": bench.length(training)}
+    length = bench.length(training)
+    return {**{name: record[name] for name in kept}, "length": length, "commit": code_commit()}
 
 
 Seeds = dict[int, dict[str, Any]]

@@ -169,6 +169,15 @@ def machine_load() -> tuple[float, float, float] | None:
     return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
+def code_commit() -> str | None:
+    """Commit of the repository that this file lies in, where git knows it."""
+    words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory, torch and the thread setting, for the head of a result file."""
     import torch
