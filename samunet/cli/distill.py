@@ -13,6 +13,7 @@ from samunet.cli.common import (
     add_plan_name,
     add_sample_workers,
     add_settings,
+    checkpoint_name,
     fold,
     open_workspace,
     positive_float,
@@ -82,7 +83,10 @@ def _add_teacher(parser: CommandParser) -> None:
     group.add_argument("--teacher_tag", metavar="NAME", help="--tag of the teacher's training")
     group.add_argument("--teacher_plans", metavar="NAME", help="the teacher's plan (default that of -p)")
     group.add_argument(
-        "--teacher_checkpoint", metavar="NAME", help="file in its folds (default checkpoint_final.pth)"
+        "--teacher_checkpoint",
+        type=checkpoint_name,
+        metavar="NAME",
+        help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )
     group.add_argument(
         "-step_size",

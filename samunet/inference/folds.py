@@ -15,10 +15,15 @@ logger = logging.getLogger(__name__)
 Fold = int | str
 
 
-def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> tuple[Fold, ...]:
+def find_folds(
+    model_folder: Path, checkpoint: str = "checkpoint_final.pth", *, flag: str | None = "-chk"
+) -> tuple[Fold, ...]:
     """Folds of a model folder that have the checkpoint, `all` last; all folds of a shared model.
 
     Folders of other names, such as a copy `fold_0_old`, are left out with a warning.
+
+    Args:
+        flag: what names another checkpoint in the user's command; None where nothing does.
 
     Raises:
         SamunetError: no such folder, or no fold has it; says what is there.
@@ -39,21 +44,31 @@ def find_folds(model_folder: Path, checkpoint: str = "checkpoint_final.pth") -> 
     if foreign:
         logger.warning("%s: %s is no fold_NUMBER or fold_all; left out.", model_folder, ", ".join(foreign))
     if not folds:
-        others = sorted({f.name for f in model_folder.glob("fold_*/checkpoint_*.pth")})
-        found = f" There is {' and '.join(others)}: choose with -chk, or finish with --c." if others else ""
-        raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{found}")
+        raise SamunetError(f"{model_folder} holds no fold with {checkpoint}.{_others(model_folder, flag)}")
     return tuple(folds)
 
 
-def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str) -> Path:
+def _others(model_folder: Path, flag: str | None) -> str:
+    """Which checkpoints there are instead, and what to do."""
+    names = sorted({file.name for file in model_folder.glob("fold_*/checkpoint_*.pth")})
+    if not names:
+        return ""
+    choose = "" if flag is None else f"choose with {flag}, or "
+    return f" There is {' and '.join(names)}: {choose}finish the training with --c of samunet_train."
+
+
+def checkpoint_file(model_folder: Path, fold: Fold, checkpoint: str, *, flag: str | None = "-chk") -> Path:
     """File of a fold's checkpoint, or of its weights in a shared model.
+
+    Args:
+        flag: as for `find_folds`.
 
     Raises:
         SamunetError: the fold is not trained; says which are.
     """
     file = fold_folder(model_folder, fold) / _stored_name(model_folder, checkpoint)
     if not file.is_file():
-        trained = ", ".join(map(str, find_folds(model_folder, checkpoint)))
+        trained = ", ".join(map(str, find_folds(model_folder, checkpoint, flag=flag)))
         raise SamunetError(f"Fold {fold} is not trained: there is no {file}. Trained folds: {trained}.")
     return file
 

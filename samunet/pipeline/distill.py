@@ -12,7 +12,7 @@ from samunet.errors import SamunetError
 from samunet.listing import listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
-from samunet.pipeline.soft_labels import Labelling, Teacher
+from samunet.pipeline.soft_labels import CHECKPOINT_FLAG, Labelling, Teacher
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome
 from samunet.pipeline.train_folds import train_folds
 from samunet.planning.plan import Plan
@@ -22,7 +22,7 @@ from samunet.trainers.batches import SoftSource
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.trainers.portable import load_trained
+from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.workspace import Workspace, split_tag
 
 logger = logging.getLogger(__name__)
@@ -139,10 +139,12 @@ def _trained_teacher(
         raise SamunetError(
             f"Teacher and student would both be {model}. Give the student a name of its own with --tag."
         )
+    checkpoint = asked.checkpoint or FINAL
+    shared_checkpoint(model, checkpoint, flag=CHECKPOINT_FLAG)
     teacher = Teacher(
         model_folder=model,
         folds=teacher_folds(asked.folds, options.fold),
-        checkpoint=asked.checkpoint or FINAL,
+        checkpoint=checkpoint,
         device=options.device,
         weights_folder=asked.weights or workspace.weights,
     )

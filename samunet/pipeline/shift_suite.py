@@ -189,7 +189,7 @@ def _model(workspace: Workspace, request: SuiteRequest, word: str) -> _Model:
         ModelRequest(dataset=request.dataset, configuration=word, plans=request.plans, tag=request.tag),
     )
     configuration, _, *tag = folder.name.split("__")
-    fold = find_folds(folder)[0] if request.fold is None else request.fold
+    fold = find_folds(folder, flag=None)[0] if request.fold is None else request.fold
     record = read_run(fold_folder(folder, fold))
     train = () if record is None else record.train
     val = () if record is None else tuple(sorted(set(record.val) - set(train)))
@@ -202,7 +202,7 @@ def _model(workspace: Workspace, request: SuiteRequest, word: str) -> _Model:
         name="__".join([configuration, *(part for part in tag if part != request.tag)]),
         folder=folder,
         fold=fold,
-        sha256=file_sha256(checkpoint_file(folder, fold, FINAL)),
+        sha256=file_sha256(checkpoint_file(folder, fold, FINAL, flag=None)),
         train=train,
         val=val,
     )

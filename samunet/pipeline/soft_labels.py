@@ -23,6 +23,7 @@ from samunet.trainers.distillation import content_keys
 from samunet.trainers.reporter import Reporter, duration
 from samunet.whole_files import room_bytes
 
+CHECKPOINT_FLAG = "--teacher_checkpoint"
 SPREAD = 1.5
 """Other cases may compress worse than the first one, from which the disk need is estimated."""
 
@@ -50,7 +51,10 @@ class Teacher:
         Raises:
             SamunetError: a fold is not trained; says which are.
         """
-        return tuple(checkpoint_file(self.model_folder, fold, self.checkpoint) for fold in self.folds)
+        return tuple(
+            checkpoint_file(self.model_folder, fold, self.checkpoint, flag=CHECKPOINT_FLAG)
+            for fold in self.folds
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,8 +157,11 @@ def read_model(model_folder: Path) -> ModelRecord:
     return parse_model(read_json(path), str(path))
 
 
-def shared_checkpoint(model_folder: Path, asked: str) -> str:
+def shared_checkpoint(model_folder: Path, asked: str, *, flag: str = "-chk") -> str:
     """The checkpoint that a model folder's weights are of: what was asked for, or what a shared model has.
+
+    Args:
+        flag: what names a checkpoint in the user's command.
 
     Raises:
         SamunetError: a shared model was made from another one than the user names.
@@ -168,8 +171,8 @@ def shared_checkpoint(model_folder: Path, asked: str) -> str:
     made_from = read_model(model_folder).checkpoint
     if asked not in (FINAL, made_from):
         raise SamunetError(
-            f"{model_folder} is a shared model that was made from {made_from}; it has no {asked}. Leave -chk "
-            "out."
+            f"{model_folder} is a shared model that was made from {made_from}; it has no {asked}. Leave "
+            f"{flag} out."
         )
     return made_from
 

@@ -39,9 +39,16 @@ def test_a_teacher_that_is_not_trained(workspace: Path, refused) -> None:
     assert "Trained folds: 0" in refused(distill.main, workspace, *words)
     told = refused(distill.main, workspace, *STUDENT, "--teacher_checkpoint", "checkpoint_worst.pth")
     assert "checkpoint_final.pth" in told
+    assert "choose with --teacher_checkpoint" in told
+    assert "-chk" not in told
     told = refused(distill.main, workspace, *STUDENT, "--teacher_tag", "other")
     assert "2d_unet__samunetPlans__other" in told
     assert nothing_made(workspace)
+
+
+def test_the_teachers_checkpoint_has_the_names_of_the_other_commands() -> None:
+    asked = distill.build_parser().parse_args([*STUDENT, "--teacher_checkpoint", "best"])
+    assert asked.teacher_checkpoint == "checkpoint_best.pth"
 
 
 def test_an_ensemble_for_a_numbered_fold(workspace: Path, refused) -> None:
