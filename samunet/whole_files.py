@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from samunet.errors import SamunetError
+
 REPLACE_TRIES = 10 if os.name == "nt" else 1
 REPLACE_SECONDS = 0.2
 PARTIAL = ".partial."
@@ -25,6 +27,28 @@ def room_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return int(DISK_SHARE * shutil.disk_usage(folder).free)
+
+
+def check_room(folder: Path, needed: float, what: str, advice: str) -> None:
+    """See that so many bytes may be written into a folder, which need not exist, before any of them is.
+
+    Args:
+        what: what needs them, up to the number: "The slices need up to".
+        advice: what to do where there is too little room.
+
+    Raises:
+        SamunetError: there is; says what is needed and what can be used.
+    """
+    available = room_bytes(folder)
+    if needed > available:
+        raise SamunetError(
+            f"{what} {shown_bytes(needed)} in {folder}; {shown_bytes(available)} can be used. {advice}"
+        )
+
+
+def shown_bytes(size: float) -> str:
+    """A size on the disk as text, in GB or MB of 1e9 and 1e6 bytes."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 @contextmanager

@@ -43,6 +43,12 @@ def build_parser() -> CommandParser:
         "-f", dest="folds", nargs="+", type=fold, metavar="FOLD", help="folds (default: all of the split)"
     )
     parser.add_argument("--tag", metavar="NAME", help="keep this run apart from others")
+    parser.add_argument(
+        "--no_ensembles",
+        action="store_true",
+        help="keep no class probabilities of the validation cases (2 bytes a voxel and class, for every "
+        "method) and compare single models only",
+    )
     add_schedule(parser)
     add_planning_flags(parser)
     add_workers(parser)
@@ -71,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         tag=arguments.tag,
         workers=arguments.np,
+        ensembles=not arguments.no_ensembles,
     )
     outcome = run_all(workspace, options, progress_bar)
     print(outcome.text())

@@ -20,7 +20,7 @@ from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
 from samunet.pipeline.pretrain_licences import declared_licences
 from samunet.pipeline.pretrain_result import check_target, write_half, write_record, write_result
-from samunet.preprocessing.slice_room import check_room
+from samunet.preprocessing.slice_room import check_slice_room
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
 from samunet.trainers.checkpoint import LATEST
@@ -244,7 +244,7 @@ def find_sources(
     if continued is not None:
         check_same_cases(continued, cuttings)
     licences = declared_licences(workspace, options.licences, cuttings.values())
-    check_room(cuttings)
+    check_slice_room(cuttings)
     slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
     collections: list[Collection] = list(slices)
     if options.synthetic:

@@ -27,6 +27,7 @@ from samunet.pipeline.run_all_folds import (
     WantedTraining,
     start_or_go_on,
 )
+from samunet.pipeline.run_all_room import check_probability_room
 from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
@@ -58,6 +59,7 @@ class RunAllOptions:
         settings: --set with --epochs and --iterations.
         time_budget_minutes: for each fold of each method.
         workers: processes that read and preprocess.
+        ensembles: whether the probabilities of the validation cases are kept and ensembles tried.
     """
 
     dataset: str
@@ -70,6 +72,7 @@ class RunAllOptions:
     seed: int | None = None
     tag: str | None = None
     workers: int | None = None
+    ensembles: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +94,20 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     """Plan, preprocess, train, select and report; what is there already is kept.
 
     Raises:
-        SamunetError: folds that are there were trained otherwise than the options say, or a step cannot be
-            done.
+        SamunetError: folds that are there were trained otherwise than the options say, the disk has no room
+            for the probabilities of the validation cases, or a step cannot be done.
     """
     made = _plan(workspace, options)
     names = chosen_methods(made, options.configurations)
     say = SaidOnce()
-    cases = _cases(workspace, options, say)
+    raw = RawDataset.load(workspace.raw_folder(options.dataset))
+    cases = _cases(workspace, raw, options, say)
     methods = _check_methods(workspace, options, made, names, say)
     trainings = _trainings(workspace, options, made, names, tuple(cases))
+    if options.ensembles:
+        check_probability_room(workspace, raw, trainings, cases)
+    else:
+        logger.info("--no_ensembles: no class probabilities are kept, and no ensembles are tried.")
     start_or_go_on(workspace, _wanted(options, methods, cases), trainings)
     preprocess(workspace, made, names, options.workers, screen)
     clock = _Clock(options.time_budget_minutes)
@@ -132,7 +140,11 @@ def _select(workspace: Workspace, options: RunAllOptions, made: Plan, trainings:
         plans=made.name,
         folds=folds,
     )
-    return describe(find_best(workspace, SelectionOptions(wanted=wanted, workers=options.workers)))
+    return describe(
+        find_best(
+            workspace, SelectionOptions(wanted=wanted, ensembles=options.ensembles, workers=options.workers)
+        )
+    )
 
 
 def _plan(workspace: Workspace, options: RunAllOptions) -> Plan:
@@ -269,6 +281,7 @@ def _wanted(
         cases=cases,
         time_budget_minutes=options.time_budget_minutes,
         seed=options.seed,
+        ensembles=options.ensembles,
     )
 
 
@@ -292,13 +305,12 @@ def _trainings(
     )
 
 
-def _cases(workspace: Workspace, options: RunAllOptions, say: Say) -> dict[int | str, Split]:
+def _cases(workspace: Workspace, raw: RawDataset, options: RunAllOptions, say: Say) -> dict[int | str, Split]:
     """Cases of the folds asked for, else of the split's; `all` where they are too few to keep one out.
 
     Raises:
         SamunetError: one of them does not exist; nothing is trained before it is met.
     """
-    raw = RawDataset.load(workspace.raw_folder(options.dataset))
     splits = load_or_create_splits(
         workspace.splits_file(options.dataset),
         raw.case_names,
@@ -331,7 +343,7 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training, say
             resume=state == HALFWAY,
             only_validate=state == UNSCORED,
             splits=None if state == NEW else DEFAULT_SCHEME,  # its folds are those of no other split
-            save_probabilities=True,
+            save_probabilities=options.ensembles,
             workers=options.workers,
         ),
         say=say,

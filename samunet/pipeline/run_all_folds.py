@@ -65,6 +65,7 @@ class WantedRun:
         methods: by name.
         cases: of every fold.
         seed: None takes what a fold was begun with.
+        ensembles: whether probabilities of the validation cases are kept.
     """
 
     dataset: str
@@ -75,6 +76,7 @@ class WantedRun:
     cases: Mapping[Fold, Split]
     time_budget_minutes: float | None
     seed: int | None
+    ensembles: bool = True
 
 
 def start_or_go_on(workspace: Workspace, run: WantedRun, trainings: Sequence[Training]) -> None:
@@ -129,9 +131,8 @@ def _again(run: WantedRun, name: str, folds: Sequence[Fold]) -> str:
         run.time_budget_minutes,
         run.seed or 0,
     )
-    return training_command(
-        run.dataset, name, folds, plans=run.plans, tag=run.tag, flags=[*flags, "--npz", "--overwrite"]
-    )
+    flags += ["--npz"] * run.ensembles + ["--overwrite"]
+    return training_command(run.dataset, name, folds, plans=run.plans, tag=run.tag, flags=flags)
 
 
 def _others_begun(

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from samunet.data.cases import Case
-from samunet.errors import SamunetError
 from samunet.inference.folds import checkpoint_file
 from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.predictor import Predictor
@@ -21,7 +20,7 @@ from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.trainers.batches import SoftSource
 from samunet.trainers.distillation import content_keys
 from samunet.trainers.reporter import Reporter, duration
-from samunet.whole_files import room_bytes
+from samunet.whole_files import check_room
 
 CHECKPOINT_FLAG = "--teacher_checkpoint"
 SPREAD = 1.5
@@ -158,9 +157,5 @@ def check_space(folder: Path, needed_bytes: float, cases: int) -> None:
     Raises:
         SamunetError: they do not fit; says what is needed and free.
     """
-    needed, available = SPREAD * needed_bytes / 1e9, room_bytes(folder) / 1e9
-    if needed > available:
-        raise SamunetError(
-            f"The soft labels of {cases} cases need about {needed:.1f} GB in {folder}; {available:.1f} GB "
-            "can be used. Free some space, or set another --workspace."
-        )
+    advice = "Free some space, or set another --workspace."
+    check_room(folder, SPREAD * needed_bytes, f"The soft labels of {cases} cases need about", advice)

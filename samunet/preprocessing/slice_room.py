@@ -9,9 +9,8 @@ from pathlib import Path
 
 from samunet.data.cases import Case
 from samunet.data.readers import file_kind, read_header
-from samunet.errors import SamunetError
 from samunet.preprocessing.slices import MOST_FRAMES, Cutting, cases_to_cut
-from samunet.whole_files import room_bytes
+from samunet.whole_files import check_room, shown_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ COLOURS = 3
 LABEL_BYTES = 2
 
 
-def check_room(cuttings: Mapping[Path, Cutting]) -> None:
+def check_slice_room(cuttings: Mapping[Path, Cutting]) -> None:
     """Say what is about to be cut, and refuse it where the disk has not the room; nothing is written.
 
     Args:
@@ -41,20 +40,14 @@ def check_room(cuttings: Mapping[Path, Cutting]) -> None:
             "%s: %d cases are cut into slices, at most about %s, in %s%s",
             cutting.source,
             len(cases),
-            _shown(size),
+            shown_bytes(size),
             folder,
             f" ({kept} were cut before)" if kept else "",
         )
         needed += size
-    if not needed:
-        return
-    place = next(iter(cuttings)).parent
-    available = room_bytes(place)
-    if needed > available:
-        raise SamunetError(
-            f"The slices need up to {_shown(needed)} in {place}; {_shown(available)} can be used. Free some "
-            "space, leave out a source, or set another --workspace."
-        )
+    if needed:
+        advice = "Free some space, leave out a source, or set another --workspace."
+        check_room(next(iter(cuttings)).parent, needed, "The slices need up to", advice)
 
 
 def expected_bytes(cases: Sequence[Case], *, framed: bool) -> int:
@@ -70,7 +63,3 @@ def _case_bytes(case: Case, framed: bool) -> int:
     if framed and file_kind(case.images[0]) == "volume":
         kept = min(channels, MOST_FRAMES)
     return math.prod(headers[0].geometry.shape) * (kept + LABEL_BYTES * (case.label is not None))
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -16,7 +16,7 @@ from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.errors import SamunetError
 from samunet.preprocessing.slice_progress import PROGRESS
-from samunet.preprocessing.slice_room import check_room, expected_bytes
+from samunet.preprocessing.slice_room import check_slice_room, expected_bytes
 from samunet.preprocessing.slices import (
     INDEX,
     Cutting,
@@ -140,7 +140,7 @@ def test_the_room_is_counted_from_headers(
         for place in (tiny_dataset, tiny_rgb_dataset)
     }
     with caplog.at_level("INFO"):
-        check_room(cuttings)
+        check_slice_room(cuttings)
     assert f"{tiny_dataset.name}: 6 cases are cut into slices, at most about " in caplog.text
     assert not any(folder.exists() for folder in cuttings)
     for folder, cutting in cuttings.items():
@@ -149,7 +149,7 @@ def test_the_room_is_counted_from_headers(
         assert 0.3 * size < bytes_in(folder) < 1.1 * size + 256 * len(cutting.cases)
     caplog.clear()
     with caplog.at_level("INFO"):
-        check_room(cuttings)
+        check_slice_room(cuttings)
     assert not caplog.text  # nothing is left to cut
 
 
@@ -160,5 +160,5 @@ def test_a_disk_without_the_room_is_refused_before_anything_is_cut(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     folder = tmp_path / "slices" / tiny_dataset.name
     with pytest.raises(SamunetError, match=r"The slices need up to .* MB in .*slices; 0\.0 MB can be used"):
-        check_room({folder: dataset_cutting(RawDataset.load(tiny_dataset), frozenset())})
+        check_slice_room({folder: dataset_cutting(RawDataset.load(tiny_dataset), frozenset())})
     assert not folder.exists()

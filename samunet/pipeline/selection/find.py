@@ -130,7 +130,7 @@ def _ensembles(
     workspace: Workspace, collected: Collected, options: SelectionOptions
 ) -> tuple[tuple[OutOfFold, ...], tuple[str, ...]]:
     if not options.ensembles:
-        return (), ()
+        return (), ("ensembles, which were not asked for (--no_ensembles).",) * (len(collected.models) > 1)
     with options.bar("Ensembles") as progress:
         return make_ensembles(workspace, collected, workers=options.workers, progress=progress)
 

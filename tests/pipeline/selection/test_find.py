@@ -242,6 +242,15 @@ def test_missing_probabilities_name_the_command(tmp_path: Path) -> None:
     assert "samunet_train 950 2d_cnn 0 1 2 3 4 --tag wide --val --npz" in told
 
 
+def test_ensembles_that_were_not_asked_for_are_said_to_be_left_out(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
+    assert find(made, ensembles=False).left_out == ()  # there is nothing to put together
+    made.add("2d_cnn", missing(0.3), seed=2, probabilities=True)
+    (told,) = find(made, ensembles=False).left_out
+    assert "--no_ensembles" in told
+
+
 def test_regions(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path, labels=REGIONS)
     made.add("2d_unet", missing(0.3), seed=1, probabilities=True)
