@@ -178,6 +178,6 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise SamunetError(
             f"--onnx needs the packages onnx and onnxruntime ({error}). Install them: pip install "
-            "samunet[onnx]"
+            "onnx onnxruntime"
         ) from error
     return onnxruntime
