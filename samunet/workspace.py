@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samunet.errors import SamunetError, unknown_name
@@ -16,6 +16,7 @@ DEFAULT_PLANS = "samunetPlans"
 DEFAULT_FOLDER = "samunet_workspace"
 ROOT_VARIABLE = "SAMUNET_WORKSPACE"
 WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
+RAW_OF_NNUNET = "nnUNet_raw"
 LONGEST_NAME = 100
 """Longest name of a folder that is put together from several names."""
 SUMMARY_FILE = "summary.json"
@@ -43,6 +44,7 @@ class Workspace:
         results: trained models.
         weights: official and own encoder weights.
         origin: in plain words, what decided the folders; shown on the screen.
+        unread_raw: folder of nnUNet_raw where something else decided on `raw`; only named in messages.
     """
 
     raw: Path
@@ -50,6 +52,7 @@ class Workspace:
     results: Path
     weights: Path
     origin: str
+    unread_raw: Path | None = None
 
     @classmethod
     def find(cls, flag: Path | None = None, environment: Mapping[str, str] | None = None) -> Workspace:
@@ -60,6 +63,12 @@ class Workspace:
             environment: variables to read; those of the process by default.
         """
         env = os.environ if environment is None else environment
+        found = cls._found(flag, env)
+        theirs = _absolute(env[RAW_OF_NNUNET]) if env.get(RAW_OF_NNUNET) else None
+        return found if theirs in (None, found.raw) else replace(found, unread_raw=theirs)
+
+    @classmethod
+    def _found(cls, flag: Path | None, env: Mapping[str, str]) -> Workspace:
         if flag is not None:
             return cls._at_root(
                 Path(flag), f"{Path(flag)} (flag --workspace; commands named below need it too)", env
@@ -68,7 +77,7 @@ class Workspace:
             root = env[ROOT_VARIABLE]
             return cls._at_root(Path(root), f"{root} (variable {ROOT_VARIABLE})", env)
         named = {
-            "raw": "samunet_raw" if env.get("samunet_raw") else "nnUNet_raw",
+            "raw": "samunet_raw" if env.get("samunet_raw") else RAW_OF_NNUNET,
             "preprocessed": "samunet_preprocessed",
             "results": "samunet_results",
         }
@@ -103,11 +112,8 @@ class Workspace:
 
     def list_datasets(self) -> list[str]:
         """Names of all datasets in raw, preprocessed and results."""
-        found = set()
-        for folder in (self.raw, self.preprocessed, self.results):
-            if folder.is_dir():
-                found |= {f.name for f in folder.iterdir() if f.is_dir() and _is_dataset(f)}
-        return sorted(found)
+        folders = (self.raw, self.preprocessed, self.results)
+        return sorted({name for folder in folders for name in _datasets_in(folder)})
 
     def dataset_name(self, id_or_name: str | int) -> str:
         """Full folder name of a dataset given by number, full name, or the name after the number.
@@ -131,7 +137,22 @@ class Workspace:
         raise SamunetError(
             f"{error} Looked in raw {self.raw}, preprocessed {self.preprocessed} and results {self.results}. "
             "A raw dataset is a folder such as Dataset101_Heart with a dataset.json; where data are looked "
-            f"for is set by --workspace or {ROOT_VARIABLE}."
+            f"for is set by --workspace or {ROOT_VARIABLE}.{self._in_unread_raw(wanted)}"
+        )
+
+    def _in_unread_raw(self, wanted: str) -> str:
+        """Where nnUNet_raw has the dataset, which is not looked at: the folder, and what to do."""
+        if self.unread_raw is None:
+            return ""
+        names = sorted(
+            name for name in _datasets_in(self.unread_raw) if wanted == name or _fits(name, wanted)
+        )
+        if not names:
+            return ""
+        return (
+            f" {RAW_OF_NNUNET} has {self.unread_raw / names[0]}, but is not read where --workspace, "
+            f"{ROOT_VARIABLE} or samunet_raw is given: leave that out, or put a link to the folder into "
+            f"{self.raw}."
         )
 
     def raw_folder(self, dataset: str) -> Path:
@@ -142,7 +163,10 @@ class Workspace:
         """
         folder = self.raw / dataset
         if not folder.is_dir():
-            raise SamunetError(f"There is no raw dataset {folder}. Put it there, or set --workspace.")
+            raise SamunetError(
+                f"There is no raw dataset {folder}. Put it there, or set --workspace."
+                f"{self._in_unread_raw(dataset)}"
+            )
         return folder
 
     def preprocessed_folder(self, dataset: str) -> Path:
@@ -302,6 +326,12 @@ def fold_folders(model_folder: Path) -> dict[int | str, Path]:
 
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _datasets_in(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        return set()
+    return {f.name for f in folder.iterdir() if f.is_dir() and _is_dataset(f)}
 
 
 def _is_dataset(folder: Path) -> bool:

@@ -67,6 +67,27 @@ def test_an_unknown_dataset_lists_those_that_exist(tiny_root: Path) -> None:
         Workspace.find(tiny_root).dataset_name(903)
 
 
+def test_a_dataset_that_only_nnunets_folder_has_is_named_there(tmp_path: Path) -> None:
+    theirs, root = tmp_path / "theirs", tmp_path / "root"
+    (theirs / "Dataset007_Heart").mkdir(parents=True)
+    (root / "results" / "Dataset008_Liver").mkdir(parents=True)
+    (theirs / "Dataset008_Liver").mkdir()
+    for flag, environment in ((root, {}), (None, {"SAMUNET_WORKSPACE": str(root)})):
+        workspace = Workspace.find(flag, {**environment, "nnUNet_raw": str(theirs)})
+        with pytest.raises(
+            SamunetError, match=re.escape(f"nnUNet_raw has {theirs / 'Dataset007_Heart'}, but")
+        ):
+            workspace.dataset_name(7)
+        with pytest.raises(
+            SamunetError, match=re.escape(f"nnUNet_raw has {theirs / 'Dataset008_Liver'}, but")
+        ):
+            workspace.raw_folder(workspace.dataset_name(8))
+        with pytest.raises(SamunetError) as told:
+            workspace.dataset_name(9)
+        assert "nnUNet_raw" not in str(told.value)
+    assert Workspace.find(None, {"nnUNet_raw": str(theirs)}).dataset_name(7) == "Dataset007_Heart"
+
+
 def test_an_id_with_two_names_is_ambiguous(tmp_path: Path) -> None:
     (tmp_path / "raw" / "Dataset005_One").mkdir(parents=True)
     (tmp_path / "results" / "Dataset005_Two").mkdir(parents=True)

@@ -134,7 +134,7 @@ def add_common(parser: CommandParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="folder that holds raw, preprocessed, results and weights; else $SAMUNET_WORKSPACE, else "
-        "$samunet_raw, $samunet_preprocessed and $samunet_results, else ./samunet_workspace",
+        "$samunet_raw (or $nnUNet_raw), $samunet_preprocessed and $samunet_results, else ./samunet_workspace",
     )
     group.add_argument("--verbose", action="store_true", help="say more")
 
