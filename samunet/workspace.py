@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,31 +259,6 @@ def short_dataset_name(dataset: str) -> str:
     """What a user types for a dataset: `101` for `Dataset101_Heart`."""
     match = DATASET_NAME.fullmatch(dataset)
     return dataset if match is None else str(int(match[1]))
-
-
-def training_command(
-    dataset: str,
-    configuration: str,
-    folds: Sequence[int | str],
-    *,
-    plans: str = DEFAULT_PLANS,
-    tag: str | None = None,
-    splits: str = "kfold",
-    teacher: str | None = None,
-    flags: Sequence[str] = (),
-) -> str:
-    """What a user types to train these folds, or to do with them what the flags say.
-
-    Args:
-        teacher: configuration to learn from, which makes it samunet_distill.
-    """
-    words = ["samunet_train"] if teacher is None else ["samunet_distill"]
-    words += [short_dataset_name(dataset), *([] if teacher is None else [teacher])]
-    words += [configuration, *map(str, folds)]
-    words += [] if plans == DEFAULT_PLANS else ["-p", plans]
-    words += [] if tag is None else ["--tag", tag]
-    words += [] if splits == "kfold" else ["--splits", splits]
-    return shlex.join([*words, *flags])
 
 
 def user_weights(environment: Mapping[str, str] | None = None) -> Path:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
 from samunet.cli.planning_flags import add_datasets, add_fingerprint_flags, add_planning_flags, plan_options
-from samunet.workspace import training_command
 
 if TYPE_CHECKING:
     from samunet.planning.fingerprint import Fingerprint
@@ -73,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
     """How to go on: the recommended configuration, unless cases were prepared for others alone."""
+    from samunet.pipeline.run_commands import TrainedAs
     from samunet.planning.methods import ALIASES
 
     asked = [ALIASES.get(name, name) for name in configurations or ()]
@@ -80,7 +80,8 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
     if asked and chosen not in asked:
         chosen = asked[0]
     splits, flags = _for_other_groups(plan, fingerprint)
-    return training_command(plan.dataset, chosen, [0], plans=plan.name, splits=splits, flags=flags)
+    trained = TrainedAs(dataset=plan.dataset, configuration=chosen, plans=plan.name, splits=splits)
+    return trained.command([0], *flags)
 
 
 def _for_other_groups(plan: Plan, fingerprint: Fingerprint) -> tuple[str, list[str]]:

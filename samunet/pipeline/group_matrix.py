@@ -19,7 +19,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.scores import OTHER_METRICS, Evaluation
 from samunet.evaluation.summary_file import read_summary
 from samunet.pipeline.models import configuration_name
-from samunet.pipeline.run_commands import command_like
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
@@ -28,7 +28,6 @@ from samunet.workspace import (
     Workspace,
     fold_folders,
     split_tag,
-    training_command,
     validation_folder,
 )
 
@@ -317,16 +316,7 @@ class _Mending:
         else:
             command = _command(self.request, self.method, source, self.order)
             return Missing(method=self.method, source=source, targets=tuple(targets), command=command)
-        command = command_like(
-            like,
-            self.request.dataset,
-            self.method,
-            [place.fold],
-            plans=self.request.plans,
-            tag=place.tag,
-            splits=place.splits,
-            flags=flags,
-        )
+        command = _trained_as(self.request, self.method, place).command([place.fold], *flags, like=like)
         return Missing(
             method=self.method, source=source, targets=tuple(targets), command=command, first=first
         )
@@ -347,8 +337,16 @@ def _command(request: MatrixRequest, method: str, source: str, order: Sequence[s
     place = _place_alone(source, request.tags[0] if request.tags else None)
     if request.tags and order:
         place = _Place(fold=order.index(source), splits=SINGLE_SOURCE, tag=request.tags[0])
-    return training_command(
-        request.dataset, method, [place.fold], plans=request.plans, tag=place.tag, splits=place.splits
+    return _trained_as(request, method, place).command([place.fold])
+
+
+def _trained_as(request: MatrixRequest, method: str, place: _Place) -> TrainedAs:
+    return TrainedAs(
+        dataset=request.dataset,
+        configuration=method,
+        plans=request.plans,
+        tag=place.tag,
+        splits=place.splits,
     )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.replaced_plan import planning_command
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.trainers.portable import MODEL_FILE
-from samunet.workspace import DEFAULT_PLANS, Workspace, training_command
+from samunet.workspace import DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,11 @@ def find_model(workspace: Workspace, request: ModelRequest) -> Path:
         name = configuration_name(request.configuration, request.method, "")
         if name not in suitable:
             kind = f"trained model of {request.dataset}"
-            command = training_command(request.dataset, name, [0], plans=request.plans, tag=request.tag)
-            raise SamunetError(f"{unknown_name(kind, name + ending, trained)} Train it: {command}.")
+            wanted = TrainedAs(
+                dataset=request.dataset, configuration=name, plans=request.plans, tag=request.tag
+            )
+            told = unknown_name(kind, name + ending, trained)
+            raise SamunetError(f"{told} Train it: {wanted.command([0])}.")
     return workspace.model_folder(request.dataset, name, request.plans, request.tag)
 
 

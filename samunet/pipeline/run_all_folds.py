@@ -10,14 +10,14 @@ from typing import Any
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.pipeline.replan import Overrides, planned_weights
-from samunet.pipeline.run_commands import given_flags
+from samunet.pipeline.run_commands import TrainedAs, given_flags
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Configuration, Plan
 from samunet.records import read_json, write_json
 from samunet.trainers import import_trainer
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.identity import RunRecord, differences, identify, read_run
-from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated, training_command
+from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
@@ -132,7 +132,8 @@ def _again(run: WantedRun, name: str, folds: Sequence[Fold]) -> str:
         run.seed or 0,
     )
     flags += ["--npz"] * run.ensembles + ["--overwrite"]
-    return training_command(run.dataset, name, folds, plans=run.plans, tag=run.tag, flags=flags)
+    trained = TrainedAs(dataset=run.dataset, configuration=name, plans=run.plans, tag=run.tag)
+    return trained.command(folds, *flags)
 
 
 def _others_begun(

@@ -1,15 +1,69 @@
-"""The command that trains a fold as another one was trained: its settings, weights, budget and teacher."""
+"""The command that trains folds of a model, also as another one was trained: settings, budget, teacher."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import RunRecord
-from samunet.workspace import training_command
+from samunet.workspace import DEFAULT_PLANS, short_dataset_name
 
 DEFAULT_STEP = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAs:
+    """How a model is named on the command line.
+
+    Attributes:
+        dataset: full name.
+        splits: scheme that names the folds; None is that of the run to be repeated, else the default.
+    """
+
+    dataset: str
+    configuration: str
+    plans: str = DEFAULT_PLANS
+    tag: str | None = None
+    splits: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`2d_cnn`, or `2d_cnn__TAG`."""
+        return self.configuration if self.tag is None else f"{self.configuration}__{self.tag}"
+
+    def command(self, folds: Sequence[int | str], *flags: str, like: RunRecord | None = None) -> str:
+        """What a user types to train these folds, or to do with them what the flags say.
+
+        Args:
+            flags: further words. With `--c` only the teacher of `like` is named, the rest is what the fold
+                began with; with `--val` nothing is, for a trained fold needs no teacher.
+            like: a run to be repeated, of one of the folds or of another fold of the model, with everything
+                that it was given; one that had a teacher makes it samunet_distill.
+        """
+        taught = None if like is None or "--val" in flags else like.distillation
+        words = ["samunet_train" if taught is None else "samunet_distill", short_dataset_name(self.dataset)]
+        words += [] if taught is None else [str(taught["teacher"]).partition("__")[0]]
+        words += [self.configuration, *map(str, folds)]
+        words += [] if self.plans == DEFAULT_PLANS else ["-p", self.plans]
+        words += [] if self.tag is None else ["--tag", self.tag]
+        own = None if like is None else like.overrides.get("splits")
+        splits = self.splits or own or DEFAULT_SCHEME
+        words += [] if splits == DEFAULT_SCHEME else ["--splits", splits]
+        words += [] if like is None else self._given(like, flags)
+        return shlex.join([*words, *flags])
+
+    def _given(self, run: RunRecord, flags: Sequence[str]) -> list[str]:
+        """Flags that a run was given, as far as the further flags do not know them by themselves."""
+        is_begun = {"--c", "--val"} & set(flags)
+        words = [] if is_begun else given_flags(run.overrides, run.time_budget_minutes, run.seed)
+        if run.distillation is None or "--val" in flags:
+            return words
+        words += _teacher_flags(run.distillation, self.plans)
+        return words + ([] if "--c" in flags else _teaching_flags(run.distillation, run.fold))
 
 
 def command_like(
@@ -20,34 +74,11 @@ def command_like(
     *,
     plans: str,
     tag: str | None,
-    splits: str | None = None,
     flags: Sequence[str] = (),
 ) -> str:
-    """samunet_train, or samunet_distill for what had a teacher, with everything that the run was given.
-
-    Args:
-        run: of one of the folds, or of another fold of the model.
-        plans / tag: of the model.
-        splits: scheme that names the folds; None is the run's own.
-        flags: further words. With `--c` only the teacher is named, the rest is what the fold began with;
-            with `--val` nothing is, for a trained fold needs no teacher.
-    """
-    taught = None if "--val" in flags else run.distillation
-    is_begun = {"--c", "--val"} & set(flags)
-    words = [] if is_begun else given_flags(run.overrides, run.time_budget_minutes, run.seed)
-    if taught is not None:
-        words += _teacher_flags(taught, plans)
-        words += [] if "--c" in flags else _teaching_flags(taught, run.fold)
-    return training_command(
-        dataset,
-        configuration,
-        folds,
-        plans=plans,
-        tag=tag,
-        splits=run.overrides.get("splits", "kfold") if splits is None else splits,
-        teacher=None if taught is None else str(taught["teacher"]).partition("__")[0],
-        flags=[*words, *flags],
-    )
+    """`TrainedAs.command` like a run, for a model named by its parts."""
+    trained = TrainedAs(dataset=dataset, configuration=configuration, plans=plans, tag=tag)
+    return trained.command(folds, *flags, like=run)
 
 
 def given_flags(told: Mapping[str, Any], time_budget_minutes: float | None, seed: int) -> list[str]:

@@ -12,6 +12,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.summary_file import read_summary
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.plan import Plan
 from samunet.trainers.checkpoint import FINAL
@@ -23,7 +24,6 @@ from samunet.workspace import (
     Workspace,
     fold_folder,
     fold_folders,
-    training_command,
     validation_folder,
 )
 
@@ -121,9 +121,10 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
     models = [model for model in models if plans in (None, model.plan.name)]
     if not models:
         of_plan = f" of plan {plans}" if plans else ""
+        first = TrainedAs(dataset=dataset, configuration="auto", plans=plans or DEFAULT_PLANS)
         raise SamunetError(
             f"There is no trained model{of_plan} of {dataset} in {workspace.results / dataset}. Train "
-            f"one first: {training_command(dataset, 'auto', [0], plans=plans or DEFAULT_PLANS)}."
+            f"one first: {first.command([0])}."
         )
     return tuple(sorted(models, key=lambda m: -m.mean_dice if not math.isnan(m.mean_dice) else math.inf))
 

@@ -23,10 +23,11 @@ from samunet.pipeline.report.content import Gallery, Page, Picture, Table
 from samunet.pipeline.report.intervals import dice_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
 from samunet.pipeline.report.verdict import verdict_content
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.whole_files import write_text
-from samunet.workspace import Workspace, training_command
+from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _summary(model: Model) -> str:
 
 def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
     if not scored:
-        command = training_command(dataset, "auto", [0])
+        command = TrainedAs(dataset=dataset, configuration="auto").command([0])
         return f"None yet: train a fold that keeps cases out, such as {command}."
     counts = {len(model.cases) for model in scored}
     unequal = " The methods were scored on different cases; compare only the cases they share." * (

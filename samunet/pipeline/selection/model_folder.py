@@ -11,7 +11,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
-from samunet.pipeline.run_commands import command_like
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
@@ -23,36 +23,8 @@ from samunet.workspace import (
     Workspace,
     fold_folder,
     fold_folders,
-    training_command,
     validation_folder,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedAs:
-    """How a model is named on the command line."""
-
-    dataset: str
-    configuration: str
-    plans: str
-    tag: str | None
-    splits: str
-
-    @property
-    def name(self) -> str:
-        """`2d_cnn`, or `2d_cnn__TAG`."""
-        return self.configuration if self.tag is None else f"{self.configuration}__{self.tag}"
-
-    def command(self, folds: Sequence[int], *flags: str, like: RunRecord | None = None) -> str:
-        """The command that trains these folds, or does with them what the flags say.
-
-        Args:
-            like: a run to be repeated, with its settings and teacher.
-        """
-        place = (self.dataset, self.configuration, folds)
-        if like is None:
-            return training_command(*place, plans=self.plans, tag=self.tag, splits=self.splits, flags=flags)
-        return command_like(like, *place, plans=self.plans, tag=self.tag, splits=self.splits, flags=flags)
 
 
 @dataclass(frozen=True, kw_only=True)

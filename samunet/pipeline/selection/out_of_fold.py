@@ -16,12 +16,13 @@ from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import Scores
 from samunet.listing import listed
 from samunet.networks.sam.variants import get_variant
-from samunet.pipeline.selection.model_folder import ModelFolder, TrainedAs, fold_words, look_at
+from samunet.pipeline.run_commands import TrainedAs
+from samunet.pipeline.selection.model_folder import ModelFolder, fold_words, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
 from samunet.trainers.portable import is_shared_model
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders, training_command
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict
         raise unknown_name("split scheme", wanted.splits, SCHEMES)
     file = workspace.splits_file(wanted.dataset, wanted.splits)
     if not file.is_file():
-        command = training_command(wanted.dataset, "auto", [0], plans=wanted.plans, splits=wanted.splits)
+        command = _first_fold(wanted, "auto")
         raise SamunetError(
             f"There is no split {file}. Training makes it ({command}); another one is named with --splits."
         )
@@ -152,6 +153,14 @@ def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict
     return chosen
 
 
+def _first_fold(wanted: ModelsWanted, configuration: str) -> str:
+    """The command that trains the first fold of a model that could be compared."""
+    trained = TrainedAs(
+        dataset=wanted.dataset, configuration=configuration, plans=wanted.plans, splits=wanted.splits
+    )
+    return trained.command([0])
+
+
 def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
     """The models to look at."""
     found = {}
@@ -169,7 +178,7 @@ def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
             )
             found[trained.name] = trained
     if not found:
-        command = training_command(wanted.dataset, "2d_unet", [0], plans=wanted.plans, splits=wanted.splits)
+        command = _first_fold(wanted, "2d_unet")
         raise SamunetError(
             f"No fold of {wanted.dataset} is trained with the plan {wanted.plans}. Train some first: "
             f"{command}, and so on for folds and methods."
