@@ -39,7 +39,7 @@ def read(path: Path, palette_indices: bool = False) -> tuple[np.ndarray, Geometr
         palette_indices: give the indices of a palette image instead of its colours (for label maps).
     """
     is_deep = _has_deep_colour(path)
-    array = _read_deep_colour(path) if is_deep else _read_pillow(path, palette_indices)
+    array = read_by_itk(path) if is_deep else _read_pillow(path, palette_indices)
     array = np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
     return array[:, None], flat_geometry(array.shape[1], array.shape[2])
 
@@ -93,7 +93,12 @@ def _has_deep_colour(path: Path) -> bool:
     return start[PNG_DEPTH] in (b"\x10\x02", b"\x10\x06")
 
 
-def _read_deep_colour(path: Path) -> np.ndarray:
+def read_by_itk(path: Path) -> np.ndarray:
+    """The array of a picture or stack that Pillow or tifffile alone cannot read, axes as SimpleITK has them.
+
+    Raises:
+        SamunetError: the file is cut off or damaged.
+    """
     import SimpleITK as sitk
 
     try:

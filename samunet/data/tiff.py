@@ -15,7 +15,7 @@ import tifffile
 
 from samunet.data.damage import check_complete, truncated
 from samunet.data.geometry import Geometry, Header
-from samunet.data.pictures import flat_geometry
+from samunet.data.pictures import flat_geometry, read_by_itk
 from samunet.errors import SamunetError
 from samunet.records import read_json
 from samunet.whole_files import atomic_path, write_text
@@ -56,7 +56,7 @@ def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
         except (ValueError, RuntimeError, EOFError, zlib.error) as error:
             if "imagecodecs" not in str(error):
                 raise truncated(path, str(error)) from error
-            array = _read_other_compression(path)  # tifffile alone knows few compressions
+            array = read_by_itk(path)  # tifffile alone knows few compressions
     if array.size != int(np.prod(shape)):
         raise truncated(path, f"{array.shape} voxels where {shape} are announced")
     channel, spatial = _split_axes(path, axes, is_label)
@@ -135,15 +135,6 @@ def _read_spacing(path: Path) -> tuple[float, float, float]:
             f"{path}: key `spacing` must list three positive numbers in mm (z, y, x): {spacing!r}."
         )
     return float(spacing[0]), float(spacing[1]), float(spacing[2])
-
-
-def _read_other_compression(path: Path) -> np.ndarray:
-    import SimpleITK as sitk
-
-    try:
-        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
-    except RuntimeError as error:
-        raise truncated(path, str(error).splitlines()[-1]) from error
 
 
 @cache

@@ -32,6 +32,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import Pair
+from samunet.evaluation.scores import csv_score, mean_of
 from samunet.records import write_json
 from samunet.whole_files import write_text
 
@@ -70,7 +71,7 @@ class ProtocolScores:
         """Class -> mean Dice over the cases (those named) where it is defined."""
         chosen = list(self.cases if names is None else names)
         return {
-            label: _mean([self.cases[name][label] for name in chosen]) for label in self.labels.foreground
+            label: mean_of(self.cases[name][label] for name in chosen) for label in self.labels.foreground
         }
 
     def by_group(self) -> dict[str, dict[str, Any]]:
@@ -81,7 +82,7 @@ class ProtocolScores:
             mean = self.mean(members)
             found[group] = {
                 "cases": len(members),
-                "foreground_mean": {"Dice": _mean(list(mean.values()))},
+                "foreground_mean": {"Dice": mean_of(mean.values())},
                 "mean": self._keyed(mean),
             }
         return found
@@ -92,7 +93,7 @@ class ProtocolScores:
         content = {
             "protocol": LABEL,
             "explanation": EXPLANATION,
-            "foreground_mean": {"Dice": _mean(list(mean.values()))},
+            "foreground_mean": {"Dice": mean_of(mean.values())},
             "mean": self._keyed(mean),
             "metric_per_case": [
                 {"case": name, "group": self.groups.get(name), "metrics": self._keyed(row)}
@@ -106,7 +107,7 @@ class ProtocolScores:
         writer.writerow(["case", "group", "class", f"Dice ({LABEL})"])
         for name, row in self.cases.items():
             for label, value in row.items():
-                shown = "" if math.isnan(value) else repr(value)
+                shown = csv_score(value)
                 writer.writerow([name, self.groups.get(name, ""), label, shown])
         write_text(path.with_suffix(".csv"), text.getvalue())
 
@@ -114,7 +115,7 @@ class ProtocolScores:
         """The figures for the screen, named as the protocol's."""
         mean = self.mean()
         lines = [EXPLANATION]
-        shown = {**mean, "mean of the classes": _mean(list(mean.values()))}
+        shown = {**mean, "mean of the classes": mean_of(mean.values())}
         for label, value in shown.items():
             lines.append(f"{label[:24]:24} Dice ({LABEL}) {'none' if math.isnan(value) else f'{value:.4f}'}")
         return "\n".join(lines)
@@ -225,8 +226,3 @@ def blank_border(mask: np.ndarray) -> np.ndarray:
     inner = slice(BORDER, SIZE - BORDER)
     blanked[inner, inner] = mask[inner, inner]
     return blanked
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan

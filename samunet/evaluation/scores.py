@@ -172,6 +172,21 @@ def mean_of(values: Iterable[float]) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
+def shown_score(value: float) -> str:
+    """A score in a table for the screen; `-` where there is none."""
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def csv_score(value: float) -> str:
+    """A score in a CSV file, with all its digits; empty where there is none."""
+    return "" if math.isnan(value) else repr(value)
+
+
+def json_score(value: float) -> float | None:
+    """A score in a JSON file; null where there is none."""
+    return None if math.isnan(value) else value
+
+
 def _over_classes(mean: dict[str, Scores]) -> Scores:
     return {metric: mean_of(scores[metric] for scores in mean.values()) for metric in METRICS}
 

@@ -16,7 +16,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.labels import LabelSet
 from samunet.data.splits import SINGLE_SOURCE, read_splits
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import OTHER_METRICS, Evaluation
+from samunet.evaluation.scores import OTHER_METRICS, Evaluation, mean_of
 from samunet.evaluation.summary_file import read_summary
 from samunet.pipeline.models import configuration_name
 from samunet.pipeline.run_commands import TrainedAs
@@ -70,7 +70,7 @@ class Cell:
 
     def mean(self, metric: str) -> float:
         """Mean over the runs where the metric is defined; NaN where it never is."""
-        return _mean(self.runs[metric])
+        return mean_of(self.runs[metric])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,8 +366,3 @@ def _place_alone(source: str, tag: str | None) -> _Place:
     splits = f"{SINGLE_SOURCE}:{source}"
     ending = str(split_tag(splits)).removeprefix(SINGLE_SOURCE)
     return _Place(fold=0, splits=splits, tag=None if tag is None else f"{tag}{ending}")
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return fmean(defined) if defined else math.nan

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from samunet.evaluation.scores import csv_score, json_score, shown_score
 from samunet.pipeline.group_matrix import METRICS, GroupMatrix
 from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
@@ -33,20 +34,18 @@ def describe(matrix: GroupMatrix, metric: str) -> str:
         for source in matrix.sources:
             values = [matrix.value(method, source, target, metric) for target in matrix.groups]
             values.append(matrix.to_others(method, source, metric))
-            lines.append(f"{source:{width}}  " + "  ".join(f"{_shown(value):>{width}}" for value in values))
+            lines.append(
+                f"{source:{width}}  " + "  ".join(f"{shown_score(value):>{width}}" for value in values)
+            )
         overall = matrix.overall(method, metric)
         if not math.isnan(overall):
-            lines.append(f"mean over the sources: {_shown(overall)}")
+            lines.append(f"mean over the sources: {shown_score(overall)}")
     untrainable = sorted(set(matrix.groups) - set(matrix.sources))
     if untrainable:
         lines += ["", f"With a single case no source: {', '.join(untrainable)}."]
     if matrix.missing:
         lines += ["", "Missing; run:", *(f"  {line}" for entry in matrix.missing for line in entry.lines())]
     return "\n".join(lines)
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def save_csv(matrix: GroupMatrix, file: Path) -> None:
@@ -57,7 +56,7 @@ def save_csv(matrix: GroupMatrix, file: Path) -> None:
     for method, cells in matrix.cells.items():
         for (source, target), cell in sorted(cells.items()):
             means = [cell.mean(metric) for metric in METRICS]
-            shown = ["" if math.isnan(value) else repr(value) for value in means]
+            shown = [csv_score(value) for value in means]
             writer.writerow([method, source, target, cell.cases, len(cell.folders), *shown])
     write_text(file, text.getvalue())
 
@@ -69,14 +68,14 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
         sources: dict[str, Any] = {}
         for (source, target), cell in sorted(cells.items()):
             row = sources.setdefault(source, {"targets": {}, "others": {}})
-            row["others"] = {m: _number(matrix.to_others(method, source, m)) for m in METRICS}
+            row["others"] = {m: json_score(matrix.to_others(method, source, m)) for m in METRICS}
             row["targets"][target] = {
                 "cases": cell.cases,
-                "mean": {m: _number(cell.mean(m)) for m in METRICS},
-                "runs": {m: [_number(value) for value in cell.runs[m]] for m in METRICS},
+                "mean": {m: json_score(cell.mean(m)) for m in METRICS},
+                "runs": {m: [json_score(value) for value in cell.runs[m]] for m in METRICS},
                 "run_folders": list(cell.folders),
             }
-        overall = {m: _number(matrix.overall(method, m)) for m in METRICS}
+        overall = {m: json_score(matrix.overall(method, m)) for m in METRICS}
         methods[method] = {"sources": sources, "overall": overall}
     content = {
         "dataset": matrix.dataset,
@@ -96,10 +95,6 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
         ],
     }
     write_json(file, content)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
@@ -158,7 +153,7 @@ def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale:
                 Rectangle(place, 1, 1, facecolor=face, hatch=hatch, edgecolor="white", linewidth=1.5)
             )
             dark = known and 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
-            text = _shown(value) if known else ("source" if own else "missing")
+            text = shown_score(value) if known else ("source" if own else "missing")
             axes.text(
                 place[0] + 0.5,
                 row,
@@ -177,6 +172,6 @@ def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale:
     axes.set_xlabel("tested on", fontsize=8)
     axes.set_ylabel("trained on", fontsize=8)
     overall = matrix.overall(method, metric)
-    axes.set_title(method if math.isnan(overall) else f"{method}   mean {_shown(overall)}", fontsize=9)
+    axes.set_title(method if math.isnan(overall) else f"{method}   mean {shown_score(overall)}", fontsize=9)
     for spine in axes.spines.values():
         spine.set_visible(False)

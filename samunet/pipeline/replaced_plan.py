@@ -135,7 +135,7 @@ def _pairs(old: Mapping[str, Any], new: Mapping[str, Any], nothing: str) -> list
 
 
 def _shown(value: Any, nothing: str) -> str:
-    text = nothing if value is None else _value(value)
+    text = nothing if value is None else setting_text(value)
     is_path = isinstance(value, str)
     return text if is_path or len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
 
@@ -153,7 +153,7 @@ def planning_command(plan: Plan) -> str:
     words += ["-encoder", str(told["encoder"])] if told.get("encoder") else []
     words += ["-w", str(told["weights"])] if told.get("weights") else []
     for key, value in told.get("settings", {}).items():
-        words += ["--set", f"{key}={_value(value)}"]
+        words += ["--set", f"{key}={setting_text(value)}"]
     words += ["--goal", plan.goal] if plan.goal != DEFAULT_GOAL else []
     words += ["--hours", f"{budget.hours:g}"] if budget.hours != DEFAULT_HOURS else []
     if budget.device == "cuda" and budget.gflops == assumed_gflops(budget.memory_gb):
@@ -161,5 +161,6 @@ def planning_command(plan: Plan) -> str:
     return shlex.join(words)
 
 
-def _value(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A setting's value as it is written after `--set KEY=`."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -20,6 +20,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
+from samunet.evaluation.scores import mean_of
 from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condition, shifted
 from samunet.inference.files import FileOptions
 from samunet.inference.folds import checkpoint_file, find_folds
@@ -104,9 +105,7 @@ class SuiteResult:
 
     def mean_shifted(self, method: str, metric: str) -> float:
         """Mean over all conditions but the clean images."""
-        values = [o.foreground_mean[metric] for o in self.outcomes[method] if o.condition.severity]
-        defined = [value for value in values if not math.isnan(value)]
-        return math.fsum(defined) / len(defined) if defined else math.nan
+        return mean_of(o.foreground_mean[metric] for o in self.outcomes[method] if o.condition.severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,12 +322,7 @@ def _changed(condition: Condition, case: str, image: np.ndarray, geometry: Geome
 def _read(condition: Condition, folder: Path) -> Outcome:
     content: dict[str, Any] = read_json(folder / SUMMARY_FILE)
     dice = {
-        entry["case"]: _mean([metrics["Dice"] for metrics in entry["metrics"].values()])
+        entry["case"]: mean_of(metrics["Dice"] for metrics in entry["metrics"].values())
         for entry in content["metric_per_case"]
     }
     return Outcome(condition=condition, foreground_mean=content["foreground_mean"], case_dice=dice)
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan

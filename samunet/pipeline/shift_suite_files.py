@@ -13,6 +13,7 @@ import numpy as np
 
 from samunet.data.cases import Case
 from samunet.data.readers import read_image, read_label
+from samunet.evaluation.scores import csv_score, json_score, shown_score
 from samunet.evaluation.shifts import SHIFTS, Condition, shifted
 from samunet.pipeline.overlays import OverlayCase, shown_slice
 from samunet.pipeline.shift_suite import SuiteResult
@@ -47,16 +48,12 @@ def describe(result: SuiteResult, metric: str) -> str:
             result.mean_shifted(method, metric),
             *(result.value(method, kind, severities[-1], metric) for kind in kinds),
         ]
-        lines.append(f"{method:{first}}" + "".join(f"{_shown(value):>{width}}" for value in values))
+        lines.append(f"{method:{first}}" + "".join(f"{shown_score(value):>{width}}" for value in values))
     return "\n".join(lines)
 
 
 def _cases(result: SuiteResult) -> str:
     return "1 case" if len(result.cases) == 1 else f"{len(result.cases)} cases"
-
-
-def _shown(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def save_csv(result: SuiteResult, file: Path) -> None:
@@ -69,7 +66,7 @@ def save_csv(result: SuiteResult, file: Path) -> None:
         for outcome in outcomes:
             condition, mean = outcome.condition, outcome.foreground_mean
             cells = [mean[metric] for metric in METRICS] + [mean["Dice"] - clean]
-            shown = ["" if math.isnan(value) else repr(value) for value in cells]
+            shown = [csv_score(value) for value in cells]
             writer.writerow([method, condition.kind, condition.severity, condition.strength, *shown])
     write_text(file, text.getvalue())
 
@@ -79,14 +76,14 @@ def save_json(result: SuiteResult, file: Path) -> None:
     methods: dict[str, Any] = {}
     for method, outcomes in result.outcomes.items():
         methods[method] = {
-            "mean_over_shifts": {m: _number(result.mean_shifted(method, m)) for m in METRICS},
+            "mean_over_shifts": {m: json_score(result.mean_shifted(method, m)) for m in METRICS},
             "conditions": [
                 {
                     "shift": outcome.condition.kind,
                     "severity": outcome.condition.severity,
                     "strength": outcome.condition.strength,
-                    "foreground_mean": {m: _number(outcome.foreground_mean[m]) for m in METRICS},
-                    "case_dice": {name: _number(value) for name, value in outcome.case_dice.items()},
+                    "foreground_mean": {m: json_score(outcome.foreground_mean[m]) for m in METRICS},
+                    "case_dice": {name: json_score(value) for name, value in outcome.case_dice.items()},
                 }
                 for outcome in outcomes
             ],
@@ -100,10 +97,6 @@ def save_json(result: SuiteResult, file: Path) -> None:
         "methods": methods,
     }
     write_json(file, content)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:

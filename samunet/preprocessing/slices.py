@@ -51,7 +51,7 @@ VAL_EVERY = 10
 class SlicedCase:
     """One case on disk: NUMBER_image.npy uint8 (slices, C, H, W), NUMBER_label.npy uint16 (slices, H, W).
 
-    C is 3, or 1 where all three would be equal; folders of before that have 3.
+    C is 3, or 1 where all three are equal; three equal ones are read alike.
 
     Attributes:
         name: of the case or the file.

@@ -33,7 +33,7 @@ from samunet.whole_files import atomic_path
 FORMAT = 2
 ENCODER_PREFIX = "sam.image_encoder."
 NAMES = ("case_names_hash", "excluded_names")
-"""Keys of a source's description that older runs do not have."""
+"""Keys of a source's description that a checkpoint or a card may lack."""
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
 
 
@@ -47,7 +47,7 @@ class PretrainCheckpoint:
         epoch: complete epochs.
         network: state dict of the SAM and the objectives' heads.
         training: what only continuing needs.
-        data: description of the sources; None in checkpoints of before case names belonged to it.
+        data: description of the sources; None in a checkpoint without it.
         licences: of sources, as the user declared them.
     """
 

@@ -1,4 +1,4 @@
-"""Slices on the disk: grey ones once, old folders, what an interruption leaves, and the room they need."""
+"""Slices on the disk: grey ones once or as colour, what an interruption leaves, and the room they need."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_colour_keeps_its_channels(tiny_rgb_dataset: Path, tmp_path: Path) -> No
     assert np.load(tmp_path / "0_image.npy").shape[1] == 3
 
 
-def test_folders_of_before_are_drawn_from_alike(tmp_path: Path) -> None:
+def test_grey_slices_that_are_stored_as_colour_are_drawn_alike(tmp_path: Path) -> None:
     """Three equal channels on the disk give the same pictures, and are not cut again."""
     one = tmp_path / "one.png"
     (tmp_path / "in").mkdir()

@@ -143,7 +143,7 @@ def test_a_folder_of_images_has_no_objects(tmp_path: Path) -> None:
 
 
 def test_frames_of_a_4d_file_are_volumes_of_their_own(tmp_path: Path) -> None:
-    """A cine's frames had been averaged into three channels."""
+    """A cine's frames are no channels to be averaged."""
     frames = np.random.default_rng(0).normal(size=(25, 3, 20, 24)).astype(np.float32)
     frames[24] *= 100
     (tmp_path / "in").mkdir()

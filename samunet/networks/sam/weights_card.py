@@ -22,8 +22,8 @@ class CardSource:
         licence: of the images, such as CC0-1.0; `not declared` where nobody said.
         images: how many different ones there were; None without end.
         share: of all draws, 0..1.
-        case_names_hash: `content_hash` of the sorted names of its cases; None where it has none, and in cards
-            of before this was kept.
+        case_names_hash: `content_hash` of the sorted names of its cases; None where it has none, or its
+            card does not say.
         excluded_names: of cases that were kept out.
     """
 

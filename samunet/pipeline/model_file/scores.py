@@ -13,6 +13,7 @@ import numpy as np
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import mean_interval
+from samunet.evaluation.scores import json_score
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.records import read_json
 from samunet.trainers.identity import read_run
@@ -167,14 +168,14 @@ def _with_interval(cases: list, names: tuple[str, ...], units: np.ndarray) -> Me
     values = np.array([[case[name]["Dice"] for name in names] for case in cases])
     count = int((~np.isnan(values)).any(axis=1).sum())
     found = mean_interval(values, units)
-    value, low, high = (None if math.isnan(n) else n for n in (found.value, found.low, found.high))
+    value, low, high = (json_score(n) for n in (found.value, found.low, found.high))
     return Mean(cases=count, value=value, low=low, high=high)
 
 
 def _plain(cases: dict) -> dict[str, dict[str, dict[str, float | None]]]:
     return {
         case: {
-            name: {metric: None if math.isnan(scores[metric]) else scores[metric] for metric in SHOWN_METRICS}
+            name: {metric: json_score(scores[metric]) for metric in SHOWN_METRICS}
             for name, scores in classes.items()
         }
         for case, classes in cases.items()
