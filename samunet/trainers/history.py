@@ -31,7 +31,7 @@ class EpochRecord:
         mean_patch_dice: mean over the classes that exist; ema_patch_dice: its moving average (0.9 old, 0.1
             new).
         seconds: duration; waiting_seconds: of it spent waiting for samples.
-        samples_per_second: training samples.
+        samples_per_second: training samples over the time of the training steps; validation does not count.
         memory_gb: peak GPU memory, or peak resident memory of the process, 1e9 bytes.
     """
 

@@ -25,7 +25,7 @@ from samunet.trainers.history import (
     moving_average,
     patch_dice,
 )
-from samunet.trainers.meter import EpochMeter
+from samunet.trainers.meter import EpochMeter, samples_per_second
 from samunet.trainers.progress import Progress, Sums
 from samunet.trainers.sampling import Position, batch_keys
 from samunet.trainers.schedule import learning_rate_factor
@@ -110,6 +110,7 @@ class _Session:
             sums=Sums({k: v.to(self.run.device) for k, v in sums["values"].items()}, sums["steps"]),
             seconds=state["seconds"],
             waiting=state["waiting"],
+            training_seconds=state.get("training_seconds", state["seconds"]),
         )
         restore_random_states(state["random"])
 
@@ -127,6 +128,7 @@ class _Session:
             "sums": progress.sums.state(),
             "seconds": progress.seconds,
             "waiting": progress.waiting,
+            "training_seconds": progress.training_seconds,
         }
         self.run.save(self.run.folder / name, progress.epoch, training)
 
@@ -162,6 +164,7 @@ class _Session:
             if stop.name is not None:
                 meter.finish(self.step.trained)
                 return False
+        meter.end_training()
         val = Sums()
         for batch in range(self.phase.val_iterations):
             val.add(self.step.validate(meter.wait_for(stream)))
@@ -178,7 +181,6 @@ class _Session:
         counts = [val.values[name].tolist() if name in val.values else [] for name in ("tp", "fp", "fn")]
         dice, mean = patch_dice(self.run.class_names, *counts)
         progress.ema = moving_average(progress.ema, mean)
-        samples = phase.iterations * phase.accumulate * self.run.batch_size
         record = EpochRecord(
             epoch=progress.epoch,
             phase=phase.name,
@@ -190,7 +192,9 @@ class _Session:
             ema_patch_dice=progress.ema,
             seconds=progress.seconds,
             waiting_seconds=progress.waiting,
-            samples_per_second=samples / max(progress.seconds, 1e-9),
+            samples_per_second=samples_per_second(
+                self.run, phase, phase.iterations, progress.training_seconds
+            ),
             memory_gb=peak_memory_gb(self.run.device),
         )
         is_best = progress.ema is not None and (progress.best is None or progress.ema > progress.best)

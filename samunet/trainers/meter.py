@@ -33,6 +33,8 @@ class EpochMeter:
         self.run, self.phase, self.progress = run, phase, progress
         self.started = time.monotonic()
         self.seconds_before = progress.seconds
+        self.training_before = progress.training_seconds
+        self.is_training = True
         self.first = progress.iteration
         self.pending: list[tuple[int, Tensor]] = []
         self.shown_loss = math.nan
@@ -57,6 +59,12 @@ class EpochMeter:
                 self._check()
         self.run.reporter.step(self._report(iteration + 1))
 
+    def end_training(self) -> None:
+        """Between the last training step of the epoch and its validation."""
+        synchronize(self.run.device)
+        self.progress.training_seconds = self._training_seconds()
+        self.is_training = False
+
     def finish(self, trained: Sequence[Tensor]) -> None:
         """At the end of the epoch, or where it was interrupted.
 
@@ -71,21 +79,29 @@ class EpochMeter:
         if finite and not bool(torch.stack(finite).all()):
             raise _not_finite("Weights became infinite or NaN at the end", self.progress, self.run.folder)
         synchronize(self.run.device)
+        if self.is_training:
+            self.progress.training_seconds = self._training_seconds()
         self.progress.seconds = self.seconds_before + time.monotonic() - self.started
+
+    def _training_seconds(self) -> float:
+        """Of this epoch, with what went before an interruption."""
+        if not self.is_training:
+            return self.progress.training_seconds
+        return self.training_before + time.monotonic() - self.started
 
     def _report(self, steps: int) -> StepReport:
         phase, epochs = self.phase, sum(p.epochs for p in self.run.phases)
         elapsed, done = time.monotonic() - self.started, steps - self.first
         length = phase.iterations + phase.val_iterations
         left = (length - steps) + length * (epochs - self.progress.epoch - 1)
-        trained = min(done, phase.iterations - self.first) * phase.accumulate * self.run.batch_size
+        trained = min(steps, phase.iterations)
         return StepReport(
             epoch=self.progress.epoch,
             epochs=epochs,
             iteration=steps,
             iterations=length,
             loss=self.shown_loss,
-            samples_per_second=trained / max(elapsed, 1e-9),
+            samples_per_second=samples_per_second(self.run, phase, trained, self._training_seconds()),
             seconds_left=left * elapsed / done,
         )
 
@@ -97,6 +113,11 @@ class EpochMeter:
                 raise _not_finite(told, self.progress, self.run.folder)
         self.shown_loss = values[-1]
         self.pending = []
+
+
+def samples_per_second(run: LoopRun, phase: Phase, steps: int, seconds: float) -> float:
+    """Training samples of so many optimizer steps over the time that they took."""
+    return steps * phase.accumulate * run.batch_size / max(seconds, 1e-9)
 
 
 def _not_finite(told: str, progress: Progress, folder: Path) -> SamunetError:

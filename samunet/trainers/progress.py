@@ -43,7 +43,7 @@ class Progress:
         iteration: optimizer steps done in the present epoch; above 0 only after an interruption.
         ema: moving average of patch Dice; `best` its highest value.
         sums: of the present epoch's training steps.
-        seconds / waiting: of the present epoch.
+        seconds / waiting: of the present epoch; training_seconds: without its validation.
     """
 
     epoch: int = 0
@@ -53,3 +53,4 @@ class Progress:
     sums: Sums = field(default_factory=Sums)
     seconds: float = 0.0
     waiting: float = 0.0
+    training_seconds: float = 0.0

@@ -21,7 +21,7 @@ class StepReport:
         epoch / epochs: present epoch from 0, and all epochs.
         iteration / iterations: within the epoch, training and validation counted together.
         loss: of the last step that was looked at.
-        samples_per_second: training samples so far in this epoch.
+        samples_per_second: training samples so far in this epoch; validation does not count.
         seconds_left: expected time to the end of the run, or None at the start.
     """
 
