@@ -24,7 +24,9 @@ from samunet.inference.case_features import (
 from samunet.inference.envelope import Envelope
 from samunet.inference.pass_statistics import PassFigures
 from samunet.planning.case_measurement import CaseArrays, measure_arrays
+from samunet.planning.fingerprint import ChannelStatistics
 from samunet.planning.fingerprint_envelope import envelope_of, orientation
+from samunet.planning.plan import Normalization
 from samunet.preprocessing.case import preprocess_case
 from samunet.records import read_record
 
@@ -88,10 +90,11 @@ def test_distance_leaves_the_case_itself_out() -> None:
     envelope = Envelope.of(FINGERPRINT, ("ct",))
     edge = case("case_4", channels=trained(4).channels)
     twin = replace(edge, case="twin")
-    near, far = envelope.distance(twin), envelope.distance(edge)
-    assert near is not None
-    assert far is not None
-    assert far > near
+    # Mean 108 among 100 to 106 (5 / 2.582 standard deviations), 0.5th percentile 60 as all, 99.5th 180 among
+    # 160 to 175 (12.5 / 6.455).
+    assert envelope.distance(edge) == pytest.approx(np.sqrt((3.75 + 0 + 3.75) / 3))
+    # The same with itself among them: 4 / 3.162 and 10 / 7.906.
+    assert envelope.distance(twin) == pytest.approx(np.sqrt((1.6 + 0 + 1.6) / 3))
     assert envelope.distance(case(channels=(channel(1e6, 1),))) == 10
     few = replace(FINGERPRINT, cases=FINGERPRINT.cases[:2])
     assert Envelope.of(few, ("ct",)).distance(case()) is None
@@ -104,10 +107,29 @@ def test_the_ranges_alone_judge_a_new_case_alike() -> None:
         ranges = Envelope(envelope_of(FINGERPRINT), (kind,))  # type: ignore[arg-type]
         for new in (case(), case(channels=(channel(1000, 22),)), case(organ_ml=0.0), case(is_2d=True)):
             assert ranges.flags(new) == whole.flags(new)
-            rows = np.array([whole._row(c) for c in whole.cases.values()])
-            spread, off = rows.std(0, ddof=1), np.abs(whole._row(new.input.channels) - rows.mean(0))
-            scores = [10 * (o > 1e-6) if s < 1e-6 else min(o / s, 10) for o, s in zip(off, spread)]
-            assert ranges.distance(new) == pytest.approx(np.sqrt(np.mean(np.square(scores))), rel=1e-6)
+            assert ranges.distance(new) == whole.distance(new)
+
+
+BURNT = replace(channel(104, 22), percentile_99_5=5000.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "squares"),
+    [
+        ("ct", channel(104, 22), (0, 0, 0)),
+        ("ct", channel(110, 25), (3.6, 0, 3.6)),  # 110 and 185 against 104 (SD 3.162) and 170 (7.906)
+        ("ct", channel(107, 22), (0.9, 100, 0.144)),  # 63 where all have 60: the farthest that counts
+        ("zscore", channel(107, 22), (0, 0)),  # 2 SD below and 3 SD above the mean, as all
+        ("zscore", BURNT, (0, 100)),
+    ],
+)
+def test_distance_is_the_root_mean_square_of_z_scores(
+    kind: Normalization, own: ChannelStatistics, squares: tuple[float, ...]
+) -> None:
+    """Of mean, 0.5th and 99.5th percentile, or of the percentiles alone; single cases need not be known."""
+    new, expected = case(channels=(own,)), np.sqrt(np.mean(squares))
+    for envelope in (Envelope.of(FINGERPRINT, (kind,)), Envelope(envelope_of(FINGERPRINT), (kind,))):
+        assert envelope.distance(new) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_orientation_codes() -> None:

@@ -46,8 +46,13 @@ def test_foregrounds_of_few_cases_are_kept_in_memory(tmp_path: Path, monkeypatch
         store.write(name, b"", "key", rows)
         store.foreground(name)
     store.foreground("b")
-    store.foreground("a")
-    assert list(store._foreground) == ["b", "a"]
+    kept = {name: store.foreground(name) for name in "ba"}  # c is the one that was not asked for longest
+    for file in tmp_path.glob("*.foreground.npy"):
+        file.unlink()
+    for name, foreground in kept.items():
+        assert store.foreground(name) is foreground
+    with pytest.raises(SamunetError, match=r"c\.foreground\.npy"):
+        store.foreground("c")
 
 
 @pytest.mark.parametrize("identity", KINDS, ids=lambda i: f"{i.target}-{i.regions}")
