@@ -16,7 +16,6 @@ LONGEST_CLASS = 250
 MOST_PARAMETERS = 6
 MORE_PARAMETERS = {
     "inference/predictor.py Predictor.load": "called in notebooks, where a record would be in the way",
-    "pipeline/run_commands.py command_like": "a model by the parts of its folder's name",
 }
 """Functions with more, each with its reason."""
 

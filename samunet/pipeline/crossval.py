@@ -21,7 +21,7 @@ from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.listing import counted_cases, listed
-from samunet.pipeline.run_commands import command_like
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
@@ -117,7 +117,7 @@ def accumulate_crossval(
     """
     plan = Plan.load(model_folder / "plan.json")
     dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
-    numbers = tuple(fold for fold in find_folds(model_folder) if isinstance(fold, int))
+    numbers = tuple(fold for fold in find_folds(model_folder, flag=None) if isinstance(fold, int))
     if not numbers:
         raise SamunetError(f"{model_folder} has no numbered fold; fold `all` keeps no case out of training.")
     runs = {fold: _run_of(model_folder, fold) for fold in numbers}
@@ -246,9 +246,10 @@ def _splits_of(workspace: Workspace, dataset: str, runs: Mapping[int, RunRecord]
 
 def _command(model_folder: Path, dataset: str, fold: int, like: RunRecord, *flags: str) -> str:
     configuration, plans, *tag = model_folder.name.split("__")
-    return command_like(
-        like, dataset, configuration, [fold], plans=plans, tag=tag[0] if tag else None, flags=flags
+    trained = TrainedAs(
+        dataset=dataset, configuration=configuration, plans=plans, tag=tag[0] if tag else None
     )
+    return trained.command([fold], *flags, like=like)
 
 
 def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:

@@ -66,21 +66,6 @@ class TrainedAs:
         return words + ([] if "--c" in flags else _teaching_flags(run.distillation, run.fold))
 
 
-def command_like(
-    run: RunRecord,
-    dataset: str,
-    configuration: str,
-    folds: Sequence[int | str],
-    *,
-    plans: str,
-    tag: str | None,
-    flags: Sequence[str] = (),
-) -> str:
-    """`TrainedAs.command` like a run, for a model named by its parts."""
-    trained = TrainedAs(dataset=dataset, configuration=configuration, plans=plans, tag=tag)
-    return trained.command(folds, *flags, like=run)
-
-
 def given_flags(told: Mapping[str, Any], time_budget_minutes: float | None, seed: int) -> list[str]:
     """Flags of samunet_train.
 
