@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from measured_commands import code_commit, hardware
 from real_runs import Bench
 from subsets import held_out_cases, make_training_dataset
 
@@ -83,7 +84,8 @@ def check_sources(run: Path) -> None:
 
 
 def keep_record(workspace: Path, run: Path, folder: Path) -> None:
-    """Card, history and curve of the run, and what it printed, without the paths of this machine."""
+    """Card, history and curve of the run, what it printed, without the paths of this machine, and by which
+    commit on which hardware it ended."""
     folder.mkdir(parents=True, exist_ok=True)
     card = half_weights(workspace) / f"{NAME}{CARD_ENDING}"
     for file in (card, run / "history.jsonl", run / "progress.png"):
@@ -91,6 +93,8 @@ def keep_record(workspace: Path, run: Path, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
     printed = (run / "log.txt").read_text(encoding="utf-8")
     (folder / "log.txt").write_text(printed.replace(str(workspace), "WORKSPACE"), encoding="utf-8")
+    made = {"commit": code_commit(), "hardware": hardware()}
+    (folder / "made_by.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 def call(command: Sequence[str], log: Path) -> int:

@@ -82,11 +82,11 @@ def test_what_was_not_is_said_to_be_taken_over(method: str) -> None:
 
 
 def test_the_rate_on_a_kept_small_encoder_has_its_reason() -> None:
-    assert "The head learns at 1e-3" not in reasons(planned(), "2d_cnn")
+    assert "The head has a rate of 1e-3" not in reasons(planned(), "2d_cnn")
     kept = {"encoder": "frozen"}
     assert "not certainly with five (documentation" in reasons(planned(settings=kept), "2d_cnn")
     assert "not certainly with five; taken over for 2d_linear" in reasons(planned(settings=kept), "2d_linear")
-    assert "The head learns at" not in reasons(planned(settings={**kept, "learning_rate": 2e-4}), "2d_cnn")
+    assert "The head has a rate" not in reasons(planned(settings={**kept, "learning_rate": 2e-4}), "2d_cnn")
 
 
 def test_what_the_user_decided_is_not_given_reasons_for() -> None:
