@@ -133,7 +133,7 @@ def broken(state: dict[str, torch.Tensor], kind: str) -> object:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("missing", r"6 missing \(image_encoder.blocks.1.attn.*, \.\.\.\). Nothing was loaded"),
+        ("missing", r"6 missing \(image_encoder.blocks.1.attn.* and 3 more\). Nothing was loaded"),
         ("unexpected", r"1 unexpected \(mask_decoder.hf_token.weight\)"),
         ("shape", r"1 of another shape \(image_encoder.pos_embed \[1, 8, 8, 32\] instead of \[1, 4, 4, 32\]"),
         ("wrapped", "a dictionary with the entries 'model', 'epoch'"),
