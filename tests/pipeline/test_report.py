@@ -24,9 +24,10 @@ from samunet.evaluation.bootstrap import Interval
 from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
 from samunet.pipeline.report.commands import training_commands
-from samunet.pipeline.report.content import Cell, data_table, with_interval
+from samunet.pipeline.report.content import Cell, data_table, weight_lines, with_interval
 from samunet.pipeline.report.pictures import panel_sizes
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
+from samunet.planning.plan import WeightsUsed
 from samunet.workspace import Workspace
 
 NAME = "Dataset901_Tiny3D"
@@ -127,6 +128,30 @@ def test_the_commands_repeat_what_was_recorded(trained: Path) -> None:
     assert (read.teacher_tag, read.teacher_folds, read.weight, read.target) == ("big", [0, 1], 0.25, "logits")
     assert (read.teacher_checkpoint, read.teacher_plans) == ("checkpoint_best.pth", None)
     assert (read.step_size, read.disable_tta, str(read.unlabelled)) == (0.75, True, "/more images")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "weights", "settings", "used", "told"),
+    [
+        (None, None, {}, None, "no encoder of SAM; trained from scratch"),
+        ("vit_tiny", "none", {"encoder": "full"}, None, "vit_tiny, trained from scratch"),
+        ("vit_tiny", "random", {"encoder": "full"}, None, "vit_tiny, trained from scratch"),
+        ("vit_tiny", "random", {}, None, "vit_tiny, random and frozen"),
+        (
+            "vit_tiny",
+            "shipped",
+            {},
+            WeightsUsed(file="tiny.safetensors", kind="shipped", sha256="0123456789abcdef" * 4),
+            "vit_tiny from tiny.safetensors (shipped weights, SHA-256 0123456789abcdef…)",
+        ),
+    ],
+)
+def test_the_weights_of_every_model_are_named(trained, encoder, weights, settings, used, told):
+    model = collect_models(Workspace.find(trained), NAME)[0]
+    fold = model.folds[0]
+    configuration = {"encoder": encoder, "encoder_weights": weights, "settings": settings}
+    run = replace(fold.run, configuration=configuration, weights=used)
+    assert weight_lines([replace(model, folds=(replace(fold, run=run),))]) == (f"{model.title}: {told}",)
 
 
 def test_every_scored_case_and_its_dice_is_there(trained: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from samunet.evaluation.scores import mean_of
 from samunet.pipeline.report.collect import FoldRun, Model
 from samunet.planning.explain import data_lines, method_table
 from samunet.planning.fingerprint import Fingerprint
-from samunet.planning.plan import Plan
+from samunet.planning.plan import RANDOM, Plan
 
 DASH = "–"
 METRIC_HEADS = {"Dice": "Dice", "SurfaceDice": "surface Dice", "HD95": "HD95 mm", "ASSD": "ASSD mm"}
@@ -239,14 +239,22 @@ def weight_lines(models: Sequence[Model]) -> tuple[str, ...]:
             if encoder is None:
                 words = "no encoder of SAM; trained from scratch"
             elif used is None:
-                random = fold.run.configuration.get("encoder_weights") == "random"
-                words = f"{encoder}, {'random and frozen' if random else 'trained from scratch'}"
+                words = (
+                    f"{encoder}, {'random and frozen' if _is_random_kept(fold) else 'trained from scratch'}"
+                )
             else:
                 words = f"{encoder} from {used.file} ({used.kind} weights, SHA-256 {used.sha256[:16]}…)"
             if fold.run.distillation:
                 words += f"; distilled from {fold.run.distillation.get('teacher')}"
             lines[f"{model.title}: {words}"] = None
     return tuple(lines)
+
+
+def _is_random_kept(fold: FoldRun) -> bool:
+    """Whether the encoder stayed as it was drawn."""
+    configuration = fold.run.configuration
+    trained = configuration.get("settings", {}).get("encoder") == "full"
+    return configuration.get("encoder_weights") == RANDOM and not trained
 
 
 def plan_content(plan: Plan) -> PlanContent:
