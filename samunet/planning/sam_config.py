@@ -27,7 +27,7 @@ class SamHeadConfig(MethodConfig):
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether the SAM encoder keeps its pretrained weights or is trained too (then nothing is cached)."""
     encoder_weights: str | None = None
-    """`random` forces a randomly initialised encoder (speed figures, tests); None takes the plan's choice."""
+    """`random` begins with a random encoder: kept (speed figures, tests) or, with `encoder=full`, trained."""
     encoder_learning_rate_factor: Positive = 1.0
     """Learning rate of the trained encoder relative to the head's (below 1 for a pretrained encoder)."""
     checkpointing: bool = False

@@ -110,7 +110,7 @@ def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> f
 def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption) -> str:
     counted, name = counted_cases(context), option.variant.name
     if option.weights == RANDOM:
-        return random_reason(option.variant)
+        return random_reason(option.variant, trained=option.config.encoder == "full")
     if option.weights == "none":
         return (
             f"No pretrained SAM weights are at hand, so {name} is trained with its head from scratch. That "
@@ -172,8 +172,12 @@ def _adapted_reasons(context: PlanningContext, option: SamOption) -> list[str]:
     return [f"{have}, {kept}. Whether such adapters help is not measured."]
 
 
-def random_reason(variant: SamVariant) -> str:
+def random_reason(variant: SamVariant, *, trained: bool) -> str:
     """What a randomly initialised encoder is good for."""
+    if trained:
+        return (
+            f"encoder_weights=random: {variant.name} is trained from scratch, whatever weights are at hand."
+        )
     return (
         f"encoder_weights=random: a random {variant.name} serves speed figures and tests only; "
         "a Dice from it means nothing."

@@ -104,6 +104,15 @@ def test_a_large_cache_names_what_would_keep_it_small() -> None:
     assert told not in reasons(planned(settings={"encoder": "frozen"}), "2d_linear")
 
 
+def test_a_random_encoder_is_for_timing_where_it_is_kept_only() -> None:
+    random = {"encoder_weights": "random"}
+    for method in ("2d_cnn", "3d_adapter"):
+        assert "a Dice from it means nothing" in reasons(planned(settings=random), method)
+        found = reasons(planned(settings={**random, "encoder": "full"}), method)
+        assert "is trained from scratch, whatever weights are at hand" in found
+        assert "means nothing" not in found
+
+
 def test_the_rule_of_the_input_size_is_said_where_there_was_a_choice() -> None:
     assert "Wanted are 4 input pixels a slice pixel" in reasons(planned("official"), "2d_cnn")
     own = reasons(planned(), "2d_linear")

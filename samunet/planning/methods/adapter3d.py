@@ -62,7 +62,7 @@ class AdapterConfig(MethodConfig):
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether SAM's own weights are kept, or trained too (as they must be where none are pretrained)."""
     encoder_weights: str | None = None
-    """`random` forces a randomly initialised frozen encoder (speed figures, tests); None takes the plan's."""
+    """`random` begins with a random encoder: kept (speed figures, tests) or, with `encoder=full`, trained."""
     encoder_learning_rate_factor: Positive = 1.0
     """Learning rate of SAM's own weights, when they are trained, relative to the rest."""
     token_size: tuple[TokenSide, TokenSide, TokenSide] = (4, 4, 4)
@@ -314,7 +314,7 @@ def _potential(context: PlanningContext, variant: SamVariant, weights: str) -> f
 
 def _standing_reason(context: PlanningContext, variant: SamVariant, weights: str) -> str:
     if weights == RANDOM:
-        return random_reason(variant)
+        return random_reason(variant, trained=context.settings.get("encoder") == "full")
     if weights == "none":
         return (
             f"No pretrained SAM weights are at hand, so {variant.name} is trained with its adapters from "
