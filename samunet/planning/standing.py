@@ -25,7 +25,7 @@ FROM_SCRATCH = 3.0
 OWN_WEIGHTS = 5.0
 """Weights of a small encoder that are not SAM's: a better start than none, below a U-Net, which they lead
 in ten minutes with one labelled volume only; longer trainings are not measured. Three seeds of `2d_cnn` on
-Dataset002; with five cases of Datasets 001 and 008, two draws, it was 7 and 6 points behind
+Dataset002; with five cases of Datasets 001 and 008 it was 5 points behind each
 (`planning/evidence.py`)."""
 GENERALIZING = 18.0
 """A method made for sites never seen, where these are to be expected and its weights are at hand."""

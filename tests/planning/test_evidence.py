@@ -55,7 +55,7 @@ def test_every_record_that_is_named_is_there(kind: str, settings: dict[str, str]
     [
         (
             "2d_cnn",
-            f"was level with five, and 7 and 6 points behind with five cases of two other sets {STUDY}",
+            f"was level with five, and 5 points behind with five cases of each of two other sets {STUDY}",
             "3 points better with one labelled volume, both at a rate of 1e-3, and",
         ),
         (
