@@ -36,8 +36,8 @@ class Measured:
 
 _STUDIED = {
     "2d_cnn": Measured(
-        against_unet="it led a U-Net with one labelled volume of the heart, was level with five, and 5 points "
-        "behind with five cases of each of two other sets",
+        against_unet="it led a U-Net with one labelled volume of the heart, was level with five, and 5 "
+        "points behind with five cases of each of two other sets",
         trained_too="that was 3 points better with one labelled volume, both at a rate of 1e-3,",
         compared=RATE,
     ),
