@@ -213,13 +213,7 @@ def seed_difference(
     first: Mapping[int, Mapping[str, Any]], second: Mapping[int, Mapping[str, Any]]
 ) -> SeedDifference | None:
     """Compare the scores (`dice`, `cases`) of two systems by seed; None without a seed that both have."""
-    shared = sorted(set(first) & set(second))
-    if not shared:
-        return None
-    cases = [mean_scores([system[seed]["cases"] for seed in shared]) for system in (first, second)]
-    low, high = paired_interval(*cases)
-    each = tuple(100 * (first[seed]["dice"] - second[seed]["dice"]) for seed in shared)
-    return SeedDifference(each, 100 * low, 100 * high)
+    return seed_differences(first, {"second": second}).get("second")
 
 
 def seed_differences(

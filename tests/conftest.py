@@ -16,6 +16,8 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from samunet import whole_files
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TINY_3D = "Dataset901_Tiny3D"
 TINY_RGB = "Dataset902_TinyRGB"
@@ -105,6 +107,22 @@ def stack_dataset(tmp_path: Path) -> Path:
         numTraining=1,
     )
     return folder
+
+
+@pytest.fixture
+def held_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two replacements are refused, as on Windows while somebody reads; three are tried."""
+    held, replace = [True, True], os.replace
+
+    def refusing(*names: object) -> None:
+        if held:
+            held.pop()
+            raise PermissionError(13, "Access is denied")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    monkeypatch.setattr(whole_files, "REPLACE_SECONDS", 0.0)
+    monkeypatch.setattr(whole_files, "REPLACE_TRIES", 3)
 
 
 def write_dataset_json(folder: Path, **content: object) -> None:

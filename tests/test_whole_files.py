@@ -47,20 +47,11 @@ def test_writers_of_one_number_do_not_share_a_name(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.usefixtures("held_for_a_moment")
 def test_a_file_that_is_held_for_a_moment_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows while a scanner reads it; elsewhere such a refusal is final."""
-    held, replace = [True, True], os.replace
-
-    def refusing(*names: object) -> None:
-        if held:
-            held.pop()
-            raise PermissionError(13, "Access is denied")
-        replace(*names)
-
-    monkeypatch.setattr(os, "replace", refusing)
-    monkeypatch.setattr(whole_files, "REPLACE_SECONDS", 0.0)
     monkeypatch.setattr(whole_files, "REPLACE_TRIES", 1)
     with pytest.raises(PermissionError):
         write_text(tmp_path / "a.txt", "new")

@@ -135,11 +135,12 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
 def _way_reasons(context: PlanningContext, spec: HeadSpec, option: SamOption) -> list[str]:
     """Whether the encoder is kept or trained, with adapters or without, and why, unless the user decided."""
     name, prior = option.variant.name, option.variant.prior(option.weights)
-    decided, rated = "encoder" in context.settings, "learning_rate" in context.settings
+    decided = "encoder" in context.settings
     reasons = _adapted_reasons(context, option)
     if prior == "own weights" and option.config.encoder == "full" and not decided:
         reasons.append(trained_too_reason(spec.method, name))
-    if prior == "own weights" and option.config.encoder == "frozen" and not rated:
+    planned_rate = "learning_rate" in option.settings and "learning_rate" not in context.settings
+    if prior == "own weights" and option.config.encoder == "frozen" and planned_rate:
         reasons.append(kept_rate_reason(spec.method))
     if prior == "sam" and option.config.encoder == "frozen" and not (decided or reasons):
         reasons.append(kept_reason(spec.method, name))

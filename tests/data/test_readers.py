@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from samunet import whole_files
 from samunet.data.geometry import Geometry
 from samunet.data.readers import (
     read_header,
@@ -323,20 +321,8 @@ def test_what_a_killed_writer_leaves_is_removed(tmp_path: Path, ending: str) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_volume_that_a_viewer_holds_for_a_moment_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held, replace = [True, True], os.replace
-
-    def refusing(*names: object) -> None:
-        if held:
-            held.pop()
-            raise PermissionError(13, "Access is denied")
-        replace(*names)
-
-    monkeypatch.setattr(os, "replace", refusing)
-    monkeypatch.setattr(whole_files, "REPLACE_SECONDS", 0.0)
-    monkeypatch.setattr(whole_files, "REPLACE_TRIES", 3)
+@pytest.mark.usefixtures("held_for_a_moment")
+def test_a_volume_that_a_viewer_holds_for_a_moment_is_waited_for(tmp_path: Path) -> None:
     name = f"{'a' * 240}.nii.gz"  # about as long as a file's name may be
     label = np.ones((2, 3, 4), np.uint8)
     write_segmentation(label, Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0)), tmp_path / name)

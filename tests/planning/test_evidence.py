@@ -87,6 +87,7 @@ def test_the_rate_on_a_kept_small_encoder_has_its_reason() -> None:
     assert "not certainly with five (documentation" in reasons(planned(settings=kept), "2d_cnn")
     assert "not certainly with five; taken over for 2d_linear" in reasons(planned(settings=kept), "2d_linear")
     assert "The head has a rate" not in reasons(planned(settings={**kept, "learning_rate": 2e-4}), "2d_cnn")
+    assert "The head has a rate" not in reasons(planned(settings={**kept, "paper_compat": True}), "2d_cnn")
 
 
 def test_what_the_user_decided_is_not_given_reasons_for() -> None:
