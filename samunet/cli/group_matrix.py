@@ -59,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline import group_matrix_files as files
-    from samunet.pipeline.group_matrix import MatrixRequest, collect_matrix
+    from samunet.pipeline.group_matrix import files
+    from samunet.pipeline.group_matrix.collect import collect_matrix
+    from samunet.pipeline.group_matrix.differences import differences_of
+    from samunet.pipeline.group_matrix.runs import MatrixRequest
 
     workspace = open_workspace(arguments)
     dataset = workspace.dataset_name(arguments.dataset)
@@ -71,10 +73,11 @@ def _run(arguments: argparse.Namespace) -> int:
         tags=tuple(arguments.tags),
     )
     matrix = collect_matrix(workspace, request)
+    differences = differences_of(matrix)
     output = arguments.output or workspace.group_matrix_folder(dataset)
     files.save_csv(matrix, output / "matrix.csv")
-    files.save_json(matrix, output / "matrix.json")
+    files.save_json(matrix, differences, output / "matrix.json")
     files.draw(matrix, arguments.metric, output / f"matrix_{arguments.metric}.png")
-    print(files.describe(matrix, arguments.metric))
+    print(files.describe(matrix, differences, arguments.metric))
     print(f"Written: {output / 'matrix.csv'}, matrix.json and matrix_{arguments.metric}.png")
     return 0

@@ -130,10 +130,7 @@ class Bootstrap:
         generator, units = np.random.default_rng(seed), table.num_units
         parts = []
         for start in range(0, resamples, _CHUNK):
-            number = min(_CHUNK, resamples - start)
-            drawn = generator.integers(0, units, (number, units))
-            times = np.zeros((number, units))
-            np.add.at(times, (np.arange(number)[:, None], drawn), 1)
+            times = drawn_times(generator, min(_CHUNK, resamples - start), units)
             parts.append(table.means(times[:, table.units]))
         replicates = np.concatenate(parts)
         kept = replicates[~np.isnan(replicates).any(axis=1)]
@@ -185,6 +182,14 @@ class Bootstrap:
         largest = (np.abs(errors[:, varied]) / spread[varied]).max(axis=1) if varied.any() else np.zeros(1)
         reach = float(np.quantile(largest, CONFIDENCE)) * _widening(self.num_units) * spread
         return [Interval(float(d), float(d - r), float(d + r)) for d, r in zip(found, reach)]
+
+
+def drawn_times(generator: np.random.Generator, draws: int, units: int) -> np.ndarray:
+    """(draws, units) how often each unit is in a draw of as many units, with replacement."""
+    drawn = generator.integers(0, units, (draws, units))
+    times = np.zeros((draws, units))
+    np.add.at(times, (np.arange(draws)[:, None], drawn), 1)
+    return times
 
 
 def _widening(units: int) -> float:

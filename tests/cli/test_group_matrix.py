@@ -246,3 +246,37 @@ def test_cases_that_came_after_the_training_ask_for_another_split(grouped: Path,
     splits.unlink()
     told = refused(group_matrix.main, grouped, "-d", "901")
     assert "delete" not in told
+
+
+def test_methods_are_set_apart_with_intervals(grouped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second method is 0.1 to 0.3 worse on every case; a method without scores takes part in nothing."""
+    better = pretend(grouped, "single_source-north", "north", 0.5)
+    write_scores(better, {"tiny_003": 0.8, "tiny_004": 0.9, "tiny_005": 0.7})
+    model = grouped / "results" / NAME / "2d_cnn__samunetPlans__single_source-north"
+    shutil.copytree(better.parent, model)
+    write_scores(model / "fold_0", {"tiny_003": 0.7, "tiny_004": 0.6, "tiny_005": 0.5})
+    content = collected(grouped, "-c", "2d_cnn", "2d_unet", "2d_desam")
+    cell = content["methods"]["2d_unet"]["sources"]["north"]["targets"]["south side"]
+    low, high = cell["dice_interval"]
+    assert low < 0.8 < high
+    (pair,) = content["differences"]["pairs"]
+    assert (pair["first"], pair["second"]) == ("2d_unet", "2d_cnn")
+    assert pair["dice"] == pytest.approx(0.2)
+    assert pair["interval"][0] < 0.2 < pair["interval"][1]
+    assert content["differences"]["places"] == [["north", "south side"]]
+    told = capsys.readouterr().out
+    assert "2d_unet - 2d_cnn: +20.0 [" in told
+    assert "too narrow: a group has 3 cases" in told
+    rows = list(csv.DictReader((grouped / "results" / NAME / "group_matrix/matrix.csv").open()))
+    assert [float(row["Dice_low"]) for row in rows if row["method"] == "2d_unet"] == [low]
+
+
+def test_a_group_of_one_case_has_no_interval(grouped: Path) -> None:
+    write_groups(grouped, {**GROUPS, "tiny_005": "west"})
+    folder = pretend(grouped, "seed0", "north", 0.5)
+    write_scores(folder, {"tiny_003": 0.2, "tiny_004": 0.4, "tiny_005": 0.9})
+    content = collected(grouped, "--tag", "seed0")
+    cells = content["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert cells["west"]["dice_interval"] == [None, None]
+    assert cells["south side"]["dice_interval"][0] < 0.3
+    assert content["differences"] is None

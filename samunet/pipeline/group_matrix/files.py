@@ -8,8 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
 from samunet.evaluation.scores import csv_score, json_score, shown_score
-from samunet.pipeline.group_matrix import METRICS, GroupMatrix
+from samunet.pipeline.group_matrix.collect import METRICS, Cell, GroupMatrix
+from samunet.pipeline.group_matrix.differences import Differences
 from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
 
@@ -22,7 +24,7 @@ OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
 
-def describe(matrix: GroupMatrix, metric: str) -> str:
+def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) -> str:
     """A table a method: rows are groups trained on, columns groups tested on."""
     width = max(8, *(len(group) for group in (*matrix.groups, OTHERS)))
     lines = [f"{metric}; rows: trained on, columns: tested on; {OTHERS}: mean over the other groups"]
@@ -43,25 +45,47 @@ def describe(matrix: GroupMatrix, metric: str) -> str:
     untrainable = sorted(set(matrix.groups) - set(matrix.sources))
     if untrainable:
         lines += ["", f"With a single case no source: {', '.join(untrainable)}."]
+    if differences is not None:
+        lines += ["", *_compared(differences)]
     if matrix.missing:
         lines += ["", "Missing; run:", *(f"  {line}" for entry in matrix.missing for line in entry.lines())]
     return "\n".join(lines)
 
 
+def _compared(differences: Differences) -> list[str]:
+    """The best method against the others."""
+    best = differences.pairs[0].first
+    few = f" (too narrow: a group has {differences.fewest_cases} cases)"
+    lines = [
+        f"Dice points between methods over {len(differences.places)} source -> target pair(s) that all have.",
+        "95 % intervals, all at once; the cases of each group are drawn anew"
+        f"{few * (differences.fewest_cases < FEWEST_UNITS)},",
+        "neither other groups nor other trainings are in them:",
+    ]
+    for entry in differences.pairs:
+        if entry.first == best:
+            value, low, high = (
+                100 * bound for bound in (entry.interval.value, entry.interval.low, entry.interval.high)
+            )
+            verdict = "" if low > 0 else "  (not certain)"
+            lines.append(f"  {best} - {entry.second}: {value:+.1f} [{low:+.1f}, {high:+.1f}]{verdict}")
+    return lines
+
+
 def save_csv(matrix: GroupMatrix, file: Path) -> None:
-    """One row a method, source and target: cases, runs, and every metric (mean over the runs)."""
+    """One row a method, source and target: cases, runs, metrics (mean over the runs), interval of Dice."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "source", "target", "cases", "runs", *METRICS])
+    writer.writerow(["method", "source", "target", "cases", "runs", *METRICS, "Dice_low", "Dice_high"])
     for method, cells in matrix.cells.items():
         for (source, target), cell in sorted(cells.items()):
-            means = [cell.mean(metric) for metric in METRICS]
-            shown = [csv_score(value) for value in means]
+            bounds = (cell.dice_interval.low, cell.dice_interval.high)
+            shown = [csv_score(value) for value in (*(cell.mean(metric) for metric in METRICS), *bounds)]
             writer.writerow([method, source, target, cell.cases, len(cell.folders), *shown])
     write_text(file, text.getvalue())
 
 
-def save_json(matrix: GroupMatrix, file: Path) -> None:
+def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) -> None:
     """Everything, with the value of each run and its folder."""
     methods: dict[str, Any] = {}
     for method, cells in matrix.cells.items():
@@ -72,6 +96,7 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
             row["targets"][target] = {
                 "cases": cell.cases,
                 "mean": {m: json_score(cell.mean(m)) for m in METRICS},
+                "dice_interval": _bounds(cell.dice_interval),
                 "runs": {m: [json_score(value) for value in cell.runs[m]] for m in METRICS},
                 "run_folders": list(cell.folders),
             }
@@ -83,6 +108,7 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
         "groups": matrix.groups,
         "sources": matrix.sources,
         "methods": methods,
+        "differences": None if differences is None else _compared_record(differences),
         "missing": [
             {
                 "method": entry.method,
@@ -95,6 +121,26 @@ def save_json(matrix: GroupMatrix, file: Path) -> None:
         ],
     }
     write_json(file, content)
+
+
+def _compared_record(differences: Differences) -> dict[str, Any]:
+    return {
+        "places": differences.places,
+        "fewest_cases": differences.fewest_cases,
+        "pairs": [
+            {
+                "first": entry.first,
+                "second": entry.second,
+                "dice": json_score(entry.interval.value),
+                "interval": _bounds(entry.interval),
+            }
+            for entry in differences.pairs
+        ],
+    }
+
+
+def _bounds(interval: Interval) -> list[float | None]:
+    return [json_score(interval.low), json_score(interval.high)]
 
 
 def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
@@ -118,6 +164,11 @@ def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
     figure.suptitle(f"{matrix.dataset}: {metric}, trained on one group, tested on another", fontsize=10)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _small_interval(cell: Cell) -> str:
+    interval = cell.dice_interval
+    return "" if math.isnan(interval.low) else f"\n{interval.low:.2f} to {interval.high:.2f}"
 
 
 def _scale(matrix: GroupMatrix, metric: str) -> tuple[float, float]:
@@ -154,13 +205,15 @@ def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale:
             )
             dark = known and 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
             text = shown_score(value) if known else ("source" if own else "missing")
+            if metric == "Dice" and known and not last:
+                text += _small_interval(matrix.cells[method][source, target])
             axes.text(
                 place[0] + 0.5,
                 row,
                 text,
                 ha="center",
                 va="center",
-                fontsize=8 if known else 6.5,
+                fontsize=7 if known else 6.5,
                 color="white" if dark else "black",
                 fontweight="bold" if last else "normal",
             )

@@ -1,0 +1,1 @@
+"""Source group -> target group: scores of trainings on one group, method beside method."""

@@ -1,0 +1,92 @@
+"""Trainings on one group: which there are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from samunet.data.splits import SINGLE_SOURCE
+from samunet.trainers.checkpoint import FINAL
+from samunet.trainers.identity import RunRecord, read_run
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders, validation_folder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRequest:
+    """Which trainings are collected.
+
+    Attributes:
+        dataset: full name.
+        configurations: methods; none takes every one that was trained on a single group.
+        plans: name of the plan.
+        tags: of the trainings; none takes the tags that `--splits single_source...` gives by itself.
+    """
+
+    dataset: str
+    configurations: tuple[str, ...] = ()
+    plans: str = DEFAULT_PLANS
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRun:
+    """A fold that was trained on one group."""
+
+    folder: Path
+    fold: int | str
+    tag: str
+    source: str
+    record: RunRecord
+
+    @property
+    def summary(self) -> Path:
+        return validation_folder(self.folder.parent, self.fold) / SUMMARY_FILE
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / FINAL).exists()
+
+    @property
+    def splits(self) -> str:
+        """Scheme that it was trained on; where that was not written down, as fold and tag tell it."""
+        is_one_of_all = self.fold != 0 or self.tag == SINGLE_SOURCE
+        guess = SINGLE_SOURCE if is_one_of_all else f"{SINGLE_SOURCE}:{self.source}"
+        return str(self.record.overrides.get("splits") or guess)
+
+
+def trained_methods(workspace: Workspace, request: MatrixRequest) -> tuple[str, ...]:
+    """Methods that have a run with one of the tags."""
+    folders = (workspace.results / request.dataset).glob(f"*__{request.plans}__*")
+    found = {
+        folder.name.split("__")[0] for folder in folders if _wanted(request, folder.name.split("__")[-1])
+    }
+    return tuple(sorted(found))
+
+
+def _wanted(request: MatrixRequest, tag: str) -> bool:
+    return tag in request.tags if request.tags else tag.startswith(SINGLE_SOURCE)
+
+
+def runs_of(
+    workspace: Workspace, request: MatrixRequest, method: str, groups: Mapping[str, str]
+) -> list[SourceRun]:
+    """Folds of the method whose training cases are all of one group."""
+    start, runs = f"{method}__{request.plans}__", []
+    models = sorted((workspace.results / request.dataset).glob(f"{start}*"))
+    wanted = [model for model in models if _wanted(request, model.name.removeprefix(start))]
+    for fold, folder in [item for model in wanted for item in fold_folders(model).items()]:
+        record = read_run(folder)
+        if record is None:
+            continue
+        tag = folder.parent.name.removeprefix(start)
+        trained_on = {groups.get(case, "") for case in record.train}
+        if len(trained_on) == 1:
+            source = trained_on.pop()
+            runs.append(SourceRun(folder=folder, fold=fold, tag=tag, source=source, record=record))
+        else:
+            logger.info("%s was trained on %d groups and is left out.", folder, len(trained_on))
+    return runs
