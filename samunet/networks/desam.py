@@ -24,13 +24,13 @@ from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 from samunet.networks.two_way import two_way
 
 Mode = Literal["grid_points", "whole_box"]
-IOU_OUTPUTS = 4
-"""SAM's IoU head judges four masks; a class each takes one of them, more classes get more."""
 MASK_TOKENS = 4
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
 JUDGEMENT = ("iou_prediction_head", "transformer.final_attn_token_to_image", "transformer.norm_final_attn")
 """Parts that nothing but the predicted IoU depends on."""
+IOU_ROWS = ("iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias")
+"""A row for each mask that is judged: four in SAM, here one for each class."""
 ABSENT = -5.0
 """Logit of a class that no prompt is good enough for: as sure as a mask's logits, for they are averaged over
 mirrorings and folds, where one that found nothing must not outvote three that did."""
@@ -53,7 +53,8 @@ class DesamSettings:
             0 keeps all.
         chunk: prompts judged or decoded at once.
         context_blocks: 0-based encoder blocks of the context, shallow to deep; None takes the paper's.
-        iou_head / fusion: the paper's ablation; without both no prompt takes part.
+        iou_head / fusion: the paper's ablation; without both no prompt takes part. Points that nobody judges
+            all count alike at prediction.
     """
 
     variant: SamVariant
@@ -129,12 +130,16 @@ class DesamHead(SliceHead):
             self.iou_token, self.mask_tokens = decoder.iou_token, decoder.mask_tokens
             self.iou_prediction_head = decoder.iou_prediction_head
             last = self.iou_prediction_head.layers[-1]
-            if settings.outputs > IOU_OUTPUTS:
-                self.iou_prediction_head.layers[-1] = nn.Linear(last.in_features, settings.outputs)
+            self.iou_prediction_head.layers[-1] = nn.Linear(last.in_features, settings.outputs)
             if not self.judged:
                 for part in JUDGEMENT:
                     owner, _, name = part.rpartition(".")
                     setattr(self.get_submodule(owner), name, None)
+
+    @property
+    def pointed(self) -> bool:
+        """Whether training draws points."""
+        return self.prompts is not None and self.settings.mode == "grid_points"
 
     @property
     def judged(self) -> bool:
@@ -142,8 +147,11 @@ class DesamHead(SliceHead):
         return self.settings.iou_head and self.settings.mode == "grid_points"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """A judgement that was not learnt (whole box, no IoU head) may be in a checkpoint; it is passed
-        over."""
+        """A judgement that was not learnt (whole box, no IoU head) and judged masks beyond the classes may be
+        in a checkpoint; they are passed over."""
+        for key in (f"{prefix}{name}" for name in IOU_ROWS):
+            if key in state_dict and len(state_dict[key]) == MASK_TOKENS:
+                state_dict[key] = state_dict[key][: self.settings.outputs]
         if not self.judged:
             unlearnt = tuple(f"{prefix}{part}." for part in JUDGEMENT)
             for key in [key for key in state_dict if key.startswith(unlearnt)]:
@@ -188,7 +196,7 @@ class DesamHead(SliceHead):
         queries, keys = two_way(self.transformer, image, position, queries)
         if not self.judged:
             return None, keys
-        return self.iou_prediction_head(queries[:, :, 0])[..., : self.settings.outputs], keys
+        return self.iou_prediction_head(queries[:, :, 0]), keys
 
     def judge(self, features: Features, tokens: Tensor) -> Tensor:
         """Predicted IoU (B, P, K) of prompts (P, T, E), without decoding their masks."""
@@ -200,10 +208,12 @@ class DesamHead(SliceHead):
         fused, asks_presence = self.settings.fusion, self.judged and self.settings.min_iou > 0
         if not fused and not asks_presence:  # no prompt reaches the masks
             return self.with_background(self.masks(context, None))
-        if not self.judged:
+        if self.settings.mode == "whole_box":
             return self.with_background(self.prompted(context, features, self._box_tokens())[0][:, 0])
         assert self.prompts is not None
         tokens = self.prompts.points(self.grid_xy(features))
+        if not self.judged:
+            return self.with_background(self._mean_mask(context, features, tokens))
         weights = self.prompt_weights(self.judge(features, tokens))
         if fused:
             logits = self._weighted_masks(context, features, tokens, weights)
@@ -253,6 +263,14 @@ class DesamHead(SliceHead):
         assert total is not None
         return total
 
+    def _mean_mask(
+        self, context: tuple[Tensor, Tensor, Tensor], features: Features, tokens: Tensor
+    ) -> Tensor:
+        """Mean over all prompts of the logits, (B, K, 4h, 4w): where nobody judges points none is better."""
+        parts = tokens.split(self.settings.chunk)
+        sums = [self.prompted(context, features, part)[0].sum(1) for part in parts]
+        return torch.stack(sums).sum(0) / len(tokens)
+
     def with_background(self, logits: Tensor) -> Tensor:
         """A channel of zeros in front of (B, K, ...) logits, where there is a background class."""
         if not self.settings.background:
@@ -280,7 +298,7 @@ class DesamHead(SliceHead):
         """Tokens (B, 1, 2, E) of one point a slice, (1, 2, E) of the box, or None without prompts."""
         if self.prompts is None:
             return None
-        if self.settings.mode == "whole_box" or points_xy is None:
+        if points_xy is None:
             return self._box_tokens()
         return self.prompts.points(points_xy[:, None])
 
@@ -292,7 +310,13 @@ class DesamHead(SliceHead):
         offered |= {key: (f"mask_decoder.{key}", v) for key, v in mask_decoder.items()}
         own = self.state_dict()
         taken = {k: (name, v) for k, (name, v) in offered.items() if k in own and own[k].shape == v.shape}
-        self.load_state_dict({key: value for key, (_, value) in taken.items()}, strict=False)
+        start = {key: value for key, (_, value) in taken.items()}
+        for key in IOU_ROWS:
+            if key in own and key in offered:
+                name, rows = offered[key]
+                taken[key] = (name, rows)
+                start[key] = torch.cat([rows.to(own[key]), own[key][len(rows) :]])[: len(own[key])]
+        self.load_state_dict(start, strict=False)
         return {name for name, _ in taken.values()}
 
 

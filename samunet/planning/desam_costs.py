@@ -10,7 +10,6 @@ from samunet.planning.head_costs import HeadInput
 from samunet.planning.sam_costs import PartCost
 
 SE_REDUCTION, SE_LEAST = 16, 4
-IOU_OUTPUTS = 4
 IOU_HIDDEN = 256
 MASK_TOKENS = 4
 TRANSFORMER_LAYERS = 2
@@ -93,7 +92,6 @@ def _relevant_parameters(place: HeadInput, width: int, judged: bool) -> int:
     own = 4 * (width**2 + width)
     crossing = 4 * width * inner + 3 * inner + width
     layer = own + 2 * crossing + 2 * width * mlp + mlp + width + 4 * 2 * width
-    outputs = max(IOU_OUTPUTS, place.foreground)
-    head = (width + 1) * IOU_HIDDEN + (IOU_HIDDEN + 1) * (IOU_HIDDEN + outputs)
+    head = (width + 1) * IOU_HIDDEN + (IOU_HIDDEN + 1) * (IOU_HIDDEN + place.foreground)
     judgement = crossing + 2 * width + head if judged else 0
     return TRANSFORMER_LAYERS * layer + judgement + (1 + MASK_TOKENS) * width + 6 * width

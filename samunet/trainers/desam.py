@@ -54,7 +54,7 @@ class DesamModule(TrainingModule):
         head = network.head
         inside_classes: Tensor | None = None
         points: Tensor | None = None
-        if head.judged:
+        if head.pointed:
             points, inside_classes = self._draw(target, head.settings.outputs, network, batch["draw"])
         masks, iou = head.prompted(head.context(features), features, head.training_tokens(points))
         logits = network.picture.to_slice(head.with_background(masks[:, 0]), size)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError
-from samunet.networks.desam import ABSENT, JUDGEMENT, DesamHead, DesamSettings, FrozenPrompts
+from samunet.networks.desam import ABSENT, IOU_ROWS, JUDGEMENT, DesamHead, DesamSettings, FrozenPrompts
 from samunet.networks.desam_blocks import chosen_blocks, depth_blocks
 from samunet.networks.features import Features
 from samunet.networks.sam.encoder import SamImageEncoder
@@ -23,6 +23,8 @@ UNUSED_DEEP_SUPERVISION = 128
 UNUSED_SHORTCUTS = 128**2 + 64**2 + 64**2
 """1 x 1 convolutions that the public code builds, counts and never uses: of an output for deep supervision,
 and of blocks that keep their channels, whose shortcut is the identity. Ours does not have them."""
+UNUSED_OUTPUTS = 3 * (256 + 1)
+"""Of SAM's IoU head, which judges four masks where one is asked for."""
 UNUSED = UNUSED_DEEP_SUPERVISION + UNUSED_SHORTCUTS
 
 
@@ -49,7 +51,7 @@ def test_parameters_of_the_public_code_without_dead_ones(variant, of_the_code, m
             DesamSettings(variant=get_variant(variant), outputs=1, background=True, input_size=1024)
         )
     trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
-    assert trained == of_the_code - UNUSED
+    assert trained == of_the_code - UNUSED - UNUSED_OUTPUTS
     assert sum(p.numel() for p in built.masks.parameters()) == masks - UNUSED
 
 
@@ -70,11 +72,31 @@ def test_nothing_is_kept_for_an_iou_that_nobody_learns(changes):
     assert not [key for key in built.state_dict() if key.startswith(JUDGEMENT)]
 
 
+def four_judged(**changes) -> DesamHead:
+    """As heads of earlier versions: all parts, four judged masks, some of them not learnt."""
+    built = head(**changes)
+    last = built.iou_prediction_head.layers[-1]
+    built.iou_prediction_head.layers[-1] = torch.nn.Linear(last.in_features, 4)
+    return built
+
+
+def test_checkpoints_that_judge_four_masks_load():
+    older, built = torch.nn.ModuleDict({"head": four_judged()}), torch.nn.ModuleDict({"head": head()})
+    built.load_state_dict(older.state_dict())
+    given = features(built["head"])
+    tokens = built["head"].prompts.points(built["head"].grid_xy(given))
+    with torch.no_grad():
+        expected = older["head"].judge(given, tokens)[..., :1]
+        assert torch.allclose(
+            built["head"].judge(given, tokens), expected, atol=1e-6
+        )  # sums of another order
+
+
 @pytest.mark.parametrize("changes", [{"mode": "whole_box"}, {"iou_head": False}])
 def test_checkpoints_with_a_judgement_that_was_not_learnt_load_without_the_judgement_that_was_not_learnt(
     changes,
 ):
-    older = torch.nn.ModuleDict({"head": head()})  # it had all parts, some of them frozen
+    older = torch.nn.ModuleDict({"head": four_judged()})
     built = torch.nn.ModuleDict({"head": head(**changes)})
     given = {key: value + 1 for key, value in older.state_dict().items()}
     assert len(given) > len(built.state_dict())
@@ -186,13 +208,16 @@ def test_it_starts_from_sams_decoder():
     for key, value in package.state_dict().items():
         without_masks = key.startswith(("output_upscaling", "output_hypernetworks"))
         assert (f"mask_decoder.{key}" in used) == (not without_masks)
-        assert without_masks or torch.equal(own[key], value)
+        assert without_masks or torch.equal(own[key], value[:3] if key in IOU_ROWS else value)
     assert torch.equal(own["prompts.no_mask_embed.weight"], prompts.no_mask_embed.weight)
-    # SAM judges four masks: with more classes the last layer of the IoU starts at random.
-    left = {key for key in package.state_dict() if f"mask_decoder.{key}" not in used}
-    many = head(outputs=6).load_decoder(prompts.state_dict(), package.state_dict())
-    now_left = {key for key in package.state_dict() if f"mask_decoder.{key}" not in many} - left
-    assert now_left == {"iou_prediction_head.layers.2.weight", "iou_prediction_head.layers.2.bias"}
+    # SAM judges four masks: of six classes two begin with rows of their own.
+    many = head(outputs=6)
+    random = {key: many.state_dict()[key].clone() for key in IOU_ROWS}
+    assert many.load_decoder(prompts.state_dict(), package.state_dict()) == used
+    for key in IOU_ROWS:
+        rows = many.state_dict()[key]
+        assert torch.equal(rows[:4], package.state_dict()[key])
+        assert torch.equal(rows[4:], random[key][4:])
 
 
 @pytest.mark.parametrize(
@@ -269,7 +294,7 @@ def test_a_class_that_no_prompt_finds_is_absent(fusion):
     with torch.no_grad():
         last = built.iou_prediction_head.layers[-1]
         last.weight.zero_()
-        last.bias.copy_(torch.tensor([0.9, 0.2, 0.0, 0.0]))
+        last.bias.copy_(torch.tensor([0.9, 0.2]))
         logits = built(features(built))
     assert (logits[:, 2] == ABSENT).all()
     assert (logits[:, 1] != ABSENT).all()
@@ -292,18 +317,38 @@ def test_context_is_computed_once_and_chunks_do_not_matter(monkeypatch):
 
 @pytest.mark.parametrize(
     ("changes", "prompted"),
-    [({"fusion": False, "iou_head": False}, False), ({"fusion": False}, True), ({"mode": "whole_box"}, True)],
+    [
+        ({}, True),
+        ({"fusion": False, "iou_head": False}, False),
+        ({"fusion": False}, True),
+        ({"iou_head": False}, True),
+        ({"mode": "whole_box"}, True),
+    ],
 )
 def test_ablations_have_no_dead_parameters(changes, prompted):
     built = head(**changes).train()
     assert (built.prompts is not None) == prompted
     given = features(built)
-    points = torch.tensor([[5.0, 7.0], [40.0, 30.0]]) if built.judged else None
+    points = torch.tensor([[5.0, 7.0], [40.0, 30.0]]) if built.pointed else None
     logits, iou = built.prompted(built.context(given), given, built.training_tokens(points))
     assert (iou is not None) == built.judged
     (logits.square().mean() + (0 if iou is None else iou.square().mean())).backward()
     learnt = {name: p for name, p in built.named_parameters() if not name.startswith("prompts.")}
     assert not [name for name, p in learnt.items() if p.grad is None]
+    rows = [p for name, p in learnt.items() if name in IOU_ROWS]
+    assert len(rows) == 2 * built.judged
+    assert all((p.grad.flatten(1) if p.ndim > 1 else p.grad[:, None]).any(1).all() for p in rows)
+
+
+def test_points_that_nobody_judges_all_count_alike():
+    built = head(iou_head=False, grid_side=3, chunk=4)
+    given = features(built)
+    with torch.no_grad():
+        tokens = built.prompts.points(built.grid_xy(given))
+        masks, iou = built.prompted(built.context(given), given, tokens)
+        assert iou is None
+        assert torch.allclose(built(given)[:, 1:], masks.mean(1), atol=1e-5)
+        assert not torch.allclose(masks[:, 0], masks[:, -1], atol=1e-3)
 
 
 @pytest.mark.parametrize(("slice_size", "filled"), [((16, 16), (64, 64)), ((20, 40), (32, 64))])

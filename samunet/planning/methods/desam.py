@@ -46,18 +46,31 @@ class DesamConfig(SamHeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        changed = [name for name in PROMPT_SETTINGS if getattr(self, name) != getattr(DesamConfig, name)]
-        if changed and not self.judged:
-            cause = "iou_head=false" if self.mode == "grid_points" else f"mode={self.mode}"
-            raise SamunetError(
-                f"--set {changed[0]}={getattr(self, changed[0])}: has no effect with {cause}, where no "
-                "prompt is judged. Leave it out."
-            )
-        if self.top_prompts > 1 and not self.fusion:
-            raise SamunetError(
-                f"--set top_prompts={self.top_prompts}: has no effect with fusion=false, where all prompts "
-                "give one mask. Leave it out."
-            )
+        for name, cause in self._without_effect().items():
+            value = getattr(self, name)
+            if value != getattr(DesamConfig, name):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise SamunetError(f"--set {name}={shown}: has no effect with {cause}. Leave it out.")
+
+    def _without_effect(self) -> dict[str, str]:
+        """Settings that nothing depends on -> because of what."""
+        found: dict[str, str] = {}
+        if self.mode == "whole_box":
+            cause = "mode=whole_box, where no prompt is judged"
+            found |= dict.fromkeys((*PROMPT_SETTINGS, "iou_weight", "iou_head"), cause)
+        elif not self.iou_head:
+            cause = "iou_head=false, where no prompt is judged"
+            found |= dict.fromkeys(("top_prompts", "min_iou", "iou_weight"), cause)
+        if not self.fusion:
+            found["top_prompts"] = "fusion=false, where all prompts give one mask"
+            if self.mode == "whole_box":
+                found["fusion"] = (
+                    "mode=whole_box, where the box has no other use (the mask module alone: iou_head=false "
+                    "and fusion=false)"
+                )
+            elif not self.iou_head or not self.min_iou:
+                found["grid_side"] = "fusion=false unless prompts are judged by min_iou"
+        return found
 
     @property
     def judged(self) -> bool:
