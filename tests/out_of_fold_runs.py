@@ -15,6 +15,7 @@ from conftest import write_dataset_json
 from tiny_runs import CLASSES, make_configuration, make_plan
 
 from samunet.data.geometry import Geometry
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
 from samunet.data.splits import Split, make_splits, write_splits
@@ -59,6 +60,7 @@ class MadeUp:
     labels: LabelSet = CLASSES
     num_cases: int = 20
     groups: Mapping[str, str] = field(default_factory=dict)
+    patients: Mapping[str, str] = field(default_factory=dict)
     truth: Callable[[np.random.Generator], np.ndarray] = reference
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class MadeUp:
             labels={**values, **ignore},
             file_ending=".nii.gz",
             groups=dict(self.groups),
+            patients=dict(self.patients),
             numTraining=self.num_cases,
             **order,
         )
@@ -140,7 +143,8 @@ class MadeUp:
         """Write summary.json of the predictions that lie in a folder."""
         files = sorted(validation.glob("*.nii.gz"))
         pairs = [(self.raw / "labelsTr" / file.name, file) for file in files]
-        evaluate_cases(pairs, self.labels, groups=self.groups).save(validation / "summary.json")
+        origins = Origins(groups=self.groups, patients=self.patients)
+        evaluate_cases(pairs, self.labels, origins=origins).save(validation / "summary.json")
         write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_final.pth"}]})
 
     def _predict(self, file: Path, predict: Predict, seed: int, probabilities: bool) -> None:

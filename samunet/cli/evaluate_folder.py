@@ -18,6 +18,7 @@ from samunet.cli.common import (
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
+    from samunet.data.groups import Origins
     from samunet.evaluation.scores import Evaluation
 
 EXAMPLES = """\
@@ -88,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
             f"-o {output}: name the JSON file, such as {output.with_suffix('.json')}; the table is written "
             "beside it as .csv."
         )
-    file, groups = _dataset_json(arguments)
+    file, origins = _dataset_json(arguments)
     declared = Declared.read(file)
     with progress_bar("Scoring") as progress:
         evaluation = evaluate_folder(
@@ -98,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
             declared.file_ending,
             chill=arguments.chill,
             tolerance_mm=arguments.tolerance_mm,
-            groups=groups,
+            origins=origins,
             workers=arguments.np,
             progress=None if arguments.json else progress,
         )
@@ -130,14 +131,19 @@ def _score_by_protocol(evaluation: Evaluation, output: Path, quiet: bool) -> Non
         print(f"\n{scores.describe()}\nWritten: {output} and {output.with_suffix('.csv').name}")
 
 
-def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, dict[str, str] | None]:
-    """The dataset.json that says what the labels are, and the groups where the raw dataset is at hand."""
+def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
+    """The dataset.json that says what the labels are; groups and patients that it or a table beside it
+    declares."""
     from samunet.data.dataset import RawDataset
+    from samunet.data.groups import read_origins
+    from samunet.records import read_json
 
     if arguments.dataset is not None and arguments.djfile is not None:
         raise SamunetError("-d and -djfile say the same; keep one.")
     if arguments.djfile is not None:
-        return arguments.djfile, None
+        content = read_json(arguments.djfile)
+        known = content if isinstance(content, dict) else {}
+        return arguments.djfile, read_origins(arguments.djfile.parent, known)
     if arguments.dataset is None:
         left = arguments.prediction / "dataset.json"
         if not left.is_file():
@@ -147,4 +153,4 @@ def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, dict[str, str] |
         return left, None
     workspace = open_workspace(arguments, quiet=arguments.json)
     folder = workspace.raw_folder(workspace.dataset_name(arguments.dataset))
-    return folder / "dataset.json", RawDataset.load(folder, strict=False).groups or None
+    return folder / "dataset.json", RawDataset.load(folder, strict=False).origins

@@ -85,13 +85,15 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
 
 
 def _for_other_groups(plan: Plan, fingerprint: Fingerprint) -> tuple[str, list[str]]:
-    """Split scheme and flags of `--goal generalize` where every case is of a declared group, else the
-    default's."""
+    """Flags of `--goal generalize`, and its split scheme where every case is of a declared group, else the
+    default one."""
     from samunet.data.splits import NUM_FOLDS
 
-    groups = set(fingerprint.groups.values())
-    if plan.goal != "generalize" or len(groups) < 2 or len(fingerprint.groups) < len(fingerprint.cases):
+    if plan.goal != "generalize":
         return "kfold", []
-    scheme = "leave_one_group_out" if len(groups) <= NUM_FOLDS else "group_kfold"
     is_planned = "augmentation" in plan.overrides.get("settings", {})
-    return scheme, [] if is_planned else ["--set", "augmentation=generalize"]
+    flags = [] if is_planned else ["--set", "augmentation=generalize"]
+    groups = set(fingerprint.groups.values())
+    if len(groups) < 2 or len(fingerprint.groups) < len(fingerprint.cases):
+        return "kfold", flags
+    return "leave_one_group_out" if len(groups) <= NUM_FOLDS else "group_kfold", flags

@@ -33,6 +33,12 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--no_pictures", action="store_true", help="leave out the cases' pictures, which show patients"
     )
+    parser.add_argument(
+        "--ignore_groups",
+        action="store_true",
+        help="declared groups are sites or scanners, not patients: draw patients (cases, where none are "
+        "declared) for the intervals",
+    )
     add_common(parser)
     return parser
 
@@ -51,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         plans=arguments.plans,
         output=arguments.output,
         pictures=not arguments.no_pictures,
+        ignore_groups=arguments.ignore_groups,
     )
     file = write_report(workspace, options)
     print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -117,7 +117,8 @@ def add_run(parser: CommandParser) -> None:
     group.add_argument(
         "--splits",
         metavar="SCHEME",
-        help="how to split: kfold (default: nnU-Net's five folds), group_kfold, leave_one_group_out, "
+        help="how to split: kfold (default: nnU-Net's five folds), group_kfold, patient_kfold, "
+        "leave_one_group_out, "
         "single_source (train on one group, validate on the others) or single_source:GROUP",
     )
 

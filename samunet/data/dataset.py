@@ -22,7 +22,7 @@ from samunet.data.cases import (
     group_files,
 )
 from samunet.data.geometry import Geometry, grid_differences
-from samunet.data.groups import read_groups
+from samunet.data.groups import Origins, origins_of_cases, read_origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import file_kind, read_image, read_label, segmentation_ending
 from samunet.errors import SamunetError, unknown_name
@@ -60,7 +60,7 @@ class RawDataset:
         channel_names: in channel order.
         file_ending: of the images; labels have `label_ending` (the same, but .png for JPEG images).
         cases: training cases by name.
-        groups: case name -> group; empty when none are declared.
+        origins: groups and patients of the cases, as far as they are declared.
         json: content of dataset.json.
         faults: what is wrong with files and names; empty unless loaded with `strict=False`.
     """
@@ -71,7 +71,7 @@ class RawDataset:
     labels: LabelSet
     file_ending: str
     cases: tuple[Case, ...]
-    groups: dict[str, str] = field(default_factory=dict)
+    origins: Origins = field(default_factory=Origins)
     json: dict[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
@@ -109,10 +109,17 @@ class RawDataset:
             labels=labels,
             file_ending=ending,
             cases=cases,
-            groups=_groups_of_cases(read_groups(folder, content), cases),
+            origins=origins_of_cases(
+                read_origins(folder, content), (case.name for case in cases), ending, folder
+            ),
             json=content,
             faults=tuple(faults),
         )
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Case name -> group; empty when none are declared."""
+        return self.origins.groups
 
     @property
     def label_ending(self) -> str:
@@ -251,8 +258,3 @@ def _find_training_cases(
         if case.label is not None and not case.label.is_file():
             faults.append(f"Case {case.name}: {absent(case.label, 'label file')}")
     return cases, faults
-
-
-def _groups_of_cases(groups: Mapping[str, str], cases: tuple[Case, ...]) -> dict[str, str]:
-    """Keep the groups of the dataset's cases; a table may list others too."""
-    return {case.name: groups[case.name] for case in cases if case.name in groups}

@@ -1,58 +1,149 @@
-"""Groups of cases (patient, site, scanner) declared in dataset.json or groups.csv."""
+"""Where cases come from: groups (sites, scanners) and patients, declared in dataset.json or groups.csv."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 
 CSV_NAME = "groups.csv"
+KINDS = ("group", "patient")
+"""Columns of the table; in the plural, keys of dataset.json."""
+
+Unit = Literal["case", "group", "patient"]
 
 
-def read_groups(folder: Path, dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    """Case name -> group; empty when none are declared.
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """Where cases come from, by case name; empty where nothing is declared.
 
-    `groups` in dataset.json maps a case to its group, or a group to a list of cases. Otherwise groups.csv
-    is read: a table with the columns `case` and `group`; further columns are ignored.
+    Attributes:
+        groups: site, scanner or patient.
+        patients: whose cases these are; then groups are no patients.
+    """
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    patients: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What statistics draw as one: the patient, or the group where no patients are declared, since it may
+        be one. A case that is not in it stands for itself."""
+        return self.patients or self.groups
+
+    @property
+    def unit(self) -> Unit:
+        """What `units` are."""
+        return "patient" if self.patients else "group" if self.groups else "case"
+
+    @property
+    def without_groups(self) -> Origins:
+        """As if no groups were declared, which are sites or scanners."""
+        return Origins(patients=self.patients)
+
+    def merged(self, other: Origins) -> Origins:
+        """Both, the other one's word above this one's."""
+        return Origins(groups={**self.groups, **other.groups}, patients={**self.patients, **other.patients})
+
+    def of_cases(self, names: Iterable[str]) -> Origins:
+        """Of these cases alone."""
+        kept = set(names)
+        return Origins(
+            groups={case: group for case, group in self.groups.items() if case in kept},
+            patients={case: patient for case, patient in self.patients.items() if case in kept},
+        )
+
+
+def read_origins(folder: Path, dataset_json: Mapping[str, Any]) -> Origins:
+    """What is declared of where cases come from.
+
+    `groups` and `patients` in dataset.json map a case to its group or patient, or a group or patient to a
+    list of cases. groups.csv is a table with the column `case` and `group`, `patient` or both; others in it
+    are ignored.
 
     Raises:
         SamunetError: malformed, or both are there and disagree; names file, key or line.
     """
     json_file, csv_file = folder / "dataset.json", folder / CSV_NAME
-    declared = _from_json(dataset_json["groups"], json_file) if "groups" in dataset_json else {}
     tabled = _from_csv(csv_file) if csv_file.is_file() else {}
-    for case in sorted(declared.keys() & tabled.keys()):
-        if declared[case] != tabled[case]:
+    found: dict[str, dict[str, str]] = {}
+    for kind in KINDS:
+        key = f"{kind}s"
+        declared = _from_json(dataset_json[key], key, json_file) if key in dataset_json else {}
+        table = tabled.get(kind, {})
+        for case in sorted(declared.keys() & table.keys()):
+            if declared[case] != table[case]:
+                raise SamunetError(
+                    f"Case {case} belongs to {kind} {declared[case]!r} by `{key}` of {json_file} but to "
+                    f"{table[case]!r} by {csv_file}. Keep one of the two."
+                )
+        found[key] = {**table, **declared}
+    return Origins(**found)
+
+
+def origins_of_cases(origins: Origins, names: Iterable[str], ending: str, folder: Path) -> Origins:
+    """What is declared of a dataset's cases; a table may list others too.
+
+    Raises:
+        SamunetError: a name that is a case's file and not its name.
+    """
+    known = set(names)
+    for name in sorted({*origins.groups, *origins.patients} - known):
+        bare = name.removesuffix(ending)
+        meant = next((part for part in (bare, bare[:-5]) if part != name and part in known), None)
+        if meant is not None:
             raise SamunetError(
-                f"Case {case} belongs to group {declared[case]!r} by `groups` of {json_file} but to "
-                f"{tabled[case]!r} by {csv_file}. Keep one of the two."
+                f"{folder}: {CSV_NAME} or dataset.json declares where {name} comes from. That is a file; "
+                f"a case is named without channel and ending: {meant}."
             )
-    return {**tabled, **declared}
+    return origins.of_cases(known)
 
 
-def _from_json(content: Any, file: Path) -> dict[str, str]:
+def unit_numbers(names: Sequence[str], origins: Origins) -> np.ndarray:
+    """(N,) number of the unit of each case, 0 to U - 1."""
+    units = origins.units
+    known = [(name in units, units.get(name, name)) for name in names]
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(known))}
+    return np.array([numbers[unit] for unit in known], int)
+
+
+def undeclared(groups: Mapping[str, str], names: Iterable[str]) -> str:
+    """`3 cases have no group: a, b, c`; empty where all or none have one."""
+    lacking = sorted(name for name in names if name not in groups)
+    if not groups or not lacking:
+        return ""
+    return f"{len(lacking)} case{'s have' if len(lacking) > 1 else ' has'} no group: {listed(lacking)}"
+
+
+def _from_json(content: Any, key: str, file: Path) -> dict[str, str]:
+    kind = key.removesuffix("s")
     if not isinstance(content, Mapping):
-        raise SamunetError(f"{file}: key `groups` must map each case to its group.")
-    groups: dict[str, str] = {}
-    for key, value in content.items():
+        raise SamunetError(f"{file}: key `{key}` must map each case to its {kind}.")
+    found: dict[str, str] = {}
+    for name, value in content.items():
         if isinstance(value, list):
-            pairs = [(str(case), str(key)) for case in value]
+            pairs = [(str(case), str(name)) for case in value]
         elif isinstance(value, (str, int)) and not isinstance(value, bool):
-            pairs = [(str(key), str(value))]
+            pairs = [(str(name), str(value))]
         else:
             raise SamunetError(
-                f"{file}: `groups.{key}` must be a group's name or a list of cases: {value!r}."
+                f"{file}: `{key}.{name}` must be a {kind}'s name or a list of cases: {value!r}."
             )
-        for case, group in pairs:
-            if groups.setdefault(case, group) != group:
-                raise SamunetError(f"{file}: `groups` puts case {case} into {groups[case]!r} and {group!r}.")
-    return groups
+        for case, one in pairs:
+            if found.setdefault(case, one) != one:
+                raise SamunetError(f"{file}: `{key}` puts case {case} into {found[case]!r} and {one!r}.")
+    return found
 
 
-def _from_csv(file: Path) -> dict[str, str]:
+def _from_csv(file: Path) -> dict[str, dict[str, str]]:
+    """Column -> case -> value."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,13 +152,20 @@ def _from_csv(file: Path) -> dict[str, str]:
     header = lines[0] if lines else ""
     delimiter = max(",;\t", key=header.count)
     table = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)
-    if not {"case", "group"} <= set(table.fieldnames or ()):
-        raise SamunetError(f"{file} needs the columns `case` and `group`; its first line is {header!r}.")
-    groups: dict[str, str] = {}
+    columns = [str(name).strip().lower() for name in table.fieldnames or ()]
+    table.fieldnames = columns
+    kinds = [kind for kind in KINDS if kind in columns]
+    if "case" not in columns or not kinds:
+        raise SamunetError(
+            f"{file} needs the column `case`, and `group`, `patient` or both; its first line is {header!r}."
+        )
+    found: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
     for row in table:
-        case, group = (row["case"] or "").strip(), (row["group"] or "").strip()
-        if not case or not group:
-            raise SamunetError(f"{file}, line {table.line_num}: case or group is empty.")
-        if groups.setdefault(case, group) != group:
-            raise SamunetError(f"{file}: case {case} is in {groups[case]!r} and in {group!r}.")
-    return groups
+        case = (row["case"] or "").strip()
+        for kind in kinds:
+            value = (row[kind] or "").strip()
+            if not case or not value:
+                raise SamunetError(f"{file}, line {table.line_num}: case or {kind} is empty.")
+            if found[kind].setdefault(case, value) != value:
+                raise SamunetError(f"{file}: case {case} is in {found[kind][case]!r} and in {value!r}.")
+    return found

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from samunet.data.groups import Origins
 from samunet.errors import SamunetError, unknown_name
 from samunet.listing import listed
 from samunet.records import read_json, write_json
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 SEED = 12345
 NUM_FOLDS = 5
 SINGLE_SOURCE = "single_source"
-SCHEMES = ("kfold", "group_kfold", "leave_one_group_out", SINGLE_SOURCE)
+PATIENT_KFOLD = "patient_kfold"
+SCHEMES = ("kfold", "group_kfold", PATIENT_KFOLD, "leave_one_group_out", SINGLE_SOURCE)
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ def make_splits(
 
     Args:
         case_names: all training cases.
-        groups: case name -> group, needed by the two group schemes.
-        scheme: `kfold` are nnU-Net's five folds (below five cases: leave one out), `group_kfold` up to five
-            folds that keep groups together, `leave_one_group_out` one fold per group; `single_source` one
-            fold per group that trains on it and validates on all others, `single_source:NAME` that one alone.
+        groups: case name -> group, or patient for `patient_kfold`; not needed for `kfold` (`kept_together`).
+        scheme: `kfold` are nnU-Net's five folds (below five cases: leave one out), `group_kfold` and
+            `patient_kfold` up to five folds that keep groups or patients together, `leave_one_group_out` one
+            fold per group; `single_source` one fold per group that trains on it and validates on all others,
+            `single_source:NAME` that one alone.
 
     Returns:
         The folds; none at all for a single case, which can only be trained as fold `all`.
@@ -73,6 +76,11 @@ def make_splits(
         Split(tuple(n for n in names if n not in held_out), tuple(sorted(held_out)))
         for held_out in map(set, folds)
     )
+
+
+def kept_together(origins: Origins, scheme: str) -> Mapping[str, str]:
+    """What a scheme goes by, case -> group or patient."""
+    return origins.patients if scheme == PATIENT_KFOLD else origins.groups
 
 
 def load_or_create_splits(
@@ -122,6 +130,9 @@ def load_or_create_splits(
         return splits
     splits = make_splits(case_names, groups, scheme)
     write_splits(file, splits)
+    small = [str(number) for number, split in enumerate(splits) if len(split.train) == 1]
+    if small and scheme != "kfold":
+        warn(f"{file}: {listed([f'fold {number}' for number in small])} trains on a single case.")
     return splits
 
 
@@ -234,19 +245,19 @@ def _sources(members: Mapping[str, list[str]], wanted: str) -> list[str]:
     alone = [group for group in sources if len(members[group]) < 2]
     if alone:
         raise SamunetError(
-            f"Training on a single group needs two cases of it or more; {', '.join(alone)} has one. "
-            "Leave it out of the training by --splits leave_one_group_out, or name another source "
-            "(--splits single_source:GROUP)."
+            f"Training on a single group needs two cases of it or more; {listed(alone)}: one case. Name "
+            "another source (--splits single_source:GROUP); such a group is then tested on."
         )
     return sources
 
 
 def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], scheme: str) -> None:
+    kind = "patient" if scheme == PATIENT_KFOLD else "group"
     without = sorted(name for name in names if name not in groups)
     if without:
         raise SamunetError(
-            f"The split {scheme} needs a group for every case; {len(without)} have none: {listed(without)}. "
-            "Declare them in groups.csv (columns case,group) or under `groups` in dataset.json; both "
+            f"The split {scheme} needs a {kind} for every case; {len(without)} have none: {listed(without)}. "
+            f"Declare them in groups.csv (columns case,{kind}) or under `{kind}s` in dataset.json; both "
             "belong to the raw data, which must be at hand."
         )
 
@@ -254,11 +265,12 @@ def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], schem
 def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:
     """Group -> its cases."""
     _refuse_without_group(names, groups, scheme)
+    kind = "patient" if scheme == PATIENT_KFOLD else "group"
     members: dict[str, list[str]] = {}
     for name in names:
         members.setdefault(groups[name], []).append(name)
     if len(members) < 2:
-        raise SamunetError(f"The split {scheme} needs two groups or more; there is only {list(members)}.")
+        raise SamunetError(f"The split {scheme} needs two {kind}s or more; there is only {list(members)}.")
     return members
 
 

@@ -4,9 +4,9 @@ It is mostly kinder than scores of whole volumes: the reference chooses the slic
 the border do not count (what the reference has there is missed, though). So its figures are named after it
 wherever they appear. By the released code (arXiv 2306.00499):
 
-1. only slices from the first to the last that hold the class in the reference, the last one excluded, and
-   of these only those that hold it;
-2. slices resized to 256 x 256 pixels (here both label maps, by the nearest pixel);
+1. slices from the first to the last that hold the class in the reference, the last one excluded;
+2. resized to 256 x 256 pixels (here both label maps, by the nearest pixel), and of these only those that
+   hold the class then;
 3. islands and holes of the prediction under 1000 pixels removed, slice by slice;
 4. rows and columns of the prediction within 50 pixels of each border set to background;
 5. Dice of each case over its slices together, 0 where nothing is in either; the mean over the cases.
@@ -166,23 +166,23 @@ def protocol_dice(reference: np.ndarray, prediction: np.ndarray, ignored: np.nda
 
     Voxels that are `ignored` (no paper's matter: ours, as in all scores) count as not predicted.
     """
-    chosen = counted_slices(reference)
+    counted = counted_slices(reference)
     both = sizes = 0
-    for index in chosen:
-        sought = to_square(reference[index])
+    for index, sought in counted.items():
         found = blank_border(without_small_parts(to_square(prediction[index])))
         if ignored is not None:
             found &= ~to_square(ignored[index])
         both += int(np.count_nonzero(sought & found))
         sizes += int(np.count_nonzero(sought)) + int(np.count_nonzero(found))
-    if not chosen:
-        return math.nan
-    return 2 * both / sizes if sizes else 0.0
+    return 2 * both / sizes if counted else math.nan
 
 
-def counted_slices(reference: np.ndarray) -> list[int]:
-    """Slices that hold the class, less the last one of them."""
-    return np.flatnonzero(reference.any((1, 2)))[:-1].tolist()
+def counted_slices(reference: np.ndarray) -> dict[int, np.ndarray]:
+    """Number -> mask (SIZE, SIZE) of the slices that hold the class, less the last of them and those in which
+    it is too small for a pixel of the square."""
+    held = np.flatnonzero(reference.any((1, 2)))[:-1].tolist()
+    squares = {index: to_square(reference[index]) for index in held}
+    return {index: square for index, square in squares.items() if square.any()}
 
 
 def to_square(mask: np.ndarray) -> np.ndarray:

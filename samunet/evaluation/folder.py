@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, segmentation_ending
 from samunet.data.workers import Progress, map_in_workers, worker_count
@@ -30,7 +31,7 @@ def evaluate_cases(
     labels: LabelSet,
     *,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
-    groups: Mapping[str, str] | None = None,
+    origins: Origins | None = None,
     workers: int | None = 1,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -40,7 +41,7 @@ def evaluate_cases(
         pairs: (reference, prediction); the prediction's name without its ending is the case's name.
         labels: classes or regions to score, and the ignore label whose voxels do not count.
         tolerance_mm: of the surface Dice.
-        groups: case name -> group.
+        origins: groups and patients of the cases.
         workers: processes; None takes as many as cores and memory allow.
         progress: called with (cases done, all cases).
 
@@ -63,7 +64,7 @@ def evaluate_cases(
         name=lambda pair: pair[0].name,
         progress=progress,
     )
-    cases = []
+    cases, known = [], origins or Origins()
     for (reference, prediction), (metrics, remarks) in zip(pairs, scored):
         for remark in remarks:
             logger.warning("%s", remark)
@@ -73,7 +74,8 @@ def evaluate_cases(
                 name=name,
                 reference_file=str(reference),
                 prediction_file=str(prediction),
-                group=(groups or {}).get(name),
+                group=known.groups.get(name),
+                patient=known.patients.get(name),
                 metrics=metrics,
             )
         )

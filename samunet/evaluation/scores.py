@@ -19,6 +19,8 @@ OVERLAP_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 """nnU-Net's keys."""
 OTHER_METRICS = ("SurfaceDice", "HD95", "ASSD", "VolumeError_ml", "VolumeError_percent")
 METRICS = OVERLAP_METRICS + OTHER_METRICS
+MOST_SHOWN_GROUPS = 12
+"""More groups are patients rather than sites, and no table for a screen."""
 
 Scores = dict[str, float]
 
@@ -28,6 +30,7 @@ class CaseScores:
     """Scores of one case.
 
     Attributes:
+        group / patient: where it comes from, as far as that is declared.
         metrics: class or region name -> metric -> value, NaN where it is not defined.
     """
 
@@ -36,6 +39,7 @@ class CaseScores:
     prediction_file: str
     group: str | None
     metrics: dict[str, Scores]
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Evaluation:
             {
                 "case": case.name,
                 "group": case.group,
+                **({} if case.patient is None else {"patient": case.patient}),
                 "metrics": self._keyed(case.metrics),
                 "prediction_file": case.prediction_file,
                 "reference_file": case.reference_file,
@@ -135,6 +140,10 @@ class Evaluation:
             if name not in self.absent_everywhere:
                 lines.append(_row(name, scores, len(self.cases) - self.counts[name]["absent"]))
         lines.append(_row("mean of the classes", self.foreground_mean, len(self.cases)))
+        by_group = self.by_group()
+        for group in shown_groups(by_group):
+            found = by_group[group]
+            lines.append(_row(f"  of group {group}", found["foreground_mean"], found["cases"]))
         for name in self.absent_everywhere:
             lines.append(f"{name} is in no reference and no prediction; the means leave it out.")
         for name, count in self.counts.items():
@@ -164,6 +173,12 @@ class Evaluation:
 
     def _keyed(self, by_name: dict[str, Any]) -> dict[str, Any]:
         return {self.labels.summary_key(name): value for name, value in by_name.items()}
+
+
+def shown_groups(groups: Iterable[str | None]) -> list[str]:
+    """The groups that a table shows, sorted: none where there is one alone, or more than a table is for."""
+    found = sorted({group for group in groups if group is not None})
+    return found if 1 < len(found) <= MOST_SHOWN_GROUPS else []
 
 
 def mean_of(values: Iterable[float]) -> float:

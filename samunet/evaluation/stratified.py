@@ -1,7 +1,7 @@
-"""Paired bootstrap over several groups: the cases of each group are drawn anew within it.
+"""Paired bootstrap over several groups: the patients of each group are drawn anew within it.
 
 The groups themselves (sites, scanners) stay as they are: an interval from here says how the methods stand on
-other cases of these groups, not on groups that nobody has seen.
+other patients of these groups, not on groups that nobody has seen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Stratum:
 
     Attributes:
         group: whose cases these are; strata of one group are drawn alike.
-        table: scores of the candidates, each case a unit of its own.
+        table: scores of the candidates.
         share: of the mean; those of all strata sum to 1.
     """
 
@@ -33,17 +33,19 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
     """Means of the candidates over all strata, in the data and in the draws.
 
     Args:
-        strata: with the same candidates, and in one group with the same cases; two cases or more each.
+        strata: with the same candidates, and in one group with the same cases; two units or more each.
 
     Returns:
-        Its `num_units` and `fewest_units` are the cases of the smallest group: intervals are widened by them.
+        Its `num_units` and `fewest_units` are those of the smallest group: intervals are widened by them.
     """
     generator = np.random.default_rng(seed)
     sizes = {stratum.group: stratum.table.num_units for stratum in strata}
     times = {group: drawn_times(generator, resamples, size) for group, size in sizes.items()}
     shares = np.array([stratum.share for stratum in strata])
     observed = np.array([stratum.table.means()[0] for stratum in strata])
-    drawn = np.array([stratum.table.means(times[stratum.group]) for stratum in strata])
+    drawn = np.array(
+        [stratum.table.means(times[stratum.group][:, stratum.table.units]) for stratum in strata]
+    )
     replicates = np.tensordot(shares, drawn, axes=1)
     fewest = min(sizes.values())
     return Bootstrap(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import METRICS, CaseScores, Scores
@@ -31,9 +32,18 @@ class Summary:
         return {entry.name: entry.metrics for entry in self.entries}
 
     @property
-    def groups(self) -> dict[str, str]:
-        """Case name -> patient or site, of the cases that have one."""
-        return {entry.name: entry.group for entry in self.entries if entry.group is not None}
+    def origins(self) -> Origins:
+        """Groups and patients of the cases, as they were declared when they were scored."""
+        return origins_of(self.entries)
+
+
+def origins_of(entries: Iterable[CaseScores]) -> Origins:
+    """Groups and patients of scored cases."""
+    entries = list(entries)
+    return Origins(
+        groups={entry.name: entry.group for entry in entries if entry.group is not None},
+        patients={entry.name: entry.patient for entry in entries if entry.patient is not None},
+    )
 
 
 def read_summary(file: Path, labels: LabelSet) -> Summary:
@@ -63,6 +73,7 @@ def _entry(entry: Mapping[str, Any], classes: Mapping[str, str]) -> CaseScores:
         reference_file=str(entry["reference_file"]),
         prediction_file=str(entry["prediction_file"]),
         group=None if entry["group"] is None else str(entry["group"]),
+        patient=None if entry.get("patient") is None else str(entry["patient"]),
         metrics={
             name: {metric: float(entry["metrics"][key][metric]) for metric in METRICS}
             for key, name in classes.items()

@@ -143,7 +143,7 @@ def accumulate_crossval(
     pairs = [(_label(dataset, name), file) for name, file in sources.items()]
     evaluation = _as_in(
         folder,
-        evaluate_cases(pairs, plan.labels, groups=dataset.groups or None, workers=workers, progress=progress),
+        evaluate_cases(pairs, plan.labels, origins=dataset.origins, workers=workers, progress=progress),
     )
     _gather(sources, folder, record, model_folder, evaluation)
     return CrossvalResult(folder=folder, record=record, evaluation=evaluation)
@@ -178,7 +178,8 @@ def _owners(model_folder: Path, runs: Mapping[int, RunRecord]) -> dict[str, int]
         told = listed(by_folds, between="; ")
         raise SamunetError(
             f"{len(twice)} cases were validated by several folds of {model_folder} ({told}). Out-of-fold "
-            "results need every case once: train all folds on one split (--splits kfold or group_kfold)."
+            "results need every case once: train all folds on one split (--splits kfold, group_kfold "
+            "or patient_kfold)."
         )
     return {name: folds[0] for name, folds in owners.items()}
 

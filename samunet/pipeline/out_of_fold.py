@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import read_summary
@@ -39,15 +40,15 @@ class OutOfFoldCase:
     """One validated case.
 
     Attributes:
-        group: declared patient (or site); None where none are declared.
-        seen: the fold's training had other cases of the group, so it is not out of fold as a patient.
+        unit: declared patient, or group where no patients are declared; None without either.
+        seen: the fold's training had other cases of it, so it is not out of fold as a patient.
         distance: of the image from the training cases.
         dice / missed: class name -> Dice (NaN where it is in neither map), and whether a class of the
             reference was not found.
     """
 
     name: str
-    group: str | None
+    unit: str | None
     seen: bool
     features: CaseFeatures
     distance: float | None
@@ -74,9 +75,10 @@ def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> En
 
 
 def read_fold(
-    model_folder: Path, fold: int | str, labels: LabelSet, groups: Mapping[str, str]
+    model_folder: Path, fold: int | str, labels: LabelSet, units: Mapping[str, str]
 ) -> Iterator[OutOfFoldCase]:
-    """The validated cases of a fold with scores and features; `groups` are those of all cases.
+    """The validated cases of a fold with scores and features; `units` are the patients (or groups) of
+    all cases.
 
     Cases that the fold itself was trained on are left out with a warning.
 
@@ -89,7 +91,7 @@ def read_fold(
     envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
     run = read_run(folder.parent)
-    trained = set() if run is None else {groups[name] for name in run.train if name in groups}
+    trained = set() if run is None else {units[name] for name in run.train if name in units}
     unseen = unseen_cases(folder.parent, () if run is None else run.train, summary.cases)
     for name, scores in summary.cases.items():
         if name not in unseen:
@@ -104,8 +106,8 @@ def read_fold(
             )
         yield OutOfFoldCase(
             name=name,
-            group=groups.get(name),
-            seen=groups.get(name) in trained,
+            unit=units.get(name),
+            seen=units.get(name) in trained,
             features=features,
             distance=None if envelope is None else envelope.distance(features),
             dice={key: values["Dice"] for key, values in scores.items()},
@@ -113,13 +115,14 @@ def read_fold(
         )
 
 
-def read_groups(model_folder: Path, folds: Sequence[int | str], labels: LabelSet) -> dict[str, str]:
-    """Case -> declared group, of the fingerprint's cases and of the validated ones."""
+def read_origins(model_folder: Path, folds: Sequence[int | str], labels: LabelSet) -> Origins:
+    """Declared groups and patients of the fingerprint's cases and of the validated ones."""
     file = model_folder / "fingerprint.json"
-    groups = dict(Fingerprint.load(file).groups) if file.is_file() else {}
+    origins = Fingerprint.load(file).origins if file.is_file() else Origins()
     for fold in folds:
-        groups |= read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels).groups
-    return groups
+        summary = read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels)
+        origins = origins.merged(summary.origins)
+    return origins
 
 
 def fold_hash(model_folder: Path, fold: int | str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
+from samunet.data.groups import undeclared
 from samunet.data.integrity import verify_dataset
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
@@ -91,6 +92,9 @@ def extract(
     dataset = RawDataset.load(workspace.raw_folder(name), strict=not request.verify)
     if request.verify:
         verify(dataset, request.workers, screen)
+    told = undeclared(dataset.groups, dataset.case_names)
+    if told:
+        logger.warning("%s: %s. Splits by group are refused until all cases have one.", name, told)
     with screen(f"{name}: fingerprint") as progress:
         return load_or_extract(
             dataset, workspace.fingerprint_file(name), request.workers, request.clean, progress

@@ -25,7 +25,7 @@ from samunet.pipeline.out_of_fold import (
     feature_values,
     fold_hash,
     read_fold,
-    read_groups,
+    read_origins,
     validated_folds,
 )
 from samunet.pipeline.postprocessed_cases import RulesAfter
@@ -63,7 +63,7 @@ class QCModel:
 
     Attributes:
         coverage: share of new patients for whom the bound shall hold.
-        patients_are: what counted as a patient: declared `groups`, or `cases`.
+        patients_are: what counted as a patient: declared `patients`, `groups`, or `cases`.
         num_cases / num_patients: that it stands on; `num_seen` cases were left out, because the training of
             their fold had other cases of the same patient.
         settings: how the out-of-fold cases were predicted; new cases must be predicted likewise.
@@ -91,9 +91,10 @@ class QCModel:
         seen = ""
         if self.num_seen:
             seen = (
-                f" {self.num_seen} cases do not count, because training had seen other cases of their group: "
-                "train with --splits group_kfold or, where groups are no patients, calibrate with "
-                "samunet_calibrate_qc --by case."
+                f" {self.num_seen} cases do not count, because training had seen other cases of their "
+                f"{self.patients_are.removesuffix('s')}: train with --splits "
+                f"{'patient' if self.patients_are == 'patients' else 'group'}_kfold or, where groups are no "
+                "patients, calibrate with samunet_calibrate_qc --by case."
             )
         if self.num_patients < FEWEST_PATIENTS:
             return (
@@ -140,7 +141,7 @@ def calibrate(
     Args:
         model_folder: results/DATASET/CONFIGURATION__PLANS.
         folds: which to use; None takes every fold that was validated.
-        by_case: every case counts as a patient, for datasets whose groups are sites.
+        by_case: declared groups are sites: a patient is what is declared as one, else a case.
         coverage: share of patients for whom the lower bound shall hold.
         rules: postprocessing that follows, with the maps of all validated cases.
 
@@ -155,17 +156,19 @@ def calibrate(
             "samunet_train first; fold `all` keeps no case out."
         )
     labels = _labels(model_folder)
-    groups = {} if by_case else read_groups(model_folder, chosen, labels)
-    validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, groups)]
+    origins = read_origins(model_folder, chosen, labels)
+    if by_case:
+        origins = origins.without_groups
+    validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, origins.units)]
     cases = [case for case in validated if not case.seen]
     settings = common_settings(model_folder, chosen)
     if rules is not None:
         cases = rules.apply(cases)
         settings["postprocessing"] = to_data(rules.postprocessing.rules)
-    patients = [case.group or case.name for case in cases]
+    patients = [case.unit or case.name for case in cases]
     model = QCModel(
         coverage=coverage,
-        patients_are="groups" if groups else "cases",
+        patients_are=f"{origins.unit}s",
         folds=tuple(map(str, chosen)),
         num_cases=len(cases),
         num_seen=len(validated) - len(cases),

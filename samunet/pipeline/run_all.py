@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.splits import Split, load_or_create_splits, select_fold
+from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
@@ -314,7 +314,7 @@ def _cases(workspace: Workspace, raw: RawDataset, options: RunAllOptions, say: S
     splits = load_or_create_splits(
         workspace.splits_file(options.dataset),
         raw.case_names,
-        groups=raw.groups,
+        groups=kept_together(raw.origins, DEFAULT_SCHEME),
         scheme="kfold",
         raw_file=workspace.raw / options.dataset / "splits_final.json",
         warn=lambda text: say(text, logging.WARNING),

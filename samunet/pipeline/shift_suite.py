@@ -16,6 +16,7 @@ import numpy as np
 from samunet.data.cases import Case, find_cases
 from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
@@ -134,7 +135,7 @@ class _Bench:
     contents: Mapping[str, str]
     labels: LabelSet
     ending: str
-    groups: Mapping[str, str] = field(default_factory=dict)
+    origins: Origins = field(default_factory=Origins)
 
 
 def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
@@ -163,7 +164,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         contents={case.name: hash_files(case.files) for case in cases[::step]},
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
-        groups=dataset.groups,
+        origins=dataset.origins,
     )
     conditions = [
         Condition(kind=CLEAN, severity=0, seed=request.seed),
@@ -309,9 +310,7 @@ def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition
     for case in bench.cases:
         assert case.label is not None
         pairs.append((case.label, folder / f"{case.name}{bench.ending}"))
-    evaluation = evaluate_cases(
-        pairs, bench.labels, groups=bench.groups or None, workers=bench.request.workers
-    )
+    evaluation = evaluate_cases(pairs, bench.labels, origins=bench.origins, workers=bench.request.workers)
     evaluation.save(folder / SUMMARY_FILE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.splits import Split, load_or_create_splits, select_fold
+from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.listing import listed
@@ -209,7 +209,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
     splits = load_or_create_splits(
         splits_file,
         names,
-        groups=None if dataset is None else dataset.groups,
+        groups=None if dataset is None else kept_together(dataset.origins, scheme or DEFAULT_SCHEME),
         scheme=scheme or DEFAULT_SCHEME,
         raw_file=raw / "splits_final.json",
         warn=lambda text: say(text, logging.WARNING),
@@ -363,7 +363,7 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             model_folder=prepared.model_folder,
             fold=options.fold,
             cases=tuple(prepared.dataset.case(name) for name in prepared.split.val),
-            groups=prepared.dataset.groups,
+            origins=prepared.dataset.origins,
             device=options.device,
             weights_folder=weights if weights is not None and weights.is_dir() else workspace.weights,
             save_probabilities=options.save_probabilities,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.cases import Case
+from samunet.data.groups import Origins
 from samunet.data.readers import read_image, read_label, segmentation_ending
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
@@ -33,7 +34,7 @@ class ValidationRequest:
     model_folder: Path
     fold: int | str
     cases: tuple[Case, ...]
-    groups: Mapping[str, str] = field(default_factory=dict)
+    origins: Origins = field(default_factory=Origins)
     device: str = "auto"
     weights_folder: Path | None = None
     save_probabilities: Storage | bool = False
@@ -79,7 +80,7 @@ def validate(request: ValidationRequest) -> ValidationResult:
         raise SamunetError(outcome.text())
     ending = segmentation_ending(predictor.plan.file_ending)
     pairs = [(_label_of(case), folder / f"{case.name}{ending}") for case in request.cases]
-    evaluation = evaluate_cases(pairs, predictor.plan.labels, groups=request.groups or None)
+    evaluation = evaluate_cases(pairs, predictor.plan.labels, origins=request.origins)
     evaluation.save(folder / SUMMARY_FILE)
     evaluation.save_csv(folder / TABLE_FILE)
     draw_overlays(request.cases, folder, ending, evaluation)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
@@ -81,7 +82,7 @@ class Fingerprint:
             compare, differs after a copy.
         intensity: per channel, statistics over the foreground in which every case weighs alike.
         laterality_pairs: (left, right) label names.
-        groups: case -> patient or site, where declared.
+        groups / patients: of the cases, where declared.
         natural_image: planes from picture files (PNG and the like).
     """
 
@@ -97,6 +98,7 @@ class Fingerprint:
     laterality_pairs: tuple[tuple[str, str], ...]
     groups: dict[str, str]
     natural_image: bool
+    patients: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Fingerprint:
@@ -122,6 +124,11 @@ class Fingerprint:
         told = [self.dataset, self.channel_names, self.labels, self.file_ending]
         earlier = [_identity([*told, groups], self.cases) for groups in ({}, self.groups)]
         return data_hash == self.data_hash or data_hash in earlier
+
+    @property
+    def origins(self) -> Origins:
+        """Groups and patients of the cases."""
+        return Origins(groups=self.groups, patients=self.patients)
 
     @property
     def spacings_mm(self) -> list[tuple[float, float, float]]:
@@ -185,7 +192,9 @@ def dataset_stamp(dataset: RawDataset) -> str:
         for path in case.files:
             status = path.stat()
             files.append([case.name, path.name, status.st_size, status.st_mtime_ns])
-    return content_hash([[dataset.name, *_meaning(dataset), dataset.groups], files])
+    origins = dataset.origins
+    declared = [origins.groups, *([origins.patients] if origins.patients else [])]
+    return content_hash([[dataset.name, *_meaning(dataset), *declared], files])
 
 
 def _meaning(dataset: RawDataset) -> list[object]:
@@ -212,7 +221,7 @@ def extract_fingerprint(
     if not dataset.cases:
         raise SamunetError(f"{dataset.folder} has no training cases. imagesTr and labelsTr must be filled.")
     # Sent to the workers with every case, so without what they do not need.
-    slim = dataclasses.replace(dataset, cases=(), groups={}, json={})
+    slim = dataclasses.replace(dataset, cases=(), origins=Origins(), json={})
     keep = max(1, FOREGROUND_VALUES // len(dataset.cases))
     measure = functools.partial(measure_case, dataset=slim, keep=keep)
     measured = map_in_workers(
@@ -234,7 +243,8 @@ def extract_fingerprint(
         cases=cases,
         intensity=pool_intensities([one.foreground for one in measured], dataset.channel_names),
         laterality_pairs=left_right_pairs(dataset.labels.foreground),
-        groups=dict(dataset.groups),
+        groups=dict(dataset.origins.groups),
+        patients=dict(dataset.origins.patients),
         natural_image=flat and dataset.file_ending.lower() in NATURAL_ENDINGS,
     )
 

@@ -271,6 +271,35 @@ def test_methods_are_set_apart_with_intervals(grouped: Path, capsys: pytest.Capt
     assert [float(row["Dice_low"]) for row in rows if row["method"] == "2d_unet"] == [low]
 
 
+def test_trainings_that_are_no_repeats_are_not_averaged(grouped: Path, refused) -> None:
+    pretend(grouped, "seed0", "north", 0.5)
+    longer = pretend(grouped, "longer", "north", 0.5)
+    record = json.loads((longer / "run.json").read_text())
+    (longer / "run.json").write_text(json.dumps({**record, "time_budget_minutes": 60.0}))
+    other = pretend(grouped, "other", "north", 0.5)
+    weights = {"file": "a.pth", "kind": "file", "sha256": "ab" * 32, "adapted": False}
+    (other / "run.json").write_text(json.dumps({**record, "weights": weights}))
+    assert "different time budgets" in refused(
+        group_matrix.main, grouped, "-d", "901", "--tag", "seed0", "longer"
+    )
+    assert "different weights" in refused(group_matrix.main, grouped, "-d", "901", "--tag", "seed0", "other")
+
+
+def test_patients_are_drawn_where_they_are_declared(grouped: Path) -> None:
+    folder = pretend(grouped, "seed0", "north", 0.5)
+    write_scores(folder, {"tiny_003": 0.2, "tiny_004": 0.4, "tiny_005": 0.9})
+    cells = collected(grouped, "--tag", "seed0")["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    of_cases = cells["south side"]["dice_interval"]
+    rows = [f"{case},{group},{case[:8]}" for case, group in GROUPS.items()]
+    file = grouped / "raw" / NAME / "groups.csv"
+    file.write_text(
+        "\n".join(["case,group,patient", *rows[:3], *(f"{row[:-2]}4" for row in rows[3:])]) + "\n"
+    )
+    cells = collected(grouped, "--tag", "seed0")["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert cells["south side"]["mean"]["Dice"] == pytest.approx(0.5)
+    assert of_cases != cells["south side"]["dice_interval"] == [None, None]  # all are of one patient
+
+
 def test_a_group_of_one_case_has_no_interval(grouped: Path) -> None:
     write_groups(grouped, {**GROUPS, "tiny_005": "west"})
     folder = pretend(grouped, "seed0", "north", 0.5)

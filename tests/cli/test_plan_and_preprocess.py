@@ -45,7 +45,9 @@ def test_the_command_for_other_sites_has_a_split_by_group(
         str(tiny_copy),
     ]
     assert plan_and_preprocess.main(words) == 0
-    assert "Train with: samunet_train 901 2d_linear 0\n" in capsys.readouterr().out
+    assert (
+        "Train with: samunet_train 901 2d_linear 0 --set augmentation=generalize\n" in capsys.readouterr().out
+    )
     rows = [f"tiny_{number:03d},{'north' if number < 3 else 'south'}" for number in range(6)]
     file = tiny_copy / "raw" / "Dataset901_Tiny3D" / "groups.csv"
     file.write_text("\n".join(["case,group", *rows]))
@@ -61,8 +63,13 @@ def test_the_command_for_other_sites_has_a_split_by_group(
     ("goal", "groups", "settings", "expected"),
     [
         ("accuracy", "aabbcc", {}, ("kfold", [])),
-        ("generalize", "aaaaaa", {}, ("kfold", [])),
-        ("generalize", "aabbc", {}, ("kfold", [])),  # the sixth case has none: such splits are refused
+        ("generalize", "aaaaaa", {}, ("kfold", ["--set", "augmentation=generalize"])),
+        (
+            "generalize",
+            "aabbc",
+            {"augmentation": "light"},
+            ("kfold", []),
+        ),  # the sixth case has none: such splits are refused
         ("generalize", "aabbcc", {}, ("leave_one_group_out", ["--set", "augmentation=generalize"])),
         ("generalize", "aabbcc", {"augmentation": "light"}, ("leave_one_group_out", [])),
         ("generalize", "abcdef", {}, ("group_kfold", ["--set", "augmentation=generalize"])),

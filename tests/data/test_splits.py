@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from samunet.data.groups import Origins
 from samunet.data.splits import (
     Split,
+    kept_together,
     load_or_create_splits,
     make_splits,
     read_splits,
@@ -63,11 +65,33 @@ def test_groups_stay_together() -> None:
     assert one_out[0].val == ("case_000", "case_001")
 
 
+def test_patients_stay_together_whatever_their_site() -> None:
+    origins = Origins(
+        groups=dict.fromkeys(NAMES, "one site"),
+        patients={name: f"patient_{i // 2}" for i, name in enumerate(NAMES)},
+    )
+    known = kept_together(origins, "patient_kfold")
+    assert make_splits(NAMES, known, "patient_kfold") == make_splits(NAMES, known, "group_kfold")
+    assert kept_together(origins, "group_kfold") == origins.groups
+
+
+def test_a_fold_with_one_training_case_is_said(tmp_path: Path) -> None:
+    told: list[str] = []
+    groups = {name: "many" for name in NAMES} | {NAMES[0]: "lonely"}
+    words = {"groups": groups, "scheme": "leave_one_group_out", "warn": told.append}
+    load_or_create_splits(tmp_path / "splits.json", NAMES, **words)
+    assert told == [f"{tmp_path / 'splits.json'}: fold 1 trains on a single case."]
+
+
 def test_group_splits_need_groups() -> None:
     with pytest.raises(SamunetError, match="20 have none: case_000"):
         make_splits(NAMES, {}, "leave_one_group_out")
     with pytest.raises(SamunetError, match="two groups"):
         make_splits(NAMES, dict.fromkeys(NAMES, "one"), "group_kfold")
+    with pytest.raises(SamunetError, match=r"needs a patient .* 20 have none.*columns case,patient"):
+        make_splits(NAMES, {}, "patient_kfold")
+    with pytest.raises(SamunetError, match="two patients"):
+        make_splits(NAMES, dict.fromkeys(NAMES, "one"), "patient_kfold")
     with pytest.raises(SamunetError, match="Did you mean kfold"):
         make_splits(NAMES, None, "k_fold")
 
@@ -83,7 +107,7 @@ def test_single_source_trains_on_one_group() -> None:
 
 def test_sources_that_cannot_be_trained_on() -> None:
     groups = {name: "many" for name in NAMES} | {NAMES[0]: "lonely"}
-    with pytest.raises(SamunetError, match="lonely has one"):
+    with pytest.raises(SamunetError, match="lonely: one case"):
         make_splits(NAMES, groups, "single_source:lonely")
     with pytest.raises(SamunetError, match=r"many_\b.*many"):
         make_splits(NAMES, groups, "single_source:many_")

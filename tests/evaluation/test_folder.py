@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
@@ -82,7 +83,9 @@ def test_json_has_nnunets_keys_and_csv_one_row_per_class(
     tiny_dataset: Path, predictions: Path, tmp_path: Path
 ) -> None:
     groups = {f"tiny_{i:03d}": "a" if i < 2 else "b" for i in range(5)}
-    scores = evaluate_folder(tiny_dataset / "labelsTr", predictions, CLASSES, ".nii.gz", groups=groups)
+    patients = {f"tiny_{i:03d}": f"p{i // 2}" for i in range(4)}
+    origins = Origins(groups=groups, patients=patients)
+    scores = evaluate_folder(tiny_dataset / "labelsTr", predictions, CLASSES, ".nii.gz", origins=origins)
     scores.save(tmp_path / "summary.json")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {"foreground_mean", "mean", "metric_per_case"} <= set(summary)

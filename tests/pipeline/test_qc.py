@@ -145,6 +145,19 @@ def test_groups_are_patients_unless_every_case_is_one(tmp_path: Path) -> None:
     assert calibrate(model, by_case=True).is_calibrated
 
 
+def test_declared_patients_are_the_patients(tmp_path: Path) -> None:
+    """Groups beside them are sites, whether or not cases are asked for."""
+    model = write_model(tmp_path, patients=8, cases=3)
+    for file in model.glob("fold_*/validation/summary.json"):
+        summary = json.loads(file.read_text())
+        for entry in summary["metric_per_case"]:
+            entry |= {"group": "one site", "patient": entry["case"][:3]}
+        file.write_text(json.dumps(summary))
+    for by_case in (False, True):
+        made = calibrate(model, by_case=by_case)
+        assert (made.num_cases, made.num_patients, made.patients_are) == (24, 8, "patients")
+
+
 def test_a_patient_that_training_has_seen_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -240,7 +240,13 @@ def scored(name: str, dice: float) -> ScoredCase:
     metrics = {"organ": {"Dice": dice, "SurfaceDice": dice, "HD95": 1.0, "ASSD": 1.0, "n_ref": 9.0}}
     file = Path(name)
     return ScoredCase(
-        name=name, fold="0", group=None, metrics=metrics, reference_file=file, prediction_file=file
+        name=name,
+        fold="0",
+        group=None,
+        patient=None,
+        metrics=metrics,
+        reference_file=file,
+        prediction_file=file,
     )
 
 

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.planning.case_measurement import CaseArrays, ForegroundSample, measure_arrays, pool_intensities
@@ -151,11 +152,12 @@ def test_groups_and_name_do_not_make_other_data(tiny_rgb_dataset):
     dataset = RawDataset.load(tiny_rgb_dataset)
     groups = {name: f"patient {number // 2}" for number, name in enumerate(dataset.case_names)}
     alone = extract_fingerprint(dataset, 1)
-    grouped = extract_fingerprint(dataclasses.replace(dataset, groups=groups), 1)
+    grouped = extract_fingerprint(dataclasses.replace(dataset, origins=Origins(groups=groups)), 1)
     renamed = extract_fingerprint(dataclasses.replace(dataset, name="Dataset7_Other"), 1)
-    assert grouped.groups == groups
-    assert alone.data_hash == grouped.data_hash == renamed.data_hash
-    assert len({alone.stamp, grouped.stamp, renamed.stamp}) == 3
+    patients = extract_fingerprint(dataclasses.replace(dataset, origins=Origins(patients=groups)), 1)
+    assert (grouped.groups, patients.patients) == (groups, groups)
+    assert alone.data_hash == grouped.data_hash == renamed.data_hash == patients.data_hash
+    assert len({one.stamp for one in (alone, grouped, renamed, patients)}) == 4
     others = extract_fingerprint(dataclasses.replace(dataset, channel_names=("a", "b", "c")), 1)
     assert others.data_hash != alone.data_hash
     assert alone.describes(grouped.data_hash)

@@ -14,13 +14,14 @@ from statistics import fmean
 import numpy as np
 
 from samunet.data.dataset import RawDataset
+from samunet.data.groups import unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval, mean_interval
 from samunet.evaluation.scores import OTHER_METRICS, CaseScores, Evaluation, mean_of
-from samunet.evaluation.summary_file import read_summary
+from samunet.evaluation.summary_file import origins_of, read_summary
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
-from samunet.pipeline.group_matrix.runs import MatrixRequest, SourceRun, runs_of, trained_methods
+from samunet.pipeline.group_matrix.runs import MatrixRequest, SourceRun, runs_of, trained_methods, unlike
 from samunet.pipeline.models import configuration_name
 from samunet.workspace import Workspace
 
@@ -38,6 +39,7 @@ class Cell:
         folders: of these runs.
         dice: (cases, classes) of each case, mean over the runs; NaN where it is not defined.
         present: bool (cases, classes), which references hold which classes.
+        units: (cases,) number of the patient of each case; the case's own where none are declared.
     """
 
     cases: int
@@ -45,6 +47,7 @@ class Cell:
     folders: tuple[str, ...]
     dice: np.ndarray
     present: np.ndarray
+    units: np.ndarray
 
     def mean(self, metric: str) -> float:
         """Mean over the runs where the metric is defined; NaN where it never is."""
@@ -52,8 +55,13 @@ class Cell:
 
     @cached_property
     def dice_interval(self) -> Interval:
-        """95 % interval of the mean Dice, cases of the group drawn anew; no bounds where it has one case."""
-        return mean_interval(self.dice, np.arange(self.cases))
+        """95 % interval of the mean Dice, patients of the group drawn anew; no bounds where it has one."""
+        return mean_interval(self.dice, self.units)
+
+    @property
+    def num_units(self) -> int:
+        """Patients (cases)."""
+        return int(self.units.max()) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,7 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
     missing: list[Missing] = []
     for method in methods:
         runs = [run for run in runs_of(workspace, request, method, raw.groups) if run.source in sources]
-        cells[method] = _cells(method, runs, members, raw.labels)
+        cells[method] = _cells(method, runs, members, raw)
         for source in sources:
             lacking = [t for t in sorted(members) if t != source and (source, t) not in cells[method]]
             if lacking:
@@ -137,7 +145,7 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
 
 
 def _cells(
-    method: str, runs: Sequence[SourceRun], members: Mapping[str, Sequence[str]], labels: LabelSet
+    method: str, runs: Sequence[SourceRun], members: Mapping[str, Sequence[str]], raw: RawDataset
 ) -> dict[tuple[str, str], Cell]:
     """Mean over runs of the same settings (seeds); runs that are not scored yet are left out.
 
@@ -146,13 +154,13 @@ def _cells(
     """
     cells: dict[tuple[str, str], Cell] = {}
     scored = [run for run in runs if run.is_trained and run.summary.exists()]
-    kinds = {run.record.configuration_hash: run.tag for run in scored}
-    if len(kinds) > 1:
+    differing = unlike([run.record for run in scored])
+    if differing:
         raise SamunetError(
-            f"Trainings of {method} with different settings would be mixed; their tags are "
+            f"Trainings of {method} with different {differing} would be mixed; their tags are "
             f"{', '.join(sorted({run.tag for run in scored}))}. Say which belong together with --tag."
         )
-    evaluations = [(run, _grouped_now(run, members, labels)) for run in scored]
+    evaluations = [(run, _grouped_now(run, raw)) for run in scored]
     for source in dict.fromkeys(run.source for run in scored):
         for target, cases in members.items():
             found = [
@@ -161,7 +169,7 @@ def _cells(
                 if run.source == source and len(_of_group(evaluation, target)) == len(cases)
             ]
             if found and target != source:
-                cells[source, target] = _cell(found, target, labels)
+                cells[source, target] = _cell(found, target, raw.labels)
     return cells
 
 
@@ -178,6 +186,7 @@ def _cell(found: Sequence[tuple[SourceRun, Evaluation]], target: str, labels: La
             defined.any(axis=0), np.nansum(dice, axis=0) / np.maximum(defined.sum(axis=0), 1), np.nan
         ),
         present=_table(cases[0], "n_ref", labels) > 0,
+        units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
     )
 
 
@@ -190,9 +199,11 @@ def _table(cases: Sequence[CaseScores], metric: str, labels: LabelSet) -> np.nda
     return np.array([[case.metrics[name][metric] for name in labels.foreground] for case in cases], float)
 
 
-def _grouped_now(run: SourceRun, members: Mapping[str, Sequence[str]], labels: LabelSet) -> Evaluation:
-    """The scores of a run's validation, each case in the group that it is declared to be of today."""
-    groups = {case: group for group, cases in members.items() for case in cases}
-    summary = read_summary(run.summary, labels)
-    entries = tuple(replace(entry, group=groups.get(entry.name)) for entry in summary.entries)
-    return Evaluation(labels=labels, tolerance_mm=summary.tolerance_mm, cases=entries)
+def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:
+    """The scores of a run's validation, each case of the group and patient that are declared today."""
+    summary, origins = read_summary(run.summary, raw.labels), raw.origins
+    entries = tuple(
+        replace(entry, group=origins.groups.get(entry.name), patient=origins.patients.get(entry.name))
+        for entry in summary.entries
+    )
+    return Evaluation(labels=raw.labels, tolerance_mm=summary.tolerance_mm, cases=entries)

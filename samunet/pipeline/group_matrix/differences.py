@@ -29,20 +29,21 @@ class Differences:
     Attributes:
         pairs: the better one of two first, those of the best method at the front; their intervals hold all at
             once, so whichever is looked at keeps its 95 %.
-        places: (source, target) that all methods are scored on, targets of a single case left out.
-        fewest_cases: of the smallest of these targets.
+        places: (source, target) that all methods are scored on, targets of a single patient left out.
+        fewest_units: patients (cases, where none are declared) of the smallest of these targets.
     """
 
     pairs: tuple[Difference, ...]
     places: tuple[tuple[str, str], ...]
-    fewest_cases: int
+    fewest_units: int
 
 
 def differences_of(matrix: GroupMatrix) -> Differences | None:
     """Compare the methods of a matrix by Dice: the mean over the targets of a source, then over the sources.
 
-    A class counts in a place where a reference of its cases holds it. The cases of each target are drawn
-    anew, the same for all sources and methods; neither other groups nor other trainings are in the intervals.
+    A class counts in a place where a reference of its cases holds it. The patients (cases) of each target
+    are drawn anew, the same for all sources and methods; neither other groups nor other trainings are in the
+    intervals.
 
     Returns:
         None with fewer than two methods, or without a place that all of them have.
@@ -52,7 +53,7 @@ def differences_of(matrix: GroupMatrix) -> Differences | None:
     places = sorted(
         place
         for place, cell in first.items()
-        if cell.cases > 1 and cell.present.any() and all(place in matrix.cells[m] for m in methods)
+        if cell.num_units > 1 and cell.present.any() and all(place in matrix.cells[m] for m in methods)
     )
     if len(methods) < 2 or not places:
         return None
@@ -72,12 +73,12 @@ def differences_of(matrix: GroupMatrix) -> Differences | None:
         Difference(first=methods[a], second=methods[b], interval=interval)
         for (a, b), interval in zip(pairs, bootstrap.differences(pairs))
     )
-    return Differences(pairs=found, places=tuple(places), fewest_cases=bootstrap.fewest_units)
+    return Differences(pairs=found, places=tuple(places), fewest_units=bootstrap.fewest_units)
 
 
 def _table(cells: list[Cell]) -> ScoreTable:
     return ScoreTable(
         values=np.array([cell.dice for cell in cells]),
         present=cells[0].present,
-        units=np.arange(cells[0].cases),
+        units=cells[0].units,
     )

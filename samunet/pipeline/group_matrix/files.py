@@ -55,12 +55,12 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
 def _compared(differences: Differences) -> list[str]:
     """The best method against the others."""
     best = differences.pairs[0].first
-    few = f" (too narrow: a group has {differences.fewest_cases} cases)"
+    few = f" (too narrow: the smallest group has {differences.fewest_units})"
     lines = [
         f"Dice points between methods over {len(differences.places)} source -> target pair(s) that all have.",
-        "95 % intervals, all at once; the cases of each group are drawn anew"
-        f"{few * (differences.fewest_cases < FEWEST_UNITS)},",
-        "neither other groups nor other trainings are in them:",
+        "95 % intervals, all at once; the patients (cases, where none are declared) of each group are drawn",
+        f"anew{few * (differences.fewest_units < FEWEST_UNITS)}, neither other groups nor other trainings "
+        "are in them:",
     ]
     for entry in differences.pairs:
         if entry.first == best:
@@ -126,7 +126,7 @@ def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) 
 def _compared_record(differences: Differences) -> dict[str, Any]:
     return {
         "places": differences.places,
-        "fewest_cases": differences.fewest_cases,
+        "fewest_units": differences.fewest_units,
         "pairs": [
             {
                 "first": entry.first,

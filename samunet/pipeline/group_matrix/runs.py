@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samunet.data.splits import SINGLE_SOURCE
 from samunet.trainers.checkpoint import FINAL
@@ -56,6 +57,17 @@ class SourceRun:
         is_one_of_all = self.fold != 0 or self.tag == SINGLE_SOURCE
         guess = SINGLE_SOURCE if is_one_of_all else f"{SINGLE_SOURCE}:{self.source}"
         return str(self.record.overrides.get("splits") or guess)
+
+
+def unlike(records: Sequence[RunRecord]) -> str:
+    """In what the trainings differ but for seed and source: such are no repeats; empty where in nothing."""
+    compared: dict[str, set[Any]] = {
+        "settings": {record.configuration_hash for record in records},
+        "weights": {None if record.weights is None else record.weights.sha256 for record in records},
+        "time budgets": {record.time_budget_minutes for record in records},
+        "teaching (samunet_distill)": {record.distillation is None for record in records},
+    }
+    return " and ".join(name for name, values in compared.items() if len(values) > 1)
 
 
 def trained_methods(workspace: Workspace, request: MatrixRequest) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ def _scores(facts: CardFacts) -> Iterator[str]:
 
 def _counted(scores: SharedScores) -> str:
     cases = f"{scores.cases} cases"
-    return cases if scores.unit == "case" else f"{cases} of {scores.units} patients (groups)"
+    return cases if scores.unit == "case" else f"{cases} of {scores.units} {scores.unit}s"
 
 
 def _figure(mean: Mean, digits: int) -> str:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from samunet.data.groups import Origins, Unit, unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import mean_interval
@@ -38,7 +38,7 @@ class SharedScores:
 
     Attributes:
         folds: whose validation cases were scored, each by the fold that had not seen them.
-        cases: in all; `units` patients of them were drawn in the bootstrap, counted by `unit`.
+        cases: in all; of `units` patients, groups or cases (`unit`), which the bootstrap drew.
         tolerance_mm: of the surface Dice.
         dice: mean over the classes of the means over the cases.
         classes: class or region -> metric -> mean.
@@ -49,7 +49,7 @@ class SharedScores:
     folds: tuple[int | str, ...]
     cases: int
     units: int
-    unit: Literal["case", "group"]
+    unit: Unit
     tolerance_mm: float
     dice: Mean
     classes: dict[str, dict[str, Mean]]
@@ -86,7 +86,7 @@ def shared_scores(
             f"Folds of {model_folder} validated the same cases, so they were trained with different splits. "
             "Name the folds that belong together with -f."
         )
-    units, unit = _units(list(cases), read.groups)
+    units, unit = _units(list(cases), read.origins)
     return SharedScores(
         folds=tuple(read.summaries),
         cases=len(cases),
@@ -102,16 +102,16 @@ def shared_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """Summaries of the folds that have one of this checkpoint; patient or site of each case."""
+    """Summaries of the folds that have one of this checkpoint; where their cases come from."""
 
     summaries: dict[int | str, Summary]
-    groups: dict[str, str]
+    origins: Origins
     left_out: tuple[str, ...]
 
 
 def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, checkpoint: str) -> _Read:
     summaries: dict[int | str, Summary] = {}
-    groups: dict[str, str] = {}
+    origins = Origins()
     left_out = []
     for fold in folds:
         file = validation_folder(model_folder, fold) / SUMMARY_FILE
@@ -128,8 +128,8 @@ def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, chec
             )
             continue
         summaries[fold] = summary
-        groups |= summary.groups
-    return _Read(summaries=summaries, groups=groups, left_out=tuple(left_out))
+        origins = origins.merged(summary.origins)
+    return _Read(summaries=summaries, origins=origins, left_out=tuple(left_out))
 
 
 def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:
@@ -144,13 +144,11 @@ def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:
     return None if used == checkpoint else f"it was validated with {used}"
 
 
-def _units(names: list[str], groups: dict[str, str]) -> tuple[np.ndarray, Literal["case", "group"]]:
-    """Number of the patient of each case; groups count where every case has one."""
-    own = [groups.get(name) for name in names]
-    if any(group is None for group in own):
+def _units(names: list[str], origins: Origins) -> tuple[np.ndarray, Unit]:
+    """Number of the unit of each case; patients or groups count where every case has one."""
+    if any(name not in origins.units for name in names):
         return np.arange(len(names)), "case"
-    known = sorted({str(group) for group in own})
-    return np.array([known.index(str(group)) for group in own]), "group"
+    return unit_numbers(names, origins), origins.unit
 
 
 def _of_class(name: str, cases: list, units: np.ndarray) -> dict[str, Mean]:

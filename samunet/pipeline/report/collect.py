@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
@@ -36,13 +37,14 @@ class ScoredCase:
 
     Attributes:
         fold: that predicted it.
-        group: patient or site, or None.
+        group / patient: where it comes from, or None.
         metrics: class -> metric -> value; NaN where it is not defined.
     """
 
     name: str
     fold: str
     group: str | None
+    patient: str | None
     metrics: Mapping[str, Mapping[str, float]]
     reference_file: Path
     prediction_file: Path
@@ -89,6 +91,15 @@ class Model:
     def cases(self) -> tuple[ScoredCase, ...]:
         """Cases of all folds, by name."""
         return tuple(sorted((c for fold in self.folds for c in fold.cases), key=lambda case: case.name))
+
+    @property
+    def origins(self) -> Origins:
+        """Groups and patients of the cases, as they were declared when they were scored."""
+        cases = self.cases
+        return Origins(
+            groups={case.name: case.group for case in cases if case.group is not None},
+            patients={case.name: case.patient for case in cases if case.patient is not None},
+        )
 
     @property
     def mean_dice(self) -> float:
@@ -176,6 +187,7 @@ def scored_cases(summary: Path, fold: str, labels: LabelSet) -> tuple[ScoredCase
             name=case.name,
             fold=fold,
             group=case.group,
+            patient=case.patient,
             metrics=case.metrics,
             reference_file=Path(case.reference_file),
             prediction_file=summary.parent / Path(case.prediction_file).name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from samunet.data.geometry import voxel_volume_mm3
 from samunet.evaluation.bootstrap import Interval
-from samunet.evaluation.scores import mean_of
+from samunet.evaluation.scores import mean_of, shown_groups
 from samunet.pipeline.report.collect import FoldRun, Model
 from samunet.planning.explain import data_lines, method_table
 from samunet.planning.fingerprint import Fingerprint
@@ -76,6 +76,7 @@ class Page:
     scores_note: str
     scores_chart: str
     classes: Table
+    groups: Table
     cases: Table
     case_classes: Table
     key: tuple[tuple[str, str], ...]
@@ -143,6 +144,19 @@ def class_table(models: Sequence[Model], intervals: Mapping[str, Intervals]) -> 
         for name in names
     ]
     return Table(head=("class", *(model.title for model in shown)), rows=tuple(rows))
+
+
+def group_table(models: Sequence[Model], intervals: Mapping[str, Intervals]) -> Table:
+    """Mean Dice of each group's cases (rows) by each model (columns); no rows where groups are no matter."""
+    shown = [model for model in models if model.cases]
+    groups = shown_groups(case.group for model in shown for case in model.cases)
+    rows: list[tuple[str | Cell, ...]] = []
+    for group in groups:
+        found = [intervals[model.title].get(group) for model in shown]
+        cells = [with_interval(math.nan if one is None else one.value, one) for one in found]
+        cases = {case.name for model in shown for case in model.cases if case.group == group}
+        rows.append((group, str(len(cases)), *cells))
+    return Table(head=("group", "cases", *(model.title for model in shown)), rows=tuple(rows))
 
 
 def case_table(models: Sequence[Model]) -> Table:

@@ -1,4 +1,4 @@
-"""95 % intervals of the report's means: patients, or cases where no patients are declared, drawn anew."""
+"""95 % intervals of the report's means: patients, else groups, else cases are drawn anew."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from samunet.data.groups import Origins, unit_numbers
 from samunet.evaluation.bootstrap import Interval, mean_interval
-from samunet.pipeline.report.collect import Model
+from samunet.pipeline.report.collect import Model, ScoredCase
 
 
-def dice_interval(model: Model, names: Sequence[str] | None = None) -> Interval:
+def dice_interval(
+    model: Model, names: Sequence[str] | None = None, *, ignore_groups: bool = False
+) -> Interval:
     """A model's mean Dice over its out-of-fold cases, as in summary.json, with its interval.
 
     Args:
-        model: with scored cases.
+        model: with scored cases; groups and patients are those of the day of scoring.
         names: classes to take the mean over; None takes all.
+        ignore_groups: declared groups are sites: patients are drawn where they are declared, else cases.
 
     Returns:
         Bounds are NaN where a single patient says nothing about others.
     """
-    names = tuple(names or model.plan.labels.foreground)
-    scores = np.array([[case.metrics[name]["Dice"] for name in names] for case in model.cases], float)
-    patients: dict[str, int] = {}
-    units = np.array([patients.setdefault(case.group or case.name, len(patients)) for case in model.cases])
-    return mean_interval(scores, units)
+    origins = model.origins.without_groups if ignore_groups else model.origins
+    return _interval(model.cases, tuple(names or model.plan.labels.foreground), origins)
+
+
+def group_interval(model: Model, group: str) -> Interval:
+    """The mean Dice over the cases of one group, with its interval: patients, else cases are drawn anew."""
+    cases = [case for case in model.cases if case.group == group]
+    return _interval(cases, tuple(model.plan.labels.foreground), model.origins.without_groups)
+
+
+def _interval(cases: Sequence[ScoredCase], names: Sequence[str], origins: Origins) -> Interval:
+    scores = np.array([[case.metrics[name]["Dice"] for name in names] for case in cases], float)
+    return mean_interval(scores.reshape(-1, len(names)), unit_numbers([case.name for case in cases], origins))

@@ -57,7 +57,7 @@ def _sentences(selection: Selection) -> tuple[str, ...]:
     mean = of.get(names)
     score = "" if mean is None else f", mean {selection.metric} {mean.value:.3f} {_bounds(mean, 3)}".rstrip()
     cases = f"{selection.num_cases} out-of-fold cases"
-    unit = f" of {selection.num_units} groups" if selection.unit == "group" else ""
+    unit = f" of {selection.num_units} {selection.unit}s" if selection.unit != "case" else ""
     told = [selection.prior.text, f"Recommended: {names}{score} over {cases}{unit}."]
     if not selection.is_decidable:
         told.append(f"With {selection.num_units} {selection.unit}s nothing can be decided by a test.")

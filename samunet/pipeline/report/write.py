@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import numpy as np
 from samunet import __version__
 from samunet.data.dataset import RawDataset
 from samunet.evaluation.bootstrap import FEWEST_UNITS
+from samunet.evaluation.scores import shown_groups
 from samunet.pipeline.overlays import colour_of, legend_names
 from samunet.pipeline.report import content
 from samunet.pipeline.report.collect import Model, ScoredCase, collect_models
 from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Gallery, Page, Picture, Table
-from samunet.pipeline.report.intervals import dice_interval
+from samunet.pipeline.report.intervals import dice_interval, group_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
 from samunet.pipeline.report.verdict import verdict_content
 from samunet.pipeline.run_commands import TrainedAs
@@ -53,12 +55,14 @@ class ReportOptions:
         plans: only models of this plan; None takes all.
         output: the file; None is `report.html` in the dataset's results.
         pictures: worst, median and best case of every model; they show patients.
+        ignore_groups: declared groups are sites, not patients: intervals draw patients or cases.
     """
 
     dataset: str
     plans: str | None = None
     output: Path | None = None
     pictures: bool = True
+    ignore_groups: bool = False
 
 
 def write_report(workspace: Workspace, options: ReportOptions) -> Path:
@@ -91,9 +95,12 @@ def render(page: Page) -> str:
 
 def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model]) -> Page:
     scored = [model for model in models if model.cases]
-    overall = {model.title: dice_interval(model) for model in scored}
-    by_class = {
-        m.title: {name: dice_interval(m, (name,)) for name in m.plan.labels.foreground} for m in scored
+    draw = partial(dice_interval, ignore_groups=options.ignore_groups)
+    overall = {model.title: draw(model) for model in scored}
+    by_class = {m.title: {name: draw(m, (name,)) for name in m.plan.labels.foreground} for m in scored}
+    by_group = {
+        m.title: {group: group_interval(m, group) for group in shown_groups(c.group for c in m.cases)}
+        for m in scored
     }
     fingerprint_file = workspace.fingerprint_file(options.dataset)
     fingerprint = Fingerprint.load(fingerprint_file) if fingerprint_file.exists() else None
@@ -113,6 +120,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         scores_note=_scores_note(options.dataset, scored),
         scores_chart=draw_scores(scored, overall, np.random.default_rng(SEED)) if scored else "",
         classes=content.class_table(models, by_class),
+        groups=content.group_table(models, by_group),
         cases=content.case_table(models),
         case_classes=content.case_class_table(models),
         key=_key(models[0]),

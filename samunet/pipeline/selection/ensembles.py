@@ -170,7 +170,8 @@ def _finish(
                 name=case,
                 reference_file=str(collected.reference(case)),
                 prediction_file=str(target),
-                group=collected.raw.groups.get(case),
+                group=collected.raw.origins.groups.get(case),
+                patient=collected.raw.origins.patients.get(case),
                 metrics=metrics,
             )
         )

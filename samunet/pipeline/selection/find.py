@@ -43,7 +43,8 @@ class SelectionOptions:
         metric: by which they are compared.
         ensembles: whether pairs and the ensemble of all are tried.
         postprocessing: whether rules are learned.
-        ignore_groups: draw cases although groups are declared (they are sites or scanners, not patients).
+        ignore_groups: declared groups are sites or scanners: draw patients where they are declared too, else
+            cases.
         seed: of the bootstrap and of the parts on which postprocessing is learned.
         workers: processes.
     """
@@ -67,7 +68,8 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
     collected = collect(workspace, options.wanted)
     ensembles, left_out = _ensembles(workspace, collected, options)
     candidates = (*collected.models, *ensembles)
-    units = Units.of(collected.cases, {} if options.ignore_groups else collected.raw.groups)
+    origins = collected.raw.origins
+    units = Units.of(collected.cases, origins.without_groups if options.ignore_groups else origins)
     labels = collected.raw.labels
     table = score_table(
         [candidate.scores for candidate in candidates], collected.cases, labels, options.metric, units
@@ -83,7 +85,7 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
         metric=options.metric,
         num_cases=len(collected.cases),
         num_units=units.number,
-        unit="group" if units.are_groups else "case",
+        unit=units.kind,
         is_decidable=units.are_enough,
         seed=options.seed,
         resamples=RESAMPLES,

@@ -144,8 +144,8 @@ def _splits(workspace: Workspace, wanted: ModelsWanted, raw: RawDataset) -> dict
     if len(set(names)) < len(names):
         raise SamunetError(
             f"{file} holds out cases in several folds, so a case has several predictions. Compare on a split "
-            "that holds out each case once (kfold, group_kfold, leave_one_group_out), or on one fold of this "
-            "one with -f."
+            "that holds out each case once (kfold, group_kfold, patient_kfold, leave_one_group_out), or on "
+            "one fold of this one with -f."
         )
     foreign = sorted(set(names) - set(raw.case_names))
     if foreign:
@@ -237,14 +237,19 @@ def _kind(run: RunRecord) -> Kind:
 
 
 def _mention_leaks(raw: RawDataset, splits: dict[int, Split]) -> None:
-    """Say it where a group lies on both sides of a fold: if groups are patients, all scores are too good."""
+    """Say it where a patient, or a group that may be one, is on both sides of a fold: scores are too good."""
     torn: set[str] = set()
+    units = raw.origins.units
     for split in splits.values():
-        sides = [
-            {raw.groups[name] for name in part if name in raw.groups} for part in (split.train, split.val)
-        ]
+        sides = [{units[name] for name in part if name in units} for part in (split.train, split.val)]
         torn |= sides[0] & sides[1]
-    if torn:
+    if torn and raw.origins.unit == "patient":
+        logger.warning(
+            "%d patient(s) have cases in training and in validation of the same fold: the scores of all "
+            "models are too good. Train with --splits patient_kfold.",
+            len(torn),
+        )
+    elif torn:
         logger.warning(
             "%d group(s) have cases in training and in validation of the same fold. If groups are patients, "
             "the scores of all models are too good; train with --splits group_kfold.",

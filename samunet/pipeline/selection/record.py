@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from samunet.data.groups import Unit
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval
 from samunet.inference.postprocessing import Postprocessing, Rule
@@ -144,7 +145,8 @@ class Selection:
     Attributes:
         plans / splits / folds: which models were compared.
         metric: that decided; the mean over the classes of the means over the cases.
-        unit: what was drawn in the bootstrap, `group` where the dataset declares groups.
+        unit: what was drawn in the bootstrap: `patient` where patients are declared, else `group` where
+            groups are.
         is_decidable: False with too few units; then every word is `undecided`.
         candidates: single models, then ensembles.
         comparisons: all pairs of single models; their intervals hold all at once.
@@ -163,7 +165,7 @@ class Selection:
     metric: Metric
     num_cases: int
     num_units: int
-    unit: Literal["case", "group"]
+    unit: Unit
     is_decidable: bool
     seed: int
     resamples: int

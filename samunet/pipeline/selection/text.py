@@ -52,7 +52,10 @@ def _heading(selection: Selection) -> Iterator[str]:
             "are not reliable, and nothing is decided."
         )
         if selection.unit == "group":
-            yield "If groups are sites or scanners and not patients, compare cases with --ignore_groups."
+            yield (
+                "If groups are sites or scanners and not patients, compare cases with --ignore_groups, or "
+                "declare the patients too (column `patient` of groups.csv)."
+            )
 
 
 def _table(selection: Selection) -> Iterator[str]:

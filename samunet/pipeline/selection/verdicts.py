@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 
+from samunet.data.groups import Origins, Unit, unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import (
@@ -41,22 +42,20 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """What the bootstrap draws: cases, or groups of cases.
+    """What the bootstrap draws: cases, or those of a patient or group together.
 
     Attributes:
         of_case: number of the unit of each case.
-        are_groups: whether groups were declared and used.
+        kind: what a unit is.
     """
 
     of_case: np.ndarray
-    are_groups: bool
+    kind: Unit
 
     @classmethod
-    def of(cls, cases: Sequence[str], groups: Mapping[str, str]) -> Units:
-        """Groups where they are known; a case without one stands for itself."""
-        known = [("group", groups[case]) if case in groups else ("case", case) for case in cases]
-        numbers = {unit: number for number, unit in enumerate(dict.fromkeys(known))}
-        return cls(of_case=np.array([numbers[unit] for unit in known]), are_groups=bool(groups))
+    def of(cls, cases: Sequence[str], origins: Origins) -> Units:
+        """Patients, else groups where they are declared; a case without one stands for itself."""
+        return cls(of_case=unit_numbers(cases, origins), kind=origins.unit)
 
     @property
     def number(self) -> int:

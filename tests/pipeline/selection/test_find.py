@@ -173,6 +173,19 @@ def test_cases_of_a_patient_are_no_independent_cases(tmp_path: Path) -> None:
     assert "draws of 8 groups" in describe(together)
 
 
+def test_patients_are_drawn_where_groups_are_sites(tmp_path: Path) -> None:
+    """Two sites say nothing; ten patients of two cases do."""
+    cases = [f"case_{i:02d}" for i in range(20)]
+    groups = {case: f"site {number // 10}" for number, case in enumerate(cases)}
+    patients = {case: f"p{number // 2}" for number, case in enumerate(cases)}
+    made = MadeUp(root=tmp_path, groups=groups, patients=patients)
+    made.add("2d_unet", missing(0.2, 0.0), seed=1)
+    for ignore in (False, True):
+        found = find(made, ignore_groups=ignore)
+        assert (found.unit, found.num_units) == ("patient", 10)
+    assert "draws of 10 patients" in describe(found)
+
+
 def test_an_ensemble_whose_gain_is_shown_is_recommended(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path)
     made.add("2d_unet", missing(0.3), seed=1, probabilities=True)

@@ -190,3 +190,21 @@ def test_patients_on_both_sides_are_said(tmp_path: Path, caplog: pytest.LogCaptu
         gather(made)
     assert "3 group(s) have cases in training and in validation" in caplog.text
     assert "--splits group_kfold" in caplog.text
+
+
+def test_sites_on_both_sides_are_no_matter_where_patients_are_declared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sites = {f"case_{i:02d}": "north" for i in range(6)}
+    made = MadeUp(root=tmp_path / "apart", num_cases=6, groups=sites, patients={name: name for name in sites})
+    made.add("2d_unet", missing(0.2))
+    with caplog.at_level(logging.WARNING):
+        gather(made)
+    assert "same fold" not in caplog.text
+    torn = {f"case_{i:02d}": f"p{i // 2}" for i in range(6)}
+    made = MadeUp(root=tmp_path / "torn", num_cases=6, groups=sites, patients=torn)
+    made.add("2d_unet", missing(0.2))
+    with caplog.at_level(logging.WARNING):
+        gather(made)
+    assert "3 patient(s) have cases in training and in validation" in caplog.text
+    assert "--splits patient_kfold" in caplog.text
