@@ -72,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
     """How to go on: the recommended configuration, unless cases were prepared for others alone."""
+    from samunet.pipeline.goal_split import training_for_goal
     from samunet.pipeline.run_commands import TrainedAs
     from samunet.planning.methods import ALIASES
 
@@ -79,21 +80,7 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
     chosen = plan.recommended or "2d_unet"
     if asked and chosen not in asked:
         chosen = asked[0]
-    splits, flags = _for_other_groups(plan, fingerprint)
+    splits, settings = training_for_goal(plan, fingerprint.groups, len(fingerprint.cases))
+    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     trained = TrainedAs(dataset=plan.dataset, configuration=chosen, plans=plan.name, splits=splits)
     return trained.command([0], *flags)
-
-
-def _for_other_groups(plan: Plan, fingerprint: Fingerprint) -> tuple[str, list[str]]:
-    """Flags of `--goal generalize`, and its split scheme where every case is of a declared group, else the
-    default one."""
-    from samunet.data.splits import NUM_FOLDS
-
-    if plan.goal != "generalize":
-        return "kfold", []
-    is_planned = "augmentation" in plan.overrides.get("settings", {})
-    flags = [] if is_planned else ["--set", "augmentation=generalize"]
-    groups = set(fingerprint.groups.values())
-    if len(groups) < 2 or len(fingerprint.groups) < len(fingerprint.cases):
-        return "kfold", flags
-    return "leave_one_group_out" if len(groups) <= NUM_FOLDS else "group_kfold", flags

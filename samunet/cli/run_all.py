@@ -49,6 +49,12 @@ def build_parser() -> CommandParser:
         help="keep no class probabilities of the validation cases (2 bytes a voxel and class, for every "
         "method) and compare single models only",
     )
+    parser.add_argument(
+        "--splits",
+        metavar="SCHEME",
+        help="kfold, group_kfold, patient_kfold or leave_one_group_out (default: kfold; with --goal "
+        "generalize and a group for every case one of those by group)",
+    )
     add_schedule(parser)
     add_planning_flags(parser)
     add_workers(parser)
@@ -76,6 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         seed=arguments.seed,
         tag=arguments.tag,
+        splits=arguments.splits,
         workers=arguments.np,
         ensembles=not arguments.no_ensembles,
     )

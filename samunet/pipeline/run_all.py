@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError, unknown_name
+from samunet.pipeline.goal_split import settle_for_goal
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
 from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
@@ -39,7 +40,7 @@ from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
 from samunet.records import to_data
 from samunet.trainers.settings import CONFIGURATION_FIELDS, apply_overrides
-from samunet.workspace import Workspace
+from samunet.workspace import Workspace, split_tag
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class RunAllOptions:
         planning: how to plan, where there is no such plan yet.
         settings: --set with --epochs and --iterations.
         time_budget_minutes: for each fold of each method.
+        splits: scheme of the folds; None takes the goal's, which is the default one unless the goal is
+            `generalize` and every case is of a group.
         workers: processes that read and preprocess.
         ensembles: whether the probabilities of the validation cases are kept and ensembles tried.
     """
@@ -71,8 +74,19 @@ class RunAllOptions:
     device: str = "auto"
     seed: int | None = None
     tag: str | None = None
+    splits: str | None = None
     workers: int | None = None
     ensembles: bool = True
+
+    @property
+    def scheme(self) -> str:
+        """Split scheme, once the goal's is settled."""
+        return self.splits or DEFAULT_SCHEME
+
+    @property
+    def run_tag(self) -> str | None:
+        """Tag of the trainings: the user's, else that of a split which is not the default one."""
+        return self.tag or split_tag(self.scheme)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +112,11 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
             for the probabilities of the validation cases, or a step cannot be done.
     """
     made = _plan(workspace, options)
+    raw = RawDataset.load(workspace.raw_folder(options.dataset))
+    scheme, settings = settle_for_goal(made, raw, options.splits, options.settings)
+    options = replace(options, splits=scheme, settings=settings)
     names = chosen_methods(made, options.configurations)
     say = SaidOnce()
-    raw = RawDataset.load(workspace.raw_folder(options.dataset))
     cases = _cases(workspace, raw, options, say)
     methods = _check_methods(workspace, options, made, names, say)
     trainings = _trainings(workspace, options, made, names, tuple(cases))
@@ -133,11 +149,12 @@ def _select(workspace: Workspace, options: RunAllOptions, made: Plan, trainings:
     if not folds:
         return ""
     names = dict.fromkeys(t.configuration for t in trainings)
-    tag = f"__{options.tag}" if options.tag else ""
+    tag = f"__{options.run_tag}" if options.run_tag else ""
     wanted = ModelsWanted(
         dataset=options.dataset,
         configurations=tuple(f"{name}{tag}" for name in names),
         plans=made.name,
+        splits=options.scheme,
         folds=folds,
     )
     return describe(
@@ -272,10 +289,13 @@ def _wanted(
         "weights": options.planning.weights,
         "encoder": options.planning.encoder,
     }
+    if options.scheme != DEFAULT_SCHEME:
+        asked["splits"] = options.scheme
     return WantedRun(
         dataset=options.dataset,
         plans=options.planning.plans,
-        tag=options.tag,
+        tag=options.run_tag,
+        splits=options.scheme,
         asked=to_data(asked),
         methods=methods,
         cases=cases,
@@ -297,7 +317,7 @@ def _trainings(
         Training(
             configuration=name,
             fold=fold,
-            model_folder=workspace.model_folder(options.dataset, name, made.name, options.tag),
+            model_folder=workspace.model_folder(options.dataset, name, made.name, options.run_tag),
             hours=made.configuration(name).forecast.train_hours,
         )
         for fold in folds
@@ -312,10 +332,10 @@ def _cases(workspace: Workspace, raw: RawDataset, options: RunAllOptions, say: S
         SamunetError: one of them does not exist; nothing is trained before it is met.
     """
     splits = load_or_create_splits(
-        workspace.splits_file(options.dataset),
+        workspace.splits_file(options.dataset, options.scheme),
         raw.case_names,
-        groups=kept_together(raw.origins, DEFAULT_SCHEME),
-        scheme="kfold",
+        groups=kept_together(raw.origins, options.scheme),
+        scheme=options.scheme,
         raw_file=workspace.raw / options.dataset / "splits_final.json",
         warn=lambda text: say(text, logging.WARNING),
     )
@@ -339,10 +359,10 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training, say
             weights=given.weights,
             time_budget_minutes=options.time_budget_minutes,
             seed=options.seed,
-            tag=options.tag,
+            tag=options.run_tag,
             resume=state == HALFWAY,
             only_validate=state == UNSCORED,
-            splits=None if state == NEW else DEFAULT_SCHEME,  # its folds are those of no other split
+            splits=None if (state, options.scheme) == (NEW, DEFAULT_SCHEME) else options.scheme,
             save_probabilities=options.ensembles,
             workers=options.workers,
         ),

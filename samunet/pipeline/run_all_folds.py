@@ -71,6 +71,7 @@ class WantedRun:
     dataset: str
     plans: str
     tag: str | None
+    splits: str
     asked: dict[str, Any]
     methods: Mapping[str, WantedTraining]
     cases: Mapping[Fold, Split]
@@ -132,7 +133,9 @@ def _again(run: WantedRun, name: str, folds: Sequence[Fold]) -> str:
         run.seed or 0,
     )
     flags += ["--npz"] * run.ensembles + ["--overwrite"]
-    trained = TrainedAs(dataset=run.dataset, configuration=name, plans=run.plans, tag=run.tag)
+    trained = TrainedAs(
+        dataset=run.dataset, configuration=name, plans=run.plans, tag=run.tag, splits=run.splits
+    )
     return trained.command(folds, *flags)
 
 

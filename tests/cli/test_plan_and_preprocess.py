@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from samunet.cli import plan_and_preprocess, train
+from samunet.pipeline.goal_split import training_for_goal
 
 
 @pytest.mark.parametrize(
@@ -62,22 +63,21 @@ def test_the_command_for_other_sites_has_a_split_by_group(
 @pytest.mark.parametrize(
     ("goal", "groups", "settings", "expected"),
     [
-        ("accuracy", "aabbcc", {}, ("kfold", [])),
-        ("generalize", "aaaaaa", {}, ("kfold", ["--set", "augmentation=generalize"])),
+        ("accuracy", "aabbcc", {}, ("kfold", {})),
+        ("generalize", "aaaaaa", {}, ("kfold", {"augmentation": "generalize"})),
         (
             "generalize",
             "aabbc",
             {"augmentation": "light"},
-            ("kfold", []),
+            ("kfold", {}),
         ),  # the sixth case has none: such splits are refused
-        ("generalize", "aabbcc", {}, ("leave_one_group_out", ["--set", "augmentation=generalize"])),
-        ("generalize", "aabbcc", {"augmentation": "light"}, ("leave_one_group_out", [])),
-        ("generalize", "abcdef", {}, ("group_kfold", ["--set", "augmentation=generalize"])),
+        ("generalize", "aabbcc", {}, ("leave_one_group_out", {"augmentation": "generalize"})),
+        ("generalize", "aabbcc", {"augmentation": "light"}, ("leave_one_group_out", {})),
+        ("generalize", "abcdef", {}, ("group_kfold", {"augmentation": "generalize"})),
     ],
 )
 def test_split_and_augmentation_of_a_plan_for_other_sites(
-    goal: str, groups: str, settings: dict[str, str], expected: tuple[str, list[str]]
+    goal: str, groups: str, settings: dict[str, str], expected: tuple[str, dict[str, str]]
 ) -> None:
     plan = SimpleNamespace(goal=goal, overrides={"settings": settings})
-    fingerprint = SimpleNamespace(groups=dict(enumerate(groups)), cases=range(6))
-    assert plan_and_preprocess._for_other_groups(plan, fingerprint) == expected
+    assert training_for_goal(plan, dict(enumerate(groups)), 6) == expected

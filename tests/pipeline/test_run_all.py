@@ -279,3 +279,80 @@ def test_a_plan_that_is_there_does_not_swallow_planning_flags(
     told = capsys.readouterr().err
     assert all(flag in told for flag in others if flag.startswith("-"))
     assert "-p" in told
+
+
+def declare_groups(root: Path, *, all_of_one: bool = True) -> None:
+    cases = [f"tiny_{number:03d}" for number in range(6 if all_of_one else 5)]
+    rows = [f"{case},{'north' if number < 3 else 'south'}" for number, case in enumerate(cases)]
+    (root / "raw" / NAME / "groups.csv").write_text("\n".join(["case,group", *rows]))
+
+
+def test_methods_for_other_sites_are_compared_on_groups_that_training_never_saw(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declare_groups(tiny_copy)
+    flags = [
+        "901",
+        "-c",
+        "2d",
+        *SHORT,
+        "--goal",
+        "generalize",
+        "--no_ensembles",
+        "--workspace",
+        str(tiny_copy),
+    ]
+    assert command.main(flags) == 0
+    told = capsys.readouterr().out
+    assert "the folds are by group (leave_one_group_out)" in told
+    assert "Goal generalize: --set augmentation=generalize" in told
+    assert "of group north" in told
+    model = tiny_copy / "results" / NAME / "2d_unet__samunetPlans__leave_one_group_out"
+    runs = [read_json(model / f"fold_{fold}" / "run.json") for fold in (0, 1)]
+    assert [run["val"] for run in runs] == [
+        [f"tiny_{k:03d}" for k in part] for part in ((0, 1, 2), (3, 4, 5))
+    ]
+    assert runs[0]["configuration"]["settings"]["augmentation"] == "generalize"
+    assert "Dice by group" in (tiny_copy / "results" / NAME / "report.html").read_text()
+    selection = read_json(tiny_copy / "results" / NAME / "selection.json")
+    assert (selection["splits"], selection["num_cases"], selection["unit"]) == (
+        "leave_one_group_out",
+        6,
+        "group",
+    )
+    assert command.main(flags) == 0  # nothing is left to do
+    assert "[2 of 2] 2d_unet, fold 1: done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "all_of_one", "tag", "told"),
+    [
+        (["--splits", "kfold"], True, None, "--set augmentation=generalize"),
+        ([], False, None, "1 case has no group: tiny_005"),
+        (["--splits", "group_kfold", "--tag", "mine"], True, "mine", ""),
+    ],
+)
+def test_the_split_is_the_users_where_there_is_one(
+    words: list[str],
+    all_of_one: bool,
+    tag: str | None,
+    told: str,
+    tiny_copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declare_groups(tiny_copy, all_of_one=all_of_one)
+    asked: list[TrainOptions] = []
+
+    def pretend(workspace: Workspace, options: TrainOptions, *, say: Say) -> TrainOutcome:
+        asked.append(options)
+        return TrainOutcome(folder=tiny_copy, interrupted=True)
+
+    monkeypatch.setattr(run_all, "train", pretend)
+    flags = ["901", "-c", "2d", "-f", "0", *SHORT, "--goal", "generalize", "--workspace", str(tiny_copy)]
+    assert command.main([*flags, *words]) == 130
+    assert (asked[0].splits, asked[0].tag) == ("group_kfold" if tag else None, tag)
+    assert asked[0].settings["augmentation"] == "generalize"
+    assert told in capsys.readouterr().out
+    assert command.main([*flags, "--splits", "single_source:north"]) == 2
+    assert "samunet_group_matrix" in capsys.readouterr().err
