@@ -216,7 +216,7 @@ def add_overrides(parser: argparse._ActionsContainer) -> None:
         type=Path,
         metavar="WEIGHTS",
         help="SAM weights: one file, a folder, which is taken alone, or the name of either in the weights "
-        "folder (default: the workspace's folder, then the package)",
+        "folder (default: that folder, $SAMUNET_WEIGHTS or else the workspace's weights, then the package)",
     )
 
 

@@ -24,7 +24,11 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("variants", nargs="+", metavar="VARIANT", help="vit_b, vit_l or vit_h")
     parser.add_argument(
-        "-w", dest="weights", type=Path, metavar="FOLDER", help="where to put it (default: the workspace's)"
+        "-w",
+        dest="weights",
+        type=Path,
+        metavar="FOLDER",
+        help="where to put it (default: $SAMUNET_WEIGHTS, else the workspace's weights)",
     )
     parser.add_argument(
         "--url", metavar="URL", help="a mirror of the file; its SHA-256 is checked all the same"

@@ -19,7 +19,8 @@ from samunet.cli.planning_flags import add_planning_flags, plan_options
 from samunet.cli.train import add_schedule, settings_of
 
 EXAMPLES = """\
-  samunet_run_all 101 --time_budget 30                  # the recommended method and its rival, every fold
+  samunet_run_all 101 --time_budget 30                  # the recommended method and its rival: 30 minutes
+                                                        # for each fold of each, validation not counted
   samunet_run_all 101 -c 2d_cnn 2d_unet 3d_unet -f 0 1"""
 
 

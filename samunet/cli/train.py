@@ -81,7 +81,9 @@ def add_schedule(parser: CommandParser) -> argparse._ArgumentGroup:
         "--time_budget",
         type=positive_float,
         metavar="MINUTES",
-        help="fit the schedule into this time, caches included, validation excluded",
+        help="fit the schedule into this time, for each fold (samunet_run_all: each fold of each method), "
+        "caches included, validation excluded; without it a fold may take up to the plan's hours, 24 unless "
+        "planned otherwise",
     )
     group.add_argument("--seed", type=seed_number, metavar="N", help="random seed (default 0)")
     return group

@@ -17,7 +17,8 @@ def add_base_weights(group: argparse._ActionsContainer) -> None:
         type=Path,
         metavar="WEIGHTS",
         help="weights that a model was trained on and leaves out: folder, file, or name of a file in the "
-        "weights folder (default: the workspace's folder)",
+        "weights folder (default: $SAMUNET_WEIGHTS, or where it is not set the workspace's weights and "
+        "~/.cache/samunet/weights; and the package)",
     )
 
 
