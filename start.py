@@ -72,10 +72,23 @@ def install(environment: Path) -> None:
         return
     announce(environment)
     if not program(environment, "python").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        make_environment(environment)
     python = str(program(environment, "python"))
     subprocess.run([python, "-m", "pip", "install", "--editable", str(HERE) + "[dev]"], check=True)
     stamp.write_text(wanted)
+
+
+def make_environment(environment: Path) -> None:
+    """Create the virtual environment; what could not be finished is removed, or it would pass for whole."""
+    was_there = environment.exists()
+    if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode == 0:
+        return
+    if not was_there:
+        shutil.rmtree(environment, ignore_errors=True)
+    sys.exit(
+        f"{environment} could not be made, see above. On Debian and Ubuntu this needs a package of its own: "
+        "sudo apt install python3-venv"
+    )
 
 
 def announce(environment: Path) -> None:

@@ -108,7 +108,8 @@ def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
     sha256 = weights_sha256(path)
     official = get_variant(variant).official
     is_known = official is not None and sha256 == official.sha256
-    in_folder = folder is not None and path.resolve().parent == Path(folder).resolve()
+    # A link in the folder counts: prediction looks there, wherever the file itself lies.
+    in_folder = folder is not None and path.parent.resolve() == Path(folder).resolve()
     return PretrainedFile(
         path=path,
         kind=kind,

@@ -134,7 +134,7 @@ def test_what_cannot_be_collected(workspace: Path, refused) -> None:
         assert f"samunet_train 901 {method} 0 --splits single_source:a" in told
         assert "single_source:b" not in told
     words = ("901", "2d", "0", "--splits", "single_source:b", *SHORT)
-    assert "b has one" in refused(train.main, workspace, *words)
+    assert "b: one case" in refused(train.main, workspace, *words)
     write_groups(workspace, {case: group for case, group in GROUPS.items() if case != "tiny_004"})
     told = refused(train.main, workspace, *words)
     assert "1 have none: tiny_004" in told
@@ -266,7 +266,7 @@ def test_methods_are_set_apart_with_intervals(grouped: Path, capsys: pytest.Capt
     assert content["differences"]["places"] == [["north", "south side"]]
     told = capsys.readouterr().out
     assert "2d_unet - 2d_cnn: +20.0 [" in told
-    assert "too narrow: a group has 3 cases" in told
+    assert "too narrow: the smallest group has 3" in told
     rows = list(csv.DictReader((grouped / "results" / NAME / "group_matrix/matrix.csv").open()))
     assert [float(row["Dice_low"]) for row in rows if row["method"] == "2d_unet"] == [low]
 

@@ -26,6 +26,7 @@ from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
 from samunet.planning.plan import Configuration, Forecast, Plan, WeightsUsed
 from samunet.records import from_data, to_data
+from samunet.trainers import encoder_weights
 from samunet.trainers.base import PretrainedFile
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
 from samunet.trainers.encoder_weights import _describe, check_planned, find_pretrained, starting_words
@@ -262,3 +263,20 @@ def test_the_card_goes_with_its_weights(tmp_path: Path, state: dict[str, Tensor]
     write_pair({key: tensor + 1 for key, tensor in state.items()}, tmp_path, STEM)
     with pytest.raises(SamunetError, match="describes other weights"):
         read_card(encoder)
+
+
+def test_an_official_file_that_the_folder_links_to_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that users of a machine share; what is elsewhere may be gone when a model is used."""
+    official = get_variant("vit_b").official
+    assert official is not None
+    elsewhere, folder = tmp_path / "shared" / "sam.pth", tmp_path / "weights"
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    folder.mkdir()
+    (folder / "sam.pth").symlink_to(elsewhere)
+    monkeypatch.setattr(encoder_weights, "weights_sha256", lambda path: official.sha256)
+    monkeypatch.setattr(encoder_weights, "weights_kind", lambda path, variant: "official")
+    assert _describe(folder / "sam.pth", "vit_b", folder).retrievable
+    assert not _describe(elsewhere, "vit_b", folder).retrievable
