@@ -11,6 +11,10 @@ grids of 1, 9 and 25 points a side from one training (the paper's ablation); nob
 volumes; the DeSAM paper's protocol is scored beside it, for points on a prediction of its own that drops
 prompts of a predicted IoU below 0.5, as the paper does.
 
+Of a small encoder `2d_desam` trains all, as planned, and `2d_cnn` sees the picture beside the embedding: the
+arms `desam_frozen` (DeSAM's own premise) and `cnn_plain` (what `2d_desam` sees) tell both apart. They are run
+when they are named.
+
 Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
 is empty; the weights of each training stand beside its scores, and a results file made with other weights, on
 another device, or with caches that trainings shared is not continued. Finished steps are in
@@ -38,7 +42,9 @@ from real_runs import Bench, Training, interval, mean_scores, seed_differences, 
 from subsets import dice_scores, patient_of
 
 from samunet.evaluation.bootstrap import FEWEST_UNITS
+from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
+from samunet.planning.methods import get_method
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.unet import SHORT_MOMENTUM, SHORT_RATE
 
@@ -68,13 +74,14 @@ class Arm:
     name: str
     method: str
     settings: tuple[str, ...] = ()
+    grids: tuple[int, ...] = GRIDS
 
     @property
     def predictions(self) -> dict[str, tuple[str, ...]]:
         """Name -> settings of each prediction; one without a name where there is no grid."""
-        if self.name != "desam_grid":
+        if "mode=grid_points" not in self.settings:
             return {"": ()}
-        grids = {f"{side}": (f"grid_side={side}",) for side in GRIDS}
+        grids = {f"{side}": (f"grid_side={side}",) for side in self.grids}
         return {**grids, "protocol": PROTOCOL_WORDS}
 
 
@@ -84,6 +91,10 @@ ARMS = (
     Arm("cnn", "2d_cnn"),
     Arm("unet2d", "2d_unet"),
     Arm("unet3d", "3d_unet"),
+)
+MORE_ARMS = (
+    Arm("desam_frozen", "2d_desam", ("mode=grid_points", "encoder=frozen"), grids=(9,)),
+    Arm("cnn_plain", "2d_cnn", ("image_skip=false",)),
 )
 
 
@@ -120,7 +131,7 @@ class Run:
 
 
 def planned(arguments: argparse.Namespace) -> Iterator[Run]:
-    arms = [arm for arm in ARMS if arm.name in arguments.arms]
+    arms = [arm for arm in (*ARMS, *MORE_ARMS) if arm.name in arguments.arms]
     for seed in arguments.seeds:
         for augmentation in arguments.augmentation:
             for task in arguments.tasks:
@@ -301,11 +312,16 @@ def _length(seeds: list[dict[str, Any]]) -> str:
 
 
 def _encoder(scores: dict[str, Any]) -> str:
+    """What was trained: encoder, what the head sees, batch, patch."""
     used = scores["facts"]["configuration"]
+    batch = f"batch {used['batch_size']}"
     if not used["encoder"]:
-        return "no encoder"
+        return f"{batch}, patch {' x '.join(map(str, used['patch_size']))}"
     trained = "trained too" if used["settings"].get("encoder") == "full" else "kept"
-    return f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px, {trained}"
+    config = get_method(used["method"]).config(**used["settings"])
+    beside = ", sees the picture" if config.sees_picture(get_variant(used["encoder"])) else ""
+    encoder = f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px, {trained}"
+    return f"{encoder}{beside}, {batch}"
 
 
 def _mean_dice(seeds: Iterable[dict[str, Any]]) -> float:
@@ -320,7 +336,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument(
-        "--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[a.name for a in ARMS]
+        "--arms", nargs="+", choices=[a.name for a in (*ARMS, *MORE_ARMS)], default=[a.name for a in ARMS]
     )
     parser.add_argument("--augmentation", nargs="+", choices=["full", "generalize"], default=["full"])
     parser.add_argument("--weights", type=Path, help="SAM weights for the methods on an encoder")
