@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,19 +15,21 @@ import numpy as np
 from samunet.data.cases import Case, find_cases
 from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
-from samunet.data.groups import Origins
+from samunet.data.groups import Origins, unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
-from samunet.evaluation.scores import mean_of
+from samunet.evaluation.scores import Evaluation
 from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condition, shifted
+from samunet.evaluation.summary_file import read_summary
 from samunet.inference.files import FileOptions
 from samunet.inference.folds import checkpoint_file, find_folds
 from samunet.inference.predictor import Predictor
 from samunet.listing import counted_cases, listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
+from samunet.pipeline.shift_suite_result import Fold, Outcome, SuiteResult
 from samunet.records import hash_files, read_json, write_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import read_run
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 CLEAN = "clean"
 CONDITION_FILE = "condition.json"
-Fold = int | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,38 +75,6 @@ class SuiteRequest:
     mirroring: bool = True
     overwrite: bool = False
     workers: int | None = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Scores of one method under one condition: metric -> mean over classes, and Dice of each case."""
-
-    condition: Condition
-    foreground_mean: dict[str, float]
-    case_dice: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteResult:
-    """Outcomes by method, the clean images first."""
-
-    dataset: str
-    fold: Fold
-    seed: int
-    cases: tuple[Case, ...]
-    outcomes: dict[str, tuple[Outcome, ...]]
-
-    def value(self, method: str, kind: str, severity: int, metric: str) -> float:
-        """NaN where the condition was not asked for; severity 0 is the clean images'."""
-        for outcome in self.outcomes[method]:
-            condition = outcome.condition
-            if condition.severity == severity and (severity == 0 or condition.kind == kind):
-                return outcome.foreground_mean[metric]
-        return math.nan
-
-    def mean_shifted(self, method: str, metric: str) -> float:
-        """Mean over all conditions but the clean images."""
-        return mean_of(o.foreground_mean[metric] for o in self.outcomes[method] if o.condition.severity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +148,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         seed=request.seed,
         cases=bench.cases,
         outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
+        units=unit_numbers([case.name for case in bench.cases], dataset.origins.without_groups),
     )
 
 
@@ -258,7 +227,7 @@ def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> 
                 )
             logger.info("%s, %s (%d of %d)", model.name, condition.name, number, len(conditions))
             _predict_and_score(bench, predictor, condition, folder)
-        yield _read(condition, folder)
+        yield _read(bench, condition, folder)
 
 
 def _is_done(bench: _Bench, model: _Model, condition: Condition, folder: Path) -> bool:
@@ -318,10 +287,14 @@ def _changed(condition: Condition, case: str, image: np.ndarray, geometry: Geome
     return shifted(image, geometry.spacing_mm, case, condition)
 
 
-def _read(condition: Condition, folder: Path) -> Outcome:
-    content: dict[str, Any] = read_json(folder / SUMMARY_FILE)
-    dice = {
-        entry["case"]: mean_of(metrics["Dice"] for metrics in entry["metrics"].values())
-        for entry in content["metric_per_case"]
-    }
-    return Outcome(condition=condition, foreground_mean=content["foreground_mean"], case_dice=dice)
+def _read(bench: _Bench, condition: Condition, folder: Path) -> Outcome:
+    """Scores of a finished condition."""
+    summary = read_summary(folder / SUMMARY_FILE, bench.labels)
+    evaluation = Evaluation(bench.labels, summary.tolerance_mm, summary.entries)
+    by_name = {entry.name: entry.metrics for entry in summary.entries}
+    dice, held = (
+        np.array([[by_name[c.name][n][m] for n in bench.labels.foreground] for c in bench.cases], float)
+        for m in ("Dice", "n_ref")
+    )
+    mean = evaluation.foreground_mean
+    return Outcome(condition=condition, foreground_mean=mean, dice=dice, present=held > 0)

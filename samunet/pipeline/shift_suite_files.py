@@ -13,10 +13,11 @@ import numpy as np
 
 from samunet.data.cases import Case
 from samunet.data.readers import read_image, read_label
-from samunet.evaluation.scores import csv_score, json_score, shown_score
+from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
+from samunet.evaluation.scores import csv_score, json_score, mean_of, shown_score
 from samunet.evaluation.shifts import SHIFTS, Condition, shifted
 from samunet.pipeline.overlays import OverlayCase, shown_slice
-from samunet.pipeline.shift_suite import SuiteResult
+from samunet.pipeline.shift_suite_result import SuiteResult
 from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
 
@@ -49,7 +50,30 @@ def describe(result: SuiteResult, metric: str) -> str:
             *(result.value(method, kind, severities[-1], metric) for kind in kinds),
         ]
         lines.append(f"{method:{first}}" + "".join(f"{shown_score(value):>{width}}" for value in values))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_between(result)])
+
+
+def _between(result: SuiteResult) -> list[str]:
+    """How far the methods are apart."""
+    if not result.between:
+        return []
+    few = f" (too narrow: there are {result.num_units})" * (result.num_units < FEWEST_UNITS)
+    lines = [
+        "",
+        "Dice points between methods, mean over all shifts; 95 % intervals, all at once, draw "
+        f"patients{few}:",
+    ]
+    for pair in result.between:
+        lines.append(
+            f"  {pair.first} - {pair.second}: {_points(pair.changed)} on the changed images; against its own "
+            f"clean images it keeps {_points(pair.kept)} more"
+        )
+    return lines
+
+
+def _points(interval: Interval) -> str:
+    value, low, high = (100 * bound for bound in (interval.value, interval.low, interval.high))
+    return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _cases(result: SuiteResult) -> str:
@@ -60,12 +84,12 @@ def save_csv(result: SuiteResult, file: Path) -> None:
     """A row a method and condition."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "shift", "severity", "strength", *METRICS, "Dice_minus_clean"])
+    writer.writerow(["method", "shift", "severity", "strength", *METRICS, "Dice_minus_clean", "low", "high"])
     for method, outcomes in result.outcomes.items():
-        clean = result.value(method, "", 0, "Dice")
         for outcome in outcomes:
             condition, mean = outcome.condition, outcome.foreground_mean
-            cells = [mean[metric] for metric in METRICS] + [mean["Dice"] - clean]
+            fall = result.fall(method, condition.kind, condition.severity)
+            cells = [*(mean[metric] for metric in METRICS), fall.value, fall.low, fall.high]
             shown = [csv_score(value) for value in cells]
             writer.writerow([method, condition.kind, condition.severity, condition.strength, *shown])
     write_text(file, text.getvalue())
@@ -79,13 +103,17 @@ def save_json(result: SuiteResult, file: Path) -> None:
             "mean_over_shifts": {m: json_score(result.mean_shifted(method, m)) for m in METRICS},
             "conditions": [
                 {
-                    "shift": outcome.condition.kind,
-                    "severity": outcome.condition.severity,
-                    "strength": outcome.condition.strength,
-                    "foreground_mean": {m: json_score(outcome.foreground_mean[m]) for m in METRICS},
-                    "case_dice": {name: json_score(value) for name, value in outcome.case_dice.items()},
+                    "shift": o.condition.kind,
+                    "severity": o.condition.severity,
+                    "strength": o.condition.strength,
+                    "foreground_mean": {m: json_score(o.foreground_mean[m]) for m in METRICS},
+                    "dice_minus_clean": _record(result.fall(method, o.condition.kind, o.condition.severity)),
+                    "case_dice": {
+                        case.name: json_score(mean_of(row.tolist()))
+                        for case, row in zip(result.cases, o.dice)
+                    },
                 }
-                for outcome in outcomes
+                for o in outcomes
             ],
         }
     content = {
@@ -95,12 +123,25 @@ def save_json(result: SuiteResult, file: Path) -> None:
         "cases": [case.name for case in result.cases],
         "strengths": {kind: {"values": s.strengths, "meaning": s.meaning} for kind, s in SHIFTS.items()},
         "methods": methods,
+        "between": [
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "dice_on_changed": _record(pair.changed),
+                "dice_kept": _record(pair.kept),
+            }
+            for pair in result.between
+        ],
     }
     write_json(file, content)
 
 
+def _record(interval: Interval) -> dict[str, float | None]:
+    return {name: json_score(getattr(interval, name)) for name in ("value", "low", "high")}
+
+
 def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
-    """A panel a kind: the metric over the severity, a line a method."""
+    """A panel a kind: the metric over the severity, a line a method; of Dice the interval of its loss too."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -113,11 +154,16 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
     for axes, kind in zip(panels, kinds):
         for number, method in enumerate(result.outcomes):
             values = [result.value(method, kind, severity, metric) for severity in (0, *severities)]
+            colour = COLOURS[number % len(COLOURS)]
+            if metric == "Dice":
+                falls = [result.fall(method, kind, severity) for severity in (0, *severities)]
+                low, high = ([values[0] + getattr(fall, end) for fall in falls] for end in ("low", "high"))
+                axes.fill_between((0, *severities), low, high, color=colour, alpha=0.15, linewidth=0)
             axes.plot(
                 (0, *severities),
                 values,
                 marker=MARKERS[number % len(MARKERS)],
-                color=COLOURS[number % len(COLOURS)],
+                color=colour,
                 markersize=5,
                 label=method,
             )

@@ -37,6 +37,8 @@ def test_the_suite(
     content = json.loads((output / "shifts.json").read_text())
     clean, *changed = content["methods"]["2d_unet"]["conditions"]
     assert list(clean["case_dice"]) == content["cases"]
+    assert clean["dice_minus_clean"]["value"] == 0
+    assert content["between"] == []
     mean = sum(c["foreground_mean"]["Dice"] for c in changed) / 2
     assert content["methods"]["2d_unet"]["mean_over_shifts"]["Dice"] == pytest.approx(mean)
     for name in ("curves_Dice.png", f"images_{content['cases'][0]}.png"):
