@@ -25,6 +25,8 @@ METRICS = ("Dice", "IoU", "SurfaceDice", "HD95", "ASSD")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which all eyes tell apart; markers differ as well."""
 MARKERS = "osD^vPX*"
+TITLE_INCHES = 6.5
+"""Width that the title of the curves needs, however few panels there are."""
 
 
 def asked(result: SuiteResult) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -148,7 +150,8 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
     kinds, severities = asked(result)
     columns = min(3, len(kinds))
     rows = math.ceil(len(kinds) / columns)
-    figure = Figure(figsize=(3.6 * columns, 2.9 * rows + 0.7), layout="constrained")
+    width = max(3.6 * columns, TITLE_INCHES)
+    figure = Figure(figsize=(width, 2.9 * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, kind in zip(panels, kinds):
