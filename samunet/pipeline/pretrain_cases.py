@@ -9,7 +9,8 @@ from pathlib import Path
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.listing import listed
-from samunet.preprocessing.slices import Cutting, found_slices
+from samunet.preprocessing.slice_index import found_slices
+from samunet.preprocessing.slices import Cutting
 from samunet.records import read_json
 from samunet.trainers.pretrain_run import PretrainCheckpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,15 @@ from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.readers import ENDINGS, file_kind, read_image
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
+from samunet.listing import counted_cases
 from samunet.networks.picture import channel_matrix
-from samunet.preprocessing.slice_progress import (
-    add_progress,
-    begin_progress,
-    end_progress,
-    read_progress,
-    stamp,
-)
-from samunet.records import content_hash, from_data, read_record, to_data, write_json
+from samunet.preprocessing.slice_index import INDEX, SlicedCase, SliceIndex, found_slices, stamp
+from samunet.preprocessing.slice_progress import add_progress, begin_progress, end_progress, read_progress
+from samunet.records import content_hash, write_json
 from samunet.whole_files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-INDEX = "index.json"
 NOT_DECLARED = "not declared"
 """Begins the licence of a source that declares none."""
 PERCENTILES = (0.5, 99.5)
@@ -45,53 +40,6 @@ MOST_FRAMES = 10
 """Of a 4D file that is given without a dataset."""
 VAL_EVERY = 10
 """One case in so many, by its place in the index, is for validation only; with fewer cases none is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlicedCase:
-    """One case on disk: NUMBER_image.npy uint8 (slices, C, H, W), NUMBER_label.npy uint16 (slices, H, W).
-
-    C is 3, or 1 where all three are equal; three equal ones are read alike.
-
-    Attributes:
-        name: of the case or the file.
-        number: of its files.
-        slices: how many.
-        labelled: numbers of the slices with foreground; empty where there is no label.
-    """
-
-    name: str
-    number: int
-    slices: int
-    labelled: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SliceIndex:
-    """Content of index.json, written last: where it is, the folder is complete.
-
-    Attributes:
-        source: dataset's name or folder; `excluded` counts cases left out.
-        licence: as the dataset declares it, or `not declared`.
-    """
-
-    source: str
-    licence: str
-    excluded: int
-    cases: tuple[SlicedCase, ...] = field(default=())
-
-    @property
-    def slices(self) -> int:
-        return sum(case.slices for case in self.cases)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(case.name for case in self.cases)
-
-    def of(self, cutting: Cutting) -> bool:
-        """Whether these are the slices that a cutting makes."""
-        wanted = (cutting.source, len(cutting.excluded), cutting.names)
-        return (self.source, self.excluded, self.names) == wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +70,10 @@ class Cutting:
     def names_hash(self) -> str:
         """Of which cases these are, in whatever order."""
         return content_hash(sorted(self.names))
+
+    def stamp(self, number: int) -> str:
+        """Of the files of the case with that number, as they are now."""
+        return stamp(self.cases[number].files, self.ignore)
 
 
 def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
@@ -192,25 +144,26 @@ def _frames(file: Path) -> list[LoadedCase]:
     return [LoadedCase(image[frame : frame + 1], None, geometry) for frame in chosen.tolist()]
 
 
-def found_slices(folder: Path) -> SliceIndex | None:
-    """The index of a complete folder of slices, or None."""
-    return read_record(SliceIndex, folder / INDEX) if (folder / INDEX).is_file() else None
-
-
 def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
-    """Write the slices of a source; a complete folder of the same cases is taken as it is.
+    """Write the slices of a source; a complete folder of the same cases and files is taken as it is.
 
-    What an interrupted cutting has finished is kept, case by case, unless the case's files changed since.
+    Cases of a complete folder, and those that an interrupted cutting has finished, are kept unless their
+    files changed since, or nothing tells what they were cut from (as in a folder of an earlier version).
 
     Raises:
         SamunetError: a case cannot be read, or none has a picture in it.
     """
     found = found_slices(folder)
     if found is not None and found.of(cutting):
-        return found
+        changed = found.changed(cutting)
+        if not changed:
+            return found
+        _say_changed(found, changed, folder)
+    kept = _cut_before(cutting, folder)
+    _open.cache_clear()  # maps of files that are about to be replaced
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    cases = tuple(_write_cases(cutting, folder))
+    cases = tuple(_write_cases(cutting, folder, kept))
     index = SliceIndex(
         source=cutting.source, licence=cutting.licence, excluded=len(cutting.excluded), cases=cases
     )
@@ -221,48 +174,53 @@ def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
     return index
 
 
+def _say_changed(found: SliceIndex, changed: Sequence[str], folder: Path) -> None:
+    if not any(case.stamp for case in found.cases):
+        logger.warning(
+            "%s: the slices in %s are of an earlier version, which did not write down of which files they "
+            "were cut. They are cut anew.",
+            found.source,
+            folder,
+        )
+        return
+    logger.warning(
+        "%s: the files of %s are not as they were when they were cut into slices. They are cut anew.",
+        found.source,
+        counted_cases(changed),
+    )
+
+
 def cases_to_cut(cutting: Cutting, folder: Path) -> list[Case]:
-    """Cases whose slices are not there yet; none for a complete folder."""
-    found = found_slices(folder)
-    if found is not None and found.of(cutting):
-        return []
+    """Cases whose slices are not there yet, or of other files; none for a complete folder."""
     before = _cut_before(cutting, folder)
     return [case for number, case in enumerate(cutting.cases) if number not in before]
 
 
 def _cut_before(cutting: Cutting, folder: Path) -> dict[int, SlicedCase]:
-    """Cases of this cutting, by number, that were finished before it was interrupted."""
-    kept = {}
-    for number, entry in read_progress(folder).items():
-        if number >= len(cutting.cases) or entry["stamp"] != _stamp(cutting, number):
-            continue
-        case = from_data(SlicedCase, entry["case"])
-        if case.name == cutting.cases[number].name:
-            kept[number] = case
-    return kept
+    """Cases of this cutting, by number, whose slices are there and of the files as they are now."""
+    found = found_slices(folder)
+    complete = () if found is None else found.cases
+    there = {case.number: case for case in complete} | read_progress(folder)
+    return {
+        number: case
+        for number, case in there.items()
+        if number < len(cutting.cases)
+        and case.name == cutting.cases[number].name
+        and case.stamp == cutting.stamp(number)
+    }
 
 
-def _stamp(cutting: Cutting, number: int) -> str:
-    case = cutting.cases[number]
-    return stamp(case.files, cutting.ignore)
-
-
-def _write_cases(cutting: Cutting, folder: Path) -> list[SlicedCase]:
-    before = _cut_before(cutting, folder)
-    begin_progress(folder, {n: _entry(_stamp(cutting, n), sliced) for n, sliced in before.items()})
+def _write_cases(cutting: Cutting, folder: Path, before: Mapping[int, SlicedCase]) -> list[SlicedCase]:
+    begin_progress(folder, before.values())
     cut = []
     for number, case in enumerate(cutting.cases):
         sliced = before.get(number)
         if sliced is None:
-            mark = _stamp(cutting, number)
-            sliced = _write_case(cutting.load(case), folder, case.name, number)
-            add_progress(folder, number, _entry(mark, sliced))
+            mark = cutting.stamp(number)
+            sliced = replace(_write_case(cutting.load(case), folder, case.name, number), stamp=mark)
+            add_progress(folder, sliced)
         cut.append(sliced)
     return cut
-
-
-def _entry(mark: str, sliced: SlicedCase) -> dict[str, Any]:
-    return {"stamp": mark, "case": to_data(sliced)}
 
 
 def _write_case(volumes: Sequence[LoadedCase], folder: Path, name: str, number: int) -> SlicedCase:

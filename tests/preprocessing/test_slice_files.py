@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from PIL import Image
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.errors import SamunetError
+from samunet.preprocessing.slice_index import INDEX, found_slices
 from samunet.preprocessing.slice_progress import PROGRESS
 from samunet.preprocessing.slice_room import check_slice_room, expected_bytes
 from samunet.preprocessing.slices import (
-    INDEX,
     Cutting,
     Slices,
     cases_to_cut,
@@ -130,6 +131,55 @@ def test_what_is_kept_is_of_the_same_cases_and_files(tiny_dataset: Path, tmp_pat
     with pytest.raises(Stopped):
         write_slices(stopping_at(others, "tiny_001"), folder)
     assert cases_to_cut(cutting, folder) == list(cutting.cases)
+
+
+def test_cases_whose_files_changed_are_cut_anew(
+    tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A complete folder is no reason to go on with what was corrected since, in one process neither."""
+    copy, folder = tmp_path / tiny_dataset.name, tmp_path / "slices"
+    shutil.copytree(tiny_dataset, copy)
+    before = cut(copy, folder)
+    for seed in range(12):
+        before.draw(np.random.default_rng(seed), validation=False)
+    dataset = RawDataset.load(copy)
+    cutting = dataset_cutting(dataset, frozenset())
+    other = dataset.case("tiny_002")
+    for here, there in zip(other.files, dataset.case("tiny_001").files):
+        shutil.copy(here, there)
+    assert [case.name for case in cases_to_cut(cutting, folder)] == ["tiny_001"]
+    read: list[str] = []
+    with caplog.at_level("INFO"):
+        again = Slices(folder, write_slices(counting(cutting, read), folder))
+    assert read == ["tiny_001"]
+    assert "1 case (tiny_001)" in caplog.text
+    fresh = cut(copy, tmp_path / "fresh")
+    assert again.index == fresh.index
+    for seed in range(12):
+        drawn = [slices.draw(np.random.default_rng(seed), validation=False) for slices in (again, fresh)]
+        assert np.array_equal(drawn[0][0], drawn[1][0])
+        assert np.array_equal(drawn[0][1].labels, drawn[1][1].labels)
+    assert cases_to_cut(cutting, folder) == []
+
+
+def test_slices_of_which_nothing_tells_the_files_are_cut_anew(
+    tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As earlier versions wrote them: read, known by their names, but not taken."""
+    cutting = dataset_cutting(RawDataset.load(tiny_dataset), frozenset())
+    whole = write_slices(cutting, tmp_path)
+    content = json.loads((tmp_path / INDEX).read_text())
+    for case in content["cases"]:
+        del case["stamp"]
+    (tmp_path / INDEX).write_text(json.dumps(content))
+    found = found_slices(tmp_path)
+    assert found is not None
+    assert found.of(cutting)
+    read: list[str] = []
+    with caplog.at_level("INFO"):
+        assert write_slices(counting(cutting, read), tmp_path) == whole
+    assert read == list(cutting.names)
+    assert "an earlier version" in caplog.text
 
 
 def test_the_room_is_counted_from_headers(

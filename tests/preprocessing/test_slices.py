@@ -17,9 +17,9 @@ from samunet.data.readers import read_label
 from samunet.data.scene import UNKNOWN
 from samunet.errors import SamunetError
 from samunet.preprocessing import slices as module
+from samunet.preprocessing.slice_index import SlicedCase, SliceIndex
 from samunet.preprocessing.slices import (
     UNANNOTATED,
-    SliceIndex,
     Slices,
     case_slices,
     dataset_cutting,
@@ -189,8 +189,6 @@ def test_slices_cut_off_while_they_are_written_anew_are_not_complete(
 
 
 def test_one_case_in_ten_is_for_validation_only() -> None:
-    from samunet.preprocessing.slices import SlicedCase
-
     cases = tuple(SlicedCase(name=str(n), number=n, slices=1, labelled=()) for n in range(20))
     slices = Slices(Path("."), SliceIndex(source="x", licence="", excluded=0, cases=cases))
     held = {c.name for c in slices.cases(validation=True)}
