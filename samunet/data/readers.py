@@ -49,6 +49,19 @@ def read_header(path: Path) -> Header:
     return pictures.read_header(path) if kind == "picture" else tiff.read_header(path)
 
 
+def has_alpha(path: Path) -> bool:
+    """Whether this is an RGBA picture, whose fourth channel says how opaque its pixels are.
+
+    Raises:
+        SamunetError: missing, unreadable or of an unknown kind.
+    """
+    path = _existing(path)
+    kind = file_kind(path)
+    if kind == "picture":
+        return pictures.read_header(path).num_channels == 4
+    return kind == "tiff" and tiff.has_alpha(path)
+
+
 def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
     """Read the channels of a case.
 

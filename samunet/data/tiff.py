@@ -67,6 +67,14 @@ def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
     return array.reshape(-1, *geometry.shape), geometry
 
 
+def has_alpha(path: Path) -> bool:
+    """Whether the pixels are red, green, blue and how opaque they are; four other channels are not."""
+    with _open(path) as file:
+        page = file.pages.first
+        is_colour = page.photometric == tifffile.PHOTOMETRIC.RGB
+        return is_colour and page.planarconfig == tifffile.PLANARCONFIG.CONTIG and page.samplesperpixel == 4
+
+
 def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
     """Write a (Z, Y, X) unsigned integer array, and for a stack its spacing beside it."""
     array, axes = (segmentation[0], "YX") if geometry.is_2d else (segmentation, "ZYX")

@@ -14,7 +14,7 @@ from scipy.ndimage import label as connected
 
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
-from samunet.data.readers import ENDINGS, file_kind, read_image
+from samunet.data.readers import ENDINGS, file_kind, has_alpha, read_image
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
 from samunet.listing import counted_cases
@@ -90,16 +90,23 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
         licence=declared_licence(dataset.json),
         cases=kept,
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
-        load=lambda case: [_with_unannotated(dataset.read(case), dataset.labels.ignore)],
+        load=lambda case: [_loaded(dataset, case)],
         ignore=dataset.labels.ignore,
     )
 
 
-def _with_unannotated(case: LoadedCase, ignore: int | None) -> LoadedCase:
-    """Voxels that nobody annotated under a number of their own."""
-    if case.label is None or ignore is None:
-        return case
-    return replace(case, label=np.where(case.label == ignore, UNANNOTATED, case.label.astype(np.int32)))
+def _loaded(dataset: RawDataset, case: Case) -> LoadedCase:
+    """A case with voxels that nobody annotated under a number of their own."""
+    loaded, ignore = dataset.read(case), dataset.labels.ignore
+    loaded = replace(loaded, image=_without_alpha(loaded.image, case.images))
+    if loaded.label is None or ignore is None:
+        return loaded
+    return replace(loaded, label=np.where(loaded.label == ignore, UNANNOTATED, loaded.label.astype(np.int32)))
+
+
+def _without_alpha(image: np.ndarray, files: Sequence[Path]) -> np.ndarray:
+    """Red, green and blue of an RGBA picture, which a fourth channel would be mixed into."""
+    return image[:3] if len(image) == 4 and len(files) == 1 and has_alpha(files[0]) else image
 
 
 def declared_licence(content: Mapping[str, Any]) -> str:
@@ -136,6 +143,7 @@ def _frames(file: Path) -> list[LoadedCase]:
     Of more than MOST_FRAMES that many are taken, evenly spread: they are nearly alike.
     """
     image, geometry = read_image([file])
+    image = _without_alpha(image, [file])
     count = len(image)
     if file_kind(file) != "volume" or count == 1 or _is_colour(image):
         return [LoadedCase(image, None, geometry)]
@@ -275,7 +283,7 @@ def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _is_colour(image: np.ndarray) -> bool:
-    return len(image) in (3, 4) and image.min() >= 0 and 1 < image.max() <= 255
+    return len(image) == 3 and image.min() >= 0 and 1 < image.max() <= 255
 
 
 def _windowed(channel: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from PIL import Image
 
 from samunet.data.dataset import LoadedCase, RawDataset
@@ -68,6 +69,46 @@ def test_colour_stays_and_constant_slices_go() -> None:
     assert np.array_equal(pictures[0], image[:, 0])
     two = np.concatenate([np.zeros((1, 1, 20, 24)), np.random.default_rng(0).random((1, 1, 20, 24))], 1)
     assert len(case_slices(case(two, None, (5.0, 1.0, 1.0)))[0]) == 1
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_how_opaque_a_pixel_is_is_no_colour(ending: str, tmp_path: Path) -> None:
+    """Of RGBA pictures red, green and blue are taken, of a dataset's and of plain ones."""
+    raw, plain = tmp_path / "Dataset001_RGBA", tmp_path / "plain"
+    for folder in (raw / "imagesTr", raw / "labelsTr", plain):
+        folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 4)).astype(np.uint8)
+    for file in (plain / f"a.{ending}", raw / "imagesTr" / f"a_0000.{ending}"):
+        if ending == "png":
+            Image.fromarray(pixels).save(file)
+        else:
+            tifffile.imwrite(file, pixels, photometric="rgb")
+    Image.fromarray(np.ones((20, 24), np.uint8)).save(raw / "labelsTr" / f"a.{ending}")
+    told = {
+        "channel_names": dict(zip("0123", ("red", "green", "blue", "alpha"))),
+        "labels": {"background": 0, "cell": 1},
+        "numTraining": 1,
+        "file_ending": f".{ending}",
+    }
+    (raw / "dataset.json").write_text(json.dumps(told))
+    slice_folder(plain, tmp_path / "0")
+    slice_dataset(RawDataset.load(raw), tmp_path / "1", frozenset())
+    for number in "01":
+        stored = np.load(tmp_path / number / "0_image.npy")
+        assert np.array_equal(stored[0], pixels[..., :3].transpose(2, 0, 1))
+
+
+def test_four_channels_of_other_files_are_no_colour(tmp_path: Path) -> None:
+    """Each has its own window, and four volumes of a 4D file are not taken for red, green, blue and alpha."""
+    image = np.random.default_rng(0).integers(0, 100, (4, 3, 20, 24))
+    pictures, _ = case_slices(case(image, None, (8.0, 1.0, 1.0)))
+    assert pictures.max() > 200
+    volumes = [sitk.GetImageFromArray(volume.astype(np.uint8)) for volume in image]
+    for volume in volumes:
+        volume.SetSpacing((1.0, 1.0, 8.0))
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / "in" / "cine.nii.gz"))
+    assert slice_folder(tmp_path / "in", tmp_path / "out").slices == 4 * 3
 
 
 def test_parts_of_a_class_are_objects_of_their_own() -> None:
