@@ -66,6 +66,15 @@ class Box:
         return tuple(b - a for a, b in zip(self.lower, self.upper))
 
 
+def slice_axis(spacing_mm: Sequence[float], shape: Sequence[float]) -> int:
+    """The axis across which an image is cut into slices.
+
+    That of the largest spacing; but where an axis has one voxel, other slices would be lines, so it is that.
+    """
+    spacing, is_single = np.asarray(spacing_mm, np.float64), np.asarray(shape) == 1
+    return int(np.argmax(np.where(is_single, spacing, -1.0) if is_single.any() else spacing))
+
+
 def in_all_channels(slices: Iterable[slice]) -> tuple[slice, ...]:
     """Index of a spatial box (Z, Y, X) in an array with channels or classes first."""
     return (slice(None), *slices)

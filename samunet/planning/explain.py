@@ -54,7 +54,8 @@ def data_lines(plan: Plan) -> list[str]:
         lines.append(f"Data {data.name}: {spacing} mm, median {median} voxels, {schemes}")
     if plan.transpose_forward != (0, 1, 2):
         order = ", ".join("zyx"[axis] for axis in plan.transpose_forward)
-        lines.append(f"Axes are reordered to {order} of the file, so that the coarsest comes first.")
+        first = "the axis of one slice" if plan.original_median_shape[0] == 1 else "the coarsest"
+        lines.append(f"Axes are reordered to {order} of the file, so that {first} comes first.")
     if plan.goal != "accuracy":
         lines.append(f"Goal: {plan.goal}")
     for key, value in plan.overrides.items():

@@ -37,9 +37,9 @@ class IntensityProperties:
 class DataConfiguration:
     """How cases are preprocessed; shared by every method that names it.
 
-    Axes are those after `Plan.transpose_forward` (coarsest first). A 2D data configuration keeps the
-    slices of a volume apart: its spacing and median shape have two entries, and the slice axis is never
-    resampled.
+    Axes are those after `Plan.transpose_forward` (coarsest, or of one voxel, first). A 2D data configuration
+    keeps the slices of a volume apart: its spacing and median shape have two entries, and the slice axis is
+    never resampled.
 
     Attributes:
         name: `2d` or `3d`; also the folder of the preprocessed cases.

@@ -122,8 +122,10 @@ def _grid(fingerprint: Fingerprint, spacing: Any) -> _Grid:
             raise SamunetError(f"Target spacing {spacing}: give three positive numbers, z y x in mm.")
         are_planes = all(case.is_2d for case in fingerprint.cases)
         target = (target[0] if are_planes else wanted[0], *wanted[1:])
-    forward, backward = transpose_axes(target)
     shapes = resampled_shapes(fingerprint.spacings_mm, fingerprint.shapes, target)
+    # A single slice stays one in the files, also where a finer spacing makes two of it.
+    median = np.minimum(np.median(fingerprint.shapes, axis=0), np.median(shapes, axis=0))
+    forward, backward = transpose_axes(target, median.tolist())
     order = list(forward)
     return _Grid(
         forward=forward,

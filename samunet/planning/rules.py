@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.data.geometry import resampled_shape
+from samunet.data.geometry import resampled_shape, slice_axis
 from samunet.networks.unet_topology import MIN_EDGE, UNetTopology, unet_cost, unet_topology
 from samunet.planning.plan import Normalization
 
@@ -62,9 +62,15 @@ def target_spacing(
     return tuple(float(t) for t in target)
 
 
-def transpose_axes(target_mm: Sequence[float]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Forward and backward axis order that puts the coarsest axis first."""
-    first = int(np.argmax(np.asarray(target_mm)))
+def transpose_axes(
+    target_mm: Sequence[float], median_shape: Sequence[float]
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Forward and backward axis order that puts the coarsest axis first.
+
+    Ours, not nnU-Net's: an axis of one voxel in the median case stands before coarser ones. The slices of a
+    volume file with one thin slice would be lines else.
+    """
+    first = slice_axis(target_mm, median_shape)
     forward = [first, *(axis for axis in range(3) if axis != first)]
     backward = [forward.index(axis) for axis in range(3)]
     return (forward[0], forward[1], forward[2]), (backward[0], backward[1], backward[2])

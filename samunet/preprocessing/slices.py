@@ -14,6 +14,7 @@ from scipy.ndimage import label as connected
 
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
+from samunet.data.geometry import slice_axis
 from samunet.data.readers import ENDINGS, file_kind, has_alpha, read_image
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
@@ -256,7 +257,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
-    """Slices of a case across the axis of the largest spacing.
+    """Slices of a case across the axis of the largest spacing, or of one voxel where there is such an axis.
 
     Colour of 8 bits stays as it is; else each channel's percentiles become 0 and 255. Constant slices are
     dropped.
@@ -268,7 +269,7 @@ def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
         pictures uint8 (slices, 3, H, W), and labels uint16 (slices, H, W), negative ones 0, or None.
     """
     image = case.image
-    axis = int(np.argmax(case.geometry.spacing_mm))
+    axis = slice_axis(case.geometry.spacing_mm, image.shape[1:])
     image = np.moveaxis(image, axis + 1, 1)
     if min(image.shape[2:]) < SMALLEST_SIDE:
         return np.zeros((0, 3, *image.shape[2:]), np.uint8), None

@@ -243,6 +243,24 @@ def test_pictures_have_no_spacing_across(across):
     assert plan.data["2d"].spacing_mm == (2.0, 3.0)
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("overrides", [{}, {"spacing": (0.5, 0.7, 0.6)}])
+def test_one_slice_in_a_volume_file_is_a_picture_whatever_its_thickness(axis, overrides):
+    """Slices thinner than their pixels are wide must not be cut into lines."""
+    shape, spacing_mm = [256] * 3, [1.4] * 3
+    shape[axis], spacing_mm[axis] = 1, 1.0
+    cases = tuple(
+        dataclasses.replace(case, shape_after_crop=tuple(shape), spacing_mm=tuple(spacing_mm))
+        for case in ACDC.cases
+    )
+    plan = planned(dataclasses.replace(ACDC, cases=cases), **overrides)
+    assert plan.transpose_forward[0] == axis
+    assert min(plan.configurations["2d_unet"].patch_size) >= 256
+    assert list(plan.data) == ["2d", "3d"][: 1 + bool(overrides)]  # two slices are what was asked for
+    assert "coarsest" not in explain(plan)
+    assert ("the axis of one slice comes first" in explain(plan)) == (axis > 0)
+
+
 def test_memory_target_moves_the_unet_patch():
     small = planned(HEAD_NECK, unet_memory_gb=2.0).configurations["3d_unet"]
     large = planned(HEAD_NECK, unet_memory_gb=24.0).configurations["3d_unet"]

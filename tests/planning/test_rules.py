@@ -34,8 +34,8 @@ def requests(entries, num_cases, num_labels, num_inputs=1, **changes):
     """2D and 3D requests as the planner makes them, with the spacing and median shape."""
     spacings, shapes = entries
     target = target_spacing(spacings, shapes)
-    forward, _ = transpose_axes(target)
     median = np.median(resampled_shapes(spacings, shapes, target), axis=0)
+    forward, _ = transpose_axes(target, median)
     spacing = tuple(target[a] for a in forward)
     median = tuple(float(median[a]) for a in forward)
     common = dict(num_inputs=num_inputs, num_labels=num_labels, **changes)
@@ -117,8 +117,15 @@ def test_resampled_shape():
 
 
 def test_transpose_puts_the_coarsest_axis_first():
-    assert transpose_axes((1, 3, 2)) == ((1, 0, 2), (1, 0, 2))
-    assert transpose_axes((1, 2, 3)) == ((2, 0, 1), (1, 2, 0))
+    assert transpose_axes((1, 3, 2), (9, 9, 9)) == ((1, 0, 2), (1, 0, 2))
+    assert transpose_axes((1, 2, 3), (9, 9, 9)) == ((2, 0, 1), (1, 2, 0))
+
+
+def test_transpose_puts_an_axis_of_one_voxel_before_a_coarser_one():
+    assert transpose_axes((1.0, 1.4, 1.4), (1, 256, 256))[0] == (0, 1, 2)
+    assert transpose_axes((3.0, 2.0, 1.0), (256, 256, 1))[0] == (2, 0, 1)
+    assert transpose_axes((1.0, 2.0, 3.0), (1, 1, 256))[0] == (1, 0, 2)
+    assert transpose_axes((1.0, 1.4, 1.4), (1.5, 256, 256))[0] == (1, 0, 2)
 
 
 @pytest.mark.parametrize(

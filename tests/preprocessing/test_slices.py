@@ -62,6 +62,12 @@ def test_slices_are_cut_across_the_coarsest_axis() -> None:
     assert (pictures[:, 0] == pictures[:, 2]).all()
 
 
+def test_one_thin_slice_is_not_cut_into_lines() -> None:
+    image = np.random.default_rng(0).normal(size=(1, 1, 20, 30))
+    pictures, _ = case_slices(case(image, None, (1.0, 1.4, 1.4)))
+    assert pictures.shape == (1, 3, 20, 30)
+
+
 def test_colour_stays_and_constant_slices_go() -> None:
     image = np.random.default_rng(0).integers(0, 200, (3, 1, 20, 24))
     pictures, labels = case_slices(case(image, None, (999.0, 1.0, 1.0)))
