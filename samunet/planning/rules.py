@@ -201,7 +201,7 @@ def needs_low_resolution(request: UNetRequest, patch: UNetPatch) -> bool:
         voxels, grown = float(np.prod(shape)), True
         smaller = UNetRequest(
             spacing_mm=tuple(spacing),
-            median_shape=tuple(round(float(n)) for n in shape),
+            median_shape=tuple(max(1, round(float(n))) for n in shape),
             num_inputs=request.num_inputs,
             num_labels=request.num_labels,
             dataset_voxels=request.dataset_voxels,

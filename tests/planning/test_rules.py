@@ -111,6 +111,12 @@ def test_next_to_no_memory_still_gives_a_patch():
     assert min(patch.patch_size) >= 4
 
 
+def test_a_low_resolution_stage_of_few_slices_keeps_one():
+    """Of cases of 2 x 3072 x 3072 voxels with one spacing less than half a slice would be left."""
+    request = requests(([(1, 1, 1)] * 5, [(2, 3072, 3072)] * 5), 30, 2)[1]
+    assert needs_low_resolution(request, plan_unet_patch(request))
+
+
 def test_resampled_shape():
     assert resampled_shape((147, 512, 512), (3, 0.76, 0.76), (1.6, 0.76, 0.76)) == (276, 512, 512)
     assert resampled_shape((5, 7, 4), (1, 1, 1), (2, 2, 2)) == (2, 4, 2)
