@@ -116,7 +116,6 @@ class Labelling:
         del predictor
         if device.type == "cuda":
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
         reporter.message(f"Soft labels made in {duration(time.monotonic() - started)}: {store.folder}")
 
     def _missing(self, store: SoftLabelStore) -> list[StoredCase]:

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,8 +128,26 @@ class Precision:
 FP32 = Precision(name="fp32")
 
 
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def restart_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_gb` tell of what comes from now on: on CUDA, and for main memory on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and _CLEAR_REFS.exists():
+        with suppress(OSError):  # read-only in some containers
+            _CLEAR_REFS.write_text("5")
+
+
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak GPU memory of tensors, or peak resident memory of this process; 1e9 bytes."""
+    """Peak memory since `restart_peak_memory`; 1e9 bytes.
+
+    On CUDA of tensors; on a CPU what is resident of this process, with what it held before and without its
+    workers. Where the system cannot begin anew (macOS, Windows, some containers) it is the peak of the whole
+    process so far. On an Apple GPU, which keeps no peak, it is what is held now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     if device.type == "mps":
@@ -138,6 +156,10 @@ def peak_memory_gb(device: torch.device) -> float:
         import psutil
 
         return psutil.Process().memory_info().peak_wset / 1e9
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    told = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    if told:
+        return told[0] * 1024 / 1e9
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,7 +16,7 @@ from samunet.trainers.checkpoint import (
     random_states,
     restore_random_states,
 )
-from samunet.trainers.devices import peak_memory_gb
+from samunet.trainers.devices import peak_memory_gb, restart_peak_memory
 from samunet.trainers.history import (
     EpochRecord,
     append_history,
@@ -48,6 +48,7 @@ def fit(run: LoopRun) -> Outcome:
         SamunetError: loss or weights are not finite; the last checkpoint is left as it was.
     """
     session = _Session(run)
+    restart_peak_memory(run.device)
     with stop_signals() as stop:
         outcome = session.run_epochs(stop)
     if outcome == "finished":

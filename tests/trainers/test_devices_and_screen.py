@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from samunet.trainers.devices import (
     hardware,
     peak_memory_gb,
     processor_name,
+    restart_peak_memory,
     worker_count,
 )
 from samunet.trainers.entry import train_fold
-from samunet.trainers.history import EpochRecord, moving_average, patch_dice
+from samunet.trainers.history import EpochRecord, moving_average, patch_dice, read_history
 from samunet.trainers.identity import read_run
 from samunet.trainers.reporter import (
     LiveReporter,
@@ -96,6 +98,33 @@ def test_device_and_precision() -> None:
     if Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64":
         assert processor_name() != platform.machine()  # a model, such as those makers print on it
     assert 0 <= worker_count(cpu) <= 12
+
+
+def test_peak_memory_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ran before in the same process is not counted again, where the system can tell."""
+    reset: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    restart_peak_memory(torch.device("cuda", 1))
+    assert reset == [torch.device("cuda", 1)]
+    cpu = torch.device("cpu")
+    ballast = torch.ones(100_000_000)
+    before = peak_memory_gb(cpu)
+    del ballast
+    restart_peak_memory(cpu)
+    after = peak_memory_gb(cpu)
+    assert 0 < after <= before
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        assert after < before - 0.2
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak only grows here")
+def test_each_fold_has_a_peak_of_its_own(tmp_path: Path) -> None:
+    ballast = torch.ones(150_000_000)
+    del ballast
+    before = peak_memory_gb(torch.device("cpu"))
+    settings = {"epochs": 1, "iterations": 1, "val_iterations": 1}
+    folder = train_fold(make_request(tmp_path, "2d_unet", settings=settings), SilentReporter()).folder
+    assert read_history(folder)[0].memory_gb < before - 0.2
 
 
 def test_bf16_on_the_cpu_is_a_setting_of_the_run(tmp_path: Path) -> None:
