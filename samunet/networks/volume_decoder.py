@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samunet.networks.area import area_means
+
 REFINED_WIDTH = 16
 """Channels of the refinement at full resolution."""
 
@@ -67,7 +69,7 @@ class VolumeDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:
         size = [n * factor for n, factor in zip(maps[0].shape[2:], self.factors)]
         parts = [_enlarge(level(x), size, corners=True) for level, x in zip(self.levels, maps)]
-        parts.append(functional.interpolate(image, size, mode="area").to(parts[0].dtype))
+        parts.append(area_means(image, size).to(parts[0].dtype))
         joined = self.aggregate(torch.cat(parts, dim=1))
         logits = _enlarge(self.classify(joined), image.shape[2:])
         if self.refine is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from samunet.networks.area import area_means
 from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.volume_attention import VolumeAttention, WindowLayout
@@ -165,7 +166,7 @@ class VolumeEncoder(nn.Module):
         size = self.settings.grid[1:]
         table = self.pos_embed.permute(0, 3, 1, 2)
         if table.shape[2] >= size[0] and table.shape[3] >= size[1]:
-            table = functional.adaptive_avg_pool2d(table, size)
+            table = area_means(table, size)
         else:
             table = functional.interpolate(table, size, mode="bicubic", align_corners=False)
         return table.permute(0, 2, 3, 1)[:, None]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from samunet.errors import SamunetError
+from samunet.networks import area
+from samunet.networks.area import area_means
 from samunet.networks.prompt_generator import PromptGenerator, pooling_plan
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import PATCH, get_variant
@@ -233,6 +236,59 @@ def test_decoder_gives_logits_of_every_voxel(token_size, refine):
     shape = tuple(n * t for n, t in zip(grid, token_size))
     logits = decoder([torch.randn(1, 8, *grid) for _ in range(2)], torch.randn(1, 2, *shape))
     assert logits.shape == (1, 3, *shape)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((8, 12, 6), (4, 3, 6)), ((5, 4, 4), (5, 4, 4)), ((14, 14), (7, 2)), ((14, 14), (6, 5))],
+)
+def test_means_of_areas_are_those_of_adaptive_pooling(size, wanted):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    found, expected = area_means(x, wanted), functional.interpolate(x, wanted, mode="area")
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    weights = torch.randn_like(found)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-6)
+
+
+def test_an_apple_gpu_is_asked_for_no_adaptive_pooling():
+    """It has none in 3D, and in 2D only where the sizes divide."""
+    decoder = VolumeDecoder(
+        VolumeDecoderSettings(
+            inputs=8, levels=1, width=8, image_channels=2, outputs=3, token_size=(4, 4, 2), refine=True
+        )
+    )
+    encoder = VolumeEncoder(encoder_settings(patch_size=(16, 8, 16)))
+    with Operations() as operations:
+        decoder([torch.randn(1, 8, 2, 3, 4)], torch.randn(1, 2, 8, 12, 8)).sum().backward()
+        encoder.position().sum().backward()
+    assert "aten.mean.dim" in operations.names
+    assert not [name for name in operations.names if "adaptive" in name]
+
+
+def test_a_device_without_it_leaves_uneven_pooling_to_the_cpu(monkeypatch):
+    """The CPU itself stands for an Apple GPU."""
+    brought = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: brought.append(tuple(x.shape)) or x)
+    table = torch.randn(1, 8, 14, 14)
+    expected = area_means(table, (6, 5))
+    assert brought == []
+    monkeypatch.setattr(area, "WITHOUT_UNEVEN", ("cpu",))
+    assert torch.equal(area_means(table, (6, 5)), expected)
+    assert brought == [(1, 8, 14, 14)]
 
 
 @pytest.mark.parametrize(("token_size", "word"), [((3, 4, 4), "token_size"), ((4, 4, 4), "divided")])
