@@ -248,8 +248,16 @@ class MethodTrainer(ABC):
         """What is trained, in which order and for how long."""
 
     @classmethod
-    def shortened(cls, config: MethodConfig, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        """The phases after a time budget has cut them; a recipe made for long training may differ then."""
+    def shortened(
+        cls, config: MethodConfig, phases: tuple[Phase, ...], *, given: frozenset[str]
+    ) -> tuple[Phase, ...]:
+        """The phases after a time budget has cut them; a recipe made for long training may differ then.
+
+        Args:
+            config: the settings.
+            phases: as cut.
+            given: names of the settings that the user gave, which are to be kept.
+        """
         return phases
 
     @classmethod

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from samunet.planning.plan import Plan
 from samunet.preprocessing.streams import PREFETCH, BatchStream
 from samunet.trainers.base import Phase
 from samunet.trainers.devices import synchronize
@@ -41,10 +42,14 @@ def recipe_phases(run: TrainingRun) -> tuple[Phase, ...]:
 
     A length that the user set, for the plan or for this run, is kept.
     """
-    given = {*run.plan.overrides.get("settings", {}), *run.overrides.get("settings", {})}
-    if given & {"epochs", "iterations"}:
+    if given_settings(run.plan, run.overrides) & {"epochs", "iterations"}:
         return run.phases
     return run.trainer.phases(replace(run.config, epochs=run.method.config.epochs))
+
+
+def given_settings(plan: Plan, overrides: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the settings that the user gave, for the plan or for a run, whatever their values."""
+    return frozenset(plan.overrides.get("settings", {})) | frozenset(overrides.get("settings", {}))
 
 
 def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phase, ...]:
@@ -56,7 +61,9 @@ def fit_schedule(run: TrainingRun, started: float, minutes: float) -> tuple[Phas
     timing = measure(run, minutes * 60)
     left = minutes * 60 - (time.monotonic() - started)
     fitted = fit_to_budget(run.phases, timing, max(left, 1.0))
-    phases = fitted if fitted == run.phases else run.trainer.shortened(run.config, fitted)
+    phases = fitted
+    if fitted != run.phases:
+        phases = run.trainer.shortened(run.config, fitted, given=given_settings(run.plan, run.overrides))
     expected = sum(phase_seconds(phase, timing) for phase in phases)
     lengths = ", ".join(f"{p.name} {p.epochs} epochs of {p.iterations} steps" for p in phases)
     shortened = "as planned" if phases == run.phases else "shortened"

@@ -75,10 +75,13 @@ class UNetTrainer(MethodTrainer):
         return (Phase.of(config, optimizer="sgd", schedule="poly_epoch", **rates),)
 
     @classmethod
-    def shortened(cls, config: MethodConfig, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    def shortened(
+        cls, config: MethodConfig, phases: tuple[Phase, ...], *, given: frozenset[str]
+    ) -> tuple[Phase, ...]:
         """A few hundred steps with less momentum at a higher rate; what the user set is kept."""
         assert isinstance(config, UNetConfig)
         usual = (config.learning_rate, config.momentum) == (UNetConfig.learning_rate, UNetConfig.momentum)
-        if not usual or sum(phase.epochs * phase.iterations for phase in phases) >= SHORT_STEPS:
+        chosen = not usual or given & {"learning_rate", "momentum"}
+        if chosen or sum(phase.epochs * phase.iterations for phase in phases) >= SHORT_STEPS:
             return phases
         return tuple(replace(p, learning_rate=SHORT_RATE, momentum=SHORT_MOMENTUM) for p in phases)

@@ -11,6 +11,8 @@ from tiny_runs import NAMES, Listener, make_request
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
+from samunet.planning.methods.unet import UNetConfig
+from samunet.trainers.budget import given_settings
 from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
@@ -19,6 +21,7 @@ from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 from samunet.trainers.schedule import Timing
 from samunet.trainers.settings import apply_overrides
+from samunet.trainers.unet import UNetTrainer
 
 METHOD = "examples.small_fcn"
 SETTINGS = {"epochs": 1, "iterations": 2, "val_iterations": 1, "width": 8}
@@ -280,11 +283,11 @@ def test_a_time_budget_takes_the_place_of_the_plans_hours(
     assert [length.epochs for length in record.phases] == [epochs]
 
 
-@pytest.mark.parametrize("rate", [None, 0.02])
+@pytest.mark.parametrize("rate", [None, 0.02, 0.01])
 def test_a_short_unet_trains_with_less_momentum(
     rate: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless the user chose the rate; a continued run keeps what was decided."""
+    """Unless the user chose the rate, be it the usual one; a continued run keeps what was decided."""
     monkeypatch.setattr(
         "samunet.trainers.budget.measure", lambda run, seconds: Timing(train_step=2.0, val_step=1.0)
     )
@@ -305,6 +308,17 @@ def test_a_short_unet_trains_with_less_momentum(
     assert train_fold(replace(request, resume=True), SilentReporter()).status == "finished"
     last = load_checkpoint(request.folder / FINAL).training["optimizer"]["param_groups"][0]
     assert last["momentum"] == phase.momentum
+
+
+def test_a_short_unet_keeps_the_momentum_that_it_was_planned_with(tmp_path: Path) -> None:
+    """A plan does not store settings that equal the defaults, but it records that the user gave them."""
+    request = make_request(tmp_path, "2d_unet")
+    config, few = UNetConfig(), UNetTrainer.phases(UNetConfig(epochs=10, iterations=2))
+    (short,) = UNetTrainer.shortened(config, few, given=frozenset({"epochs"}))
+    assert (short.learning_rate, short.momentum) == (0.05, 0.9)
+    assert UNetTrainer.shortened(config, few, given=frozenset({"momentum"})) == few
+    planned = replace(request.plan, overrides={"settings": {"momentum": 0.99}})
+    assert given_settings(planned, {"settings": {"epochs": 3}}) == {"momentum", "epochs"}
 
 
 def test_a_budget_for_a_handful_of_steps_is_called_pointless(
