@@ -39,7 +39,7 @@ from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.planning.standing import duration
 from samunet.records import to_data
-from samunet.trainers.settings import CONFIGURATION_FIELDS, apply_overrides
+from samunet.trainers.settings import apply_overrides, configuration_fields
 from samunet.workspace import Workspace, split_tag
 
 logger = logging.getLogger(__name__)
@@ -234,8 +234,7 @@ def chosen_methods(made: Plan, wanted: Sequence[str] | None) -> tuple[str, ...]:
 def _known(name: str) -> set[str]:
     """Settings that a method has."""
     method = get_method(name)
-    of_encoder = set() if method.uses_encoder else {"encoder", "input_size"}
-    return {f.name for f in fields(method.config)} | set(CONFIGURATION_FIELDS) - of_encoder
+    return {f.name for f in fields(method.config)} | set(configuration_fields(method))
 
 
 def _overrides(options: RunAllOptions, name: str) -> Overrides:

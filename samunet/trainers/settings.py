@@ -14,6 +14,13 @@ from samunet.records import from_data, to_data
 
 CONFIGURATION_FIELDS = (*PLANNED, "encoder")
 """Fields of a configuration that `--set` may change; the rest follows from the data or the method."""
+OF_ENCODER = ("encoder", "input_size")
+"""Those of them that say which encoder, and what it sees."""
+
+
+def configuration_fields(method: Method) -> tuple[str, ...]:
+    """CONFIGURATION_FIELDS without those that only a method with an encoder has."""
+    return tuple(key for key in CONFIGURATION_FIELDS if method.uses_encoder or key not in OF_ENCODER)
 
 
 def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name: str | None = None) -> Plan:
@@ -22,7 +29,7 @@ def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name
     Args:
         plan: as planned.
         name: of the configuration.
-        settings: `--set` pairs: settings of the method, or one of CONFIGURATION_FIELDS.
+        settings: `--set` pairs: settings of the method, or one of CONFIGURATION_FIELDS that it has.
         method_name: another method for the same data, patch and batch (`-tr`).
 
     Raises:
@@ -39,13 +46,30 @@ def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name
         if key in known:
             changed["settings"][key] = value
         elif key in CONFIGURATION_FIELDS:
+            _check_applies(key, value, method, configuration)
             changed[key] = value
         else:
-            raise unknown_name(f"setting of {method.name}", key, [*known, *CONFIGURATION_FIELDS])
+            fields = configuration_fields(method)
+            raise unknown_name(f"setting of {method.name}", key, [*known, *fields])
     build_config(method, changed["settings"])  # refuses wrong types and values
     configuration = from_data(Configuration, changed, where="--set")
     _check(configuration, method.dimension)
     return dataclasses.replace(plan, configurations={**plan.configurations, name: configuration})
+
+
+def _check_applies(key: str, value: object, method: Method, configuration: Configuration) -> None:
+    """Refuse a field that nothing would be read from: it would give the run another identity, no more.
+
+    Raises:
+        SamunetError: the method has no encoder, or one that sees patches as they are.
+    """
+    if key not in configuration_fields(method):
+        raise SamunetError(f"--set {key}={value}: {method.name} has no encoder. Leave it out.")
+    if key == "input_size" and configuration.input_size is None:
+        raise SamunetError(
+            f"--set input_size={value}: the encoder of {method.name} sees patches as they are. Leave it "
+            "out, or set patch_size."
+        )
 
 
 def apply_prediction_settings(plan: Plan, name: str, settings: dict[str, Any]) -> Plan:

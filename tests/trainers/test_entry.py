@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_runs import NAMES, Listener, make_request
+from tiny_runs import NAMES, Listener, make_configuration, make_plan, make_request
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
@@ -225,6 +225,23 @@ def test_another_method_on_the_same_data(tmp_path: Path) -> None:
     assert str(told.value).count(" encoder,") == 1  # a setting and a field of the plan
     with pytest.raises(SamunetError, match="needs a SAM encoder"):
         apply_overrides(make_request(tmp_path, METHOD).plan, METHOD, {}, "2d_cnn")
+
+
+def test_fields_of_an_encoder_are_refused_where_nothing_reads_them() -> None:
+    """They would change the identity of a run, and nothing else."""
+    for method in ("2d_unet", "3d_student"):
+        plan = make_plan(make_configuration(method))
+        for key, value in (("encoder", "frozen"), ("input_size", 224)):
+            with pytest.raises(SamunetError, match=rf"--set {key}={value}: {method} has no encoder"):
+                apply_overrides(plan, method, {key: value})
+        with pytest.raises(SamunetError, match="Unknown setting") as told:
+            apply_overrides(plan, method, {"inputsize": 224})
+        assert "input_size" not in str(told.value)
+    adapter = make_plan(make_configuration("3d_adapter"))
+    with pytest.raises(SamunetError, match="sees patches as they are"):
+        apply_overrides(adapter, "3d_adapter", {"input_size": 224})
+    changed = apply_overrides(adapter, "3d_adapter", {"encoder": "full"}).configuration("3d_adapter")
+    assert (changed.encoder, changed.settings["encoder"]) == ("vit_micro", "full")
 
 
 def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(request_fcn: RunRequest) -> None:
