@@ -23,7 +23,7 @@ class SamHeadConfig(MethodConfig):
     weight_decay: NotNegative = 1e-2
     """Weight decay of AdamW."""
     warmup_steps: Natural = 250
-    """Steps of linear warm-up before the polynomial decay."""
+    """Steps of linear warm-up before the polynomial decay; `paper_compat` has neither."""
     encoder: Literal["frozen", "full"] = "frozen"
     """Whether the SAM encoder keeps its pretrained weights or is trained too (then nothing is cached)."""
     encoder_weights: str | None = None

@@ -60,7 +60,7 @@ class Phase:
         optimizer: `adamw`, `adam` (no weight decay) or `sgd` (Nesterov).
         learning_rate: peak value; each group may scale it by its `lr_factor`.
         epochs / iterations / val_iterations: length; iterations are optimizer steps an epoch.
-        schedule: `poly_epoch`, `poly_step` (with `warmup_steps`) or `constant`; see schedule.py.
+        schedule: `poly_epoch` or `poly_step` (both with `warmup_steps`), or `constant`; see schedule.py.
         momentum: of SGD.
         clip: largest norm of the gradient.
         accumulate: batches an optimizer step.

@@ -41,19 +41,19 @@ def poly(position: float, length: float, exponent: float = POLY_EXPONENT) -> flo
 def learning_rate_factor(phase: Phase, epoch: int, iteration: int) -> float:
     """Factor on a phase's learning rate at (epoch within the phase, iteration within the epoch).
 
-    `phase.schedule` is `poly_epoch` (nnU-Net: constant within an epoch), `poly_step` (linear warm-up, then
-    polynomial to zero, changed at every step) or `constant`.
+    `phase.schedule` is `poly_epoch` (nnU-Net: polynomial, constant within an epoch; over the warm-up steps,
+    of which nnU-Net has none, it is reached linearly), `poly_step` (linear warm-up, then polynomial to zero,
+    changed at every step) or `constant`.
     """
     if phase.schedule == "constant":
         return 1.0
-    if phase.schedule == "poly_epoch":
-        return poly(epoch, phase.epochs)
     total = phase.epochs * phase.iterations
     step = epoch * phase.iterations + iteration
     warmup = min(phase.warmup_steps, int(WARMUP_SHARE * total))
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return poly(step - warmup, total - warmup)
+    rising = min(1.0, (step + 1) / (warmup + 1))
+    if phase.schedule == "poly_epoch":
+        return rising * poly(epoch, phase.epochs)
+    return rising if step < warmup else poly(step - warmup, total - warmup)
 
 
 def fit_to_budget(phases: Sequence[Phase], timing: Timing, seconds: float) -> tuple[Phase, ...]:

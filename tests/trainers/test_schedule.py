@@ -29,6 +29,18 @@ def test_warm_up_rises_then_falls_to_zero() -> None:
     assert 0 < factors[-1] < 1e-2
 
 
+def test_nnunets_schedule_warms_up_where_it_is_asked_to() -> None:
+    """The rate rises to the one of its epoch; what comes later is as without."""
+    warm = replace(UNET, epochs=100, iterations=10, warmup_steps=14)
+    factors = [learning_rate_factor(warm, e, i) for e in range(100) for i in range(10)]
+    usual = [learning_rate_factor(replace(warm, warmup_steps=0), e, 0) for e in range(100) for _ in range(10)]
+    assert factors[0] == pytest.approx(1 / 15)
+    assert factors[:14] == sorted(factors[:14])
+    assert factors[14:] == usual[14:]
+    short = replace(warm, epochs=10, warmup_steps=50)
+    assert [learning_rate_factor(short, 0, i) < 1 for i in (9, 10, 11)] == [True, False, False]
+
+
 def test_warm_up_takes_a_tenth_of_a_short_phase_at_most() -> None:
     short = replace(HEAD, epochs=2)
     factors = [learning_rate_factor(short, e, i) for e in range(2) for i in range(20)]

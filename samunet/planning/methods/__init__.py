@@ -56,7 +56,7 @@ class MethodConfig:
     weight_decay: NotNegative = 1e-2
     """Weight decay of the optimizer."""
     warmup_steps: Natural = 0
-    """Steps of linear warm-up before the polynomial decay."""
+    """Steps of linear warm-up before the decay, at most a tenth of the training."""
     accumulate: Count = 1
     """Batches accumulated before an optimizer step."""
     oversample_foreground: Share = 0.33

@@ -32,7 +32,7 @@ from samunet.planning.standing import (
     suits_dimension,
     thick_slices,
 )
-from samunet.records import Bounds, Count, NotNegative, Positive
+from samunet.records import Bounds, Count, Natural, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class UNetConfig(MethodConfig):
     """Learning rate of SGD at the start; falls polynomially with exponent 0.9, once an epoch."""
     weight_decay: NotNegative = 3e-5
     """Weight decay of SGD."""
+    warmup_steps: Natural = 0
+    """Steps in which the rate rises linearly to nnU-Net's, which has no warm-up."""
     momentum: Annotated[float, Bounds(0, below=1)] = 0.99
     """Nesterov momentum of SGD."""
     gradient_clip: Positive = 12.0
