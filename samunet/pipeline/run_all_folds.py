@@ -16,7 +16,7 @@ from samunet.planning.plan import Configuration, Plan
 from samunet.records import read_json, write_json
 from samunet.trainers import import_trainer
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
-from samunet.trainers.identity import RunRecord, differences, identify, read_run
+from samunet.trainers.identity import RunRecord, differences, identify, read_run, settle_all_replaced
 from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
@@ -84,11 +84,14 @@ def start_or_go_on(workspace: Workspace, run: WantedRun, trainings: Sequence[Tra
     """Make sure that every fold that is there is of this run, and write down what was asked for.
 
     What a fold was trained with is read from its own record: it may have been trained by hand. What an
-    earlier call was asked for counts only as long as something that it began is there.
+    earlier call was asked for counts only as long as something that it began is there. Folds that a killed
+    --overwrite put aside are put back first.
 
     Raises:
         SamunetError: names every fold that was trained otherwise, and what differs.
     """
+    for model_folder in dict.fromkeys(training.model_folder for training in trainings):
+        settle_all_replaced(model_folder)
     tag = f"_{run.tag}" if run.tag else ""
     file = workspace.results / run.dataset / f"run_all_{run.plans}{tag}.json"
     before = read_json(file) if file.is_file() else {}

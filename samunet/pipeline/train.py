@@ -27,7 +27,7 @@ from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import BEST, FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
-from samunet.trainers.identity import RunRecord, read_run
+from samunet.trainers.identity import RunRecord, read_run, settle_all_replaced
 from samunet.trainers.portable import is_shared_model
 from samunet.trainers.run import RunRequest
 from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, split_tag
@@ -184,6 +184,8 @@ def _tell_of_best(prepared: PreparedRun, say: Say) -> None:
 def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = None) -> PreparedRun:
     """Resolve plan, configuration, split and folders of a fold; writes nothing but the splits file.
 
+    A run that a killed --overwrite put aside is put back first.
+
     Raises:
         SamunetError: no plan, cases not preprocessed, unknown method or setting, or no such fold.
     """
@@ -196,6 +198,7 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
             f"{model_folder} holds a model that was installed, not trained here; nothing is trained into it. "
             "Give this training a --tag, or remove that folder."
         )
+    settle_all_replaced(model_folder)
     found = read_run(fold_folder(model_folder, options.fold))
     plan = replan(workspace, stored, name, _planning_overrides(options, found), say)
     data_name = plan.configuration(name).data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from samunet.errors import SamunetError
 from samunet.planning.plan import Plan, WeightsUsed
 from samunet.records import content_hash, read_record, to_data, write_json
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
+from samunet.trainers.claim import claimed
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +204,18 @@ def settle_replaced(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     logger.warning("The new run left no checkpoint, so the one that it was to replace is back in %s.", folder)
+
+
+def settle_all_replaced(model_folder: Path) -> None:
+    """Settle the folds of a model that an --overwrite put aside and did not live to settle.
+
+    To be called before anything is concluded from the folds that are there. A fold that another process is
+    replacing just now is left to it.
+    """
+    for aside in sorted(model_folder.glob(_aside(Path("*")).name)):
+        folder = aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+        with suppress(SamunetError), claimed(folder):
+            settle_replaced(folder)
 
 
 def _aside(folder: Path) -> Path:

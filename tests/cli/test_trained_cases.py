@@ -10,7 +10,8 @@ from commands import SHORT
 
 from samunet.cli import train
 from samunet.pipeline.train import TrainOptions, _planning_overrides
-from samunet.trainers.identity import read_run
+from samunet.trainers.claim import claimed
+from samunet.trainers.identity import read_run, settle_all_replaced
 
 NAME = "Dataset901_Tiny3D"
 GROUPS = {f"tiny_{i:03d}": "north" if i % 2 else "south" for i in range(6)}
@@ -113,3 +114,23 @@ def test_one_fold_can_be_continued_again_and_again(
 
     exchange_folds(workspace)
     assert "it was trained on" in refused(train.main, workspace, *WORDS, "--c")
+
+
+def test_a_killed_overwrite_gives_the_run_back_before_c_looks_for_it(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed before the first checkpoint of the new run; the old one lies aside."""
+    fold = model_folder(workspace) / "fold_0"
+    checkpoint, aside = (fold / "checkpoint_final.pth").read_bytes(), fold.with_name(".fold_0.replaced")
+    fold.rename(aside)
+    fold.mkdir()
+    (fold / "run.json").write_bytes((aside / "run.json").read_bytes())
+    with claimed(fold):  # as long as the process lives
+        settle_all_replaced(fold.parent)
+    assert aside.is_dir()
+    assert train.main([*WORDS, "--c", "--workspace", str(workspace)]) == 0
+    told = capsys.readouterr().out
+    assert f"is back in {fold}" in told
+    assert "Fold 0 is trained and validated already." in told
+    assert (fold / "checkpoint_final.pth").read_bytes() == checkpoint
+    assert not aside.exists()

@@ -14,7 +14,15 @@ from samunet.cli import run_all as command
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate, run_all
 from samunet.pipeline.run_all import chosen_methods
-from samunet.pipeline.run_all_folds import DONE, HALFWAY, NEW, UNSCORED, Training
+from samunet.pipeline.run_all_folds import (
+    DONE,
+    HALFWAY,
+    NEW,
+    UNSCORED,
+    Training,
+    WantedRun,
+    start_or_go_on,
+)
 from samunet.pipeline.said_once import Say
 from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
 from samunet.planning.plan import Plan, Verdict
@@ -78,6 +86,25 @@ def test_state_is_read_from_the_files(tmp_path: Path) -> None:
     (tmp_path / "fold_all").mkdir()
     (tmp_path / "fold_all" / "checkpoint_final.pth").touch()
     assert everything.state == DONE
+
+
+def test_what_a_killed_overwrite_put_aside_counts(tiny_copy: Path) -> None:
+    training = Training(configuration="2d_unet", fold=0, model_folder=tiny_copy / "model", hours=1.0)
+    (training.model_folder / "fold_0").mkdir(parents=True)
+    (training.model_folder / ".fold_0.replaced").mkdir()
+    (training.model_folder / ".fold_0.replaced/checkpoint_final.pth").touch()
+    run = WantedRun(
+        dataset=NAME,
+        plans="plans",
+        tag=None,
+        asked={},
+        methods={},
+        cases={},
+        time_budget_minutes=None,
+        seed=None,
+    )
+    start_or_go_on(Workspace.find(tiny_copy, {}), run, [training])
+    assert training.state == UNSCORED
 
 
 def test_from_raw_data_to_a_report_and_on_from_a_stop(
