@@ -36,8 +36,12 @@ def segmentation_ending(file_ending: str) -> str:
     return ".png" if file_ending.lower() in pictures.LOSSY else file_ending
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, is_label: bool = False) -> Header:
     """Geometry and channel count of a file, without reading its voxels.
+
+    Args:
+        path: the file.
+        is_label: it holds a label map, so that a few slices of a TIFF stack are no colours.
 
     Raises:
         SamunetError: missing, unreadable or of an unknown kind.
@@ -46,7 +50,7 @@ def read_header(path: Path) -> Header:
     kind = file_kind(path)
     if kind == "volume":
         return volumes.read_header(path)
-    return pictures.read_header(path) if kind == "picture" else tiff.read_header(path)
+    return pictures.read_header(path) if kind == "picture" else tiff.read_header(path, is_label)
 
 
 def has_alpha(path: Path) -> bool:

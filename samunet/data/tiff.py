@@ -35,12 +35,12 @@ def sidecar(path: Path) -> Path | None:
     return None
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, is_label: bool = False) -> Header:
     """Shape and channels from the image directories, spacing from the sidecar."""
     check_complete(path)
     with _open(path) as file:
         shape, axes = _series(file, path)
-    channel, spatial = _split_axes(path, axes)
+    channel, spatial = _split_axes(path, axes, is_label)
     geometry, known = _geometry(path, [shape[axes.index(a)] for a in spatial])
     num_channels = shape[axes.index(channel)] if channel else 1
     return Header(geometry=geometry, num_channels=num_channels, spacing_known=known)

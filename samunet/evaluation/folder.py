@@ -91,7 +91,7 @@ def _largest(pairs: Sequence[Pair]) -> int:
     faults, largest = [], 0
     for pair in pairs:
         try:
-            reference, prediction = (read_header(path).geometry.shape for path in pair)
+            reference, prediction = (read_header(path, is_label=True).geometry.shape for path in pair)
         except SamunetError as fault:
             faults.append(str(fault))
             continue

@@ -224,7 +224,7 @@ def postprocess_folder(
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
     largest = max(files, key=lambda path: path.stat().st_size)
-    voxels = int(np.prod(read_header(largest).geometry.shape))
+    voxels = int(np.prod(read_header(largest, is_label=True).geometry.shape))
     changed = map_in_workers(
         partial(postprocess_file, output=output, postprocessing=postprocessing),
         files,

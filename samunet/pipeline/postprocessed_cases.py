@@ -36,7 +36,8 @@ class RulesAfter:
         prediction too.
         """
         pairs = [self.pairs[case.name] for case in cases]
-        voxels = max((int(np.prod(read_header(pair[1]).geometry.shape)) for pair in pairs), default=0)
+        headers = [read_header(prediction, is_label=True) for _, prediction in pairs]
+        voxels = max((int(np.prod(header.geometry.shape)) for header in headers), default=0)
         return map_in_workers(
             partial(_after, postprocessing=self.postprocessing),
             list(zip(cases, pairs)),

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
+from samunet.data.geometry import Geometry
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
@@ -182,6 +184,20 @@ def test_stacks_without_spacing_are_said_and_one_file_beside_them_is_enough(
     (predictions / "a.json").unlink()
     evaluate_folder(references, predictions, labels, ".tif")
     assert "1 x 1 x 1 mm is assumed" in caplog.text
+
+
+@pytest.mark.parametrize("slices", [3, 4])
+def test_few_slices_without_a_spacing_file_are_no_colours(tmp_path: Path, slices: int) -> None:
+    """tifffile writes so few of them as planes of one colour picture."""
+    label = np.zeros((slices, 9, 10), np.uint8)
+    label[:, 2:7, 3:8] = 1
+    geometry = Geometry(shape=label.shape, spacing_mm=(2.0, 1.0, 1.0))
+    (references := tmp_path / "labels").mkdir()
+    tifffile.imwrite(references / "a.tif", label)
+    write_segmentation(label, geometry, tmp_path / "out" / "a.tif")
+    labels = LabelSet(labels={"background": (0,), "cell": (1,)})
+    scores = evaluate_folder(references, tmp_path / "out", labels, ".tif")
+    assert scores.mean["cell"]["Dice"] == 1
 
 
 def test_workers_give_the_same(tiny_dataset: Path, predictions: Path) -> None:

@@ -79,7 +79,7 @@ def make_ensembles(
         missing = sum(not one.is_there for one in planned)
         logger.info("%d ensemble(s) of out-of-fold predictions are made: %d cases.", missing, len(tasks))
         largest = max({task.reference for task in tasks}, key=lambda path: path.stat().st_size)
-        voxels = int(np.prod(read_header(largest).geometry.shape))
+        voxels = int(np.prod(read_header(largest, is_label=True).geometry.shape))
         scored = map_in_workers(
             partial(_average_and_score, labels=collected.raw.labels, tolerance_mm=collected.tolerance_mm),
             tasks,

@@ -86,7 +86,7 @@ def learn_postprocessing(
     """
     if not units.are_enough:
         return Learned(rules=(), steps=())
-    headers = [read_header(reference).geometry for reference, _ in pairs]
+    headers = [read_header(reference, is_label=True).geometry for reference, _ in pairs]
     steps = _steps(labels, min(voxel_mm3(geometry) for geometry in headers))
     number = worker_count(workers, BYTES_PER_VOXEL * max(int(np.prod(g.shape)) for g in headers), len(pairs))
     settled: tuple[Rule, ...] = ()
