@@ -179,8 +179,8 @@ def label_differences(case: Case, image: Geometry, label: Geometry) -> list[str]
     from samunet.data import tiff
 
     assert case.label is not None
-    is_stack = file_kind(case.label) == "tiff" and not label.is_2d
-    return grid_differences(image, label, not is_stack or tiff.sidecar(case.label) is not None)
+    states_spacing = file_kind(case.label) != "tiff" or tiff.sidecar(case.label) is not None
+    return grid_differences(image, label, compare_spacing=states_spacing)
 
 
 def parse_channel_names(content: Mapping[str, Any], where: str) -> tuple[str, ...]:

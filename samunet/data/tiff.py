@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -123,22 +124,32 @@ def _split_axes(path: Path, axes: str, is_label: bool = False) -> tuple[str, str
 
 
 def _geometry(path: Path, spatial: Sequence[int]) -> tuple[Geometry, bool]:
-    """Geometry, and whether the spacing is known; that of a picture is nominal."""
-    if len(spatial) == 2:
-        return flat_geometry(*spatial), False
+    """Geometry, and whether the spacing is known; that of a picture is nominal.
+
+    A plane with the spacing of a stack beside it is a stack of one slice, whose axis tifffile leaves out.
+    """
     beside = sidecar(path)
+    if len(spatial) == 2:
+        if beside is None or not _is_triple(_stated_spacing(beside)):
+            return flat_geometry(*spatial), False
+        spatial = (1, *spatial)
     spacing = (1.0, 1.0, 1.0) if beside is None else _read_spacing(beside)
     return Geometry(shape=(spatial[0], spatial[1], spatial[2]), spacing_mm=spacing), beside is not None
 
 
-def _read_spacing(path: Path) -> tuple[float, float, float]:
+def _stated_spacing(path: Path) -> Any:
+    """What a sidecar has for the spacing, None for nothing."""
     content = read_json(path)
-    spacing = content.get("spacing") if isinstance(content, dict) else None
-    if (
-        not isinstance(spacing, list)
-        or len(spacing) != 3
-        or not all(isinstance(s, (int, float)) and s > 0 for s in spacing)
-    ):
+    return content.get("spacing") if isinstance(content, dict) else None
+
+
+def _is_triple(spacing: Any) -> bool:
+    return isinstance(spacing, list) and len(spacing) == 3
+
+
+def _read_spacing(path: Path) -> tuple[float, float, float]:
+    spacing = _stated_spacing(path)
+    if not _is_triple(spacing) or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):
         raise SamunetError(
             f"{path}: key `spacing` must list three positive numbers in mm (z, y, x): {spacing!r}."
         )

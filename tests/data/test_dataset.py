@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import SimpleITK as sitk
+import tifffile
 from PIL import Image
 
 from samunet.data.dataset import RawDataset, find_cases
@@ -252,6 +253,16 @@ def test_tiff_stacks(stack_dataset: Path, caplog: pytest.LogCaptureFixture) -> N
     (stack_dataset / "labelsTr" / "a.json").write_text('{"spacing": [1, 0.5, 0.5]}')
     with pytest.raises(SamunetError, match="spacing"):
         dataset.read(dataset.cases[0])
+
+
+def test_a_tiff_of_a_single_slice_is_part_of_a_3d_dataset(stack_dataset: Path) -> None:
+    for path in (stack_dataset / "imagesTr" / "a_0000.tif", stack_dataset / "labelsTr" / "a.tif"):
+        tifffile.imwrite(path, tifffile.imread(path)[0])
+    dataset = RawDataset.load(stack_dataset)
+    loaded = dataset.read(dataset.cases[0])  # the label has no sidecar and takes the image's spacing
+    assert loaded.geometry.spacing_mm == (2.0, 0.5, 0.5)
+    assert loaded.label is not None
+    assert loaded.label.shape == loaded.geometry.shape == (1, 20, 22)
 
 
 @pytest.mark.real_data

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from samunet.data.geometry import Geometry
+from samunet.data.geometry import Geometry, Header
 from samunet.data.readers import (
     read_header,
     read_image,
@@ -179,6 +179,25 @@ def test_tiff_stacks_take_their_spacing_from_the_sidecar(tmp_path: Path, slices:
     assert back == geometry
 
 
+def test_a_single_slice_with_a_spacing_file_is_a_stack(tmp_path: Path) -> None:
+    """tifffile leaves the axis of one slice out."""
+    page = np.random.default_rng(3).integers(0, 255, (10, 11)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "c_0000.tif", page)
+    beside = tmp_path / "c.json"
+    for other in ({"camera": "left"}, {"spacing": [0.5, 0.5]}):  # of a picture, whose pixels have no size
+        beside.write_text(json.dumps(other))
+        assert read_image([tmp_path / "c_0000.tif"])[1].is_2d
+    beside.write_text(json.dumps({"spacing": [2.0, 0.5, 0.25]}))
+    image, geometry = read_image([tmp_path / "c_0000.tif"])
+    np.testing.assert_array_equal(image[0, 0], page)
+    assert geometry == Geometry(shape=(1, 10, 11), spacing_mm=(2.0, 0.5, 0.25))
+    assert read_header(tmp_path / "c_0000.tif") == Header(geometry=geometry, num_channels=1)
+    write_segmentation(image[0] > 100, geometry, tmp_path / "out" / "c.tif")
+    label, back = read_label(tmp_path / "out" / "c.tif")
+    np.testing.assert_array_equal(label[0], page > 100)
+    assert back == geometry
+
+
 def test_a_stack_without_spacing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tifffile.imwrite(tmp_path / "c_0000.tif", np.zeros((5, 10, 11), np.uint8))
     with caplog.at_level(logging.WARNING):
@@ -301,7 +320,7 @@ KILLED = """
 import os, sys
 import numpy as np
 from samunet.data import volumes
-from samunet.data.geometry import Geometry
+from samunet.data.geometry import Geometry, Header
 from samunet.data.readers import write_segmentation
 
 volumes.check_complete = lambda path: os._exit(9)  # once the voxels are written
