@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,15 @@ logger = logging.getLogger(__name__)
 
 ENDINGS = (".tif", ".tiff")
 CHANNEL_AXES, STACK_AXES = "SC", "ZQIT"
+STUMBLES = (
+    *(tifffile.TiffFileError, OSError, EOFError, struct.error, zlib.error, ValueError, TypeError),
+    *(ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError),
+)
+"""What tifffile raises at damaged directories, tags and strips."""
+SHOWN = 120
+"""Characters of its words in a message; they may quote the file."""
+LARGEST_RATIO = 1100
+"""Bytes that one byte of a file can stand for, packed by zlib."""
 
 
 def sidecar(path: Path) -> Path | None:
@@ -38,8 +49,7 @@ def sidecar(path: Path) -> Path | None:
 
 def read_header(path: Path, is_label: bool = False) -> Header:
     """Shape and channels from the image directories, spacing from the sidecar."""
-    check_complete(path)
-    with _open(path) as file:
+    with _opened(path) as file:
         shape, axes = _series(file, path)
     channel, spatial = _split_axes(path, axes, is_label)
     geometry, known = _geometry(path, [shape[axes.index(a)] for a in spatial])
@@ -49,15 +59,9 @@ def read_header(path: Path, is_label: bool = False) -> Header:
 
 def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) in the file's own type; a picture has Z = 1, a label map never several channels."""
-    check_complete(path)
-    with _open(path) as file:
+    with _opened(path) as file:
         shape, axes = _series(file, path)
-        try:
-            array = file.asarray()
-        except (ValueError, RuntimeError, EOFError, zlib.error) as error:
-            if "imagecodecs" not in str(error):
-                raise truncated(path, str(error)) from error
-            array = read_by_itk(path)  # tifffile alone knows few compressions
+        array = _voxels(file, path)
     if array.size != int(np.prod(shape)):
         raise truncated(path, f"{array.shape} voxels where {shape} are announced")
     channel, spatial = _split_axes(path, axes, is_label)
@@ -88,11 +92,33 @@ def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
         write_text(path.with_name(f"{path.name[: -len(path.suffix)]}.json"), spacing)
 
 
-def _open(path: Path) -> tifffile.TiffFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """A file to read; whatever tifffile stumbles over, also in the block, is the file's damage."""
     try:
-        return tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, OSError, ValueError) as error:
-        raise truncated(path, str(error)) from error
+        check_complete(path)
+        with tifffile.TiffFile(path) as file:
+            yield file
+    except SamunetError:
+        raise
+    except STUMBLES as error:
+        told = str(error).splitlines() or [type(error).__name__]
+        raise truncated(path, told[0][:SHOWN]) from error
+
+
+def _voxels(file: tifffile.TiffFile, path: Path) -> np.ndarray:
+    """The first image; through SimpleITK where it is packed in a way that tifffile alone does not know."""
+    try:
+        return np.asarray(file.asarray())
+    except MemoryError as error:
+        announced, present = file.series[0].nbytes, path.stat().st_size
+        if announced > LARGEST_RATIO * present:
+            raise truncated(path, f"it announces {announced} bytes, and has {present}") from error
+        raise
+    except (ValueError, RuntimeError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        return read_by_itk(path)
 
 
 def _series(file: tifffile.TiffFile, path: Path) -> tuple[tuple[int, ...], str]:
@@ -100,6 +126,8 @@ def _series(file: tifffile.TiffFile, path: Path) -> tuple[tuple[int, ...], str]:
     if not file.series:
         raise truncated(path, "it holds no image")
     series = file.series[0]
+    if 0 in series.shape:
+        raise truncated(path, f"it announces the shape {series.shape}")
     kept = [(n, a) for n, a in zip(series.shape, series.axes) if n > 1 or a in "YX" or a in STACK_AXES]
     return tuple(n for n, _ in kept), "".join(a for _, a in kept)
 

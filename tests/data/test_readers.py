@@ -240,6 +240,66 @@ def test_a_file_that_ends_early_is_named(
         read_image([tmp_path / name])
 
 
+def tag_value(path: Path, name: str) -> int:
+    """Where in a TIFF file the value of a tag lies."""
+    with tifffile.TiffFile(path) as file:
+        return file.pages[0].tags[name].valueoffset
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("BitsPerSample", b"\x00\x00"),
+        ("ImageWidth", b"\x00\x00"),
+        ("ImageDescription", b'{"shape":?'),
+    ],
+)
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_damage_inside_a_tiff_is_named(
+    tmp_path: Path, volume: np.ndarray, tag: str, value: bytes, compression: str | None
+) -> None:
+    """Whatever tifffile stumbles over, one file must not end the work on all others."""
+    path = tmp_path / "bad_0000.tif"
+    tifffile.imwrite(path, volume, compression=compression)
+    whole, start = path.read_bytes(), tag_value(path, tag)
+    path.write_bytes(whole[:start] + value + whole[start + len(value) :])
+    with pytest.raises(SamunetError, match=r"bad_0000\.tif is truncated or damaged"):
+        read_image([path])
+
+
+@pytest.mark.parametrize("error", [KeyError(256), ZeroDivisionError("division by zero"), AssertionError()])
+def test_what_tifffile_raises_is_told_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def stumble(*_: object) -> None:
+        raise error
+
+    tifffile.imwrite(tmp_path / "bad_0000.tif", np.zeros((5, 6, 7), np.uint8))
+    monkeypatch.setattr(tifffile.TiffFile, "series", property(stumble))
+    for read in (read_header, lambda path: read_image([path])):
+        with pytest.raises(SamunetError, match=r"bad_0000\.tif is truncated or damaged"):
+            read(tmp_path / "bad_0000.tif")
+
+
+def test_a_tiff_that_announces_more_than_it_can_hold_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What really does not fit into memory is told as that."""
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tifffile.TiffFile, "asarray", full)
+    path = tmp_path / "bad_0000.tif"
+    tifffile.imwrite(path, np.zeros((5, 60, 70), np.uint8))
+    with pytest.raises(MemoryError):
+        read_image([path])
+    whole, start = path.read_bytes(), tag_value(path, "ImageLength")
+    path.write_bytes(whole[:start] + b"\xff\xff\xff\x7f" + whole[start + 4 :])
+    with pytest.raises(SamunetError, match=r"bad_0000\.tif is truncated or damaged \(.*announces"):
+        read_image([path])
+
+
 def test_a_gzip_of_two_members_is_complete(tmp_path: Path, volume: np.ndarray) -> None:
     import gzip
 
