@@ -43,10 +43,9 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
     fault = shape_fault(pair, (reference.shape, prediction.shape))
     if fault is not None:
         raise SamunetError(fault)
-    if not _has_spacing(pair[0]):
-        geometry = predicted_geometry
-        if not geometry.is_2d and not _has_spacing(pair[1]):
-            warn_no_spacing(pair[0].parent)
+    geometry = pair_geometry(pair, geometry, predicted_geometry)
+    if not geometry.is_2d and not any(map(_has_spacing, pair)):
+        warn_no_spacing(pair[0].parent)
     differences = grid_differences(geometry, predicted_geometry, compare_spacing=_has_spacing(pair[1]))
     remarks = [f"{pair[1]} does not lie on the grid of {pair[0]}: {d}." for d in differences]
     found, sought = to_indices(prediction, labels), to_indices(reference, labels)
@@ -56,6 +55,16 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
                 f"{path} holds label values that dataset.json does not declare; they count as none."
             )
     return score_indices(sought, found, geometry, labels, tolerance_mm), remarks
+
+
+def pair_geometry(pair: Pair, reference: Geometry, prediction: Geometry) -> Geometry:
+    """The grid that a pair is measured on: the reference's, or the prediction's where that states no spacing.
+
+    Args:
+        pair: the files.
+        reference / prediction: as read of them.
+    """
+    return reference if _has_spacing(pair[0]) else prediction
 
 
 def shape_fault(pair: Pair, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> str | None:

@@ -13,7 +13,14 @@ import numpy as np
 
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
-from samunet.evaluation.case_scores import Indices, Pair, class_counts, joint_histogram, to_indices
+from samunet.evaluation.case_scores import (
+    Indices,
+    Pair,
+    class_counts,
+    joint_histogram,
+    pair_geometry,
+    to_indices,
+)
 from samunet.inference.postprocessing import (
     Rule,
     apply_rules,
@@ -51,9 +58,9 @@ def score_rules(pair: Pair, labels: LabelSet, settled: Sequence[Rule], tried: Se
         tried: any rules; component rules of one target share the work.
     """
     reference, geometry = read_label(pair[0])
-    prediction, _ = read_label(pair[1])
+    prediction, predicted_geometry = read_label(pair[1])
     sought, found = to_indices(reference, labels), to_indices(prediction, labels)
-    voxel = voxel_mm3(geometry)
+    voxel = voxel_mm3(pair_geometry(pair, geometry, predicted_geometry))
     apply_rules(found.array, settled, labels, voxel)
     joint = joint_histogram(sought, found)
     changes: dict[Rule, np.ndarray] = {}

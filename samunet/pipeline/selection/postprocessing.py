@@ -20,7 +20,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
 from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
-from samunet.evaluation.case_scores import Pair
+from samunet.evaluation.case_scores import Pair, pair_geometry
 from samunet.evaluation.folder import BYTES_PER_VOXEL
 from samunet.inference.postprocessing import Rule, part_indices, voxel_mm3
 from samunet.pipeline.selection.component_counts import RuleScores, score_rules
@@ -86,9 +86,11 @@ def learn_postprocessing(
     """
     if not units.are_enough:
         return Learned(rules=(), steps=())
-    headers = [read_header(reference, is_label=True).geometry for reference, _ in pairs]
-    steps = _steps(labels, min(voxel_mm3(geometry) for geometry in headers))
-    number = worker_count(workers, BYTES_PER_VOXEL * max(int(np.prod(g.shape)) for g in headers), len(pairs))
+    grids = [
+        pair_geometry(pair, *(read_header(file, is_label=True).geometry for file in pair)) for pair in pairs
+    ]
+    steps = _steps(labels, min(map(voxel_mm3, grids)))
+    number = worker_count(workers, BYTES_PER_VOXEL * max(int(np.prod(g.shape)) for g in grids), len(pairs))
     settled: tuple[Rule, ...] = ()
     told: list[PostprocessingStep] = []
     while steps:

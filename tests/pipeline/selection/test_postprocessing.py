@@ -29,7 +29,11 @@ def truth(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_pairs(
-    folder: Path, change: Change, number: int = 12, label: Callable[..., np.ndarray] = truth
+    folder: Path,
+    change: Change,
+    number: int = 12,
+    label: Callable[..., np.ndarray] = truth,
+    ending: str = ".nii.gz",
 ) -> list[tuple[Path, Path]]:
     pairs = []
     for i in range(number):
@@ -37,7 +41,7 @@ def write_pairs(
         reference = label(rng)
         prediction = reference.copy()
         change(prediction, rng)
-        files = folder / "labels" / f"c{i}.nii.gz", folder / "predictions" / f"c{i}.nii.gz"
+        files = folder / "labels" / f"c{i}{ending}", folder / "predictions" / f"c{i}{ending}"
         for file, array in zip(files, (reference, prediction)):
             write_segmentation(array, GEOMETRY, file)
         pairs.append(files)
@@ -184,3 +188,22 @@ def test_too_few_patients_learn_nothing(tmp_path: Path) -> None:
         array[0, 12:14, 12:16] = 1
 
     assert learn(write_pairs(tmp_path, stray, number=5)) == Learned(rules=(), steps=())
+
+
+def test_labels_without_spacing_files_are_measured_with_their_predictions(tmp_path: Path) -> None:
+    """As they are scored, and as the rules are applied to new predictions: a voxel has 3 mm3, not 1."""
+
+    def stray(array: np.ndarray, rng: np.random.Generator) -> None:
+        array[0, 12:14, 12 : 12 + int(rng.integers(2, 5))] = 1
+
+    pairs = write_pairs(tmp_path, stray, ending=".tif")
+    for reference, _ in pairs:
+        reference.with_suffix(".json").unlink()
+    tried = [Rule(kind="minimum_size", target="organ", minimum_mm3=size) for size in (8.0, 25.0)]
+    for pair in pairs[:3]:
+        gained = score_rules(pair, CLASSES, [], tried)
+        assert gained.after[0, 0] == gained.before[0]  # 4 voxels at least
+        assert gained.after[1, 0] == 1  # 8 at most
+    (rule,) = learn(pairs).rules
+    assert rule.minimum_mm3 is not None
+    assert rule.minimum_mm3 > 4 * 2 * 3
