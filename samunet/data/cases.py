@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.data import tiff
-from samunet.data.readers import ENDINGS, file_kind, read_header
+from samunet.data.readers import ENDINGS, files_of, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
 
@@ -35,10 +34,9 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All that is read of this case: images, label, and the spacing files of TIFF stacks."""
+        """All that is read of this case: images, label, and what lies beside them (see `files_of`)."""
         told = [*self.images, *([] if self.label is None else [self.label])]
-        beside = {tiff.sidecar(path) for path in told if file_kind(path) == "tiff"}
-        return (*told, *sorted(path for path in beside if path is not None))
+        return (*told, *sorted({beside for path in told for beside in files_of(path)[1:]}))
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case, ...]:

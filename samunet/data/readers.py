@@ -31,6 +31,21 @@ def file_kind(path: Path | str) -> str:
     )
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that an image or label map consists of: itself first, then those that are there beside it.
+
+    These are the voxels of a header that names them, and the spacing of a TIFF stack.
+
+    Raises:
+        SamunetError: the ending is not supported.
+    """
+    kind = file_kind(path)
+    if kind == "volume":
+        return (path, *volumes.data_files(path))
+    beside = tiff.sidecar(path) if kind == "tiff" else None
+    return (path,) if beside is None else (path, beside)
+
+
 def segmentation_ending(file_ending: str) -> str:
     """Ending of label and prediction files: that of the images, but .png for lossy JPEG images."""
     return ".png" if file_ending.lower() in pictures.LOSSY else file_ending

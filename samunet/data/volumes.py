@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ from samunet.errors import SamunetError
 from samunet.whole_files import partial_folder, replace_path
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
+HEADERS = {
+    ".mhd": ("=", ("elementdatafile",)),
+    ".mha": ("=", ("elementdatafile",)),
+    ".nrrd": (":", ("data file", "datafile")),
+}
+"""Endings of headers in text that may name other files for their voxels -> separator, and keys for it."""
 
 
 def read_header(path: Path) -> Header:
@@ -71,6 +79,40 @@ def _read_plain_nifti(path: Path) -> tuple[np.ndarray, Geometry] | None:
             raise nonfinite(path, bad)
     geometry, frames = _geometry(path, reader)
     return voxels.reshape(frames, *geometry.shape), geometry
+
+
+def data_files(path: Path) -> tuple[Path, ...]:
+    """Files beside a header that hold its voxels, as far as they are there; none where itself does."""
+    ending = path.suffix.lower()
+    if ending not in HEADERS or not path.is_file():
+        return ()
+    separator, keys = HEADERS[ending]
+    with path.open("rb") as file:
+        for line in file:
+            key, found, value = os.fsdecode(line).partition(separator)
+            if found and key.strip().lower() in keys:
+                following = os.fsdecode(file.read()).splitlines() if value.split()[:1] == ["LIST"] else []
+                named = _named_files(value.strip(), following)
+                return tuple(data for name in named if (data := path.parent / name).is_file())
+            if ending == ".nrrd" and not line.strip():  # the voxels follow
+                break
+    return ()
+
+
+def _named_files(value: str, following: Sequence[str]) -> Sequence[str]:
+    """File names of a header: LIST with the lines that follow, `NAME%03d.raw MIN MAX STEP`, or one name."""
+    words = value.split()
+    if not words or words == ["LOCAL"]:
+        return ()
+    if words[0] == "LIST":
+        return [name.strip() for name in following if name.strip()]
+    if "%" not in words[0]:
+        return (value,)
+    try:
+        first, last, step = map(int, words[1:4])
+        return [words[0] % number for number in range(first, last + 1, step)]
+    except (TypeError, ValueError):  # of no kind that SimpleITK reads
+        return ()
 
 
 def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:

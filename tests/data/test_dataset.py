@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from samunet.data.dataset import RawDataset, find_cases
+from samunet.data.dataset import Case, RawDataset, find_cases
 from samunet.errors import SamunetError
+from samunet.records import hash_files
 
 
 @pytest.fixture
@@ -263,6 +265,20 @@ def test_a_tiff_of_a_single_slice_is_part_of_a_3d_dataset(stack_dataset: Path) -
     assert loaded.geometry.spacing_mm == (2.0, 0.5, 0.5)
     assert loaded.label is not None
     assert loaded.label.shape == loaded.geometry.shape == (1, 20, 22)
+
+
+def test_the_voxels_of_a_header_belong_to_the_case(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((2, 3, 4), np.uint8))
+    for name in ("a_0000", "a_0001", "a"):
+        sitk.WriteImage(image, str(tmp_path / f"{name}.mhd"))
+    case = Case("a", (tmp_path / "a_0000.mhd", tmp_path / "a_0001.mhd"), tmp_path / "a.mhd")
+    beside = [tmp_path / f"{name}.raw" for name in ("a", "a_0000", "a_0001")]
+    assert case.files == (*case.images, case.label, *beside)
+    before = hash_files(case.files)
+    voxels = bytearray(beside[0].read_bytes())
+    voxels[5] = 1
+    beside[0].write_bytes(voxels)
+    assert hash_files(case.files) != before
 
 
 @pytest.mark.real_data

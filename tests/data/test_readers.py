@@ -14,6 +14,7 @@ from PIL import Image
 
 from samunet.data.geometry import Geometry, Header
 from samunet.data.readers import (
+    files_of,
     read_header,
     read_image,
     read_label,
@@ -406,3 +407,45 @@ def test_a_volume_that_a_viewer_holds_for_a_moment_is_waited_for(tmp_path: Path)
     label = np.ones((2, 3, 4), np.uint8)
     write_segmentation(label, Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0)), tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+LISTED = {
+    "one.raw": ("one.raw",),
+    "sub/one.raw": ("sub/one.raw",),
+    "LOCAL": (),
+    "s%03d.raw 1 3 1": ("s001.raw", "s002.raw", "s003.raw"),
+    "s%03d.raw 1 3 2": ("s001.raw", "s003.raw"),
+    "s%03d.raw 1 3": (),  # SimpleITK does not read it
+    "s%d%d.raw 1 3 1": (),
+    "LIST\ns002.raw\ns001.raw\n": ("s002.raw", "s001.raw"),
+    "LIST 2\r\ns001.raw\r\ns002.raw\r\n": ("s001.raw", "s002.raw"),
+    "gone.raw": (),
+    "": (),
+}
+
+
+@pytest.mark.parametrize("named", LISTED)
+@pytest.mark.parametrize(
+    ("ending", "head"),
+    [
+        (".mhd", "ObjectType = Image\nNDims = 3\nElementDataFile = "),
+        (".mha", "ObjectType = Image\nElementDataFile="),
+        (".nrrd", "NRRD0004\n# data file: of a comment\ntype: short\ndata file: "),
+    ],
+)
+def test_data_beside_a_header_belong_to_it(tmp_path: Path, ending: str, head: str, named: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("one.raw", "sub/one.raw", "s001.raw", "s002.raw", "s003.raw"):
+        (tmp_path / name).touch()
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(f"{head}{named}".encode())
+    assert files_of(path) == (path, *(tmp_path / name for name in LISTED[named]))
+
+
+def test_files_of_what_is_written(tmp_path: Path, volume: np.ndarray) -> None:
+    geometry = Geometry(shape=volume.shape, spacing_mm=(3.0, 1.0, 1.0))
+    for ending in (*VOLUMES, ".gipl", ".tif"):
+        folder = tmp_path / ending[1:]
+        write_segmentation((volume > 0).astype(np.uint8), geometry, folder / f"a{ending}")
+        assert sorted(files_of(folder / f"a{ending}")) == sorted(folder.iterdir())
+    assert files_of(tmp_path / "gone.mhd") == (tmp_path / "gone.mhd",)
