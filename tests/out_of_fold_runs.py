@@ -7,7 +7,7 @@ predictions are made up, as references in which voxels are missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,7 @@ class MadeUp:
     groups: Mapping[str, str] = field(default_factory=dict)
     patients: Mapping[str, str] = field(default_factory=dict)
     truth: Callable[[np.random.Generator], np.ndarray] = reference
+    ending: str = ".nii.gz"
 
     def __post_init__(self) -> None:
         self.workspace = Workspace.find(self.root)
@@ -74,7 +75,7 @@ class MadeUp:
             self.raw,
             channel_names={"0": "T1", "1": "T2"},
             labels={**values, **ignore},
-            file_ending=".nii.gz",
+            file_ending=self.ending,
             groups=dict(self.groups),
             patients=dict(self.patients),
             numTraining=self.num_cases,
@@ -83,9 +84,9 @@ class MadeUp:
         (self.raw / "imagesTr").mkdir()
         for number, name in enumerate(self.names):
             for channel in range(2):
-                (self.raw / "imagesTr" / f"{name}_{channel:04d}.nii.gz").touch()
+                (self.raw / "imagesTr" / f"{name}_{channel:04d}{self.ending}").touch()
             label = self.truth(np.random.default_rng(number))
-            write_segmentation(label, GEOMETRY, self.raw / "labelsTr" / f"{name}.nii.gz")
+            write_segmentation(label, GEOMETRY, self.raw / "labelsTr" / f"{name}{self.ending}")
         self.splits = make_splits(self.names)
         write_splits(self.workspace.splits_file(DATASET), self.splits)
 
@@ -101,7 +102,7 @@ class MadeUp:
     ) -> Path:
         """Add a model (`2d_cnn` or `2d_cnn__TAG`); `changes` go to its configuration. Returns its folder."""
         method, _, tag = name.partition("__")
-        plan = make_plan(make_configuration(method, **changes), self.labels)
+        plan = replace(make_plan(make_configuration(method, **changes), self.labels), file_ending=self.ending)
         folder = self.workspace.model_folder(DATASET, method, tag=tag or None)
         plan.save(folder / "plan.json")
         for fold in folds:
@@ -109,7 +110,7 @@ class MadeUp:
             (fold_folder(folder, fold) / "checkpoint_final.pth").touch()
             validation = fold_folder(folder, fold) / "validation"
             for case in self.splits[fold].val:
-                self._predict(validation / f"{case}.nii.gz", predict, seed, probabilities)
+                self._predict(validation / f"{case}{self.ending}", predict, seed, probabilities)
             self.score(validation)
         return folder
 
@@ -141,7 +142,7 @@ class MadeUp:
 
     def score(self, validation: Path) -> None:
         """Write summary.json of the predictions that lie in a folder."""
-        files = sorted(validation.glob("*.nii.gz"))
+        files = sorted(validation.glob(f"*{self.ending}"))
         pairs = [(self.raw / "labelsTr" / file.name, file) for file in files]
         origins = Origins(groups=self.groups, patients=self.patients)
         evaluate_cases(pairs, self.labels, origins=origins).save(validation / "summary.json")
@@ -149,7 +150,7 @@ class MadeUp:
 
     def _predict(self, file: Path, predict: Predict, seed: int, probabilities: bool) -> None:
         truth, geometry = read_label(self.raw / "labelsTr" / file.name)
-        number = self.names.index(file.name.removesuffix(".nii.gz"))
+        number = self.names.index(file.name.removesuffix(self.ending))
         array = predict(truth, np.random.default_rng([seed, number]))
         write_segmentation(array, geometry, file)
         if probabilities:

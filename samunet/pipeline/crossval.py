@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.readers import segmentation_ending
+from samunet.data.readers import files_of, segmentation_ending
 from samunet.data.splits import read_splits
 from samunet.data.workers import Progress
 from samunet.errors import SamunetError
@@ -306,7 +306,8 @@ def _gather(
     remove_partials(folder.parent)
     with partial_folder(folder.parent) as partial:
         for file in sources.values():
-            shutil.copyfile(file, partial / file.name)
+            for part in files_of(file):
+                shutil.copyfile(part, partial / part.name)
             for kept in probability_files(file) if record.probabilities else ():
                 _link(kept, partial / kept.name)
         for name in ("plan.json", "dataset.json"):

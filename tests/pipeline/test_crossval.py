@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, MadeUp, missing
+from out_of_fold_runs import DATASET, GEOMETRY, MadeUp, missing
 
+from samunet.data.readers import read_label
 from samunet.pipeline import crossval
 from samunet.pipeline.crossval import accumulate_crossval
 from samunet.records import read_json, write_json
 
 
-def validated(root: Path) -> tuple[MadeUp, Path]:
+def validated(root: Path, ending: str = ".nii.gz") -> tuple[MadeUp, Path]:
     """Made-up folds of a model that are validated; and its folder."""
-    made = MadeUp(root=root, num_cases=5)
+    made = MadeUp(root=root, num_cases=5, ending=ending)
     model = made.add("2d_unet", missing(0.2))
     plan = model / "plan.json"
     write_json(plan, {**read_json(plan), "dataset": DATASET})
@@ -69,3 +71,15 @@ def test_older_results_stay_where_the_new_ones_cannot_take_their_place(
         accumulate_crossval(made.workspace, model)
     assert contents(folder) == before
     assert not list(model.glob(".*partial*"))
+
+
+@pytest.mark.parametrize(("ending", "other"), [(".mhd", ".zraw"), (".tif", ".json")])
+def test_predictions_of_two_files_are_gathered_whole(tmp_path: Path, ending: str, other: str) -> None:
+    made, model = validated(tmp_path, ending)
+    folder = accumulate_crossval(made.workspace, model).folder
+    for name in made.names:
+        (source,) = model.glob(f"fold_*/validation/{name}{ending}")
+        assert (folder / f"{name}{other}").is_file()
+        label, geometry = read_label(folder / f"{name}{ending}")
+        np.testing.assert_array_equal(label, read_label(source)[0])
+        assert geometry.spacing_mm == GEOMETRY.spacing_mm
