@@ -16,13 +16,16 @@ import numpy as np
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
 from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import score_pair
-from samunet.evaluation.folder import BYTES_PER_VOXEL
+from samunet.evaluation.folder import BYTES_PER_VOXEL, case_name
 from samunet.evaluation.scores import CaseScores, Evaluation, Scores
 from samunet.evaluation.summary_file import read_summary
 from samunet.inference.ensemble import average_probabilities
 from samunet.inference.probabilities import probability_files
+from samunet.listing import counted_cases
 from samunet.pipeline.selection.out_of_fold import Collected, OutOfFold
+from samunet.pipeline.selection.references import differing_cases, rescoring
 from samunet.records import content_hash, read_json, write_json
 from samunet.whole_files import remove_partials
 from samunet.workspace import SUMMARY_FILE, Workspace
@@ -69,7 +72,8 @@ def make_ensembles(
         The ensembles, and in words which models cannot take part because their probabilities were not kept.
 
     Raises:
-        SamunetError: probabilities are damaged or of other classes.
+        SamunetError: probabilities are damaged or of other classes, or labels have changed since the models
+            were scored.
     """
     able, left_out = _with_probabilities(collected)
     groups = [*combinations(able, 2), *([tuple(able)] if len(able) > 2 else [])]
@@ -88,6 +92,7 @@ def make_ensembles(
             progress=progress,
         )
         results = dict(zip((task.target for task in tasks), scored))
+        _check_references(collected, able, results)
         for one in planned:
             if not one.is_there:
                 _finish(one, collected, results)
@@ -127,8 +132,39 @@ def _plan(workspace: Workspace, collected: Collected, members: Sequence[OutOfFol
         members=tuple(members),
         folder=folder,
         made_from=made_from,
-        is_there=is_ours and (folder / SUMMARY_FILE).is_file(),
+        is_there=is_ours and _is_scored(folder, collected),
     )
+
+
+def _is_scored(folder: Path, collected: Collected) -> bool:
+    """Whether there are scores of the predictions, on the labels that the models were scored on."""
+    if not (folder / SUMMARY_FILE).is_file():
+        return False
+    found = read_summary(folder / SUMMARY_FILE, collected.raw.labels).cases
+    return not differing_cases(found, collected.models[0].scores, collected.cases)
+
+
+def _check_references(
+    collected: Collected,
+    models: Sequence[OutOfFold],
+    results: dict[Path, tuple[dict[str, Scores], list[str]]],
+) -> None:
+    """See that ensembles, which are scored now, are scored on the same labels as their members.
+
+    Raises:
+        SamunetError: labels have changed since; names the command for each model.
+    """
+    fresh = {case_name(target): metrics for target, (metrics, _) in results.items()}
+    changed = differing_cases(fresh, collected.models[0].scores, collected.cases)
+    if not changed:
+        return
+    folds = sorted({collected.fold_of_case[case] for case in changed})
+    told = [
+        f"{model.name}: {rescoring(collected.trained[model.name], folds, probabilities=model in models)}."
+        for model in collected.models
+    ]
+    start = f"The labels of {counted_cases(changed)} have changed since the models were scored:"
+    raise SamunetError("\n".join([start, *told]))
 
 
 def _tasks(planned: _Planned, collected: Collected) -> list[_Task]:

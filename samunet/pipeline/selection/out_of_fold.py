@@ -19,6 +19,7 @@ from samunet.networks.sam.variants import get_variant
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.selection.model_folder import ModelFolder, fold_words, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
+from samunet.pipeline.selection.references import mark_outdated
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
 from samunet.trainers.portable import is_shared_model
@@ -71,6 +72,7 @@ class Collected:
 
     Attributes:
         cases: out-of-fold cases by name, the same for all models.
+        fold_of_case: the fold that held it out.
         folds: that they come from.
         trained: model name -> how it is trained.
         left_out: in words, models that are not complete.
@@ -79,6 +81,7 @@ class Collected:
     raw: RawDataset
     models: tuple[OutOfFold, ...]
     cases: tuple[str, ...]
+    fold_of_case: dict[str, int]
     folds: tuple[int, ...]
     trained: dict[str, TrainedAs]
     tolerance_mm: float
@@ -101,6 +104,7 @@ def collect(workspace: Workspace, wanted: ModelsWanted) -> Collected:
     raw = RawDataset.load(workspace.raw_folder(wanted.dataset))
     splits = _splits(workspace, wanted, raw)
     models = [look_at(workspace, raw, trained, splits) for trained in _trainings(workspace, wanted)]
+    models = mark_outdated(raw, models)
     left_out = tuple(model.told() for model in models if model.faults)
     models = [model for model in models if not model.faults]
     if left_out and (wanted.configurations or not models):
@@ -114,10 +118,12 @@ def collect(workspace: Workspace, wanted: ModelsWanted) -> Collected:
             "them again with samunet_train ... --val."
         )
     _mention_leaks(raw, splits)
+    fold_of_case = {name: fold for fold, split in splits.items() for name in split.val}
     return Collected(
         raw=raw,
         models=tuple(_out_of_fold(workspace, raw, model, splits) for model in models),
-        cases=tuple(sorted(name for split in splits.values() for name in split.val)),
+        cases=tuple(sorted(fold_of_case)),
+        fold_of_case=fold_of_case,
         folds=tuple(splits),
         trained={model.trained.name: model.trained for model in models},
         tolerance_mm=tolerances.pop(),

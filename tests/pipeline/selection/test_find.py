@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, MadeUp, missing
+from out_of_fold_runs import DATASET, GEOMETRY, SHAPE, MadeUp, missing
 from tiny_quality import PASSES, facts
 from tiny_runs import REGIONS, abandoned
 
-from samunet.data.readers import read_label
+from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
 from samunet.inference.case_features import CaseFeatures, arguments_hash, class_features, features_file
 from samunet.inference.files import single_model_arguments
@@ -242,6 +243,38 @@ def test_ensembles_are_made_once(tmp_path: Path) -> None:
     again = find(made, ensembles=True)
     assert file.stat().st_mtime_ns != before
     assert again.candidates[-1].mean.value > first.candidates[-1].mean.value
+
+
+def test_labels_that_changed_since_all_models_were_scored(tmp_path: Path) -> None:
+    """Ensembles are scored now: on other labels than their members, and a class may be gone."""
+    made = MadeUp(root=tmp_path, num_cases=6)
+    for name in ("2d_cnn__wide", "2d_unet"):
+        made.add(name, missing(0.3), seed=len(name), probabilities=True)
+    held = made.splits[2].val
+    for case in held:
+        write_segmentation(np.zeros(SHAPE, np.uint8), GEOMETRY, made.raw / "labelsTr" / f"{case}.nii.gz")
+    words = "fold 2 scored on other labels; validate again: samunet_train 950"
+    for _ in range(2):  # what was averaged is kept, and never taken for scored
+        with pytest.raises(SamunetError) as fault:
+            find(made, ensembles=True)
+        assert f"2d_cnn__wide: {words} 2d_cnn 2 --tag wide --val --npz" in str(fault.value)
+        assert f"2d_unet: {words} 2d_unet 2 --val --npz" in str(fault.value)
+    for folder in made.workspace.results.glob("*/2d_*/fold_2/validation"):
+        made.score(folder)
+    found = find(made, ensembles=True)
+    assert len(found.candidates) == 3
+
+
+def test_an_ensemble_scored_on_other_labels_is_scored_again(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    for name in ("2d_cnn", "2d_unet"):
+        made.add(name, missing(0.3), seed=len(name), probabilities=True)
+    first = find(made, ensembles=True)
+    folder = made.workspace.fold_ensemble_folder(DATASET, "samunetPlans", ["2d_cnn", "2d_unet"])
+    content = read_json(folder / "summary.json")
+    content["metric_per_case"][0]["metrics"]["2"] |= {"n_ref": 0, "Dice": math.nan}
+    write_json(folder / "summary.json", content)
+    assert find(made, ensembles=True) == first
 
 
 def test_missing_probabilities_name_the_command(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, MadeUp, missing
+from out_of_fold_runs import DATASET, GEOMETRY, MadeUp, missing
 from shared_models import make_fingerprint
 from tiny_runs import REGIONS
 
+from samunet.data.readers import read_label, write_segmentation
 from samunet.data.splits import Split, write_splits
 from samunet.errors import SamunetError
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, collect
@@ -161,6 +163,39 @@ def test_other_tolerances(made: MadeUp) -> None:
     write_json(file, {**read_json(file), "tolerance_mm": 1.0})
     with pytest.raises(SamunetError, match=r"different tolerances of the surface Dice \(1, 2 mm\)"):
         gather(made)
+
+
+def corrected(made: MadeUp, case: str) -> Path:
+    """The label of a case, corrected since it was scored: it has no lesion. Returns its file."""
+    file = made.raw / "labelsTr" / f"{case}.nii.gz"
+    label, geometry = read_label(file)
+    write_segmentation(np.where(label == 2, 0, label), geometry, file)
+    return file
+
+
+@pytest.mark.parametrize("names", [("2d_cnn__wide", "2d_unet"), ("2d_unet", "3d_unet")])
+def test_scores_of_other_labels(made: MadeUp, names: tuple[str, str]) -> None:
+    """Whichever model stands first, the one that was scored before the label was corrected is left out."""
+    case = made.splits[1].val[0]
+    label = corrected(made, case)
+    (newer,) = {*names} - {"2d_unet"}
+    made.add(newer, missing(0.2))
+    found = gather(made)
+    assert [model.name for model in found.models] == [newer]
+    (told,) = found.left_out
+    assert told == (
+        "2d_unet: fold 1 scored on other labels; validate again: samunet_train 950 2d_unet 1 --val."
+    )
+    with pytest.raises(SamunetError, match="fold 1 scored on other labels; validate again: samunet_train"):
+        gather(made, *names)
+
+    write_segmentation(np.ones(GEOMETRY.shape, np.uint8), GEOMETRY, label)  # corrected once more
+    with pytest.raises(SamunetError) as fault:
+        gather(made)
+    assert all(f"{name}: fold 1 scored on other labels" in str(fault.value) for name in names)
+    for validation in made.workspace.results.glob("*/*/fold_1/validation"):
+        made.score(validation)
+    assert len(gather(made).models) == 2
 
 
 def test_what_cannot_be_asked(made: MadeUp) -> None:
