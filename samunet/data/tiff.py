@@ -74,7 +74,7 @@ def read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
 
 def has_alpha(path: Path) -> bool:
     """Whether the pixels are red, green, blue and how opaque they are; four other channels are not."""
-    with _open(path) as file:
+    with _opened(path) as file:
         page = file.pages.first
         is_colour = page.photometric == tifffile.PHOTOMETRIC.RGB
         return is_colour and page.planarconfig == tifffile.PLANARCONFIG.CONTIG and page.samplesperpixel == 4
