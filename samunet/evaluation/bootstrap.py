@@ -163,8 +163,9 @@ class Bootstrap:
         """Differences `first - second` with intervals that hold all at once.
 
         Every difference gets `d +- c s`: s is its standard deviation over the draws, c the 95th percentile of
-        the largest |d* - d| / s over all pairs (max-T; White 2000, Romano and Wolf 2005), widened for few
-        patients as a t quantile widens a normal one. Whatever is picked from the list afterwards, the best
+        the largest |d* - d| / s over all pairs (max-T; White 2000, Romano and Wolf 2005), widened as a t
+        quantile widens a normal one for as few patients as hold the rarest class (two at least): of its
+        share in the mean they are all that is known. Whatever is picked from the list afterwards, the best
         candidate included, keeps its 95 %.
         """
         if not pairs:
@@ -180,7 +181,7 @@ class Bootstrap:
         spread = np.where(varied, spread, 0.0)
         found = np.where(np.abs(found) > ROUNDING, found, 0.0)
         largest = (np.abs(errors[:, varied]) / spread[varied]).max(axis=1) if varied.any() else np.zeros(1)
-        reach = float(np.quantile(largest, CONFIDENCE)) * _widening(self.num_units) * spread
+        reach = float(np.quantile(largest, CONFIDENCE)) * _widening(max(2, self.fewest_units)) * spread
         return [Interval(float(d), float(d - r), float(d + r)) for d, r in zip(found, reach)]
 
 

@@ -36,7 +36,8 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
         strata: with the same candidates, and in one group with the same cases; two units or more each.
 
     Returns:
-        Its `num_units` and `fewest_units` are those of the smallest group: intervals are widened by them.
+        Its `num_units` are those of the smallest group, its `fewest_units` those of the rarest class in any
+        group: intervals are widened by them.
     """
     generator = np.random.default_rng(seed)
     sizes = {stratum.group: stratum.table.num_units for stratum in strata}
@@ -47,10 +48,10 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
         [stratum.table.means(times[stratum.group][:, stratum.table.units]) for stratum in strata]
     )
     replicates = np.tensordot(shares, drawn, axes=1)
-    fewest = min(sizes.values())
+    of_class = np.concatenate([stratum.table.held.sum(axis=0) for stratum in strata])
     return Bootstrap(
         observed=shares @ observed,
         replicates=replicates[~np.isnan(replicates).any(axis=1)],
-        num_units=fewest,
-        fewest_units=fewest,
+        num_units=min(sizes.values()),
+        fewest_units=int(of_class[of_class > 0].min()),
     )
