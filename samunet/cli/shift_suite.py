@@ -73,7 +73,7 @@ def _add_cases(parser: CommandParser) -> None:
     )
     parser.add_argument("-l", dest="labels", type=Path, metavar="FOLDER", help="labels of the cases of -i")
     parser.add_argument(
-        "--limit", type=positive_int, metavar="N", help="at most N cases, spread over the list"
+        "--limit", type=positive_int, metavar="N", help="at most N cases, evenly spread over the list"
     )
 
 

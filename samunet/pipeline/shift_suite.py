@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 CLEAN = "clean"
 CONDITION_FILE = "condition.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class SuiteRequest:
         kinds / severities: of shifts.SHIFTS.
         seed: of everything that is drawn.
         images / labels: folders of held-out cases; None takes the validation cases of the fold.
-        limit: most cases, spread over the list; None takes all.
+        limit: most cases, evenly spread over the list; None takes all.
         output: folder of predictions and results.
         device / weights_folder / mirroring: of the predictions.
         overwrite: replace conditions that were predicted with something else.
@@ -125,11 +126,11 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         cases = tuple(dataset.case(name) for name in _common_cases(models))
     else:
         cases = _held_out_cases(request, dataset, models)
-    step = 1 if request.limit is None else max(1, -(-len(cases) // request.limit))
+    cases = tuple(chosen_cases(cases, request.limit))
     bench = _Bench(
         request=request,
-        cases=cases[::step],
-        contents={case.name: hash_files(case.files) for case in cases[::step]},
+        cases=cases,
+        contents={case.name: hash_files(case.files) for case in cases},
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         origins=dataset.origins,
@@ -150,6 +151,13 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
         units=unit_numbers([case.name for case in bench.cases], dataset.origins.without_groups),
     )
+
+
+def chosen_cases(cases: Sequence[T], limit: int | None) -> Sequence[T]:
+    """So many cases as the limit says, evenly spread over the list, always the same; all without a limit."""
+    if limit is None or limit >= len(cases):
+        return cases
+    return [cases[number * len(cases) // limit] for number in range(limit)]
 
 
 def _model(workspace: Workspace, request: SuiteRequest, word: str) -> _Model:

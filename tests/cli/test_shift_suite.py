@@ -7,12 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from samunet.cli import shift_suite
 from samunet.evaluation.shifts import SHIFTS
 from samunet.inference.predictor import Predictor
+from samunet.pipeline.shift_suite import chosen_cases
 
 NAME = "Dataset901_Tiny3D"
 QUICK = ["-d", "901", "--shifts", "noise", "--severities", "1", "5", "--disable_tta", "-device", "cpu"]
@@ -114,6 +116,19 @@ def test_what_cannot_be_tested(workspace: Path, refused) -> None:
     told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0], "-l", folders[1])
     assert "names of training cases" in told
     assert "give the folder" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0])
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(None, "abcdefghijklm"), (12, "abcdefghijkl"), (13, "abcdefghijklm"), (4, "adgj")]
+)
+def test_so_many_cases_as_are_asked_for_are_taken(limit: int | None, expected: str) -> None:
+    assert "".join(chosen_cases("abcdefghijklm", limit)) == expected
+    for count in range(1, 30):
+        chosen = chosen_cases(range(count), 12)
+        assert len(chosen) == min(12, count)
+        assert sorted(set(chosen)) == list(chosen)
+        gaps = np.diff([*chosen, count])
+        assert gaps.max() - gaps.min() <= 1
 
 
 def test_the_command_knows_all_kinds() -> None:
