@@ -52,7 +52,7 @@ def replan(workspace: Workspace, plan: Plan, name: str, options: Overrides, say:
     """
     say = say or SaidOnce()
     method = get_method(name)
-    structural = _structural_settings(method, options)
+    structural = structural_settings(method, options)
     encoder = _wanted_encoder(workspace, plan, method, options, say)
     if name in plan.configurations and not structural and encoder is None:
         return plan
@@ -145,7 +145,7 @@ def _is_adapted_otherwise(plan: Plan, at_hand: Mapping[str, Path], encoder: str 
     return given is not None and file_has_adapters(given) != (planned is not None and planned.adapted)
 
 
-def _structural_settings(method: Method, options: Overrides) -> dict[str, object]:
+def structural_settings(method: Method, options: Overrides) -> dict[str, object]:
     """The overrides that change encoder, memory or cache of a method on an encoder, or a patch."""
     known = set(method.replanned_by)
     if method.uses_encoder:

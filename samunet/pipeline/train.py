@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,16 +12,15 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
-from samunet.listing import listed
 from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.preprocessed_cases import preprocess_command, preprocessed_names
 from samunet.pipeline.qc_model import calibrate_when_complete
+from samunet.pipeline.recorded_plan import recorded_plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME, SplitInUse, begun_run, check_trained_cases
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
-from samunet.preprocessing.dataset import is_current
-from samunet.preprocessing.store import CaseStore
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import BEST, FINAL
 from samunet.trainers.distillation import Distillation
@@ -52,6 +50,7 @@ class TrainOptions:
         tag: keeps the run apart; None takes one from `splits` (none for the default split), "" has none.
         replaced: further folds that the same command replaces with `overwrite`.
         splits: split scheme; None is the default, or that of the run which is continued or validated.
+        like: record of the fold that a new one is begun like.
     """
 
     dataset: str
@@ -74,6 +73,7 @@ class TrainOptions:
     replaced: tuple[int | str, ...] = ()
     splits: str | None = None
     workers: int | None = None
+    like: RunRecord | None = None
 
     @property
     def run_tag(self) -> str | None:
@@ -200,14 +200,17 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
         )
     settle_all_replaced(model_folder)
     found = read_run(fold_folder(model_folder, options.fold))
-    plan = replan(workspace, stored, name, _planning_overrides(options, found), say)
+    record = _repeated(options, model_folder, found)
+    given = _planning_overrides(options, record)
+    plan = None if record is None else recorded_plan(stored, model_folder, record, given, say)
+    plan = plan or replan(workspace, stored, name, given, say)
     data_name = plan.configuration(name).data
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset
     dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
-    again = _preprocess_command(stored, name, data_name)
-    names = _preprocessed_names(dataset, plan, data_name, case_folder, again)
-    scheme = _split_scheme(options, model_folder, found)
+    again = preprocess_command(stored, name, data_name)
+    names = preprocessed_names(dataset, plan, data_name, case_folder, again)
+    scheme = _split_scheme(options, record)
     splits_file = workspace.splits_file(plan.dataset, scheme or DEFAULT_SCHEME)
     splits = load_or_create_splits(
         splits_file,
@@ -230,62 +233,37 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
     )
 
 
-def _split_scheme(options: TrainOptions, model_folder: Path, found: RunRecord | None) -> str | None:
-    """The user's; unless one is given, a run that is continued or validated keeps its own.
+def _repeated(options: TrainOptions, model_folder: Path, found: RunRecord | None) -> RunRecord | None:
+    """The record that a run repeats where nothing else is given: its own when continued or validated.
 
-    Under --c a fold that was never started is split as those that were.
+    Under --c a fold that was never started repeats those that were.
     """
-    if options.splits is not None or not (options.resume or options.only_validate):
+    if not (options.resume or options.only_validate):
+        return options.like
+    return found or begun_run(model_folder)[1]
+
+
+def _split_scheme(options: TrainOptions, record: RunRecord | None) -> str | None:
+    """The user's; unless one is given, that of the record which is repeated."""
+    if options.splits is not None or record is None:
         return options.splits
-    record = found or begun_run(model_folder)[1]
-    return None if record is None else record.overrides.get("splits")
+    return record.overrides.get("splits")
 
 
-def _planning_overrides(options: TrainOptions, found: RunRecord | None) -> Overrides:
-    """What the planner has to know; a run to be continued repeats what it was started with."""
-    settings, encoder, weights = options.settings, options.encoder, options.weights
-    if options.resume and found is not None:
-        settings = {**found.overrides.get("settings", {}), **settings}
-        encoder = encoder or found.configuration.get("encoder")
-        weights = weights or (Path(found.overrides["weights"]) if "weights" in found.overrides else None)
-    return Overrides(settings=settings, encoder=encoder, weights=weights)
+def _planning_overrides(options: TrainOptions, record: RunRecord | None) -> Overrides:
+    """What the planner has to know: what is given now, over what the user gave for the run that is repeated.
 
-
-def _preprocess_command(stored: Plan, name: str, data_name: str) -> str:
-    """What makes the cases that a configuration trains on, by a name that the plan on disk knows."""
-    alike = [other for other, found in stored.configurations.items() if found.data == data_name]
-    known = [name] if name in stored.configurations else alike[:1]
-    words = ["samunet_preprocess", "-d", stored.dataset, "-p", stored.name]
-    return shlex.join([*words, *(["-c", *known] if known else [])])
-
-
-def _preprocessed_names(
-    dataset: RawDataset | None, plan: Plan, data_name: str, folder: Path, command: str
-) -> tuple[str, ...]:
-    """Names of the preprocessed cases, all of them up to date with the raw data where those are here.
-
-    Args:
-        dataset: raw data, where they are here.
-        plan / data_name / folder: what the cases are to be, and where.
-        command: that makes them.
-
-    Raises:
-        SamunetError: cases are missing, or were made from other files or by another plan.
+    The encoder counts as given only where the user had named one: the planner's own choice, named, would be
+    planned otherwise. Settings beside --val are of prediction.
     """
-    store = CaseStore(folder)
-    present = store.names() if folder.is_dir() else ()
-    again = f"Run {command}."
-    if dataset is None:
-        if not present:
-            raise SamunetError(f"There are no preprocessed cases in {folder}. {again}")
-        return tuple(sorted(present))
-    stale = [c.name for c in dataset.cases if not is_current(c, plan, data_name, folder)]
-    if stale:
-        raise SamunetError(
-            f"{len(stale)} of {len(dataset.cases)} cases are not preprocessed for this plan and these files "
-            f"({listed(stale)}) in {folder}. {again}"
-        )
-    return dataset.case_names
+    if record is None:
+        return Overrides(settings=options.settings, encoder=options.encoder, weights=options.weights)
+    told, now = record.overrides, {} if options.only_validate else options.settings
+    return Overrides(
+        settings={**told.get("settings", {}), **now},
+        encoder=options.encoder or told.get("encoder"),
+        weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
+    )
 
 
 def _request(workspace: Workspace, options: TrainOptions, prepared: PreparedRun) -> RunRequest:

@@ -137,12 +137,13 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
     return replace(
         options,
         settings={**told.get("settings", {}), **options.settings},
-        encoder=options.encoder or found.configuration.get("encoder"),
+        encoder=options.encoder or told.get("encoder"),
         weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
         seed=found.seed if options.seed is None else options.seed,
         splits=prepared[options.fold].splits,
         tag=options.run_tag or "",
+        like=found,
     )
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import no_measuring
 
 from samunet.errors import SamunetError
-from samunet.pipeline import calibrate
+from samunet.pipeline import calibrate, train, train_folds
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
-from samunet.planning.plan import Plan
-from samunet.workspace import Workspace
+from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
+from samunet.planning import sam_options
+from samunet.planning.plan import Configuration, Plan
+from samunet.trainers.checkpoint import LATEST
+from samunet.trainers.identity import UNIMPORTANT, CacheUse, RunRecord, identify, write_run
+from samunet.trainers.settings import apply_overrides
+from samunet.workspace import Workspace, fold_folder
 
 NAME = "Dataset901_Tiny3D"
 
@@ -145,3 +151,114 @@ def test_weights_that_do_not_say_whose_they_are(workspace: Workspace, planned: P
 def test_a_unet_has_no_encoder(workspace: Workspace, planned: Plan) -> None:
     with pytest.raises(SamunetError, match="2d_unet has no encoder"):
         replan(workspace, planned, "2d_unet", Overrides(encoder="vit_b"))
+
+
+def begin(workspace: Workspace, settings: dict[str, Any], tag: str | None = None) -> TrainOptions:
+    """Fold 0 of 2d_cnn as a training leaves it that was stopped; returns what continues it."""
+    options = TrainOptions(dataset=NAME, configuration="2d_cnn", fold=0, settings=settings, tag=tag)
+    prepared = prepare_run(workspace, options)
+    trained = apply_overrides(prepared.plan, "2d_cnn", settings)
+    cases = (prepared.split.train, prepared.split.val)
+    identity = identify(trained, "2d_cnn", cases, 0)
+    record = RunRecord(
+        configuration_hash=identity.configuration_hash,
+        data_hash=identity.data_hash,
+        split_hash=identity.split_hash,
+        configuration=identity.configuration,
+        fold=0,
+        seed=0,
+        train=cases[0],
+        val=cases[1],
+        overrides={"settings": settings},
+        time_budget_minutes=None,
+        phases=(),
+        batch_workers=0,
+        weights=None,
+        cache=CacheUse(mode="none"),
+        device="cpu",
+        precision="fp32",
+    )
+    folder = fold_folder(prepared.model_folder, 0)
+    folder.mkdir(parents=True)
+    write_run(folder, record)
+    (folder / LATEST).touch()
+    return replace(options, settings={}, resume=True)
+
+
+def trained_part(configuration: Configuration) -> dict[str, Any]:
+    """What of a configuration decides on the training."""
+    return {key: value for key, value in vars(configuration).items() if key not in UNIMPORTANT}
+
+
+@pytest.fixture
+def no_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases count as preprocessed."""
+    monkeypatch.setattr(train, "preprocessed_names", lambda dataset, *_: dataset.case_names)
+
+
+def folds_like(workspace: Workspace, options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> PreparedRun:
+    """Fold 1, never started, as --c begins it beside fold 0."""
+    begun: list[PreparedRun] = []
+
+    def pretend(root: Workspace, own: TrainOptions, *_: object, **__: object) -> TrainOutcome:
+        begun.append(prepare_run(root, own))
+        return TrainOutcome(folder=root.results)
+
+    monkeypatch.setattr(train_folds, "train", pretend)
+    list(train_folds.train_folds(workspace, options, [0, 1]))
+    return begun[1]
+
+
+@pytest.mark.parametrize("case", ["chain", "random", "weights that came"])
+@pytest.mark.usefixtures("no_cases")
+def test_a_run_that_goes_on_is_not_planned_again(
+    case: str, workspace: Workspace, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a fold that is begun beside it, however the planner would decide now."""
+    wanted = {"sam": 20, "own weights": 20, "encoder without prior": 2}
+    monkeypatch.setattr(sam_options, "ENLARGEMENT", wanted)
+    settings: dict[str, Any] = {"slice_context": 1}
+    if case == "random":
+        settings = {"encoder_weights": "random"}
+        monkeypatch.setattr(calibrate, "measure_gflops", lambda _: dict.fromkeys(no_measuring(""), 1000.0))
+    elif case == "chain":
+        settings = {"views": 12, "encoder": "frozen"}
+        tiny_weights.with_name("sam_vit_b_01ec64.pth").touch()
+        tiny_weights.parent.rename(workspace.weights)
+    plan(workspace, NAME, PlanOptions(device="cpu", hours=12), workers=1)
+    options = begin(workspace, settings)
+    begun = prepare_run(workspace, replace(options, resume=False, settings=settings))
+    there = trained_part(begun.plan.configuration("2d_cnn"))
+    if case == "weights that came":
+        tiny_weights.parent.rename(workspace.weights)
+    for given in ({}, settings):
+        again = prepare_run(workspace, replace(options, settings=given)).plan.configuration("2d_cnn")
+        assert trained_part(again) == there | {"settings": there["settings"] | settings}
+    beside = folds_like(workspace, options, monkeypatch).plan.configuration("2d_cnn")
+    assert trained_part(beside) == trained_part(again)
+
+
+@pytest.mark.usefixtures("no_cases")
+def test_what_is_given_beside_c_is_planned(workspace: Workspace, planned: Plan) -> None:
+    options = begin(workspace, {"slice_context": 1})
+    for given, told in (({"slice_context": 2}, 2), ({"epochs": 2}, 1)):
+        other = prepare_run(workspace, replace(options, fold=1, settings=given)).plan.configuration("2d_cnn")
+        assert other.settings["slice_context"] == told
+    named = prepare_run(workspace, replace(options, encoder="vit_micro")).plan.configuration("2d_cnn")
+    assert (named.encoder, named.settings["slice_context"]) == ("vit_micro", 1)
+
+
+@pytest.mark.usefixtures("no_cases")
+def test_a_plan_that_was_made_again_is_said_and_changes_nothing(
+    workspace: Workspace, planned: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = begin(workspace, {"epochs": 2})
+    prepare_run(workspace, options)
+    assert "made again" not in caplog.text
+    cnn = planned.configuration("2d_cnn")
+    smaller = replace(
+        planned, configurations={**planned.configurations, "2d_cnn": replace(cnn, batch_size=2)}
+    )
+    smaller.save(workspace.plan_file(NAME))
+    assert prepare_run(workspace, options).plan.configuration("2d_cnn").batch_size == cnn.batch_size
+    assert f"made again since 2d_cnn was begun (batch_size: {cnn.batch_size} there, 2 now)" in caplog.text
