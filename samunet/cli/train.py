@@ -103,7 +103,7 @@ def add_run(parser: CommandParser) -> None:
         dest="resume",
         action="store_true",
         help="do what is left: continue an interrupted training, validate one that lacks it, pass over what "
-        "is finished; of several folds, begin those that were never started",
+        "is finished, begin what was never started (as the other folds, where there are some)",
     )
     group.add_argument("--val", action="store_true", help="only predict and score the validation cases")
     group.add_argument(

@@ -21,7 +21,7 @@ from samunet.preprocessing.store import CaseStore
 from samunet.trainers.batches import SoftSource
 from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
-from samunet.trainers.identity import RunRecord, read_run
+from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.workspace import Workspace, split_tag
 
@@ -72,30 +72,25 @@ def distill(
             preprocessed cases, or images that cannot be used.
     """
 
-    def teaching(own: TrainOptions, prepared: PreparedRun, like: RunRecord | None) -> Distillation:
-        return find_teacher(workspace, own, asked, prepared, like)
+    def teaching(own: TrainOptions, prepared: PreparedRun) -> Distillation:
+        return find_teacher(workspace, own, asked, prepared)
 
     return train_folds(workspace, options, folds, teaching)
 
 
 def find_teacher(
-    workspace: Workspace,
-    options: TrainOptions,
-    asked: TeacherOptions,
-    prepared: PreparedRun,
-    like: RunRecord | None = None,
+    workspace: Workspace, options: TrainOptions, asked: TeacherOptions, prepared: PreparedRun
 ) -> Distillation:
     """What a prepared run is to learn from; the teacher itself is run later.
 
     Args:
         workspace / options / prepared: of the student's fold.
         asked: the teacher in the user's words.
-        like: another fold of the student, which a new one is to repeat.
 
     Raises:
         SamunetError: see `distill`.
     """
-    asked = _settled(asked, options, prepared, like)
+    asked = _settled(asked, options, prepared)
     weight = WEIGHT if asked.weight is None else asked.weight
     _check_weight(weight, asked)
     teacher = _trained_teacher(workspace, options, asked, prepared)
@@ -183,19 +178,16 @@ def _soft_source(
     )
 
 
-def _settled(
-    asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun, like: RunRecord | None
-) -> TeacherOptions:
-    """For a run to be continued, what was not given again is what the run did, or another fold of it."""
-    found = prepared.found if options.resume else None
-    record = found or like
+def _settled(asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun) -> TeacherOptions:
+    """What was not given again is what the run did that is continued, or that a new one is begun like."""
+    record = prepared.found if options.resume else options.like
     kept = None if record is None else record.distillation
-    if kept is None:
+    if record is None or kept is None:
         return asked
     folder = kept["unlabelled_folder"]
     return replace(
         asked,
-        folds=asked.folds or (None if found is None else tuple(kept["folds"])),
+        folds=asked.folds or (tuple(kept["folds"]) if record.fold == options.fold else None),
         checkpoint=asked.checkpoint or kept["checkpoint"],
         weight=kept["weight"] if asked.weight is None else asked.weight,
         target=asked.target or kept["target"],

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 Fold = int | str
 
 
-Teaching = Callable[[TrainOptions, PreparedRun, RunRecord | None], Distillation]
-"""Finds the teacher of a fold's run; the record is of another fold of the model, to be repeated."""
+Teaching = Callable[[TrainOptions, PreparedRun], Distillation]
+"""Finds the teacher of a fold's run."""
 
 
 def train_folds(
@@ -34,8 +34,8 @@ def train_folds(
     """Train and validate folds in order, all with the same options; one that is interrupted ends the rest.
 
     With `options.resume` finished folds are skipped, a finished training without its validation is
-    validated, an unfinished one is continued, and one of several that was never started begins with the
-    settings of those that were.
+    validated, an unfinished one is continued, and one that was never started begins with the settings of
+    those that were, or as what is given says.
 
     Args:
         workspace: where everything lies.
@@ -48,8 +48,7 @@ def train_folds(
 
     Raises:
         SamunetError: before anything is trained, when a fold is given twice or does not exist, or, without
-            `resume` and `overwrite`, holds a training already, or, alone and with `resume`, holds none;
-            else what `train` raises.
+            `resume` and `overwrite`, holds a training already; else what `train` raises.
     """
     if len(folds) == 1 and not options.resume:
         own = replace(options, fold=folds[0])
@@ -69,23 +68,20 @@ def train_folds(
             logger.info("%s is trained%s already.", where, "" if fold == "all" else " and validated")
             continue
         logger.info("%s", where)
-        like = _begun(prepared)[1] if options.resume else None
-        outcome = train(workspace, wanted, _teach(teaching, wanted, like), say=say)
+        outcome = train(workspace, wanted, _teach(teaching, wanted), say=say)
         yield outcome
         if outcome.interrupted:
             return
 
 
-def _teach(teaching: Teaching | None, options: TrainOptions, like: RunRecord | None = None) -> Teach | None:
-    return None if teaching is None else lambda prepared: teaching(options, prepared, like)
+def _teach(teaching: Teaching | None, options: TrainOptions) -> Teach | None:
+    return None if teaching is None else lambda prepared: teaching(options, prepared)
 
 
 def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> None:
     """Do not train for hours before the fold is met that is there already, or has been trained on others."""
     started = [fold for fold, run in prepared.items() if _started(run, fold)]
     if options.resume or options.only_validate:
-        if options.resume and len(prepared) == 1 and not started:
-            raise _nothing_to_continue(prepared)
         for fold in started:
             prepared[fold].check_cases(fold)
     elif started and not options.overwrite:
@@ -96,18 +92,6 @@ def _check_started(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> 
         )
 
 
-def _nothing_to_continue(prepared: dict[Fold, PreparedRun]) -> SamunetError:
-    """A fold alone is not begun by --c: that would start anew, in silence, what lies under another tag."""
-    ((fold, run),) = prepared.items()
-    other, _ = _begun(prepared)
-    beside = "" if other is None else f", or as fold {other} was by naming both ({other} {fold} --c)"
-    return SamunetError(
-        f"There is nothing to continue in {fold_folder(run.model_folder, fold)}: no {LATEST}. Start this "
-        f"fold by the same command without --c{beside}; if it was begun elsewhere, correct --tag, -p or "
-        "--workspace."
-    )
-
-
 def _continued(
     options: TrainOptions, prepared: dict[Fold, PreparedRun], teaching: Teaching | None
 ) -> TrainOptions | None:
@@ -116,7 +100,7 @@ def _continued(
     folder = fold_folder(run.model_folder, options.fold)
     if (folder / FINAL).exists():
         _check_repeated(options, run.found, folder)
-        _check_teacher(run, None if teaching is None else teaching(options, run, None), folder)
+        _check_teacher(run, None if teaching is None else teaching(options, run), folder)
         kept_out = set(run.split.val) - set(run.split.train)
         if not kept_out or is_validated(run.model_folder, options.fold):
             return None
@@ -127,13 +111,26 @@ def _continued(
 
 
 def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> TrainOptions:
-    """Options of a fold that was never started: what was not given again is as in the folds that were."""
-    fold, found = _begun(prepared)
+    """Options of a fold without a checkpoint: what is not given again is as in the folds that were started.
+
+    One that was killed before its first checkpoint has a record of its own. nnU-Net's --c begins such a fold
+    with a warning too.
+    """
+    run = prepared[options.fold]
+    fold, found = _begun(prepared) if run.found is None else (options.fold, run.found)
+    if found is None or len(prepared) == 1:
+        logger.warning(
+            "There is nothing to continue in %s: no %s. Fold %s is started; if it was begun elsewhere, stop "
+            "this and correct --tag, -p or --workspace.",
+            fold_folder(run.model_folder, options.fold),
+            LATEST,
+            options.fold,
+        )
     if found is None:
         return options
+    whose = f"the settings of fold {fold} of {run.model_folder.name}"
+    logger.info("It begins with %s.", whose if run.found is None else "what it was started with before")
     told = found.overrides
-    model_folder = next(iter(prepared.values())).model_folder
-    logger.info("It begins with the settings of fold %s of %s.", fold, model_folder.name)
     return replace(
         options,
         settings={**told.get("settings", {}), **options.settings},
@@ -141,7 +138,7 @@ def _begun_like(options: TrainOptions, prepared: dict[Fold, PreparedRun]) -> Tra
         weights=options.weights or (Path(told["weights"]) if told.get("weights") else None),
         time_budget_minutes=options.time_budget_minutes or found.time_budget_minutes,
         seed=found.seed if options.seed is None else options.seed,
-        splits=prepared[options.fold].splits,
+        splits=run.splits,
         tag=options.run_tag or "",
         like=found,
     )

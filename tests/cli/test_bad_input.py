@@ -227,16 +227,6 @@ def test_unknown_encoder(name: str, workspace: Path, refused) -> None:
     assert name in refused(train.main, workspace, "901", "2d_cnn", "0", "-encoder", name, *SHORT)
 
 
-def test_nothing_to_continue(workspace: Path, refused) -> None:
-    told = refused(train.main, workspace, "901", "2d", "1", "--c", *SHORT)
-    assert "nothing to continue" in told
-    assert "without --c, or as fold 0 was by naming both (0 1 --c)" in told
-    assert not (workspace / MODEL / "fold_1").exists()
-    told = refused(train.main, workspace, "901", "2d", "0", "--c", "--tag", "new")
-    assert "by the same command without --c;" in told
-    assert not list((workspace / MODEL).parent.glob("*__new"))
-
-
 def test_a_finished_run_is_not_replaced(workspace: Path, refused) -> None:
     files = [
         workspace / MODEL / name for name in ("plan.json", "fold_0/run.json", "fold_0/checkpoint_final.pth")

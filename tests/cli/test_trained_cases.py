@@ -9,7 +9,8 @@ import pytest
 from commands import SHORT
 
 from samunet.cli import train
-from samunet.pipeline.train import TrainOptions, _planning_overrides
+from samunet.pipeline import train_folds
+from samunet.pipeline.train import TrainOptions, TrainOutcome, _planning_overrides
 from samunet.trainers.claim import claimed
 from samunet.trainers.identity import read_run, settle_all_replaced
 
@@ -114,6 +115,48 @@ def test_one_fold_can_be_continued_again_and_again(
 
     exchange_folds(workspace)
     assert "it was trained on" in refused(train.main, workspace, *WORDS, "--c")
+
+
+def test_c_begins_a_fold_that_was_never_started(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As nnU-Net does, with a warning; a job script need not know whether it is the first time."""
+    words = ["901", "2d", "1", "--c", "-np", "1", "-device", "cpu", "--workspace", str(workspace)]
+    assert train.main(words) == 0
+    told, fold = capsys.readouterr().out, model_folder(workspace) / "fold_1"
+    assert f"nothing to continue in {fold}: no checkpoint_latest.pth. Fold 1 is started" in told
+    assert "begins with the settings of fold 0" in told
+    assert record_of(fold)["overrides"] == record_of(model_folder(workspace) / "fold_0")["overrides"]
+    assert train.main(words) == 0
+    assert "Fold 1 is trained and validated already." in capsys.readouterr().out
+
+
+def test_what_a_fold_under_c_begins_with(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is given alone, or what it was started with before it was killed without a checkpoint."""
+    begun: list[TrainOptions] = []
+
+    def pretend(_: object, options: TrainOptions, *__: object, **___: object) -> TrainOutcome:
+        begun.append(options)
+        return TrainOutcome(folder=workspace)
+
+    monkeypatch.setattr(train_folds, "train", pretend)
+    where = ["--workspace", str(workspace)]
+    assert train.main([*WORDS, "--c", "--tag", "new", *SHORT, *where]) == 0
+    told = capsys.readouterr().out
+    assert "Warning: There is nothing to continue" in told
+    assert "correct --tag, -p or --workspace" in told
+    assert "begins with" not in told
+    folds = [model_folder(workspace) / f"fold_{number}" for number in (0, 1)]
+    folds[1].mkdir()
+    record = record_of(folds[0])
+    record |= {"fold": 1, "overrides": {"settings": {"epochs": 9}}, "seed": 5}
+    (folds[1] / "run.json").write_text(json.dumps(record))
+    for named in (["1"], ["0", "1"]):
+        assert train.main(["901", "2d", *named, "--c", *where]) == 0
+        assert "begins with what it was started with before" in capsys.readouterr().out
+    new, *again = begun
+    assert (new.resume, new.settings["epochs"], new.like) == (False, 1, None)
+    assert [(o.resume, o.settings, o.seed) for o in again] == [(False, {"epochs": 9}, 5)] * 2
 
 
 def test_a_killed_overwrite_gives_the_run_back_before_c_looks_for_it(
