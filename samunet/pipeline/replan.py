@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import file_has_adapters
 from samunet.pipeline.plan_and_preprocess import (
     PlanOptions,
@@ -127,16 +128,23 @@ def _wanted_encoder(
     at_hand = weights_in_reach(workspace, options.weights, named or present.encoder)
     if options.weights is not None and _is_adapted_otherwise(plan, at_hand, present.encoder):
         return present.encoder
-    if present.encoder_weights != "none" or not at_hand:
-        return None
-    if options.weights is not None or named in at_hand:
-        return named or next(iter(at_hand))
+    if present.encoder_weights == "none" and at_hand:
+        if options.weights is not None or named in at_hand:
+            return named or next(iter(at_hand))
+        _say_weights_came(say, "pretrained weights", at_hand)
+    elif present.encoder_weights == "shipped" and options == Overrides(settings=options.settings):
+        came = [v for v in at_hand if v not in plan.weights and get_variant(v).prior("file") == "sam"]
+        if came and "encoder" not in plan.overrides:
+            _say_weights_came(say, "SAM's weights", came)
+    return None
+
+
+def _say_weights_came(say: Say, what: str, names: Iterable[str]) -> None:
     say(
-        f"The plan was made without pretrained weights, but those of {', '.join(at_hand)} are here now. Plan "
-        "again to use them, or name one with -encoder.",
+        f"The plan was made without {what}, but those of {', '.join(names)} are here now. Plan again to use "
+        "them, or name one with -encoder.",
         logging.WARNING,
     )
-    return None
 
 
 def _is_adapted_otherwise(plan: Plan, at_hand: Mapping[str, Path], encoder: str | None) -> bool:

@@ -15,7 +15,7 @@ from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
 from samunet.planning import sam_options
-from samunet.planning.plan import Configuration, Plan
+from samunet.planning.plan import Configuration, Plan, WeightsUsed
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import UNIMPORTANT, CacheUse, RunRecord, identify, write_run
 from samunet.trainers.settings import apply_overrides
@@ -118,6 +118,24 @@ def test_weights_that_came_after_the_plan_are_said(
     assert [r.levelname for r in caplog.records if "vit_tiny are here now" in r.message] == ["WARNING"]
     again = replan(workspace, planned, "2d_cnn", Overrides(encoder="vit_tiny"))
     assert again.configuration("2d_cnn").encoder_weights == "file"
+
+
+def test_sams_weights_that_came_after_the_plan_are_said(
+    workspace: Workspace, planned: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a plan with the weights that ship too, which nobody would notice otherwise."""
+    workspace.weights.mkdir()
+    (workspace.weights / "sam_vit_b_01ec64.pth").write_bytes(b"")
+    began = replace(planned.configuration("2d_cnn"), encoder_weights="shipped")
+    shipped = replace(planned, configurations={**planned.configurations, "2d_cnn": began})
+    assert replan(workspace, shipped, "2d_cnn", Overrides(settings={"epochs": 2})) is shipped
+    assert [r.levelname for r in caplog.records if "those of vit_b are here now" in r.message] == ["WARNING"]
+    caplog.clear()
+    chosen = replace(shipped, overrides={**shipped.overrides, "encoder": "vit_tiny"})
+    assert replan(workspace, chosen, "2d_cnn", Overrides()) is chosen
+    known = {"vit_b": WeightsUsed(file="sam_vit_b_01ec64.pth", kind="official", sha256="0")}
+    assert replan(workspace, replace(shipped, weights=known), "2d_cnn", Overrides()).weights == known
+    assert "here now" not in caplog.text
 
 
 def test_weights_of_the_plan_are_those_of_its_trainings(workspace: Workspace, tiny_weights: Path) -> None:
