@@ -11,10 +11,11 @@ from samunet.data.cases import Case, find_cases
 from samunet.errors import SamunetError
 from samunet.listing import listed
 from samunet.networks.sam.weight_files import file_sha256
-from samunet.pipeline.models import ModelRequest, find_model
+from samunet.pipeline.models import AUTO, ModelRequest, find_model
 from samunet.pipeline.soft_labels import CHECKPOINT_FLAG, Labelling, Teacher
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome
 from samunet.pipeline.train_folds import train_folds
+from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, Target
 from samunet.preprocessing.store import CaseStore
@@ -184,9 +185,11 @@ def _settled(asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun
     kept = None if record is None else record.distillation
     if record is None or kept is None:
         return asked
-    folder = kept["unlabelled_folder"]
+    folder, (plans, tag) = kept["unlabelled_folder"], _kept_place(asked.configuration, kept["teacher"])
     return replace(
         asked,
+        plans=asked.plans or plans,
+        tag=asked.tag or tag,
         folds=asked.folds or (tuple(kept["folds"]) if record.fold == options.fold else None),
         checkpoint=asked.checkpoint or kept["checkpoint"],
         weight=kept["weight"] if asked.weight is None else asked.weight,
@@ -195,6 +198,13 @@ def _settled(asked: TeacherOptions, options: TrainOptions, prepared: PreparedRun
         mirroring=kept["mirroring"] if asked.mirroring is None else asked.mirroring,
         unlabelled=asked.unlabelled or (None if folder is None else Path(folder)),
     )
+
+
+def _kept_place(configuration: str, teacher: str) -> tuple[str | None, str | None]:
+    """Plan and tag of the teacher that a run had, by the name of its model folder; none of another method."""
+    name, plans, *tag = teacher.split("__")
+    is_meant = configuration == AUTO or ("__" not in configuration and get_method(configuration).name == name)
+    return (plans, tag[0] if tag else None) if is_meant else (None, None)
 
 
 def _check_weight(weight: float, asked: TeacherOptions) -> None:

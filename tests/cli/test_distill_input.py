@@ -124,6 +124,21 @@ def test_a_distilled_run_is_not_mixed_with_a_plain_one(workspace: Path, refused)
     assert "weight of the distillation: 0.5 there, 0.25 now" in told
 
 
+def test_a_student_that_goes_on_knows_its_teachers_plan_and_tag(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = workspace / RESULTS / "2d_unet__samunetPlans"
+    shutil.copytree(model, model.with_name("2d_unet__older__first"))
+    where = ("--disable_tta", "-step_size", "1", "--workspace", str(workspace))
+    teacher = ("--teacher_plans", "older", "--teacher_tag", "first")
+    assert distill.main([*STUDENT, *teacher, *where]) == 0
+    shutil.rmtree(model)
+    for name in ("2d_unet", "auto"):
+        words = ["901", name, "2d_unet", "0", "--tag", "small", "--c", "--workspace", str(workspace)]
+        assert distill.main(words) == 0
+        assert "Fold 0 is trained and validated already." in capsys.readouterr().out
+
+
 def test_swin_unetr_without_monai(
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
