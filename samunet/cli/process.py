@@ -52,6 +52,11 @@ def explain(problem: BaseException) -> str | None:
     if isinstance(problem, OSError) and problem.filename and problem.errno in _WRONG_KIND:
         kinds = ("folder", "file") if problem.errno == errno.EISDIR else ("file", "folder")
         return f"{_place_of(problem)} is a {kinds[0]} where a {kinds[1]} is needed. Give another path."
+    if isinstance(problem, FileNotFoundError) and problem.filename:
+        return (
+            f"There is no file or folder {_place_of(problem)}. Put it back, or give another path; if another "
+            "program has just moved or removed it, run the command again."
+        )
     if isinstance(problem, MemoryError):
         return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
     if type(problem).__name__ == "OutOfMemoryError":

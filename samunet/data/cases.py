@@ -144,6 +144,14 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
     ]
 
 
+def file_faults(case: Case, num_channels: int) -> list[str]:
+    """What is wrong with a case's channels, and with its label where it is not there."""
+    faults = channel_faults(case, num_channels)
+    if case.label is not None and not case.label.is_file():
+        faults.append(f"Case {case.name}: {absent(case.label, 'label file')}")
+    return faults
+
+
 def absent(path: Path, kind: str = "file") -> str:
     """Say that a file or folder is not there; of a link, where it points."""
     if path.is_symlink() and not path.exists():

@@ -16,8 +16,8 @@ from samunet.data.cases import (
     Case,
     absent,
     cases_of_map,
-    channel_faults,
     empty_folder,
+    file_faults,
     find_cases,
     group_files,
 )
@@ -254,7 +254,5 @@ def _find_training_cases(
     if labels_optional:
         cases = tuple(c if c.label is None or c.label.is_file() else replace(c, label=None) for c in cases)
     for case in cases:
-        faults += channel_faults(case, num_channels)
-        if case.label is not None and not case.label.is_file():
-            faults.append(f"Case {case.name}: {absent(case.label, 'label file')}")
+        faults += file_faults(case, num_channels)
     return cases, faults

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from samunet.data.cases import Case, find_cases
+from samunet.data.cases import Case, file_faults, find_cases
 from samunet.data.dataset import RawDataset
 from samunet.data.geometry import Geometry
 from samunet.data.groups import Origins, unit_numbers
@@ -112,8 +112,8 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
 
     Raises:
         SamunetError: an unknown shift, a method that is not trained or named twice, methods with different
-            validation cases, cases that were trained on, or results of another model, seed or other files
-            in the output folder.
+            validation cases, cases that were trained on or whose files are gone, or results of another
+            model, seed or other files in the output folder.
     """
     for kind in request.kinds:
         for severity in request.severities:
@@ -130,7 +130,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     bench = _Bench(
         request=request,
         cases=cases,
-        contents={case.name: hash_files(case.files) for case in cases},
+        contents=_contents(cases, len(dataset.channel_names)),
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         origins=dataset.origins,
@@ -218,6 +218,18 @@ def _held_out_cases(request: SuiteRequest, dataset: RawDataset, models: Sequence
                 "them if they are others."
             )
     return tuple(cases)
+
+
+def _contents(cases: Sequence[Case], num_channels: int) -> dict[str, str]:
+    """Case name -> hash of the bytes of its files.
+
+    Raises:
+        SamunetError: files are missing; lists all.
+    """
+    faults = [fault for case in cases for fault in file_faults(case, num_channels)]
+    if faults:
+        raise SamunetError("\n".join(["These cases cannot be tested on:", *faults]))
+    return {case.name: hash_files(case.files) for case in cases}
 
 
 def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:

@@ -102,6 +102,10 @@ def fail_with(error: BaseException):
             IsADirectoryError(errno.EISDIR, "Is a directory", "a/.7.partial.out", None, "a/out"),
             "a/out is a folder where a file is needed",
         ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "raw/case_0000.nii.gz"),
+            "There is no file or folder raw/case_0000.nii.gz",
+        ),
         (MemoryError(), "Not enough main memory"),
     ],
 )

@@ -115,6 +115,15 @@ def test_what_cannot_be_tested(workspace: Path, refused) -> None:
     folders = [str(workspace / "raw" / NAME / name) for name in ("imagesTr", "labelsTr")]
     told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0], "-l", folders[1])
     assert "names of training cases" in told
+    held = json.loads((model / "fold_0/run.json").read_text())["val"]
+    gone = [
+        workspace / "raw" / NAME / "imagesTr" / f"{held[0]}_0001.nii.gz",
+        workspace / "raw" / NAME / "labelsTr" / f"{held[1]}.nii.gz",
+    ]
+    for file in gone:
+        file.unlink()
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-f", "0")
+    assert all(file.name in told for file in gone)
     assert "give the folder" in refused(shift_suite.main, workspace, *QUICK, "-c", "2d", "-i", folders[0])
 
 
