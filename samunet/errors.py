@@ -1,9 +1,12 @@
-"""The one exception for users' mistakes."""
+"""The one exception for users' mistakes; and the name of a problem that has none of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""What stands in torch's message before its reason, which depends on the platform."""
 
 
 class SamunetError(ValueError):
@@ -19,3 +22,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> SamunetError:
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return SamunetError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def lacks_main_memory(problem: BaseException) -> bool:
+    """Whether main memory did not suffice; of a tensor torch says so in words only."""
+    if isinstance(problem, RuntimeError):
+        return CPU_ALLOCATOR in str(problem)
+    return isinstance(problem, MemoryError)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from samunet.errors import lacks_main_memory
+
 _FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -57,8 +59,11 @@ def explain(problem: BaseException) -> str | None:
             f"There is no file or folder {_place_of(problem)}. Put it back, or give another path; if another "
             "program has just moved or removed it, run the command again."
         )
-    if isinstance(problem, MemoryError):
-        return "Not enough main memory. Use fewer workers (-np 1) or a machine with more."
+    if lacks_main_memory(problem):
+        return (
+            "Not enough main memory. Use fewer workers (-np 1) or a machine with more; of a training you may "
+            "also lower the batch, with --set batch_size=N."
+        )
     if type(problem).__name__ == "OutOfMemoryError":
         return (
             f"Not enough GPU memory ({str(problem).splitlines()[0]}). Free it from other programs, or use "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from samunet.errors import SamunetError
+from samunet.errors import CPU_ALLOCATOR, SamunetError, lacks_main_memory
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import CPU, Storage, WindowSettings, predict_logits
 
@@ -27,7 +27,7 @@ class Forward:
     """Runs networks over preprocessed images, in the device's number type.
 
     Where the device's memory does not suffice, fewer tiles are run at once, then logits are gathered in main
-    memory; what sufficed once is kept for the next images.
+    memory (where they are anyway on a CPU); what sufficed once is kept for the next images.
 
     Attributes:
         networks: in the order of the window's groups.
@@ -58,12 +58,15 @@ class Forward:
                     )
             except FloatingPointError as fault:
                 raise SamunetError(self._not_finite()) from fault
-            except OUT_OF_MEMORY as fault:
-                reason = str(fault).split("\n")[0]
+            except (RuntimeError, MemoryError) as fault:  # torch's own error is a RuntimeError
+                is_main = lacks_main_memory(fault)
+                if not (is_main or isinstance(fault, OUT_OF_MEMORY)):
+                    raise
+                reason = str(fault).split("\n")[0].rpartition(CPU_ALLOCATOR)[2]
             # Out of the block above, whose traceback holds the tensors of this attempt.
             if observer is not None:
                 observer.restart()
-            self.window = self._smaller(window, reason)
+            self.window = self._less_main_memory(window, reason) if is_main else self._smaller(window, reason)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -75,17 +78,27 @@ class Forward:
         """
         short = f"Not enough memory on {window.device.type} ({reason})"
         if window.batch_size > 1:
-            fewer = window.batch_size // 2
-            logger.warning(
-                "%s: from here on %d instead of %d tiles at once.", short, fewer, window.batch_size
-            )
-            return replace(window, batch_size=fewer)
+            return _fewer_tiles(window, short)
         if window.band_device is None:
             logger.warning("%s: from here on logits are gathered in main memory, which is slower.", short)
             return replace(window, band_device=CPU)
         raise SamunetError(
             f"{short}, even for one tile at once with the logits in main memory. Free it from other "
             "programs, predict with fewer folds (-f) or models at once, or use -device cpu."
+        )
+
+    def _less_main_memory(self, window: WindowSettings, reason: str) -> WindowSettings:
+        """A window that takes less of the main memory, which is where networks on a CPU are.
+
+        Raises:
+            SamunetError: there is none.
+        """
+        short, on_cpu = f"Not enough memory on cpu ({reason})", window.device.type == "cpu"
+        if on_cpu and window.batch_size > 1:
+            return _fewer_tiles(window, short)
+        raise SamunetError(
+            f"{short}{', even for one tile at once' if on_cpu else ''}. Free it from other programs, predict "
+            "with fewer folds (-f) or models at once, or use a machine with more."
         )
 
     def _not_finite(self) -> str:
@@ -98,3 +111,9 @@ class Forward:
                 advice += ", or see whether -device cpu can do it"
         models = " and ".join(map(str, self.models))
         return f"{models} gives NaN or infinity for this image, which decides nothing. {advice}."
+
+
+def _fewer_tiles(window: WindowSettings, short: str) -> WindowSettings:
+    fewer = window.batch_size // 2
+    logger.warning("%s: from here on %d instead of %d tiles at once.", short, fewer, window.batch_size)
+    return replace(window, batch_size=fewer)

@@ -107,6 +107,8 @@ def fail_with(error: BaseException):
             "There is no file or folder raw/case_0000.nii.gz",
         ),
         (MemoryError(), "Not enough main memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Not enough main memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "Not enough main memory"),
     ],
 )
 def test_users_mistakes_are_one_message_and_exit_2(error: BaseException, words: str, capsys) -> None:

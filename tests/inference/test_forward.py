@@ -27,10 +27,13 @@ class Network(nn.Module):
     """Three classes from two channels; runs out of memory above some tiles."""
 
     most = 4
+    error: Exception = OUT_OF_MEMORY(
+        "CUDA out of memory. Tried to allocate 13.00 GiB.\nSee the documentation."
+    )
 
     def forward(self, tiles: Tensor) -> Tensor:
         if len(tiles) > self.most:
-            raise OUT_OF_MEMORY("CUDA out of memory. Tried to allocate 13.00 GiB.\nSee the documentation.")
+            raise self.error
         return torch.cat([tiles, tiles[:, :1] * tiles[:, 1:]], dim=1)
 
 
@@ -83,6 +86,36 @@ def test_too_little_for_one_tile_is_a_fault_with_advice(image: np.ndarray) -> No
     with pytest.raises(SamunetError, match=r"13.00 GiB\.\).*fewer folds \(-f\).*-device cpu") as fault:
         Forward([network], WINDOW, [])(image)
     assert "documentation" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+            "tried to allocate 14 bytes. Error code 12 (Cannot allocate memory)\nframe #0"
+        ),
+        RuntimeError("[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 14"),
+        MemoryError("Unable to allocate 14 bytes"),
+    ],
+)
+def test_main_memory_that_does_not_suffice(
+    error: Exception, image: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, network = Forward([Network()], WINDOW, [])(image), Network()
+    network.error, network.most = error, 1
+    forward = Forward([network], WINDOW, [])
+    torch.testing.assert_close(forward(image), expected)
+    assert (forward.window.batch_size, forward.window.band_device) == (1, None)
+    assert "Not enough memory on cpu (" in caplog.text
+    network.most = 0
+    with pytest.raises(SamunetError, match=r"cpu \(.*allocate 14.*even for one tile.*fewer folds") as fault:
+        forward(image)
+    assert "-device cpu" not in str(fault.value)
+    assert "frame" not in str(fault.value)
+    network.error = RuntimeError("sizes differ")
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        forward(image)
 
 
 def test_advice_for_half_precision_is_full_precision(image: np.ndarray) -> None:
