@@ -6,7 +6,7 @@ in parts, ends with one qc.json over everything that is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,11 +39,16 @@ if TYPE_CHECKING:
 
 QC_VERSION = 1
 SHOWN = 20
+MOST_PASSES = 20
+"""Over what other parts of a prediction finish meanwhile. Each pass reads that alone, so a few suffice; a
+part that is still at work then writes the file again."""
 NO_ENSEMBLES = (
     "not calibrated: lower bounds are made for single models, not for ensembles of them; cases stand in the "
     "order of what the networks expect of themselves."
 )
 
+Stamp = tuple[int, int, int] | None
+"""State of a file; None where there is none."""
 Status = Literal["calibrated", "not calibrated", "not found"]
 
 
@@ -227,9 +232,17 @@ class _Named:
 
 def _assess(folder: Path, judge: _Judge, named: _Named, ending: str, failed: Mapping[str, str]) -> QCReport:
     expected, model = named.arguments_hash, judge.model
-    while True:
+    known: dict[str, tuple[Stamp, CaseVerdict | str]] = {}
+    for _ in range(MOST_PASSES):
         names = _names(folder, ending)
-        verdicts, left_out = _judge_all(folder, names, judge, expected)
+        known = {
+            name: known[name]
+            if name in known and known[name][0] == stamp
+            else (stamp, _judge_case(folder, name, stamp, judge, expected))
+            for name, stamp in names.items()
+        }
+        left_out = {name: found for name, (_, found) in known.items() if isinstance(found, str)}
+        verdicts = [found for _, found in known.values() if not isinstance(found, str)]
         report = QCReport(
             model=named.model,
             arguments_hash=expected,
@@ -244,7 +257,8 @@ def _assess(folder: Path, judge: _Judge, named: _Named, ending: str, failed: Map
         write_json(folder / QC_FILE, report)
         # Another part may have ended meanwhile; whoever writes last has seen all.
         if _names(folder, ending) == names:
-            return report
+            break
+    return report
 
 
 def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCModel | None, str]:
@@ -276,29 +290,32 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     return model, ""
 
 
-def _names(folder: Path, ending: str) -> dict[str, bool]:
-    """Case -> whether its features are there, for every segmentation in the folder."""
+def _names(folder: Path, ending: str) -> dict[str, Stamp]:
+    """Case -> its features' state, for every segmentation in the folder."""
     files = sorted(f for f in folder.glob(f"*{ending}") if not f.name.startswith("."))
     names = [file.name.removesuffix(ending) for file in files]
-    return {name: features_file(folder, name).is_file() for name in names}
+    return {name: _stamp(features_file(folder, name)) for name in names}
 
 
-def _judge_all(
-    folder: Path, names: Mapping[str, bool], judge: _Judge, expected: str
-) -> tuple[list[CaseVerdict], dict[str, str]]:
-    verdicts, left_out = [], {}
-    for name, has_features in names.items():
-        features = read_record(CaseFeatures, features_file(folder, name)) if has_features else None
-        if features is None:
-            left_out[name] = "it was not finished (no features); --continue_prediction predicts it again"
-        elif features.arguments_hash != expected:
-            left_out[name] = "it was predicted earlier, with other arguments"
-        else:
-            verdicts.append(judge.judge(features))
-    return verdicts, left_out
+def _stamp(file: Path) -> Stamp:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _earlier_failures(folder: Path, names: Mapping[str, bool], expected: str) -> dict[str, str]:
+def _judge_case(folder: Path, name: str, stamp: Stamp, judge: _Judge, expected: str) -> CaseVerdict | str:
+    """What is said of a case, or why it is not judged."""
+    if stamp is None:
+        return "it was not finished (no features); --continue_prediction predicts it again"
+    features = read_record(CaseFeatures, features_file(folder, name))
+    if features.arguments_hash != expected:
+        return "it was predicted earlier, with other arguments"
+    return judge.judge(features)
+
+
+def _earlier_failures(folder: Path, names: Container[str], expected: str) -> dict[str, str]:
     """What other parts of this prediction could not predict, and is still not there."""
     file = folder / QC_FILE
     if not file.is_file():

@@ -21,6 +21,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
 from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.pipeline import qc
 from samunet.pipeline.out_of_fold import read_fold
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc import QCReport, assess
@@ -364,6 +365,34 @@ def test_parts_and_continued_predictions_end_in_one_file(model: Path, tmp_path: 
     assert "other arguments" in report.text()
     write_prediction(out, [features("broken", 0.6, words)], words)
     assert assess(out, model).failed == {}
+
+
+def test_other_parts_that_go_on_do_not_hold_a_part_up(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They finish a case whenever this one has judged all; what was judged is read again if it changed."""
+    words, out, read, written = arguments(0, 1), tmp_path / "out", [], []
+    write_prediction(out, [features(name, 0.6, words) for name in ("a", "b")], words)
+
+    def reading(kind: Any, file: Path) -> Any:
+        read.extend([file.stem] * (kind is CaseFeatures))
+        return read_record(kind, file)
+
+    def writing(file: Path, report: Any) -> None:
+        write_json(file, report)
+        written.append(file)
+        assert len(written) < 100
+        write_prediction(out, [features(f"other{len(written)}", 0.6, words)], words)
+        if len(written) == 1:
+            write_prediction(out, [features("a", 0.123, words)], words)
+
+    monkeypatch.setattr(qc, "read_record", reading)
+    monkeypatch.setattr(qc, "write_json", writing)
+    report = assess(out, model)
+    assert sorted(read) == sorted(["a", *(one.case for one in report.cases)])
+    assert read_record(QCReport, out / "qc.json") == report
+    (again,) = [one for one in report.cases if one.case == "a"]
+    assert again.classes["organ"].features.passes.soft_dice == 0.123
 
 
 def test_a_model_without_a_fingerprint_says_that_nothing_was_checked(model: Path, tmp_path: Path) -> None:
