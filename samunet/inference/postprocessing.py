@@ -23,6 +23,7 @@ from samunet.data.workers import Progress, map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
 from samunet.inference.output_folder import check_output
+from samunet.listing import listed
 from samunet.records import read_json, read_record, write_json
 from samunet.whole_files import remove_partials
 from samunet.workspace import POSTPROCESSING_FILE
@@ -214,15 +215,23 @@ def postprocess_folder(
 
     Raises:
         SamunetError: no label maps, the same folder twice, an output that is of a raw dataset or holds
-            another command's results, other labels in dataset.json or in a map.
+            another command's results or label maps of other rules that would stay there, other labels in
+            dataset.json or in a map.
     """
     source, output = Path(source), Path(output)
     if source.resolve() == output.resolve():
         raise SamunetError(f"{output} holds the input; postprocessing needs an output folder of its own.")
     check_output(output, "samunet_apply_postprocessing")
-    files = _label_maps(source, postprocessing.labels)
+    ending = _ending(source, postprocessing.labels)
+    files = _label_maps(source, ending)
+    if not files:
+        raise SamunetError(f"{source} holds no label maps with the ending {ending}.")
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
+    if not _is_made_by(output, postprocessing):
+        _refuse_others(output, ending, files)
+        # An interruption leaves no word on maps of which some are replaced.
+        (output / POSTPROCESSING_FILE).unlink(missing_ok=True)
     largest = max(files, key=lambda path: path.stat().st_size)
     voxels = int(np.prod(read_header(largest, is_label=True).geometry.shape))
     changed = map_in_workers(
@@ -247,8 +256,30 @@ def postprocess_file(file: Path, output: Path, postprocessing: Postprocessing) -
     return not np.array_equal(result, label_map)
 
 
-def _label_maps(folder: Path, labels: LabelSet) -> list[Path]:
-    """Label maps of a folder with these labels, by the ending that its dataset.json declares."""
+def _is_made_by(output: Path, postprocessing: Postprocessing) -> bool:
+    """Whether the record in a folder says that its label maps went through these rules."""
+    try:
+        found = Postprocessing.load(output / POSTPROCESSING_FILE)
+    except SamunetError:  # none, or nobody can tell what it says
+        return False
+    ours = [replace(one, labels=replace(one.labels, listed=())) for one in (found, postprocessing)]
+    return ours[0] == ours[1]
+
+
+def _refuse_others(output: Path, ending: str, files: Sequence[Path]) -> None:
+    """Refuse a folder with label maps that would stay: the record would speak of them too."""
+    replaced = {file.name for file in files}
+    others = [file.name for file in _label_maps(output, ending) if file.name not in replaced]
+    if others:
+        raise SamunetError(
+            f"{output} holds {len(others)} label map(s) that were made by other rules, or nobody knows how, "
+            f"and that this input does not replace: {listed(others)}. {POSTPROCESSING_FILE} would speak "
+            "of them too. Give another output folder with -o, or take them out of this one."
+        )
+
+
+def _ending(folder: Path, labels: LabelSet) -> str:
+    """Ending of the label maps of a folder, as its dataset.json declares it; they must have these labels."""
     if not folder.is_dir():
         raise SamunetError(f"There is no folder {folder}.")
     declared = folder / "dataset.json"
@@ -264,12 +295,12 @@ def _label_maps(folder: Path, labels: LabelSet) -> list[Path]:
             f"{labels_text(found.labels)}. "
             "Take the rules of this dataset, or correct the file where it is wrong."
         )
-    ending = segmentation_ending(found.file_ending)
-    files = [
+    return segmentation_ending(found.file_ending)
+
+
+def _label_maps(folder: Path, ending: str) -> list[Path]:
+    return [
         file
         for file in sorted(folder.iterdir())
         if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
     ]
-    if not files:
-        raise SamunetError(f"{folder} holds no label maps with the ending {ending}.")
-    return files

@@ -214,3 +214,48 @@ def test_a_folder(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(SamunetError, match=r"no label maps with the ending \.nii\.gz"):
         postprocess_folder(source, output, pp)
+
+
+def folder_of_predictions(source: Path, *names: str) -> Path:
+    declared = {"labels": {"background": 0, "organ": 1, "lesion": 2}, "file_ending": ".nii.gz"}
+    write_json(source / "dataset.json", declared)
+    for name in names:
+        write_segmentation(two_blobs(), geometry(two_blobs()), source / f"{name}.nii.gz")
+    return source
+
+
+LARGEST = Postprocessing(labels=CLASSES, rules=(Rule(kind="largest_component", target=None),))
+FILLED = Postprocessing(labels=CLASSES, rules=(Rule(kind="fill_holes", target="organ"),))
+
+
+def test_maps_of_other_rules_are_not_taken_for_these(tmp_path: Path) -> None:
+    first, second = (
+        folder_of_predictions(tmp_path / "1", "a", "b"),
+        folder_of_predictions(tmp_path / "2", "b", "c"),
+    )
+    output = tmp_path / "out"
+    postprocess_folder(first, output, LARGEST)
+    before = {file: file.read_bytes() for file in output.iterdir()}
+    with pytest.raises(SamunetError, match=r"out holds 1 label map\(s\) .* other rules.* a\.nii\.gz"):
+        postprocess_folder(second, output, FILLED)
+    assert {file: file.read_bytes() for file in output.iterdir()} == before
+    postprocess_folder(second, output, LARGEST)  # the record is true of all three
+    assert len(list(output.glob("*.nii.gz"))) == 3
+    (output / "postprocessing.json").unlink()
+    with pytest.raises(SamunetError, match=r"out holds 1 label map\(s\) .*a\.nii\.gz"):
+        postprocess_folder(second, output, LARGEST)
+    (output / "a.nii.gz").unlink()
+    postprocess_folder(second, output, FILLED)  # replaces all
+    assert Postprocessing.load(output / "postprocessing.json") == FILLED
+
+
+def test_an_interruption_leaves_no_word_on_maps_that_are_half_replaced(tmp_path: Path) -> None:
+    source, output = folder_of_predictions(tmp_path / "in", "a", "b"), tmp_path / "out"
+    postprocess_folder(source, output, LARGEST)
+    (source / "b.nii.gz").write_bytes((source / "b.nii.gz").read_bytes()[:100])
+    with pytest.raises(SamunetError, match=r"b\.nii\.gz"):
+        postprocess_folder(source, output, FILLED)
+    assert not (output / "postprocessing.json").exists()
+    folder_of_predictions(source, "b")
+    postprocess_folder(source, output, FILLED)
+    assert Postprocessing.load(output / "postprocessing.json") == FILLED
