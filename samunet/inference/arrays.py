@@ -55,7 +55,7 @@ def as_image(
     channels = len(channel_names)
     flat = array.ndim == 2 or (array.ndim == 3 and spacing_mm is not None and len(spacing_mm) == 2)
     if flat:
-        spacing_mm = (FLAT_SPACING_MM, *(spacing_mm or (1.0, 1.0))[-2:])
+        spacing_mm = (FLAT_SPACING_MM, *((1.0, 1.0) if spacing_mm is None else spacing_mm[-2:]))
         array = array[..., None, :, :]
     image = array if array.ndim == 4 else array[None]
     if image.ndim != 4 or image.shape[0] != channels:

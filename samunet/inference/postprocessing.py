@@ -102,17 +102,28 @@ class Postprocessing:
     def apply(self, label_map: np.ndarray, geometry: Geometry, where: str = "label map") -> np.ndarray:
         """Apply the rules to a label map (Z, Y, X) in the file's integers; voxels to ignore stay as they are.
 
+        Returns:
+            The map in its own type, or in a larger one where that cannot hold the value of a filled hole.
+
         Raises:
             SamunetError: the map holds values that the labels do not declare.
         """
         indices = self.labels.encode(label_map, where)
         apply_rules(indices, self.rules, self.labels, voxel_mm3(geometry))
         values = [*self.labels.values, *([] if self.labels.ignore is None else [self.labels.ignore])]
-        return np.asarray(values)[indices].astype(label_map.dtype)  # the map itself may not hold all values
+        result = np.asarray(values)[indices]
+        return result.astype(_type_for(label_map.dtype, int(result.max(initial=0))))
 
     def text(self) -> str:
         """The rules in plain words."""
         return "; ".join(rule.text() for rule in self.rules) or "none"
+
+
+def _type_for(kind: np.dtype, largest: int) -> np.dtype:
+    """A label map's type, or a larger one that holds a value."""
+    if kind.kind not in "iu" or largest <= np.iinfo(kind).max:
+        return kind
+    return np.promote_types(kind, np.min_scalar_type(largest))
 
 
 def voxel_mm3(geometry: Geometry) -> float:

@@ -141,6 +141,19 @@ def test_an_ignore_label_that_the_map_cannot_hold_does_not_matter() -> None:
     assert np.count_nonzero(kept == 1) == 8
 
 
+def test_a_map_whose_type_is_too_small_for_the_result_gets_a_larger_one() -> None:
+    """The value that a region is painted with lies above those of the map."""
+    declared = {"background": 0, "whole": [1, 300], "core": [1]}
+    labels = LabelSet.from_dataset_json({"labels": declared, "regions_class_order": [300, 1]}, "dataset.json")
+    array = np.zeros((1, 7, 7), np.uint8)
+    array[0, 1:6, 1:6] = 1
+    array[0, 3, 3] = 0
+    rules = (Rule(kind="fill_holes", target="whole"),)
+    filled = Postprocessing(labels=labels, rules=rules).apply(array, geometry(array, is_2d=True))
+    assert filled[0, 3, 3] == 300
+    assert np.count_nonzero(filled == 1) == 24
+
+
 def test_rules_follow_each_other_and_an_empty_map_stays_empty() -> None:
     rules = (
         Rule(kind="largest_component", target=None),

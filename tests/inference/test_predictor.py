@@ -18,7 +18,9 @@ from PIL import Image
 from tiny_runs import CHANNELS, CLASSES, REGIONS
 
 from samunet.data.cases import Case
+from samunet.data.geometry import FLAT_SPACING_MM
 from samunet.errors import SamunetError
+from samunet.inference.arrays import as_image
 from samunet.inference.files import FileOptions, FilesOutcome
 from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
@@ -86,6 +88,14 @@ def test_a_picture(model: Path, volume: np.ndarray) -> None:
     assert prediction.segmentation.shape == volume.shape[2:]
     assert prediction.probabilities is not None
     assert prediction.probabilities.shape == (CLASSES.num_outputs, *volume.shape[2:])
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.7), (3.0, 0.5, 0.7)])
+def test_spacing_may_be_an_array(spacing: tuple[float, ...]) -> None:
+    plane = np.zeros((5, 6), np.float32)
+    _, geometry = as_image(plane, np.array(spacing), ("T1",))
+    assert geometry == as_image(plane, spacing, ("T1",))[1]
+    assert geometry.spacing_mm == (FLAT_SPACING_MM, 0.5, 0.7)
 
 
 def test_regions(tmp_path: Path, volume: np.ndarray) -> None:
