@@ -16,7 +16,7 @@ USUAL_VIEWS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class SamHeadConfig(MethodConfig):
-    """Settings of every 2D head without prompts on a SAM encoder (AutoSAM, arXiv 2306.13731)."""
+    """Settings of every 2D head on a SAM encoder."""
 
     learning_rate: Positive = 5e-4
     """Peak learning rate of AdamW (the paper's value for a frozen encoder)."""
@@ -42,13 +42,14 @@ class SamHeadConfig(MethodConfig):
     """Neighbouring slices on each side that are given as further channels (0: single slices)."""
     channel_map: Literal["fixed", "stem"] = "fixed"
     """Channels to SAM's three by a fixed map, or by a trainable 1x1 stem (then nothing is cached)."""
-    head_width: Count | None = None
-    """Base width of the head, not of `2d_desam`; None scales it with the encoder (see the method's page)."""
-    paper_compat: bool = False
-    """Behave like AutoSAM's public code where it differs from the sound choice. Not of `2d_desam`."""
 
     def __post_init__(self) -> None:
         Storage.parse(self.cache_storage)
+
+    @property
+    def as_published(self) -> bool:
+        """Whether everything is as in AutoSAM's public code."""
+        return False
 
     def sees_picture(self, variant: SamVariant) -> bool:
         """Whether the head on this encoder looks at the picture beside the embedding."""
@@ -56,7 +57,21 @@ class SamHeadConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkipHeadConfig(SamHeadConfig):
+class PaperHeadConfig(SamHeadConfig):
+    """Settings of the heads of AutoSAM's paper (arXiv 2306.13731), which have no prompts."""
+
+    head_width: Count | None = None
+    """Base width of the head; None scales it with the encoder (see the method's page)."""
+    paper_compat: bool = False
+    """Behave like AutoSAM's public code where it differs from the sound choice."""
+
+    @property
+    def as_published(self) -> bool:
+        return self.paper_compat
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipHeadConfig(PaperHeadConfig):
     """Settings of a head that may have an image skip."""
 
     image_skip: bool | None = None

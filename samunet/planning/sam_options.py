@@ -362,7 +362,7 @@ def _loads(context: PlanningContext, spec: HeadSpec, way: _Way, config: SamHeadC
         patch_size=shown,
         num_outputs=context.num_outputs,
         detail=config.sees_picture(way.variant),
-        normalised=not config.paper_compat,
+        normalised=not config.as_published,
         exclusive=context.exclusive,
     )
     head = spec.cost(place, config)

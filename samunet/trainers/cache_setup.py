@@ -121,7 +121,7 @@ class _Setup:
             patch_size=tuple(configuration.patch_size),
             slice_context=self.config.slice_context,
             channel_map=self.config.channel_map,
-            paper_compat=self.config.paper_compat,
+            paper_compat=self.config.as_published,
             with_image=self.network.head.uses_image,
             blocks=self.network.head.blocks,
             display_window=plan.data_of(configuration).display_window,

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samunet.errors import SamunetError
 from samunet.networks.desam import DesamHead, DesamSettings, build_desam
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam.variants import get_variant
@@ -116,13 +115,6 @@ class DesamTrainer(SamHeadTrainer):
 
     @classmethod
     def build_head_network(cls, settings: SliceSettings, config: DesamConfig) -> SamSliceNetwork:
-        if config.head_width is not None:
-            raise SamunetError("2d_desam has no head_width: its widths follow from the encoder.")
-        if config.paper_compat:
-            raise SamunetError(
-                "2d_desam has no paper_compat, which means AutoSAM's public code. Where DeSAM's code "
-                "differs, its page names the settings (min_iou, iou_weight)."
-            )
         head = DesamSettings(
             variant=get_variant(settings.variant),
             outputs=settings.num_outputs - settings.exclusive,

@@ -64,7 +64,7 @@ class SamHeadTrainer(MethodTrainer):
     @classmethod
     def build_training(cls, network: nn.Module, plan: Plan, configuration: Configuration) -> TrainingModule:
         settings = loss_settings(plan, configuration)
-        if _config(configuration).paper_compat:
+        if _config(configuration).as_published:
             settings = replace(settings, smooth=1.0, squared=True)
         return SamHeadModule(network, settings)
 
@@ -73,7 +73,7 @@ class SamHeadTrainer(MethodTrainer):
         assert isinstance(config, SamHeadConfig)
         groups = _Groups(config.encoder_learning_rate_factor)
         phase = Phase.of(config, optimizer="adamw", schedule="poly_step", clip=GRADIENT_CLIP, groups=groups)
-        if config.paper_compat:
+        if config.as_published:
             # The public code, without its plateau rule: Adam, no decay, gradients not clipped.
             phase = replace(phase, optimizer="adam", weight_decay=0.0, schedule="constant", clip=float("inf"))
         return (phase,)
@@ -131,6 +131,6 @@ def _slice_settings(plan: Plan, configuration: Configuration, config: SamHeadCon
         channel_map=config.channel_map,
         slice_context=config.slice_context,
         frozen=config.encoder == "frozen",
-        paper_compat=config.paper_compat,
+        paper_compat=config.as_published,
         checkpointing=config.checkpointing,
     )

@@ -270,6 +270,17 @@ def test_flags_of_sam_methods_do_not_meet_the_u_nets(
     assert (cnn.encoder, cnn.settings) == ("vit_micro", {"image_skip": True, "epochs": 1})
 
 
+def test_a_setting_of_other_heads_does_not_meet_desam(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_all, "preprocess", stop)
+    rest = ["-f", "0", "-np", "1", "-device", "cpu", "--workspace", str(tiny_copy), "--set", "head_width=8"]
+    assert command.main(["901", "-c", "2d_desam", *rest]) == 2
+    assert "Unknown setting of 2d_desam 'head_width'" in capsys.readouterr().err
+    assert command.main(["901", "-c", "2d_desam", "2d_cnn", *rest]) == 130
+    assert "--set head_width concerns 2d_cnn only" in capsys.readouterr().out
+
+
 def test_cases_that_no_fold_has_are_said_once(
     tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

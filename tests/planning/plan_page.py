@@ -20,7 +20,7 @@ from samunet.planning.methods.desam import DesamConfig
 from samunet.planning.methods.linear import LinearConfig
 from samunet.planning.methods.student import StudentConfig
 from samunet.planning.methods.unet import UNetConfig
-from samunet.planning.sam_config import SamHeadConfig, SkipHeadConfig
+from samunet.planning.sam_config import PaperHeadConfig, SamHeadConfig, SkipHeadConfig
 from samunet.records import field_types
 
 PAGE = Path(__file__).resolve().parents[2] / "documentation" / "plan_file.md"
@@ -28,6 +28,7 @@ BEGIN, END = "<!-- settings: written by tests/planning/plan_page.py -->", "<!-- 
 SECTIONS = {
     MethodConfig: "Every method",
     SamHeadConfig: "`2d_linear`, `2d_cnn`, `2d_autosam`, `2d_desam`",
+    PaperHeadConfig: "`2d_linear`, `2d_cnn`, `2d_autosam`",
     SkipHeadConfig: "`2d_cnn`, `2d_autosam`",
     LinearConfig: "`2d_linear`",
     CnnConfig: "`2d_cnn`",

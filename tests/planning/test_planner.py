@@ -64,6 +64,14 @@ def test_settings_reach_the_rows_that_know_them():
     assert plan.overrides["settings"] == {"epochs": 7, "num_depth": 3}
 
 
+def test_settings_of_autosams_heads_do_not_reach_desam():
+    asked = {"paper_compat": True, "head_width": 32}
+    plan = planned(settings=asked, weights="official")
+    for name in ("2d_linear", "2d_cnn", "2d_autosam"):
+        assert asked.items() <= plan.configurations[name].settings.items()
+    assert plan.configurations["2d_desam"] == planned(weights="official").configurations["2d_desam"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_module
+from tiny_runs import CHANNELS, CLASSES, PATCH_2D, REGIONS, make_configuration, make_module, make_plan
 
 from samunet.errors import SamunetError
 from samunet.trainers.desam import _draw_pixels
+from samunet.trainers.settings import apply_overrides
 
 METHOD = "2d_desam"
 IGNORE = dataclasses.replace(CLASSES, ignore=3)
@@ -131,6 +132,7 @@ def test_the_iou_weighs_ten():
 
 
 @pytest.mark.parametrize("setting", [{"head_width": 8}, {"paper_compat": True}])
-def test_what_the_other_heads_have_is_refused(setting):
-    with pytest.raises(SamunetError, match=next(iter(setting))):
-        module_of(**setting)
+def test_it_has_no_setting_of_the_other_heads(setting):
+    plan = make_plan(make_configuration(METHOD))
+    with pytest.raises(SamunetError, match=f"Unknown setting of 2d_desam '{next(iter(setting))}'"):
+        apply_overrides(plan, METHOD, setting)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.head_costs import HeadInput, linear_head_cost
 from samunet.planning.methods import Method, register
-from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_config import PaperHeadConfig
 from samunet.planning.sam_costs import PartCost
 from samunet.planning.sam_rows import HeadSpec, sam_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig(SamHeadConfig):
+class LinearConfig(PaperHeadConfig):
     """Settings of `2d_linear`. `head_width` None: 64 channels after the first upsampling, then half."""
 
 
