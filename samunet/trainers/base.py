@@ -133,6 +133,7 @@ class PretrainedFile:
         variant: of the encoder.
         sha256: of the whole file.
         retrievable: whether prediction can count on finding it again in the weights folder.
+        adapted: whether its encoder has adapters.
     """
 
     path: Path
@@ -140,6 +141,7 @@ class PretrainedFile:
     variant: str
     sha256: str
     retrievable: bool
+    adapted: bool = False
 
 
 class TrainingModule(nn.Module, ABC):

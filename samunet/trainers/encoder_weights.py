@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import get_variant
-from samunet.networks.sam.weight_files import find_weights, weights_kind, weights_sha256
+from samunet.networks.sam.weight_files import file_has_adapters, find_weights, weights_kind, weights_sha256
 from samunet.planning.plan import Configuration, Plan
 from samunet.trainers.base import PretrainedFile
 
@@ -116,4 +116,5 @@ def _describe(path: Path, variant: str, folder: Path | None) -> PretrainedFile:
         variant=variant,
         sha256=sha256,
         retrievable=is_known and in_folder,
+        adapted=file_has_adapters(path),
     )

@@ -259,7 +259,12 @@ def _base_weights(pretrained: PretrainedFile | None, prefix: str | None) -> Base
 
 
 def _weights_used(pretrained: PretrainedFile) -> WeightsUsed:
-    return WeightsUsed(file=pretrained.path.name, kind=pretrained.kind, sha256=pretrained.sha256)
+    return WeightsUsed(
+        file=pretrained.path.name,
+        kind=pretrained.kind,
+        sha256=pretrained.sha256,
+        adapted=pretrained.adapted,
+    )
 
 
 def _overrides(request: RunRequest) -> dict[str, Any]:

@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import NAMES, Listener, make_configuration, make_plan, make_request
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
+from samunet.networks.sam.adapters import add_adapters
+from samunet.networks.sam.variants import VARIANTS
+from samunet.networks.sam.weights import build_parts
 from samunet.planning.methods.unet import UNetConfig
 from samunet.trainers.budget import given_settings
 from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
@@ -361,6 +365,23 @@ def test_a_device_that_is_not_the_plans_is_warned_of(request_fcn: RunRequest) ->
 def test_a_device_that_is_not_there(request_fcn: RunRequest) -> None:
     with pytest.raises(SamunetError, match="no device 'tpu'"):
         train_fold(replace(request_fcn, device="tpu"), SilentReporter())
+
+
+def test_a_training_keeps_that_its_weights_have_adapters(tmp_path: Path) -> None:
+    parts = build_parts(VARIANTS["vit_micro"])
+    add_adapters(parts["image_encoder"])
+    file = tmp_path / "adapted.pth"
+    torch.save(
+        {f"{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}, file
+    )
+    short = {"epochs": 1, "iterations": 1, "val_iterations": 1}
+    request = make_request(tmp_path, "2d_linear", weights=file, settings=short)
+    train_fold(request, SilentReporter())
+    record = read_run(request.folder)
+    assert record is not None
+    assert record.weights is not None
+    assert record.weights.adapted
+    assert load_checkpoint(request.folder / FINAL).plan.weights["vit_micro"] == record.weights
 
 
 def test_weights_for_a_method_without_encoder(request_fcn: RunRequest, tmp_path: Path) -> None:
