@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import pickle
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,11 +19,10 @@ from samunet.networks.sam.weight_files import weights_sha256, weights_with_hash
 from samunet.planning.plan import Plan
 from samunet.records import from_data, to_data
 from samunet.trainers import import_trainer
-from samunet.whole_files import atomic_path
+from samunet.trainers.torch_files import read_torch, write_torch
 from samunet.workspace import user_weights
 
 FORMAT = 1
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError, OSError)
 LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 
 
@@ -106,12 +102,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     data: dict[str, Any] = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
     for name in ("plan", "base_weights", "mirror_axes", "overrides"):
         data[name] = to_data(data[name])
-    # Through a Python file, so that a full disk is an OSError, which torch hides behind its own.
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        try:
-            torch.save({"format": FORMAT, **data}, file)
-        except RuntimeError as error:
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    write_torch(path, {"format": FORMAT, **data})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -125,15 +116,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise SamunetError(
             f"There is no checkpoint {path}. Train this fold first, or name another one with -chk."
         )
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # torch's word for a damaged file
-            raise
-        raise SamunetError(
-            f"{path} cannot be read ({type(error).__name__}): it is cut off or not a checkpoint. Copy it "
-            "again, or train again."
-        ) from error
+    data = read_torch(path, "Copy it again, or train again.")
     names = {f.name for f in fields(Checkpoint)}
     if not isinstance(data, dict) or data.get("format") != FORMAT or not names <= set(data):
         raise SamunetError(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -28,13 +26,12 @@ from samunet.trainers.pretraining import SCORES, PretrainModule, PretrainNetwork
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.sampling import Batching
 from samunet.trainers.schedule import fit_to_budget, phase_seconds
-from samunet.whole_files import atomic_path
+from samunet.trainers.torch_files import read_torch, write_torch
 
 FORMAT = 2
 ENCODER_PREFIX = "sam.image_encoder."
 NAMES = ("case_names_hash", "excluded_names")
 """Keys of a source's description that a checkpoint or a card may lack."""
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +170,7 @@ class PretrainRun:
             "network": network_state(self.module.network, self.base_weights),
             "training": training,
         }
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(content, file)
+        write_torch(path, content)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of this pretraining; its length is kept.
@@ -239,13 +235,7 @@ def load_checkpoint(path: Path) -> PretrainCheckpoint:
     """
     if not path.is_file():
         raise SamunetError(f"There is no {path} to continue. Start the pretraining without --c.")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise SamunetError(
-            f"{path} cannot be read ({type(error).__name__}): it is cut off or not a checkpoint. Delete the "
-            "folder and start again."
-        ) from error
+    data = read_torch(path, "Delete the folder and start again.")
     if not isinstance(data, dict) or data.get("kind") != "pretraining" or data.get("format") != FORMAT:
         raise SamunetError(f"{path} is no checkpoint of a pretraining (format {FORMAT}).")
     return PretrainCheckpoint(

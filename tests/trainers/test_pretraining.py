@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -297,6 +298,37 @@ def test_another_pretraining_is_not_continued(tmp_path: Path) -> None:
         make_run(tmp_path, replace(SMALL, seed=5)).resume(tmp_path / LATEST)
     with pytest.raises(SamunetError, match="without --c"):
         make_run(tmp_path).resume(tmp_path / "absent.pth")
+
+
+def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, path = make_run(tmp_path), tmp_path / LATEST
+    run.save(path, 1, {})
+    content = path.read_bytes()
+    for cut in (content[: len(content) // 2], content[:3], b""):
+        path.write_bytes(cut)
+        with pytest.raises(SamunetError, match=r"cannot be read.*Delete the folder"):
+            run.resume(path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")  # torch's word for some damages
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(SamunetError, match=r"cannot be read \(OSError\)"):
+        run.resume(path)
+
+
+def test_a_full_disk_is_no_fault_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing its archive after a failed write, torch raises an error of its own."""
+
+    def fail(content: object, target: IO[bytes]) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_run(tmp_path).save(tmp_path / LATEST, 1, {})
 
 
 def test_the_result_is_a_whole_sam(tmp_path: Path) -> None:
