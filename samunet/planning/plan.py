@@ -87,7 +87,7 @@ class Configuration:
     """One resolved way to train: a method on a data configuration.
 
     Attributes:
-        name: what the user types, `2d_cnn`; `method` is the registry key (the same unless overridden by -tr).
+        name: what the user types, `2d_cnn`; `method` is the registry key, the same.
         data: name of the data configuration.
         patch_size: voxels that the network sees, per axis of the data configuration's dimension.
         batch_size: samples a step (before accumulation).

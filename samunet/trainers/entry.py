@@ -118,7 +118,6 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
         replace(
             request,
             settings={**told.get("settings", {}), **request.settings},
-            method=request.method or told.get("method"),
             encoder=request.encoder or told.get("encoder"),
             weights=request.weights or (Path(told["weights"]) if told.get("weights") else None),
             time_budget_minutes=minutes,
@@ -130,7 +129,7 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
 
 def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: Reporter) -> TrainingRun:
     """Everything but the samples and the length of the schedule."""
-    plan = apply_overrides(request.plan, request.configuration, request.settings, request.method)
+    plan = apply_overrides(request.plan, request.configuration, request.settings)
     configuration = plan.configuration(request.configuration)
     method = get_method(configuration.method)
     trainer = import_trainer(method.trainer)
@@ -270,7 +269,6 @@ def _weights_used(pretrained: PretrainedFile) -> WeightsUsed:
 def _overrides(request: RunRequest) -> dict[str, Any]:
     given: dict[str, Any] = {
         "settings": dict(request.settings),
-        "method": request.method,
         "encoder": request.encoder,
         "splits": request.splits,
         "weights": None if request.weights is None else str(request.weights),

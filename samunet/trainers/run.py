@@ -32,7 +32,7 @@ class RunRequest:
 
     Attributes:
         plan / configuration: as planned; `settings` changes settings of the method or fields of the
-            configuration (see settings.py), `method` replaces the method (`-tr`).
+            configuration (see settings.py).
         fold / split: cases of this run.
         case_folder: preprocessed cases of the configuration's data.
         folder: of the run (results/.../fold_K).
@@ -58,7 +58,6 @@ class RunRequest:
     case_folder: Path
     folder: Path
     splits: str | None = None
-    method: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     encoder: str | None = None
     weights: Path | None = None

@@ -23,23 +23,19 @@ def configuration_fields(method: Method) -> tuple[str, ...]:
     return tuple(key for key in CONFIGURATION_FIELDS if method.uses_encoder or key not in OF_ENCODER)
 
 
-def apply_overrides(plan: Plan, name: str, settings: dict[str, Any], method_name: str | None = None) -> Plan:
+def apply_overrides(plan: Plan, name: str, settings: dict[str, Any]) -> Plan:
     """The plan with configuration `name` as it will be trained.
 
     Args:
         plan: as planned.
         name: of the configuration.
         settings: `--set` pairs: settings of the method, or one of CONFIGURATION_FIELDS that it has.
-        method_name: another method for the same data, patch and batch (`-tr`).
 
     Raises:
-        SamunetError: unknown setting or method, a wrong type, or a method that does not fit the
-            configuration.
+        SamunetError: unknown setting, or a wrong type.
     """
     configuration = plan.configuration(name)
-    method = get_method(method_name or configuration.method)
-    if method.name != configuration.method:
-        configuration = _with_method(configuration, method)
+    method = get_method(configuration.method)
     known = {field.name for field in dataclasses.fields(method.config)}
     changed = to_data(configuration)
     for key, value in settings.items():
@@ -88,24 +84,6 @@ def apply_prediction_settings(plan: Plan, name: str, settings: dict[str, Any]) -
             + (f"What may be set at prediction: {allowed}." if allowed else "It has no setting that can be.")
         )
     return apply_overrides(plan, name, settings)
-
-
-def _with_method(configuration: Configuration, method: Method) -> Configuration:
-    """The configuration carried over to another method; settings that it does not know are dropped."""
-    if method.dimension != len(configuration.patch_size):
-        raise SamunetError(
-            f"{method.name} works in {method.dimension}D, the configuration {configuration.name} has the "
-            f"patch {configuration.patch_size}. Choose a configuration of that dimension."
-        )
-    if method.uses_encoder and configuration.encoder is None:
-        raise SamunetError(
-            f"{method.name} needs a SAM encoder and {configuration.name} has none. Train the configuration "
-            f"{method.name} itself."
-        )
-    known = {field.name for field in dataclasses.fields(method.config)}
-    kept = {key: value for key, value in configuration.settings.items() if key in known}
-    encoder = configuration.encoder if method.uses_encoder else None
-    return dataclasses.replace(configuration, method=method.name, settings=kept, encoder=encoder)
 
 
 def _check(configuration: Configuration, dimension: int) -> None:

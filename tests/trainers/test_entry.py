@@ -217,18 +217,11 @@ def test_unknown_settings_and_wrong_values(request_fcn: RunRequest) -> None:
     assert configuration.settings["width"] == 4
 
 
-def test_another_method_on_the_same_data(tmp_path: Path) -> None:
-    plan = make_request(tmp_path, "2d_cnn").plan
-    changed = apply_overrides(plan, "2d_cnn", {}, "2d_linear").configuration("2d_cnn")
-    assert changed.method == "2d_linear"
-    assert changed.encoder == "vit_micro"
-    with pytest.raises(SamunetError, match="3D"):
-        apply_overrides(plan, "2d_cnn", {}, "3d_unet")
+def test_an_unknown_setting_lists_every_name_once() -> None:
+    plan = make_plan(make_configuration("2d_cnn"))
     with pytest.raises(SamunetError, match=r"Known: .*\bencoder, encoder_") as told:
         apply_overrides(plan, "2d_cnn", {"views_": 3})
     assert str(told.value).count(" encoder,") == 1  # a setting and a field of the plan
-    with pytest.raises(SamunetError, match="needs a SAM encoder"):
-        apply_overrides(make_request(tmp_path, METHOD).plan, METHOD, {}, "2d_cnn")
 
 
 def test_fields_of_an_encoder_are_refused_where_nothing_reads_them() -> None:

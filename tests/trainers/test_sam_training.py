@@ -44,10 +44,10 @@ from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
 
 
-def request_on_weights(root: Path, kind: str) -> RunRequest:
+def request_on_weights(root: Path, kind: str, method: str = "2d_cnn") -> RunRequest:
     write_weights(root / "weights")
     changes = {"encoder_weights": kind, "settings": {"encoder_weights": None, **SHORT}}
-    return make_request(root, "2d_cnn", configuration_changes=changes, weights_folder=root / "weights")
+    return make_request(root, method, configuration_changes=changes, weights_folder=root / "weights")
 
 
 @pytest.fixture
@@ -168,7 +168,8 @@ def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_pat
     assert (record.cache.mode, record.cache.views) == ("cached", 2)
     # Another head on the same encoder needs nothing new.
     again = Listener()
-    train_fold(replace(pretrained, method="2d_linear", folder=tmp_path / "linear"), again)
+    linear = request_on_weights(tmp_path, "file", "2d_linear")
+    train_fold(replace(linear, folder=tmp_path / "linear"), again)
     assert not any("Building" in text for text in again.messages)
     fresh = Listener()
     train_fold(replace(pretrained, settings={"cache": False}, folder=tmp_path / "fresh"), fresh)
@@ -191,10 +192,8 @@ def test_a_budget_is_not_blamed_for_what_was_asked_for(pretrained: RunRequest) -
 
 
 @pytest.mark.parametrize("method", ["2d_cnn", "2d_autosam"])
-def test_an_image_skip_on_a_frozen_encoder_goes_through_the_cache(
-    method: str, pretrained: RunRequest, tmp_path: Path
-) -> None:
-    request = replace(pretrained, method=method, settings={"image_skip": True, **SHORT})
+def test_an_image_skip_on_a_frozen_encoder_goes_through_the_cache(method: str, tmp_path: Path) -> None:
+    request = replace(request_on_weights(tmp_path, "file", method), settings={"image_skip": True, **SHORT})
     folder = train_fold(request, SilentReporter()).folder
     network = network_from_checkpoint(load_checkpoint(folder / FINAL), tmp_path / "weights")
     assert network.head.uses_image
