@@ -12,12 +12,21 @@ from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan,
 from torch import nn
 
 from samunet.data.labels import LabelSet
+from samunet.inference.predictor import Predictor
 from samunet.planning.methods import build_config, get_method, list_methods
+from samunet.planning.plan import Configuration
 from samunet.records import from_data, to_data
 from samunet.trainers import get_trainer
-from samunet.trainers.base import build_optimizer, config_of
+from samunet.trainers.base import TrainingModule, build_optimizer, config_of
 from samunet.trainers.batches import PatchSource
-from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import (
+    FINAL,
+    Checkpoint,
+    load_checkpoint,
+    network_from_checkpoint,
+    network_state,
+    save_checkpoint,
+)
 from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.reporter import SilentReporter
@@ -63,26 +72,28 @@ def test_contract(method: str) -> None:
 
 
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
-def test_loss_falls_in_ten_steps(method: str, labels: LabelSet, tmp_path: Path) -> None:
+def test_loss_falls_in_ten_steps_of_each_phase(method: str, labels: LabelSet, tmp_path: Path) -> None:
     configuration = make_configuration(method)
     plan = make_plan(configuration, labels)
     torch.manual_seed(0)
     trainer = get_trainer(method)
     module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
-    optimizer = build_optimizer(trainer.phases(config_of(configuration))[0], module.network)
     (batch,) = batches_of(tmp_path, method, labels, 1)
-    frozen = {n: p.clone() for n, p in module.network.named_parameters() if not p.requires_grad}
-    values = []
-    for _ in range(10):
-        optimizer.zero_grad()
-        losses = module(batch)
-        losses["loss"].backward()
-        optimizer.step()
-        values.append(losses["loss"].item())
-    assert all(torch.isfinite(torch.tensor(values)))
-    assert min(values[-3:]) < values[0]
-    parameters = dict(module.network.named_parameters())
-    assert all(torch.equal(parameters[name], value) for name, value in frozen.items())
+    for phase in trainer.phases(config_of(configuration)):
+        optimizer = build_optimizer(phase, module.network)
+        module.enter_phase(phase)
+        frozen = {n: p.clone() for n, p in module.network.named_parameters() if not p.requires_grad}
+        values = []
+        for _ in range(10):
+            optimizer.zero_grad()
+            losses = module(batch)
+            losses["loss"].backward()
+            optimizer.step()
+            values.append(losses["loss"].item())
+        assert all(torch.isfinite(torch.tensor(values))), phase.name
+        assert min(values[-3:]) < values[0], phase.name
+        parameters = dict(module.network.named_parameters())
+        assert all(torch.equal(parameters[name], value) for name, value in frozen.items()), phase.name
     counts = module.eval()(batch)
     assert {"tp", "fp", "fn", "loss"} <= set(counts)
     assert counts["tp"].shape == (len(labels.foreground),)
@@ -134,16 +145,56 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return wanted
 
 
-def test_checkpoint_gives_the_same_logits(finished: RunRequest) -> None:
-    stored = load_checkpoint(finished.folder / FINAL)
-    assert stored.epoch == 2
-    first = network_from_checkpoint(stored)
-    second = network_from_checkpoint(finished.folder / LATEST)
-    assert not first.training
-    image = torch.randn(1, CHANNELS, *stored.plan.configuration(stored.configuration).patch_size)
+def test_a_checkpoint_gives_the_logits_of_what_was_trained(method: str, tmp_path: Path) -> None:
+    """Whatever the phases switched in the network: by itself, and in a predictor."""
+    configuration = make_configuration(method)
+    module = stepped(configuration, tmp_path)
+    write_checkpoint(tmp_path / "model" / "fold_0" / FINAL, configuration, module.network)
+    image = torch.randn(1, CHANNELS, *configuration.patch_size)
+    rebuilt = network_from_checkpoint(tmp_path / "model" / "fold_0" / FINAL)
+    assert not rebuilt.training
     with torch.no_grad():
-        assert torch.equal(first(image), second(image))
-    assert torch.load(finished.folder / FINAL, weights_only=True)["method"] == stored.method
+        expected = module.eval().network(image)
+        assert torch.equal(rebuilt(image), expected)
+    predictor = Predictor.load(tmp_path / "model", device="cpu", mirroring=False)
+    shape = (-1, *(1,) * (3 - len(configuration.patch_size)), *configuration.patch_size)
+    logits = predictor.predict_preprocessed(image[0].reshape(shape).numpy())
+    torch.testing.assert_close(logits, expected[0].reshape(shape), rtol=1e-4, atol=1e-5)
+
+
+def stepped(configuration: Configuration, folder: Path) -> TrainingModule:
+    """A training that has made a step in each of its phases."""
+    method, plan = configuration.method, make_plan(configuration)
+    torch.manual_seed(0)
+    trainer = get_trainer(method)
+    module = trainer.build_training(trainer.build_network(plan, configuration), plan, configuration).train()
+    (batch,) = batches_of(folder, method, CLASSES, 1)
+    for phase in trainer.phases(config_of(configuration)):
+        optimizer = build_optimizer(phase, module.network)
+        module.enter_phase(phase)
+        module(batch)["loss"].backward()
+        optimizer.step()
+        module.zero_grad()
+    return module
+
+
+def write_checkpoint(path: Path, configuration: Configuration, network: nn.Module) -> None:
+    method = get_method(configuration.method)
+    checkpoint = Checkpoint(
+        method=method.name,
+        trainer=method.trainer,
+        configuration=configuration.name,
+        plan=make_plan(configuration),
+        fold=0,
+        epoch=1,
+        network=network_state(network, None),
+        base_weights=None,
+        seed=0,
+        mirror_axes=configuration.mirror_axes,
+        overrides={},
+        training={},
+    )
+    save_checkpoint(path, checkpoint)
 
 
 def test_resume_equals_uninterrupted(finished: RunRequest, tmp_path: Path) -> None:
@@ -153,6 +204,7 @@ def test_resume_equals_uninterrupted(finished: RunRequest, tmp_path: Path) -> No
         train_fold(parts, _StopAfter(1))
     train_fold(replace(parts, resume=True, settings={}), SilentReporter())
     expected, found = load_checkpoint(finished.folder / FINAL), load_checkpoint(parts.folder / FINAL)
+    assert expected.epoch == found.epoch == 2
     assert_same(expected.network, found.network)
     assert_same(expected.training["optimizer"], found.training["optimizer"])
     assert expected.training["ema"] == found.training["ema"]
