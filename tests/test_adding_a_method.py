@@ -11,16 +11,20 @@ import examples.small_fcn
 import pytest
 import SimpleITK as sitk
 from commands import no_measuring
+from tiny_runs import make_request
 
 from samunet.cli import plan_experiment, preprocess
 from samunet.cli.plan_and_preprocess import main as plan_and_preprocess
 from samunet.cli.predict import main as predict
 from samunet.cli.train import main as train
+from samunet.errors import SamunetError
 from samunet.pipeline import calibrate
 from samunet.pipeline.plan_and_preprocess import data_names
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.trainers import get_trainer
+from samunet.trainers.entry import train_fold
+from samunet.trainers.reporter import SilentReporter
 from samunet.workspace import Workspace
 
 NAME = "examples.small_fcn"
@@ -57,6 +61,16 @@ def test_its_cases_are_preprocessed_by_a_name_that_the_plan_knows(
     assert program == "samunet_preprocess"
     asked = preprocess.build_parser().parse_args(words)
     assert data_names(plan, asked.configurations) == ("2d",)
+
+
+def test_a_method_that_is_wrong_about_its_cache_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples.small_fcn.SmallFcnTrainer, "cacheable", classmethod(lambda *_: True))
+    request = make_request(tmp_path, NAME)
+    with pytest.raises(SamunetError, match=f"{NAME} says .* only heads on SamSliceNetwork"):
+        train_fold(request, SilentReporter())
+    assert not request.folder.exists()
 
 
 def test_from_plan_to_prediction(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

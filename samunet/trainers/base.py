@@ -287,5 +287,6 @@ class MethodTrainer(ABC):
 
     @classmethod
     def cacheable(cls, config: MethodConfig) -> bool:
-        """Whether the encoder's outputs can be kept on disk (`network.encode` and `.decode` exist)."""
+        """Whether the encoder's outputs can be kept on disk: only those of a head on `SamSliceNetwork` whose
+        settings are a `SamHeadConfig`."""
         return False

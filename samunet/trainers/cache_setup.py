@@ -10,7 +10,7 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.weights import tensors_sha256
-from samunet.networks.sam_slices import ENCODER_PREFIX
+from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork
 from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.preprocessing.embedding_build import (
     BuildOptions,
@@ -56,10 +56,17 @@ def prepare_cache(
         started: time.monotonic() at which the time budget began.
 
     Raises:
-        SamunetError: the cache of a run to be continued does not fit on the disk any more.
+        SamunetError: the cache of a run to be continued does not fit on the disk any more, or a method says
+            that it can be cached and is of another kind.
     """
     if not run.trainer.cacheable(run.config):
         return CacheUse(mode="none")
+    if not (isinstance(run.config, SamHeadConfig) and isinstance(run.module.network, SamSliceNetwork)):
+        raise SamunetError(
+            f"{run.method.name} says that its encoder's outputs can be cached, but only heads on "
+            "SamSliceNetwork with settings of SamHeadConfig can be. Let cacheable() of its trainer return "
+            "False."
+        )
     if earlier is not None and earlier.mode != "cached":
         return earlier
     if request.embedding_folder is None:
