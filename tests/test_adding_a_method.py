@@ -11,7 +11,7 @@ import examples.small_fcn
 import pytest
 import SimpleITK as sitk
 from commands import no_measuring
-from tiny_runs import make_request
+from tiny_runs import SilentReporter, make_request
 
 from samunet.cli import plan_experiment, preprocess
 from samunet.cli.plan_and_preprocess import main as plan_and_preprocess
@@ -24,7 +24,6 @@ from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.trainers import get_trainer
 from samunet.trainers.entry import train_fold
-from samunet.trainers.reporter import SilentReporter
 from samunet.workspace import Workspace
 
 NAME = "examples.small_fcn"

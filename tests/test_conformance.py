@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import CHANNELS, CLASSES, REGIONS, make_configuration, make_plan, make_request
+from tiny_runs import CHANNELS, CLASSES, REGIONS, SilentReporter, make_configuration, make_plan, make_request
 from torch import nn
 
 from samunet.data.labels import LabelSet
@@ -29,7 +29,6 @@ from samunet.trainers.checkpoint import (
 )
 from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
-from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sampling import Batching, Position, batch_keys
 

@@ -32,7 +32,8 @@ from samunet.preprocessing.locations import sample_locations
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers import get_trainer
 from samunet.trainers.base import Phase, TrainingModule
-from samunet.trainers.reporter import SilentReporter
+from samunet.trainers.history import EpochRecord
+from samunet.trainers.reporter import StepReport
 from samunet.trainers.run import RunRequest
 from samunet.whole_files import partial_path
 
@@ -176,6 +177,25 @@ def make_request(root: Path, method: str, labels: LabelSet = CLASSES, **changes:
         workers=0,
     )
     return replace(request, **changes)
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def message(self, text: str) -> None:
+        pass
+
+    def status(self, text: str) -> None:
+        pass
+
+    def step(self, report: StepReport) -> None:
+        pass
+
+    def epoch(self, record: EpochRecord, epochs: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Listener(SilentReporter):

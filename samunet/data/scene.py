@@ -34,9 +34,6 @@ class Scene:
         """Objects that can be asked for."""
         return int(self.usable.sum())
 
-    def has_children(self, part: int) -> bool:
-        return bool((self.parents[1:] == part).any())
-
     def mask(self, part: int, *, whole: bool = True) -> np.ndarray:
         """Pixels (H, W) of an object.
 

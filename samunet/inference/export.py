@@ -15,7 +15,6 @@ from samunet.inference.probabilities import (
     ProbabilitiesRecord,
     Storage,
     new_probabilities,
-    open_probabilities,
     probability_files,
     storage_of,
 )
@@ -30,8 +29,6 @@ from samunet.preprocessing.restore import (
 
 Fill = Callable[[Writable | None], np.ndarray]
 """Is given room for the probabilities, or None, and returns the segmentation (Z, Y, X)."""
-
-__all__ = ["ProbabilitiesRecord", "export_case", "open_probabilities", "probability_files"]
 
 
 def export_case(

@@ -25,7 +25,7 @@ from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folde
 from samunet.records import from_data, to_data
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.claim import claimed
-from samunet.trainers.devices import choose_device, worker_count
+from samunet.trainers.devices import choose_device, sample_workers
 from samunet.trainers.identity import clear_for_new_run, settle_replaced
 from samunet.trainers.pretrain_run import PretrainCheckpoint, PretrainRun, load_checkpoint
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
@@ -166,7 +166,7 @@ def _workers(options: PretrainOptions) -> int:
     device = choose_device(options.device)
     if options.workers is not None:
         return options.workers
-    return worker_count(device) if device.type == "cuda" else min(1, worker_count(device))
+    return sample_workers() if device.type == "cuda" else min(1, sample_workers())
 
 
 def _teacher(workspace: Workspace, options: PretrainOptions, device: torch.device) -> Teacher | None:

@@ -143,10 +143,6 @@ class Fingerprint:
     def median_relative_size(self) -> float:
         return float(np.median([case.relative_size for case in self.cases]))
 
-    @property
-    def empty_cases(self) -> tuple[str, ...]:
-        return tuple(case.name for case in self.cases if case.empty)
-
 
 def load_or_extract(
     dataset: RawDataset,

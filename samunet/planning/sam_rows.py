@@ -21,7 +21,7 @@ from samunet.planning.evidence import (
     views_reason,
 )
 from samunet.planning.plan import RANDOM, Configuration
-from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
+from samunet.planning.sam_config import USUAL_VIEWS
 from samunet.planning.sam_costs import padding_waste
 from samunet.planning.sam_options import (
     COMPACT,
@@ -49,8 +49,6 @@ from samunet.planning.standing import (
 
 LARGE_CACHE_GB, SMALLER = 5.0, "pca:64"
 """Above that much, what keeps a cache small is said; how small, and at what price, is the user's choice."""
-
-__all__ = ["HeadSpec", "SamHeadConfig", "sam_row"]
 
 
 def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:

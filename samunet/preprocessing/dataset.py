@@ -81,18 +81,6 @@ class _Progress:
             self.callback(self.done, self.total)
 
 
-def preprocess_dataset(
-    dataset: RawDataset,
-    plan: Plan,
-    data_name: str,
-    folder: Path,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> PreprocessReport:
-    """Preprocess every case of a raw dataset for one data configuration; see `preprocess_folders`."""
-    return preprocess_folders(dataset, plan, {data_name: folder}, workers, progress)
-
-
 def preprocess_folders(
     dataset: RawDataset,
     plan: Plan,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -258,13 +258,6 @@ class EmbeddingCache:
         if len(self._arrays) > OPEN_ARRAYS:
             self._arrays.popitem(last=False)
         return self._arrays[path]
-
-    def size_gb(self) -> float:
-        """Disk used, 1e9 bytes."""
-        return sum(path.stat().st_size for path in self._files()) / 1e9
-
-    def _files(self) -> Iterator[Path]:
-        return (path for path in self.folder.rglob("*.npy"))
 
 
 def _shown(value: Any) -> str:

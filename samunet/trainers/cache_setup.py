@@ -77,7 +77,7 @@ def prepare_cache(
     wanted = setup.wanted(started) if earlier is None else setup.repeated(earlier)
     needed, limit = setup.needed_gb(wanted), setup.limit_gb()
     if needed > limit:
-        reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free or allowed"
+        reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free"
         if earlier is not None:
             raise SamunetError(f"This run was trained from a cache, and {reason}. Make room to continue it.")
         run.reporter.message(
@@ -195,10 +195,8 @@ class _Setup:
         return _count(wanted.units) * per_item / 1e9
 
     def limit_gb(self) -> float:
-        """What the cache may take: the user's limit, and what is free on the disk."""
-        free = room_bytes(self.cache(None).folder) / 1e9
-        asked = self.request.cache_limit_gb
-        return free if asked is None else min(free, asked)
+        """What the cache may take of what is free on the disk."""
+        return room_bytes(self.cache(None).folder) / 1e9
 
     def view_source(self) -> ViewSource:
         augmentation = self.source.settings.augmentation

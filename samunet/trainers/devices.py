@@ -179,7 +179,7 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-def worker_count(device: torch.device) -> int:
+def sample_workers() -> int:
     """Worker processes that prepare samples: all cores but one, at most 12 (nnU-Net's number)."""
     return min(12, available_cores() - 1)
 

@@ -29,8 +29,8 @@ from samunet.trainers.devices import (
     choose_device,
     cpu_has_bf16,
     hardware,
+    sample_workers,
     versions,
-    worker_count,
 )
 from samunet.trainers.distillation import check_soft_labels, distilled, refuse_cached
 from samunet.trainers.encoder_weights import check_planned, starting_words
@@ -181,7 +181,7 @@ def _prepare(request: RunRequest, seed: int, found: RunRecord | None, reporter: 
         module=module,
         phases=_phases(trainer, config, found if request.resume else None),
         source=PatchSource(source_settings(request, plan, configuration, config, seed)),
-        workers=worker_count(device) if request.workers is None else request.workers,
+        workers=sample_workers() if request.workers is None else request.workers,
         reporter=reporter,
         pretrained=pretrained,
         base_weights=_base_weights(pretrained, prefix),

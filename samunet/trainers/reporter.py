@@ -149,25 +149,6 @@ class LiveReporter:
         self._live.stop()
 
 
-class SilentReporter:
-    """Says nothing."""
-
-    def message(self, text: str) -> None:
-        pass
-
-    def status(self, text: str) -> None:
-        pass
-
-    def step(self, report: StepReport) -> None:
-        pass
-
-    def epoch(self, record: EpochRecord, epochs: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def make_reporter() -> Reporter:
     """A live line if standard output is a terminal, else plain lines."""
     return LiveReporter() if sys.stdout.isatty() else PlainReporter()

@@ -40,7 +40,6 @@ class RunRequest:
         encoder: the user's choice of encoder, for the record; the plan has it already.
         weights: encoder file to start from (`-w`); None takes what the plan says from `weights_folder`.
         embedding_folder: signature -> folder of the embedding cache; None never caches.
-        cache_limit_gb: largest embedding cache; None takes what is free on the disk.
         device: None chooses one.
         seed: None takes 0, or that of the run to be continued.
         time_budget_minutes: fit the schedule into this time, cache building included.
@@ -63,7 +62,6 @@ class RunRequest:
     weights: Path | None = None
     weights_folder: Path | None = None
     embedding_folder: Callable[[str], Path] | None = None
-    cache_limit_gb: float | None = None
     device: str | None = None
     seed: int | None = None
     time_budget_minutes: float | None = None

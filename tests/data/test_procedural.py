@@ -67,8 +67,6 @@ def test_whole_objects_hold_what_lies_in_them() -> None:
     assert scene.mask(1).sum() == 8
     assert scene.mask(1, whole=False).sum() == 6
     assert scene.mask(2).sum() == 2
-    assert scene.has_children(2)
-    assert not scene.has_children(3)
 
 
 @pytest.mark.parametrize("cells", [1, 5, 40])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import no_measuring
-from tiny_runs import CHANNELS, PATCH_2D, make_request
+from tiny_runs import CHANNELS, PATCH_2D, SilentReporter, make_request
 
 from samunet.cli import plan_and_preprocess, plan_experiment
 from samunet.networks.sam import weight_files
@@ -21,7 +21,6 @@ from samunet.pipeline import calibrate
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
-from samunet.trainers.reporter import SilentReporter
 
 
 def ship(folder: Path, variant: str, patch: pytest.MonkeyPatch) -> Path:

@@ -95,7 +95,7 @@ def test_tiny_dataset(tiny_dataset, workers):
         RawDataset.load(tiny_dataset), workers, lambda done, total: steps.append((done, total))
     )
     assert steps[-1] == (6, 6)
-    assert fingerprint.empty_cases == (EMPTY,)
+    assert [case.name for case in fingerprint.cases if case.empty] == [EMPTY]
     assert len(fingerprint.intensity) == len(fingerprint.channel_names) == 2
     assert not fingerprint.natural_image
 

@@ -18,7 +18,6 @@ from samunet.preprocessing import dataset as module
 from samunet.preprocessing.dataset import (
     CaseOrder,
     largest_case_bytes,
-    preprocess_dataset,
     preprocess_folders,
 )
 from samunet.preprocessing.store import CaseStore
@@ -41,8 +40,8 @@ def modified(folder: Path) -> dict[str, int]:
 
 def test_every_case_is_stored_and_kept_the_next_time(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    report = preprocess_dataset(
-        raw, plan, "3d", tmp_path / "p", workers=1, progress=lambda *n: calls.append(n)
+    report = preprocess_folders(
+        raw, plan, {"3d": tmp_path / "p"}, workers=1, progress=lambda *n: calls.append(n)
     )
     assert report.written == raw.case_names
     assert calls == [(i, 6) for i in range(7)]
@@ -55,25 +54,25 @@ def test_every_case_is_stored_and_kept_the_next_time(raw: RawDataset, plan: Plan
     assert len(store.open("tiny_005").locations["organ"]) == 0
 
     before = modified(tmp_path / "p")
-    again = preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    again = preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert again.kept == raw.case_names
     assert modified(tmp_path / "p") == before
 
 
 def test_only_what_changed_is_made_anew(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
     folder = tmp_path / "p"
-    preprocess_dataset(raw, plan, "2d", folder, workers=1)
+    preprocess_folders(raw, plan, {"2d": folder}, workers=1)
     touched = raw.cases[2]
     with touched.images[0].open("ab") as file:  # a byte after the end changes nothing but the file
         file.write(b"\0")
     (folder / f"{raw.case_names[4]}.label.b2nd").unlink()
     fewer = replace(raw, cases=raw.cases[1:])
-    report = preprocess_dataset(fewer, plan, "2d", folder, workers=1)
+    report = preprocess_folders(fewer, plan, {"2d": folder}, workers=1)
     assert report.written == (touched.name, raw.case_names[4])
     assert raw.case_names[0] not in CaseStore(folder).names()
     coarser = replace(plan.data["2d"], spacing_mm=(2.0, 2.0))
     changed = replace(plan, data={**plan.data, "2d": coarser})
-    assert len(preprocess_dataset(fewer, changed, "2d", folder, workers=1).written) == 5
+    assert len(preprocess_folders(fewer, changed, {"2d": folder}, workers=1).written) == 5
 
 
 def test_a_corrected_spacing_of_a_tiff_stack_is_preprocessed_again(
@@ -85,7 +84,7 @@ def test_a_corrected_spacing_of_a_tiff_stack_is_preprocessed_again(
     store = CaseStore(tmp_path / "p")
     for slices, spacing in ((6, 2), (9, 3)):
         (stack_dataset / "imagesTr" / "a.json").write_text(f'{{"spacing": [{spacing}, 0.5, 0.5]}}')
-        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+        preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
         assert store.open("a").image.shape == (1, slices, 20, 22)
 
 
@@ -93,16 +92,16 @@ def test_a_copy_of_the_files_is_not_preprocessed_again(
     raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "p"
-    preprocess_dataset(raw, plan, "2d", folder, workers=1)
+    preprocess_folders(raw, plan, {"2d": folder}, workers=1)
     case = raw.cases[2]
     key, image = CaseStore(folder).open(case.name).entry.key, modified(folder)[f"{case.name}.image.b2nd"]
     for path in [*case.images, case.label]:
         os.utime(path, ns=(1, 1))
-    assert preprocess_dataset(raw, plan, "2d", folder, workers=1).kept == raw.case_names
+    assert preprocess_folders(raw, plan, {"2d": folder}, workers=1).kept == raw.case_names
     assert modified(folder)[f"{case.name}.image.b2nd"] == image
     assert CaseStore(folder).open(case.name).entry.key == key  # embeddings made from the case stay valid
     monkeypatch.setattr(module, "hash_files", None)  # the second look reads nothing
-    assert preprocess_dataset(raw, plan, "2d", folder, workers=1).kept == raw.case_names
+    assert preprocess_folders(raw, plan, {"2d": folder}, workers=1).kept == raw.case_names
     monkeypatch.undo()
 
     content = bytearray(case.label.read_bytes())
@@ -118,12 +117,12 @@ def test_bad_cases_are_named_and_the_others_finish(raw: RawDataset, plan: Plan, 
     assert foreign.label is not None
     only_organ = replace(raw.labels, labels={"background": (0,), "organ": (1,)})
     with pytest.raises(SamunetError) as error:
-        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+        preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert "1 of 6" in str(error.value)
     assert short.name in str(error.value)
     assert len(CaseStore(tmp_path / "p").names()) == 5
     with pytest.raises(SamunetError, match="does not declare"):
-        preprocess_dataset(raw, replace(plan, labels=only_organ), "3d", tmp_path / "q", workers=1)
+        preprocess_folders(raw, replace(plan, labels=only_organ), {"3d": tmp_path / "q"}, workers=1)
 
 
 def test_a_label_elsewhere_in_space_is_refused(raw: RawDataset, plan: Plan, tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_a_label_elsewhere_in_space_is_refused(raw: RawDataset, plan: Plan, tmp_
     moved.SetOrigin((500.0, 0.0, 0.0))
     sitk.WriteImage(moved, str(file))
     with pytest.raises(SamunetError, match=r"1 of 6 (.|\n)*tiny_001\.nii\.gz does not lie on .*origin"):
-        preprocess_dataset(raw, plan, "2d", tmp_path / "p", workers=1)
+        preprocess_folders(raw, plan, {"2d": tmp_path / "p"}, workers=1)
     assert raw.case_names[1] not in CaseStore(tmp_path / "p").names()
 
 
@@ -149,7 +148,7 @@ def test_no_space_left_is_one_clear_error(
     for case in raw.cases:
         (folder / f".partial.{case.name}.image.b2nd").symlink_to(full)
     with pytest.raises(SamunetError, match="No space is left"):
-        preprocess_dataset(raw, plan, "3d", folder, workers=1)
+        preprocess_folders(raw, plan, {"3d": folder}, workers=1)
     assert CaseStore(folder).names() == ()
 
 
@@ -161,7 +160,7 @@ def test_another_error_of_the_system_is_passed_on_as_it_is(
 
     monkeypatch.setattr(module, "_run", no_processes)
     with pytest.raises(OSError, match="temporarily unavailable") as error:
-        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+        preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert error.value.__cause__ is None
 
 
@@ -179,7 +178,7 @@ def test_a_death_is_named_and_the_others_finish(
     monkeypatch.setattr(module, "worker_count", lambda *_: 2)
     three = replace(raw, cases=raw.cases[:3])
     with pytest.raises(SamunetError) as error:
-        preprocess_dataset(three, plan, "3d", tmp_path / "p", workers=2)
+        preprocess_folders(three, plan, {"3d": tmp_path / "p"}, workers=2)
     assert raw.case_names[1] in str(error.value)
     assert "died" in str(error.value)
     assert 'if __name__ == "__main__":' in str(error.value)
@@ -192,7 +191,7 @@ def test_several_configurations_read_each_case_once(
     read: list[object] = []
     original = module.read_image
     monkeypatch.setattr(module, "read_image", lambda paths: read.append(paths) or original(paths))
-    preprocess_dataset(raw, plan, "2d", tmp_path / "2d", workers=1)
+    preprocess_folders(raw, plan, {"2d": tmp_path / "2d"}, workers=1)
     CaseStore(tmp_path / "2d").remove(raw.case_names[1])
     read.clear()
     folders = {"2d": tmp_path / "2d", "3d": tmp_path / "3d"}
@@ -222,8 +221,8 @@ def test_interrupted_run_leaves_no_half_case(
 
     monkeypatch.setattr(np, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+        preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert CaseStore(tmp_path / "p").names() == raw.case_names[:2]
     monkeypatch.setattr(np, "save", original)
-    report = preprocess_dataset(raw, plan, "3d", tmp_path / "p", workers=1)
+    report = preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert report.kept == raw.case_names[:2]

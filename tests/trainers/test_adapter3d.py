@@ -9,6 +9,7 @@ import torch
 from tiny_runs import (
     CHANNELS,
     PATCH_3D,
+    SilentReporter,
     make_configuration,
     make_plan,
     make_request,
@@ -23,7 +24,6 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import build_optimizer, config_of
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
-from samunet.trainers.reporter import SilentReporter
 
 METHOD = "3d_adapter"
 FROZEN_PARTS = (

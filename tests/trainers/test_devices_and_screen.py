@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_request
+from tiny_runs import SilentReporter, make_request
 
 from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import FINAL, load_checkpoint
@@ -20,7 +20,7 @@ from samunet.trainers.devices import (
     peak_memory_gb,
     processor_name,
     restart_peak_memory,
-    worker_count,
+    sample_workers,
 )
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import EpochRecord, moving_average, patch_dice, read_history
@@ -28,7 +28,6 @@ from samunet.trainers.identity import read_run
 from samunet.trainers.reporter import (
     LiveReporter,
     PlainReporter,
-    SilentReporter,
     StepReport,
     duration,
     epoch_line,
@@ -97,7 +96,7 @@ def test_device_and_precision() -> None:
     assert hardware(cpu)["cores"] >= 1
     if Path("/proc/cpuinfo").exists() and platform.machine() == "x86_64":
         assert processor_name() != platform.machine()  # a model, such as those makers print on it
-    assert 0 <= worker_count(cpu) <= 12
+    assert 0 <= sample_workers() <= 12
 
 
 def test_peak_memory_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from absent_gpu import check_steps, knows_cuda
 from soft_teacher import IDENTITY, KINDS, one_hot_logits, write_soft_labels
 from test_conformance import _StopAfter, assert_same
-from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, make_request, write_cases
+from tiny_runs import CLASSES, NAMES, REGIONS, SHAPE, SilentReporter, make_request, write_cases
 from torch import Tensor
 
 from samunet.data.labels import LabelSet
@@ -35,7 +35,7 @@ from samunet.trainers.distillation import Distillation, distilled, soft_label_er
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
 from samunet.trainers.losses import LossSettings
-from samunet.trainers.reporter import Reporter, SilentReporter
+from samunet.trainers.reporter import Reporter
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import NAMES, Listener, make_configuration, make_plan, make_request
+from tiny_runs import NAMES, Listener, SilentReporter, make_configuration, make_plan, make_request
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
@@ -21,7 +21,6 @@ from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
 from samunet.trainers.identity import _plain_keys, read_run
-from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest
 from samunet.trainers.schedule import Timing
 from samunet.trainers.settings import apply_overrides

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import make_request
+from tiny_runs import SilentReporter, make_request
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
@@ -21,7 +21,7 @@ from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
 from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import cut_history, read_history
-from samunet.trainers.reporter import SilentReporter, StepReport
+from samunet.trainers.reporter import StepReport
 from samunet.trainers.run import RunRequest
 from samunet.trainers.signals import stop_signals
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from absent_gpu import check_steps, knows_cuda
+from tiny_runs import SilentReporter
 
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
@@ -38,7 +39,6 @@ from samunet.trainers.pretrain_source import (
 )
 from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
-from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 from samunet.trainers.schedule import Timing, phase_seconds
 

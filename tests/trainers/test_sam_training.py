@@ -17,6 +17,7 @@ from tiny_runs import (
     REGIONS,
     WEIGHTS_FILE,
     Listener,
+    SilentReporter,
     make_configuration,
     make_request,
     publish_weights,
@@ -36,7 +37,6 @@ from samunet.trainers.cached import EmbeddingSource, item_chances
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
-from samunet.trainers.reporter import SilentReporter
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sam_heads import SamHeadModule
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
@@ -203,8 +203,11 @@ def test_an_image_skip_on_a_frozen_encoder_goes_through_the_cache(method: str, t
     assert all(parameter.requires_grad for _, parameter in network.head.detail.named_parameters())
 
 
-def test_over_the_limit_it_encodes_on_the_fly_and_says_so(tmp_path: Path) -> None:
-    request = make_request(tmp_path, "2d_linear", settings=SHORT, cache_limit_gb=1e-6)
+def test_on_a_full_disk_it_encodes_on_the_fly_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samunet.trainers.cache_setup.room_bytes", lambda _: 1000)
+    request = make_request(tmp_path, "2d_linear", settings=SHORT)
     listener = Listener()
     train_fold(request, listener)
     assert any("on the fly: the embedding cache needs" in text for text in listener.messages)

@@ -137,7 +137,7 @@ def steps_before(predictor: Predictor) -> tuple[Step, ...]:
         text="Smallest box around voxels that are not 0 in any channel. `mask` is those voxels with their "
         "holes filled (6-neighbourhood). An image of zeros keeps its box. Remember the box.",
     )
-    return (step, turn, crop, _normalize(plan, data), _resample(plan, data), *_tile(predictor))
+    return (step, turn, crop, _normalize(plan, data), _resample(data), *_tile(predictor))
 
 
 def _normalize(plan: Plan, data: DataConfiguration) -> Step:
@@ -169,7 +169,7 @@ def _normalize(plan: Plan, data: DataConfiguration) -> Step:
     )
 
 
-def _resample(plan: Plan, data: DataConfiguration) -> Step:
+def _resample(data: DataConfiguration) -> Step:
     axes = "all axes" if data.dimension == 3 else "the last two axes; the first keeps its spacing"
     return Step(
         name="resample",

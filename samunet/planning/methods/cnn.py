@@ -11,7 +11,8 @@ from samunet.planning.head_costs import HeadInput, cnn_head_cost
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SkipHeadConfig
 from samunet.planning.sam_costs import PartCost
-from samunet.planning.sam_rows import HeadSpec, sam_row
+from samunet.planning.sam_options import HeadSpec
+from samunet.planning.sam_rows import sam_row
 from samunet.records import Bounds
 
 

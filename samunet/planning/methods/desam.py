@@ -14,7 +14,8 @@ from samunet.planning.head_costs import HeadInput
 from samunet.planning.methods import Method, register
 from samunet.planning.sam_config import SamHeadConfig
 from samunet.planning.sam_costs import PartCost
-from samunet.planning.sam_rows import HeadSpec, sam_row
+from samunet.planning.sam_options import HeadSpec
+from samunet.planning.sam_rows import sam_row
 from samunet.records import Bounds, Count, Natural, NotNegative, Positive
 
 PROMPT_SETTINGS = ("grid_side", "top_prompts", "min_iou")
