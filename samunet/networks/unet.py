@@ -15,7 +15,7 @@ SLOPE = 1e-2
 
 
 class UNet(PlainConvUNet):
-    """(B, C, *patch) -> (B, K, *patch); with deep supervision in training a list of logits, finest first.
+    """(B, C, *patch) -> (B, K, *patch); `decoder.deep_supervision` switches to a list, finest first.
 
     `topology` tells what the patch size must be a multiple of.
 
@@ -23,9 +23,7 @@ class UNet(PlainConvUNet):
         SamunetError: the patch is too small to be pooled once.
     """
 
-    def __init__(
-        self, num_inputs: int, num_outputs: int, topology: UNetTopology, deep_supervision: bool
-    ) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, topology: UNetTopology) -> None:
         if len(topology.strides) < 2:
             raise SamunetError(
                 f"A patch of {topology.patch_size} voxels is too small for a U-Net, which halves it. "
@@ -47,16 +45,10 @@ class UNet(PlainConvUNet):
             norm_op_kwargs={"eps": 1e-5, "affine": True},
             nonlin=nn.LeakyReLU,
             nonlin_kwargs={"negative_slope": SLOPE, "inplace": True},
-            deep_supervision=deep_supervision,
+            deep_supervision=False,
         )
         self.topology = topology
-        self.deep_supervision = deep_supervision
         self.apply(initialise)
-
-    def train(self, mode: bool = True) -> UNet:
-        """Switch the outputs at lower resolutions on for training and off for evaluation."""
-        self.decoder.deep_supervision = mode and self.deep_supervision
-        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         return self.decoder(self.encoder(x))
@@ -75,8 +67,6 @@ def build_unet(
     num_outputs: int,
     patch_size: Sequence[int],
     spacing_mm: Sequence[float],
-    *,
-    deep_supervision: bool = True,
 ) -> UNet:
     """The U-Net whose stages follow from patch size and spacing (same axis order, two or three axes).
 
@@ -85,4 +75,4 @@ def build_unet(
     """
     topology = unet_topology(spacing_mm, patch_size)
     require_divisible(topology, patch_size)
-    return UNet(num_inputs, num_outputs, topology, deep_supervision)
+    return UNet(num_inputs, num_outputs, topology)

@@ -59,7 +59,6 @@ class UNetTrainer(MethodTrainer):
             num_outputs=plan.labels.num_outputs,
             patch_size=configuration.patch_size,
             spacing_mm=plan.data_of(configuration).spacing_mm,
-            deep_supervision=False,
         )
 
     @classmethod
