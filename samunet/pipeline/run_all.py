@@ -37,7 +37,7 @@ from samunet.pipeline.train import TrainOptions, train
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
-from samunet.planning.standing import duration
+from samunet.planning.standing import shown_hours
 from samunet.records import to_data
 from samunet.trainers.settings import apply_overrides, configuration_fields
 from samunet.workspace import Workspace, split_tag
@@ -133,7 +133,7 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
             logger.info("%s: done before", told)
             continue
         left = [t for t in trainings[number - 1 :] if t.state != DONE]
-        logger.info("%s; about %s of training left in all", told, duration(clock.hours(left)))
+        logger.info("%s; about %s of training left in all", told, shown_hours(clock.hours(left)))
         start = time.perf_counter()
         if not _train(workspace, options, training, say):
             return RunAllOutcome(report=None, interrupted=True)

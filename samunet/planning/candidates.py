@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samunet.planning.plan import RANDOM, Budget, Configuration, DataConfiguration
+from samunet.planning.rules import MAX_BATCH_2D, UNetRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,18 @@ class PlanningContext:
         missing = 3 - data.dimension
         return tuple(axis - missing for axis in self.mirror_axes if axis >= missing)
 
+    def unet_request(self, data: DataConfiguration) -> UNetRequest:
+        """What nnU-Net's patch and batch rules need of a data configuration."""
+        return UNetRequest(
+            spacing_mm=data.spacing_mm,
+            median_shape=data.median_shape,
+            num_inputs=self.num_channels,
+            num_labels=self.num_labels,
+            dataset_voxels=self.dataset_voxels,
+            memory_gb=self.unet_memory_gb,
+            max_batch=MAX_BATCH_2D[self.budget.device] if data.dimension == 2 else None,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -79,3 +92,8 @@ class Candidate:
     score: float
     potential: float | None = None
     reasons: tuple[str, ...]
+
+    @classmethod
+    def unsuitable(cls, method: str, reason: str) -> Candidate:
+        """The row of a method that the data do not suit."""
+        return cls(method=method, configuration=None, fits=False, score=0.0, reasons=(reason,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from samunet.planning.plan import RANDOM, Configuration, Plan, Verdict
-from samunet.planning.standing import duration
+from samunet.planning.standing import shown_hours
 
 WIDTH = 110
 HEADER = ("method", "verdict", "encoder", "sees", "batch", "memory", "cache", "one fold")
@@ -79,7 +79,7 @@ def _row(plan: Plan, verdict: Verdict) -> tuple[str, ...]:
         str(chosen.batch_size),
         f"{forecast.memory_gb:.1f} GB",
         f"{forecast.cache_gb:.1f} GB" if forecast.cache_gb else "-",
-        duration(forecast.train_hours),
+        shown_hours(forecast.train_hours),
     )
 
 

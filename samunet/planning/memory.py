@@ -130,7 +130,7 @@ class Schedule:
         return self.epochs < self.wanted
 
 
-def fit_schedule(
+def affordable_schedule(
     config: MethodConfig, seconds: float, budget: Budget, *, fixed: bool, extra_hours: float = 0.0
 ) -> Schedule:
     """Shorten the recipe's schedule to the hours, never below LEAST_STEPS.

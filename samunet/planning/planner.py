@@ -172,11 +172,9 @@ def _context(fingerprint: Fingerprint, request: PlanningRequest, grid: _Grid) ->
 
 
 def _has_low_resolution(context: PlanningContext) -> bool:
-    from samunet.planning.methods.unet import unet_request
-
     if "3d" not in context.data:
         return False
-    request = unet_request(context, context.data["3d"])
+    request = context.unet_request(context.data["3d"])
     return needs_low_resolution(request, plan_unet_patch(request))
 
 

@@ -15,23 +15,20 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.variants import PATCH, VARIANTS, Prior, SamVariant, get_variant
 from samunet.planning.cache_storage import Storage
 from samunet.planning.candidates import PlanningContext
+from samunet.planning.fitting import CacheCost, Fitted, fit
 from samunet.planning.head_costs import HeadInput
 from samunet.planning.memory import (
     ENOUGH_STEPS,
     LOGIT_COPIES,
     TOKEN_VALUES,
     Load,
-    Schedule,
-    fit_schedule,
-    forecast_of,
     memory_gb,
     step_seconds,
 )
 from samunet.planning.methods import build_config, get_method, known_settings, settings_of
-from samunet.planning.plan import RANDOM, DataConfiguration, Forecast
+from samunet.planning.plan import RANDOM, DataConfiguration
 from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
 from samunet.planning.sam_costs import PartCost, attention_bias_values, encoder_cost
-from samunet.planning.standing import shortage
 
 INPUT_SIZES = (224, 448, 672, 896, 1024)
 """14 tokens of 16 pixels fill a window; 1024 is the size that SAM was trained at (windows padded by 20 %)."""
@@ -107,29 +104,24 @@ class SamOption:
     """One resolved way to run a head, with its cost.
 
     Attributes:
-        lacks: what of the budget it exceeds, in sentences.
+        fitted: its settings, schedule and costs in the budget.
         slice_seconds: encoding one slice, which prediction does for every slice.
         stored: slices that the cache holds, all views counted; 0 without one.
-        fixed_length: the user set the length of the schedule.
     """
 
     variant: SamVariant
     input_size: int
     weights: str
     batch_size: int
-    settings: dict[str, Any]
     config: SamHeadConfig
-    schedule: Schedule
-    forecast: Forecast
-    lacks: tuple[str, ...]
-    fixed_length: bool
+    fitted: Fitted
     slice_seconds: float
     stored: int
 
     @property
     def useful_steps(self) -> int:
         """Steps of the schedule, as far as more of them still matter."""
-        return min(self.schedule.steps, ENOUGH_STEPS)
+        return min(self.fitted.schedule.steps, ENOUGH_STEPS)
 
     @property
     def cached(self) -> bool:
@@ -138,15 +130,19 @@ class SamOption:
     @property
     def comfortable(self) -> bool:
         """Whether it fits with a long enough schedule: the whole one, or less for a frozen encoder."""
-        if self.lacks or self.slice_seconds > SLOWEST_SLICE_SECONDS:
+        if self.fitted.lacks or self.slice_seconds > SLOWEST_SLICE_SECONDS:
             return False
-        whole = self.fixed_length or not self.schedule.shortened
-        return whole or (self.config.encoder == "frozen" and self.schedule.steps >= ENOUGH_STEPS)
+        enough = self.config.encoder == "frozen" and self.fitted.schedule.steps >= ENOUGH_STEPS
+        return self._whole or enough
 
     @property
     def unhurried(self) -> bool:
         """Whether it fits with its full schedule."""
-        return self.comfortable and (self.fixed_length or not self.schedule.shortened)
+        return self.comfortable and self._whole
+
+    @property
+    def _whole(self) -> bool:
+        return self.fitted.fixed_length or not self.fitted.schedule.shortened
 
 
 def is_cached(config: SamHeadConfig) -> bool:
@@ -251,14 +247,15 @@ def evaluate(context: PlanningContext, spec: HeadSpec, variant: SamVariant, inpu
         ways = [{**seeing, **way, **(SMALL_RATES if variant.from_scratch else {})} for way in ways]
     options = [_cost_out(context, spec, _Way(variant, input_size, weights, {**way, **user})) for way in ways]
     options = [option for option in options if not _is_lavish(context, option)]
-    sound = [option for option in options if not option.lacks] or options
+    sound = [option for option in options if not option.fitted.lacks] or options
     longest = max(option.useful_steps for option in sound)
     sound = [option for option in sound if option.useful_steps == longest]
     # As many views as fit; without a cache only where that is quicker for as many steps.
     cached = [option for option in sound if option.cached]
     direct = [option for option in sound if not option.cached]
     return min(
-        [*cached[:1], *direct[:1]], key=lambda option: (-option.schedule.steps, option.forecast.train_hours)
+        [*cached[:1], *direct[:1]],
+        key=lambda option: (-option.fitted.schedule.steps, option.fitted.forecast.train_hours),
     )
 
 
@@ -266,8 +263,8 @@ def _is_lavish(context: PlanningContext, option: SamOption) -> bool:
     """Whether more views than usual are stored although there are slices enough, or at too high a price."""
     if not option.cached or "views" in context.settings or option.config.views <= USUAL_VIEWS:
         return False
-    costly = option.stored * option.slice_seconds / 3600 > ENCODING_SHARE * option.schedule.hours
-    large = option.forecast.cache_gb > ENCODING_SHARE * context.budget.disk_gb
+    costly = option.stored * option.slice_seconds / 3600 > ENCODING_SHARE * option.fitted.schedule.hours
+    large = option.fitted.forecast.cache_gb > ENCODING_SHARE * context.budget.disk_gb
     return option.stored > STORED_SLICES or costly or large
 
 
@@ -318,28 +315,14 @@ def _cost_out(context: PlanningContext, spec: HeadSpec, way: _Way) -> SamOption:
     slice_seconds = step_seconds(encode, context.budget) / ENCODE_BATCH
     stored = context.num_slices * config.views if is_cached(config) else 0
     cache_gb = stored * cache_bytes(way.variant, way.input_size, config, spec.cached_blocks) / 1e9
-    fixed = bool({"epochs", "iterations"} & context.settings.keys())
-    seconds = step_seconds(train, context.budget)
-    schedule = fit_schedule(
-        config, seconds, context.budget, fixed=fixed, extra_hours=stored * slice_seconds / 3600
-    )
-    forecast = forecast_of(train, schedule, context.budget, cache_gb)
-    if is_cached(config):
-        peak = max(forecast.memory_gb, round(memory_gb(encode, context.budget), 2))
-        forecast = replace(forecast, memory_gb=peak)
-    if schedule.shortened:
-        settings["epochs"] = schedule.epochs
+    cache = CacheCost(load=encode, hours=stored * slice_seconds / 3600, size_gb=cache_gb)
     return SamOption(
         variant=way.variant,
         input_size=way.input_size,
         weights=way.weights,
         batch_size=train.batch_size,
-        settings=settings,
         config=config,
-        schedule=schedule,
-        forecast=forecast,
-        lacks=shortage(forecast, schedule, context),
-        fixed_length=fixed,
+        fitted=fit(context, config, settings, train, cache if is_cached(config) else None),
         slice_seconds=slice_seconds,
         stored=stored,
     )

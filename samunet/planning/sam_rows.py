@@ -41,9 +41,7 @@ from samunet.planning.standing import (
     PRIOR_WEIGHT,
     counted_cases,
     few_cases,
-    length_reason,
     other_sites,
-    short_schedule_penalty,
     standing_without_sam,
 )
 
@@ -60,13 +58,13 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
     option, beyond = best_option(context, spec)
     data = context.data["2d"]
     reasons = (
-        *option.lacks,
+        *option.fitted.lacks,
         _standing_reason(context, spec, option),
         *_way_reasons(context, spec, option),
         _input_reason(context, option),
         *_size_reasons(spec, option, beyond),
         *_encoder_reasons(context, spec, option, beyond),
-        length_reason(option.schedule, context.budget.hours, fixed=option.fixed_length),
+        option.fitted.length_reason,
         *filter(None, [context.mirror_reason]),
     )
     configuration = Configuration(
@@ -80,19 +78,11 @@ def sam_row(context: PlanningContext, spec: HeadSpec) -> Candidate:
         input_size=option.input_size,
         batch_dice=True,
         mirror_axes=context.patch_mirror_axes(data),
-        settings=option.settings,
-        forecast=option.forecast,
+        settings=option.fitted.settings,
+        forecast=option.fitted.forecast,
         reasons=reasons,
     )
-    potential = _potential(context, spec, option)
-    return Candidate(
-        method=spec.method,
-        configuration=configuration,
-        fits=not option.lacks,
-        score=potential - short_schedule_penalty(option.schedule),
-        potential=potential,
-        reasons=reasons,
-    )
+    return option.fitted.candidate(configuration, _potential(context, spec, option))
 
 
 def _potential(context: PlanningContext, spec: HeadSpec, option: SamOption) -> float:
@@ -137,12 +127,12 @@ def _way_reasons(context: PlanningContext, spec: HeadSpec, option: SamOption) ->
     reasons = _adapted_reasons(context, option)
     if prior == "own weights" and option.config.encoder == "full" and not decided:
         reasons.append(trained_too_reason(spec.method, name))
-    planned_rate = "learning_rate" in option.settings and "learning_rate" not in context.settings
-    if prior == "own weights" and option.config.encoder == "frozen" and planned_rate:
+    planned = option.fitted.settings.keys() - context.settings.keys()
+    if prior == "own weights" and option.config.encoder == "frozen" and "learning_rate" in planned:
         reasons.append(kept_rate_reason(spec.method))
     if prior == "sam" and option.config.encoder == "frozen" and not (decided or reasons):
         reasons.append(kept_reason(spec.method, name))
-    if prior == "own weights" and option.settings.get("image_skip") and "image_skip" not in context.settings:
+    if prior == "own weights" and "image_skip" in planned:
         reasons.append(seeing_reason(spec.method))
     return reasons
 
@@ -201,8 +191,8 @@ def _input_reason(context: PlanningContext, option: SamOption) -> str:
 
 
 def _obstacle(option: SamOption) -> str:
-    if option.lacks:
-        return option.lacks[0][0].lower() + option.lacks[0][1:]
+    if option.fitted.lacks:
+        return option.fitted.lacks[0][0].lower() + option.fitted.lacks[0][1:]
     if option.slice_seconds > SLOWEST_SLICE_SECONDS:
         return f"encoding takes {option.slice_seconds:.0f} seconds a slice, in prediction too."
     return "the hours allowed would cut its schedule too short."
@@ -223,7 +213,7 @@ def _encoder_reasons(
         kept = "" if storage == "fp16" else f" ({storage})"
         reasons.append(
             f"The frozen encoder runs once: {context.num_slices} slices x {option.config.views} views x "
-            f"{per_slice / 1e6:.2g} MB{kept} = {option.forecast.cache_gb:.1f} GB of cache."
+            f"{per_slice / 1e6:.2g} MB{kept} = {option.fitted.forecast.cache_gb:.1f} GB of cache."
         )
         if option.config.views > USUAL_VIEWS and "views" not in context.settings:
             reasons.append(views_reason(spec.method, USUAL_VIEWS))
@@ -232,7 +222,7 @@ def _encoder_reasons(
                 "Embeddings are kept in eight bits a value: the disk allowed does not hold the same views "
                 "in sixteen (--set cache_storage=fp16 stores fewer of these). " + compact_reason(spec.method)
             )
-        if option.forecast.cache_gb > LARGE_CACHE_GB and "cache_storage" not in context.settings:
+        if option.fitted.forecast.cache_gb > LARGE_CACHE_GB and "cache_storage" not in context.settings:
             smaller = replace(option.config, cache_storage=SMALLER)
             size = cache_bytes(option.variant, option.input_size, smaller, spec.cached_blocks)
             reasons.append(smaller_cache_reason(SMALLER, option.stored * size / 1e9))

@@ -115,19 +115,19 @@ def short_schedule_penalty(schedule: Schedule) -> float:
 
 def length_reason(schedule: Schedule, hours: float, *, fixed: bool) -> str:
     """How long the training is, and why."""
-    text = f"{schedule.epochs} epochs of {schedule.iterations} steps take about {duration(schedule.hours)}"
+    text = f"{schedule.epochs} epochs of {schedule.iterations} steps take about {shown_hours(schedule.hours)}"
     if fixed:
         return f"{text}; the length is the one you set."
     if not schedule.shortened:
         return f"{text}, the recipe's full length."
-    full = duration(schedule.hours * schedule.wanted / schedule.epochs)
+    full = shown_hours(schedule.hours * schedule.wanted / schedule.epochs)
     return (
         f"{text}; the recipe's {schedule.wanted} epochs would take about {full} on this machine, more than "
         f"the {hours:g} hours allowed, so the schedule is shortened."
     )
 
 
-def duration(hours: float) -> str:
+def shown_hours(hours: float) -> str:
     """`12 minutes`, `3.4 hours` or `8 days`."""
     if hours < 1:
         return f"{max(1, round(hours * 60))} minutes"
@@ -146,7 +146,7 @@ def shortage(forecast: Forecast, schedule: Schedule, context: PlanningContext) -
         found.append(f"It needs {forecast.cache_gb:.1f} GB of disk; {budget.disk_gb:g} GB are free.")
     if not schedule.fits:
         found.append(
-            f"Its shortest useful schedule ({schedule.steps} steps) takes about {duration(schedule.hours)}; "
-            f"{budget.hours:g} hours are allowed."
+            f"Its shortest useful schedule ({schedule.steps} steps) takes about "
+            f"{shown_hours(schedule.hours)}; {budget.hours:g} hours are allowed."
         )
     return tuple(found)

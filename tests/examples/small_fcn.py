@@ -9,14 +9,18 @@ where the dotted name is the module's, importable from PYTHONPATH.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from samunet.planning.candidates import Candidate, PlanningContext
-from samunet.planning.methods import Method, MethodConfig, register
-from samunet.planning.plan import Configuration, Forecast, Plan
+from samunet.planning.fitting import fit
+from samunet.planning.memory import Load
+from samunet.planning.methods import Method, MethodConfig, build_config, get_method, known_settings, register
+from samunet.planning.plan import Configuration, Plan
+from samunet.planning.standing import NEVER
 from samunet.trainers.base import MethodTrainer, Phase, config_of, decayed_apart
 
 
@@ -30,13 +34,17 @@ class SmallFcnConfig(MethodConfig):
     """Channels of every layer."""
 
 
+DILATIONS = (1, 2, 4, 8)
+BATCH = 8
+
+
 class SmallFcn(nn.Module):
     """(B, C, H, W) -> (B, K, H, W); knows nothing of plans or training."""
 
     def __init__(self, num_inputs: int, num_outputs: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for dilation in (1, 2, 4, 8):
+        for dilation in DILATIONS:
             layers += [
                 nn.Conv2d(num_inputs, width, 3, padding=dilation, dilation=dilation),
                 nn.GroupNorm(4, width),
@@ -53,25 +61,36 @@ def row(context: PlanningContext) -> Candidate:
     """The planner's row: patch, batch and costs from the data; a pure function."""
     data = context.data["2d"]
     patch = tuple(min(512, 8 * round(n / 8 + 0.5)) for n in data.median_shape)
+    settings = known_settings(SmallFcnConfig, context.settings)
+    config = build_config(get_method(__name__), settings)
+    assert isinstance(config, SmallFcnConfig)
+    fitted = fit(context, config, settings, load_of(context, config.width, math.prod(patch)))
     configuration = Configuration(
         name=__name__,
         method=__name__,
         data=data.name,
         patch_size=patch,
-        batch_size=8,
+        batch_size=BATCH,
         mirror_axes=context.patch_mirror_axes(data),
-        forecast=Forecast(
-            memory_gb=1.0,
-            step_seconds=0.1,
-            train_hours=0.4,
-            cache_gb=0.0,
-            parameters=10_000,
-            trainable=10_000,
-        ),
-        reasons=("A demonstration; it is never recommended.",),
+        settings=fitted.settings,
+        forecast=fitted.forecast,
+        reasons=(*fitted.lacks, "A demonstration; it is never recommended.", fitted.length_reason),
     )
-    return Candidate(
-        method=__name__, configuration=configuration, fits=True, score=-10.0, reasons=configuration.reasons
+    return fitted.candidate(configuration, NEVER)
+
+
+def load_of(context: PlanningContext, width: int, pixels: int) -> Load:
+    """What a training step asks of a machine: memory and seconds of the forecast are made of it."""
+    inputs = (context.num_channels, *[width] * (len(DILATIONS) - 1))
+    weights = sum(9 * channels * width for channels in inputs) + width * context.num_outputs
+    biases = 3 * len(DILATIONS) * width + context.num_outputs  # a bias a convolution, two values a GroupNorm
+    return Load(
+        batch_size=BATCH,
+        parameters=weights + biases,
+        trainable=weights + biases,
+        optimizer_values=2,
+        trained={"conv2d": float(pixels * weights)},
+        values=float(pixels * (len(DILATIONS) * width + context.num_outputs)),
     )
 
 

@@ -10,15 +10,8 @@ from samunet.networks.sam.variants import VARIANTS, SamVariant, get_variant
 from samunet.networks.sam.weight_files import adapters_refused
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import own_weights_reason, trained_too_reason, volume_from_scratch_reason
-from samunet.planning.memory import (
-    ENOUGH_STEPS,
-    TOKEN_VALUES,
-    Load,
-    Schedule,
-    fit_schedule,
-    forecast_of,
-    step_seconds,
-)
+from samunet.planning.fitting import Fitted, fit
+from samunet.planning.memory import ENOUGH_STEPS, TOKEN_VALUES, Load
 from samunet.planning.methods import (
     Method,
     MethodConfig,
@@ -28,16 +21,13 @@ from samunet.planning.methods import (
     register,
     settings_of,
 )
-from samunet.planning.plan import RANDOM, Configuration, DataConfiguration, Forecast
+from samunet.planning.plan import RANDOM, Configuration, DataConfiguration
 from samunet.planning.sam_options import TRAINED_WHOLE, require_weights
 from samunet.planning.sam_rows import random_reason
 from samunet.planning.standing import (
     FITTING_DIMENSION,
     PRETRAINED_MANY,
     counted_cases,
-    length_reason,
-    short_schedule_penalty,
-    shortage,
     standing_without_sam,
     suits_dimension,
 )
@@ -113,15 +103,13 @@ class _Option:
 
     patch_size: tuple[int, ...]
     batch_size: int
-    settings: dict[str, Any]
-    schedule: Schedule
-    forecast: Forecast
-    lacks: tuple[str, ...]
+    fitted: Fitted
 
     @property
     def comfortable(self) -> bool:
         """Whether it fits with enough steps."""
-        return not self.lacks and (not self.schedule.shortened or self.schedule.steps >= ENOUGH_STEPS)
+        schedule = self.fitted.schedule
+        return not self.fitted.lacks and (not schedule.shortened or schedule.steps >= ENOUGH_STEPS)
 
 
 def row(context: PlanningContext) -> Candidate:
@@ -136,25 +124,24 @@ def row(context: PlanningContext) -> Candidate:
             "The cases are single 2D images: there is no third axis for its tokens. The 2D methods on a SAM "
             "encoder are 2d_cnn, 2d_autosam, 2d_linear and 2d_desam."
         )
-        return _unsuitable(reason)
+        return Candidate.unsuitable("3d_adapter", reason)
     variant, weights = _encoder(context)
     if context.starts_adapted(variant.name, weights):
-        return _unsuitable(adapters_refused(f"What is at hand of {variant.name}"))
+        return Candidate.unsuitable("3d_adapter", adapters_refused(f"What is at hand of {variant.name}"))
     tokens = _token_size(context, data)
     options = _options(context, data, variant, weights, tokens)
     reached = max((i for i, option in enumerate(options) if option.comfortable), default=0)
     option = options[reached]
     beyond = options[reached + 1] if reached + 1 < len(options) else None
-    fixed = bool({"epochs", "iterations"} & context.settings.keys())
     reasons = (
-        *option.lacks,
+        *option.fitted.lacks,
         _standing_reason(context, variant, weights),
         *_trained_too(context, variant, weights),
         *_passed_over_reasons(context, variant),
         _patch_reason(data, option, tokens),
         *([] if beyond is None else [_beyond_reason(beyond)]),
         *_memory_reasons(option),
-        length_reason(option.schedule, context.budget.hours, fixed=fixed),
+        option.fitted.length_reason,
         *filter(None, [context.mirror_reason]),
     )
     configuration = Configuration(
@@ -167,23 +154,11 @@ def row(context: PlanningContext) -> Candidate:
         encoder_weights=weights,
         batch_dice=context.batch_dice_3d,
         mirror_axes=context.patch_mirror_axes(data),
-        settings=option.settings,
-        forecast=option.forecast,
+        settings=option.fitted.settings,
+        forecast=option.fitted.forecast,
         reasons=reasons,
     )
-    potential = _potential(context, variant, weights)
-    return Candidate(
-        method="3d_adapter",
-        configuration=configuration,
-        fits=not option.lacks,
-        score=potential - short_schedule_penalty(option.schedule),
-        potential=potential,
-        reasons=reasons,
-    )
-
-
-def _unsuitable(reason: str) -> Candidate:
-    return Candidate(method="3d_adapter", configuration=None, fits=False, score=0.0, reasons=(reason,))
+    return option.fitted.candidate(configuration, _potential(context, variant, weights))
 
 
 def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
@@ -257,7 +232,7 @@ def _option(
     for batch, accumulate, checkpointing in ways:
         way = {**start, "token_size": list(tokens), "accumulate": accumulate, "checkpointing": checkpointing}
         made.append(_cost_out(context, variant, patch, batch, {**way, **user}))
-    return next((option for option in made if not option.lacks), made[-1])
+    return next((option for option in made if not option.fitted.lacks), made[-1])
 
 
 def _cost_out(
@@ -291,18 +266,7 @@ def _cost_out(
         values=cost.values,
         value_cost=TOKEN_VALUES,
     )
-    fixed = bool({"epochs", "iterations"} & context.settings.keys())
-    seconds = step_seconds(load, context.budget)
-    schedule = fit_schedule(config, seconds, context.budget, fixed=fixed)
-    forecast = forecast_of(load, schedule, context.budget)
-    return _Option(
-        patch_size=patch,
-        batch_size=batch,
-        settings=settings | ({"epochs": schedule.epochs} if schedule.shortened else {}),
-        schedule=schedule,
-        forecast=forecast,
-        lacks=shortage(forecast, schedule, context),
-    )
+    return _Option(patch_size=patch, batch_size=batch, fitted=fit(context, config, settings, load))
 
 
 def _potential(context: PlanningContext, variant: SamVariant, weights: str) -> float:
@@ -360,8 +324,8 @@ def _patch_reason(data: DataConfiguration, option: _Option, tokens: tuple[int, .
 
 def _beyond_reason(beyond: _Option) -> str:
     patch = " x ".join(map(str, beyond.patch_size))
-    if beyond.lacks:
-        lack = beyond.lacks[0]
+    if beyond.fitted.lacks:
+        lack = beyond.fitted.lacks[0]
         return f"The next larger patch, {patch}, was not taken: {lack[0].lower()}{lack[1:]}"
     return (
         f"The next larger patch, {patch}, was not taken: the hours allowed would cut its schedule too short."
@@ -370,7 +334,7 @@ def _beyond_reason(beyond: _Option) -> str:
 
 def _memory_reasons(option: _Option) -> list[str]:
     told = []
-    if option.settings.get("checkpointing"):
+    if option.fitted.settings.get("checkpointing"):
         told.append("Memory is saved by computing each block again in the backward pass.")
     if option.batch_size < STEP_BATCH:
         told.append(f"Memory allows one patch at a time; {STEP_BATCH} are accumulated a step.")

@@ -14,14 +14,8 @@ from samunet.networks.student_costs import (
 )
 from samunet.networks.unet_topology import UNetTopology, unet_topology, with_widths
 from samunet.planning.candidates import Candidate, PlanningContext
-from samunet.planning.memory import (
-    CONVOLUTION_VALUES,
-    TOKEN_VALUES,
-    Load,
-    fit_schedule,
-    forecast_of,
-    step_seconds,
-)
+from samunet.planning.fitting import fit
+from samunet.planning.memory import CONVOLUTION_VALUES, TOKEN_VALUES, Load
 from samunet.planning.methods import (
     Method,
     MethodConfig,
@@ -31,10 +25,9 @@ from samunet.planning.methods import (
     register,
     settings_of,
 )
-from samunet.planning.methods.unet import unet_request
 from samunet.planning.plan import Configuration, DataConfiguration
 from samunet.planning.rules import plan_unet_patch
-from samunet.planning.standing import NEVER, length_reason, shortage
+from samunet.planning.standing import NEVER
 from samunet.records import Count, Natural, Positive
 
 NAME = "3d_student"
@@ -82,23 +75,20 @@ def row(context: PlanningContext) -> Candidate:
             "The cases are single 2D images, and this network is 3D. The small 2D methods are 2d_unet and "
             "2d_linear."
         )
-        return Candidate(method=NAME, configuration=None, fits=False, score=0.0, reasons=(reason,))
+        return Candidate.unsuitable(NAME, reason)
     settings = _settings(context)
     config = cast(StudentConfig, build_config(get_method(NAME), settings))
-    patch = plan_unet_patch(unet_request(context, data))
+    patch = plan_unet_patch(context.unet_request(data))
     size = patch.patch_size
     if config.network != RESIDUAL_UNET:
         size = fitting_swin_patch(size)
     load = _load(context, data, config, size, patch.batch_size)
-    fixed = bool({"epochs", "iterations"} & context.settings.keys())
-    schedule = fit_schedule(config, step_seconds(load, context.budget), context.budget, fixed=fixed)
-    forecast = forecast_of(load, schedule, context.budget)
-    lacks = shortage(forecast, schedule, context)
+    fitted = fit(context, config, settings, load)
     reasons = (
-        *lacks,
+        *fitted.lacks,
         _standing_reason(load.parameters),
         _patch_reason(config, size, patch.batch_size),
-        length_reason(schedule, context.budget.hours, fixed=fixed),
+        fitted.length_reason,
         *filter(None, [context.mirror_reason]),
     )
     configuration = Configuration(
@@ -109,18 +99,11 @@ def row(context: PlanningContext) -> Candidate:
         batch_size=patch.batch_size,
         batch_dice=context.batch_dice_3d,
         mirror_axes=context.patch_mirror_axes(data),
-        settings=settings | ({"epochs": schedule.epochs} if schedule.shortened else {}),
-        forecast=forecast,
+        settings=fitted.settings,
+        forecast=fitted.forecast,
         reasons=reasons,
     )
-    return Candidate(
-        method=NAME,
-        configuration=configuration,
-        fits=not lacks,
-        score=NEVER,
-        potential=NEVER,
-        reasons=reasons,
-    )
+    return fitted.candidate(configuration, NEVER)
 
 
 def _settings(context: PlanningContext) -> dict[str, Any]:

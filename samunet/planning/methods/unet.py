@@ -8,7 +8,8 @@ from typing import Annotated
 from samunet.networks.unet_topology import unet_cost
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import STUDY
-from samunet.planning.memory import Load, fit_schedule, forecast_of, step_seconds
+from samunet.planning.fitting import fit
+from samunet.planning.memory import Load
 from samunet.planning.methods import (
     Method,
     MethodConfig,
@@ -18,17 +19,14 @@ from samunet.planning.methods import (
     register,
 )
 from samunet.planning.plan import Configuration, DataConfiguration
-from samunet.planning.rules import MAX_BATCH_2D, UNetPatch, UNetRequest, plan_unet_patch
+from samunet.planning.rules import UNetPatch, UNetRequest, plan_unet_patch
 from samunet.planning.standing import (
     FITTING_DIMENSION,
     UNET,
     counted_cases,
     few_cases,
     has_volumes,
-    length_reason,
     sam_weights_at_hand,
-    short_schedule_penalty,
-    shortage,
     suits_dimension,
     thick_slices,
 )
@@ -70,13 +68,13 @@ def row_3d(context: PlanningContext) -> Candidate:
     if data is None:
         kind = "natural 2D images" if context.natural_image else "single 2D images"
         reason = f"The cases are {kind}: there is no third axis to convolve along."
-        return Candidate(method="3d_unet", configuration=None, fits=False, score=0.0, reasons=(reason,))
+        return Candidate.unsuitable("3d_unet", reason)
     return unet_row(context, "3d_unet", data)
 
 
 def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Candidate:
     """Plan a plain U-Net on a data configuration with nnU-Net's rules."""
-    request = unet_request(context, data)
+    request = context.unet_request(data)
     patch = plan_unet_patch(request)
     cost = unet_cost(patch.topology, context.num_channels, context.num_outputs)
     load = Load(
@@ -88,17 +86,13 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
         values=float(cost.elements),
     )
     settings = known_settings(UNetConfig, context.settings)
-    fixed = bool({"epochs", "iterations"} & context.settings.keys())
-    seconds = step_seconds(load, context.budget)
-    schedule = fit_schedule(build_config(get_method(name), settings), seconds, context.budget, fixed=fixed)
-    forecast = forecast_of(load, schedule, context.budget)
-    lacks = shortage(forecast, schedule, context)
+    fitted = fit(context, build_config(get_method(name), settings), settings, load)
     reasons = (
-        *lacks,
+        *fitted.lacks,
         _standing_reason(context, data),
         _patch_reason(request, patch),
         *filter(None, [_low_resolution_reason(context, data)]),
-        length_reason(schedule, context.budget.hours, fixed=fixed),
+        fitted.length_reason,
         *filter(None, [context.mirror_reason]),
     )
     configuration = Configuration(
@@ -109,31 +103,12 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
         batch_size=patch.batch_size,
         batch_dice=data.dimension == 2 or context.batch_dice_3d,
         mirror_axes=context.patch_mirror_axes(data),
-        settings=settings | ({"epochs": schedule.epochs} if schedule.shortened else {}),
-        forecast=forecast,
+        settings=fitted.settings,
+        forecast=fitted.forecast,
         reasons=reasons,
     )
-    potential = UNET + FITTING_DIMENSION * suits_dimension(context, data.dimension)
-    return Candidate(
-        method=name,
-        configuration=configuration,
-        fits=not lacks,
-        score=potential - short_schedule_penalty(schedule),
-        potential=potential,
-        reasons=reasons,
-    )
-
-
-def unet_request(context: PlanningContext, data: DataConfiguration) -> UNetRequest:
-    """What nnU-Net's patch and batch rules need of a data configuration."""
-    return UNetRequest(
-        spacing_mm=data.spacing_mm,
-        median_shape=data.median_shape,
-        num_inputs=context.num_channels,
-        num_labels=context.num_labels,
-        dataset_voxels=context.dataset_voxels,
-        memory_gb=context.unet_memory_gb,
-        max_batch=MAX_BATCH_2D[context.budget.device] if data.dimension == 2 else None,
+    return fitted.candidate(
+        configuration, UNET + FITTING_DIMENSION * suits_dimension(context, data.dimension)
     )
 
 
