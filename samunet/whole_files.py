@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ PARTIAL = ".partial."
 ABANDONED_SECONDS = 24 * 3600.0
 """No write pauses for a day, on a clock that a file server runs neither."""
 
+NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Numbers of the errors of a full disk."""
 DISK_SHARE = 0.9
 """Of the free disk that one thing of ours may take."""
 

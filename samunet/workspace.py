@@ -11,6 +11,8 @@ from pathlib import Path
 
 from samunet.errors import SamunetError, unknown_name
 
+Fold = int | str
+"""A number, or `all`."""
 DEFAULT_PLANS = "samunetPlans"
 DEFAULT_FOLDER = "samunet_workspace"
 ROOT_VARIABLE = "SAMUNET_WORKSPACE"
@@ -268,29 +270,29 @@ def user_weights(environment: Mapping[str, str] | None = None) -> Path:
     return _absolute(env.get(WEIGHTS_VARIABLE) or cache)
 
 
-def validation_folder(model_folder: Path, fold: int | str) -> Path:
+def validation_folder(model_folder: Path, fold: Fold) -> Path:
     """Predictions of the cases that a fold kept out, with their scores in SUMMARY_FILE."""
     return fold_folder(model_folder, fold) / "validation"
 
 
-def is_validated(model_folder: Path, fold: int | str) -> bool:
+def is_validated(model_folder: Path, fold: Fold) -> bool:
     """Whether the whole cases that a fold kept out are predicted and scored."""
     return (validation_folder(model_folder, fold) / SUMMARY_FILE).is_file()
 
 
-def fold_folder(model_folder: Path, fold: int | str) -> Path:
+def fold_folder(model_folder: Path, fold: Fold) -> Path:
     """Folder of one trained fold; `fold` is a number or `all`."""
     return Path(model_folder) / f"{FOLD}{fold}"
 
 
-def fold_of(folder: Path) -> int | str | None:
+def fold_of(folder: Path) -> Fold | None:
     """The fold that a folder of a model is, by its name; None for copies such as `fold_0_old`."""
     name = folder.name.removeprefix(FOLD)
     is_number = name.isdecimal() and str(int(name)) == name
     return int(name) if is_number else name if name == "all" else None
 
 
-def fold_folders(model_folder: Path) -> dict[int | str, Path]:
+def fold_folders(model_folder: Path) -> dict[Fold, Path]:
     """Fold -> folder of all folds begun in a model folder, `all` last; copies are left out."""
     found = [(fold_of(folder), folder) for folder in Path(model_folder).glob(f"{FOLD}*")]
     begun = {fold: folder for fold, folder in found if fold is not None}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from samunet.cli.common import CommandParser, add_common, open_workspace, run_command
 from samunet.errors import SamunetError
+from samunet.progress import Progress
 
 EXAMPLES = """\
   samunet_download_weights vit_b
@@ -57,5 +58,5 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _in_megabytes(bar: Callable[[int, int], None]) -> Callable[[int, int], None]:
+def _in_megabytes(bar: Progress) -> Progress:
     return lambda done, total: bar(done // 1_000_000, total // 1_000_000)

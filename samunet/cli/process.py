@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from samunet.errors import lacks_main_memory
+from samunet.whole_files import NO_SPACE
 
-_FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -46,7 +46,7 @@ def terminated_like_interrupted() -> Iterator[None]:
 def explain(problem: BaseException) -> str | None:
     """A readable message for a full disk, a path that cannot be used or too little memory, else None."""
     for error in _chain(problem):
-        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             name = f" while writing {error.filename}" if error.filename else ""
             return f"No space left on the disk{name}. Free some, or choose another place with --workspace."
     if isinstance(problem, OSError) and problem.errno in _NOT_ALLOWED:

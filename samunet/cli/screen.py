@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from samunet.progress import Progress
 
 BAR_WIDTH = 28
 REDRAW_SECONDS = 0.2
@@ -13,7 +15,7 @@ LINES_IN_A_LOG = 4
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str) -> Iterator[Progress]:
     """Show `title` with (done, all) while the block runs; silent when nothing is reported.
 
     Only ASCII, so that every console can show it.

@@ -15,8 +15,9 @@ from samunet.data.dataset import RawDataset, label_differences
 from samunet.data.geometry import Geometry, grid_differences
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image, read_label
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
+from samunet.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from samunet.errors import SamunetError
+from samunet.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
-"""Called with (cases done, all cases)."""
 
 MEMORY_SHARE = 0.8
 """Share of the free memory that workers may take together."""

@@ -85,7 +85,7 @@ class ScoreTable:
         Returns:
             (B, M); NaN where no drawn case holds any class.
         """
-        return _over_classes(self.class_means(weights))
+        return mean_defined(self.class_means(weights), axis=-1)
 
     def class_means(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(B, M, K) means over the cases; NaN for classes that no drawn reference holds."""
@@ -101,10 +101,12 @@ class ScoreTable:
         return np.where(drawn, sums / np.maximum(counts, 1), np.nan)
 
 
-def _over_classes(class_means: np.ndarray) -> np.ndarray:
-    counted = ~np.isnan(class_means)
-    number = counted.sum(axis=-1)
-    total = np.where(counted, class_means, 0.0).sum(axis=-1)
+def mean_defined(scores: Sequence[np.ndarray] | np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean along an axis over the scores that are defined; NaN where none is."""
+    scores = np.asarray(scores)
+    defined = ~np.isnan(scores)
+    number = defined.sum(axis=axis)
+    total = np.where(defined, scores, 0.0).sum(axis=axis)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, segmentation_ending
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import Pair, score_pair, shape_fault
 from samunet.evaluation.metrics import DEFAULT_TOLERANCE_MM
 from samunet.evaluation.scores import CaseScores, Evaluation
 from samunet.listing import listed
+from samunet.progress import Progress
 
 logger = logging.getLogger(__name__)
 

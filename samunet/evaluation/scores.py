@@ -127,7 +127,7 @@ class Evaluation:
         writer.writerow(["case", "group", "class", "label", *METRICS])
         for case in self.cases:
             for name, scores in case.metrics.items():
-                cells = ["" if math.isnan(scores[m]) else repr(scores[m]) for m in METRICS]
+                cells = [csv_score(scores[m]) for m in METRICS]
                 row = [case.name, case.group or "", name, self.labels.summary_key(name), *cells]
                 writer.writerow(row)
         write_text(path, text.getvalue())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
@@ -37,7 +37,18 @@ class Summary:
         return origins_of(self.entries)
 
 
-def origins_of(entries: Iterable[CaseScores]) -> Origins:
+class ScoredEntry(Protocol):
+    """A case with what was declared of where it comes from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str | None: ...
+    @property
+    def patient(self) -> str | None: ...
+
+
+def origins_of(entries: Iterable[ScoredEntry]) -> Origins:
     """Groups and patients of scored cases."""
     entries = list(entries)
     return Origins(

@@ -28,7 +28,6 @@ from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import finished, write_case
 from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
-from samunet.inference.folds import Fold
 from samunet.inference.forward import Forward
 from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.pass_statistics import PassFigures, PassStatistics, mean_figures
@@ -46,6 +45,7 @@ from samunet.preprocessing.restore import (
     restored_slabs,
     to_probabilities,
 )
+from samunet.workspace import Fold
 
 PreparedCase = dict[str, PreprocessedCase]
 """Data hash -> the case as that data configuration has it."""

@@ -8,11 +8,9 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.portable import WEIGHTS_FILE, is_shared_model
-from samunet.workspace import fold_folder, fold_folders
+from samunet.workspace import Fold, fold_folder, fold_folders
 
 logger = logging.getLogger(__name__)
-
-Fold = int | str
 
 
 def find_folds(

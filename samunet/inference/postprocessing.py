@@ -19,11 +19,12 @@ import numpy as np
 from samunet.data.geometry import Box, Geometry, bounding_box, voxel_volume_mm3
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, read_label, segmentation_ending, write_segmentation
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
 from samunet.inference.output_folder import check_output
 from samunet.listing import listed
+from samunet.progress import Progress
 from samunet.records import read_json, read_record, write_json
 from samunet.whole_files import remove_partials
 from samunet.workspace import POSTPROCESSING_FILE

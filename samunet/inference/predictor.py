@@ -26,7 +26,7 @@ from samunet.inference.case_features import FeatureWriter
 from samunet.inference.export import export_case
 from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
-from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
+from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.inference.forward import Forward
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
@@ -44,7 +44,7 @@ from samunet.trainers.devices import Precision, choose_device
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import Fold, Workspace, fold_folder
 
 MOST_TILES = 16
 """Of a network without a SAM encoder in one pass: more do not make a GPU faster."""

@@ -21,10 +21,9 @@ from torch.nn.functional import pad
 
 from samunet.data.geometry import in_all_channels
 from samunet.networks.sam_slices import shared_features
+from samunet.progress import Progress
 from samunet.trainers.devices import FP32, Precision
 
-Progress = Callable[[int, int], None]
-"""Called with (tiles done, all tiles)."""
 Storage = Callable[[tuple[int, ...]], Any]
 """Gives room for logits of a shape."""
 PassObserver = Callable[[Tensor, Tensor, int, tuple[int, ...]], None]

@@ -13,7 +13,6 @@ from typing import Any
 from samunet.data.dataset import RawDataset
 from samunet.data.readers import files_of, segmentation_ending
 from samunet.data.splits import read_splits
-from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
 from samunet.evaluation.scores import Evaluation
@@ -23,6 +22,7 @@ from samunet.inference.probabilities import probability_files
 from samunet.listing import counted_cases, listed
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.plan import Plan
+from samunet.progress import Progress
 from samunet.records import write_json
 from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run

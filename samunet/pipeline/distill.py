@@ -24,15 +24,13 @@ from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
-from samunet.workspace import Workspace, split_tag
+from samunet.workspace import Fold, Workspace, split_tag
 
 logger = logging.getLogger(__name__)
 
 WEIGHT = 0.5
 """Lambda; about the best in AutoProSAM's ablation."""
 STEP_SIZE = 0.5
-
-Fold = int | str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 from samunet.data.dataset import RawDataset
 from samunet.data.groups import undeclared
 from samunet.data.integrity import verify_dataset
-from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, get_variant
 from samunet.networks.sam.weight_files import file_has_adapters, weights_at_hand, weights_kind, weights_sha256
@@ -30,17 +28,10 @@ from samunet.planning.fingerprint import (
 from samunet.planning.methods import ALIASES
 from samunet.planning.plan import RANDOM, Budget, Plan, WeightsUsed
 from samunet.planning.planner import PlanningRequest, make_plan
+from samunet.progress import Screen, no_screen
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
-
-Screen = Callable[[str], AbstractContextManager[Progress | None]]
-"""Given a title, a context in which progress is shown."""
-
-
-def no_screen(title: str) -> AbstractContextManager[Progress | None]:
-    """Show no progress."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.pipeline.calibrate import assumed_gflops
-from samunet.planning.plan import Budget, Plan
+from samunet.planning.plan import EXPECTED, Budget, Plan
 from samunet.records import to_data
 from samunet.whole_files import atomic_path
 
@@ -32,9 +32,6 @@ PLANNERS = "the planner's"
 
 NO_DECISIONS = ("version", "fingerprint_hash", "budget", "goal", "verdicts", "overrides")
 """Keys of a plan that say what it was made from, or follow from the rest."""
-
-EXPECTED = ("forecast", "reasons")
-"""Keys of a configuration that say what is expected, not what is trained."""
 
 
 def save_plan(made: Plan, file: Path) -> None:

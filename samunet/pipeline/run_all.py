@@ -14,7 +14,7 @@ from samunet.data.splits import Split, kept_together, load_or_create_splits, sel
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.goal_split import settle_for_goal
 from samunet.pipeline.models import configuration_name, load_plan
-from samunet.pipeline.plan_and_preprocess import PlanOptions, Screen, no_screen, plan, preprocess
+from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.report.write import ReportOptions, write_report
@@ -38,6 +38,7 @@ from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.planning.standing import shown_hours
+from samunet.progress import Screen, no_screen
 from samunet.records import to_data
 from samunet.trainers.settings import apply_overrides, configuration_fields
 from samunet.workspace import Workspace, split_tag

@@ -17,11 +17,9 @@ from samunet.records import read_json, write_json
 from samunet.trainers import import_trainer
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.identity import RunRecord, differences, identify, read_run, settle_all_replaced
-from samunet.workspace import Workspace, fold_folder, fold_folders, is_validated
+from samunet.workspace import Fold, Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
-
-Fold = int | str
 
 
 @dataclass(frozen=True, kw_only=True)

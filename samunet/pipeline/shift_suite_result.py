@@ -10,11 +10,10 @@ from itertools import combinations
 import numpy as np
 
 from samunet.data.cases import Case
-from samunet.evaluation.bootstrap import Bootstrap, Interval, ScoreTable
+from samunet.evaluation.bootstrap import Bootstrap, Interval, ScoreTable, mean_defined
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.shifts import Condition
-
-Fold = int | str
+from samunet.workspace import Fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class SuiteResult:
         clean, changed = [], []
         for outcomes in self.outcomes.values():
             clean.append(next(o.dice for o in outcomes if not o.condition.severity))
-            changed.append(_mean_defined([o.dice for o in outcomes if o.condition.severity]))
+            changed.append(mean_defined([o.dice for o in outcomes if o.condition.severity]))
         ahead = self._differences(changed, pairs)
         kept = self._differences([after - before for after, before in zip(changed, clean)], pairs)
         return tuple(
@@ -112,11 +111,3 @@ class SuiteResult:
         present = next(iter(self.outcomes.values()))[0].present  # the references are those of every outcome
         table = ScoreTable(values=np.array(dice), present=present, units=self.units)
         return Bootstrap.draw(table).differences(pairs)
-
-
-def _mean_defined(tables: list[np.ndarray]) -> np.ndarray:
-    """Mean over the tables where a score is defined; NaN where it never is."""
-    values = np.array(tables)
-    defined = ~np.isnan(values)
-    counts = defined.sum(axis=0)
-    return np.where(counts > 0, np.where(defined, values, 0.0).sum(axis=0) / np.maximum(counts, 1), np.nan)

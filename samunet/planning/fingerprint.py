@@ -14,9 +14,10 @@ import numpy as np
 
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.planning.plan import IntensityProperties
+from samunet.progress import Progress
 from samunet.records import content_hash, read_record, write_json
 
 if TYPE_CHECKING:

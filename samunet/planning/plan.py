@@ -18,6 +18,8 @@ RANDOM = "random"
 """`encoder_weights` of an encoder that is random on purpose."""
 
 Normalization = Literal["zscore", "ct", "none", "rescale_to_0_1", "rgb_to_0_1"]
+EXPECTED = ("forecast", "reasons")
+"""Keys of a configuration that say what is expected, not what is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +219,7 @@ class Plan:
     def configuration_hash(self, name: str) -> str:
         """Identifies what a training reads: its configuration without forecast and reasons, and its data."""
         chosen = self.configuration(name)
-        identity = {
-            key: getattr(chosen, key)
-            for key in chosen.__dataclass_fields__
-            if key not in ("forecast", "reasons")
-        }
+        identity = {key: getattr(chosen, key) for key in chosen.__dataclass_fields__ if key not in EXPECTED}
         window = self.data[chosen.data].display_window if chosen.encoder else None
         return content_hash([identity, window, self.data_hash(chosen.data)])
 

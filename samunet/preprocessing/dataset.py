@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
 import os
@@ -21,21 +20,21 @@ import numpy as np
 from samunet.data.dataset import Case, RawDataset, check_label_grid
 from samunet.data.geometry import resampled_shape
 from samunet.data.readers import read_header, read_image, read_label
-from samunet.data.workers import GUARD, QUEUED_PER_WORKER, Progress, worker_count
+from samunet.data.workers import GUARD, QUEUED_PER_WORKER, worker_count
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
 from samunet.preprocessing.locations import Locations, sample_locations
 from samunet.preprocessing.store import STORE_FORMAT, CaseStore
+from samunet.progress import Progress
 from samunet.records import content_hash, hash_files
-from samunet.whole_files import remove_partials
+from samunet.whole_files import NO_SPACE, remove_partials
 
 log = logging.getLogger(__name__)
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 HEADERS_READ = 16
 """Headers read to estimate memory; reading thousands would take longer than it saves."""
-NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.preprocessing.streams import BatchStream, Sample
+from samunet.progress import Progress
 from samunet.records import write_json
 from samunet.whole_files import atomic_path, remove_partials
 
@@ -36,8 +37,6 @@ FITTED_SLICES = 64
 """Slices that principal components are fitted to, about."""
 Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
 """(image (C, *load), label (*load), seed) -> (image (C, *patch), target (T, *patch)); picklable."""
-Progress = Callable[[int, int], None]
-"""Called with (items encoded, all items)."""
 
 
 class ItemKey(NamedTuple):

@@ -86,7 +86,7 @@ class AdapterTrainer(MethodTrainer):
     def pretrained(
         cls, configuration: Configuration, weights: Path | None, folder: Path | None
     ) -> PretrainedFile | None:
-        config = _config(configuration)
+        config = config_of(configuration, AdapterConfig)
         return find_pretrained(configuration, config.encoder, config.encoder_weights, weights, folder)
 
     @classmethod
@@ -129,15 +129,9 @@ def _second(first: Phase, config: AdapterConfig) -> Phase:
     return replace(first, name=SECOND_STAGE, epochs=config.epochs - first.epochs, groups=groups)
 
 
-def _config(configuration: Configuration) -> AdapterConfig:
-    config = config_of(configuration)
-    assert isinstance(config, AdapterConfig)
-    return config
-
-
 def network_settings(plan: Plan, configuration: Configuration) -> AdapterSettings:
     """What the network of a configuration is built from."""
-    config = _config(configuration)
+    config = config_of(configuration, AdapterConfig)
     assert configuration.encoder is not None
     widths = volume_widths(get_variant(configuration.encoder), config)
     patch, token = configuration.patch_size, config.token_size

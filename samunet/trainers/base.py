@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from samunet.planning.methods import MethodConfig, build_config, get_method
 from samunet.planning.plan import Configuration, Plan
 from samunet.trainers.losses import DeepSupervisionLoss, LossSettings, SegmentationLoss, patch_counts
 
+Config = TypeVar("Config", bound=MethodConfig)
 ParameterGroups = Callable[[nn.Module], list[dict[str, Any]]]
 """Network -> groups for the optimizer: `params`, and optionally `lr_factor` and `weight_decay`."""
 
@@ -211,9 +212,19 @@ def loss_settings(plan: Plan, configuration: Configuration) -> LossSettings:
     )
 
 
-def config_of(configuration: Configuration) -> MethodConfig:
-    """The method's Config with the configuration's settings over its defaults."""
-    return build_config(get_method(configuration.method), configuration.settings)
+@overload
+def config_of(configuration: Configuration) -> MethodConfig: ...
+
+
+@overload
+def config_of(configuration: Configuration, kind: type[Config]) -> Config: ...
+
+
+def config_of(configuration: Configuration, kind: type[MethodConfig] = MethodConfig) -> MethodConfig:
+    """The method's Config, which is of that kind, with the configuration's settings over its defaults."""
+    config = build_config(get_method(configuration.method), configuration.settings)
+    assert isinstance(config, kind)
+    return config
 
 
 class MethodTrainer(ABC):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from samunet.errors import SamunetError
-from samunet.planning.plan import Plan, WeightsUsed
+from samunet.planning.plan import EXPECTED, Plan, WeightsUsed
 from samunet.records import content_hash, read_record, to_data, write_json
 from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
 from samunet.trainers.claim import claimed
@@ -18,9 +18,6 @@ from samunet.trainers.claim import claimed
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-UNIMPORTANT = ("forecast", "reasons")
-"""Keys of a configuration that say what was expected, not what is trained."""
-
 PLACES = ("teacher_folder", "unlabelled_folder")
 """Keys of a distillation that say where things lay, not what they were."""
 
@@ -116,7 +113,7 @@ def identify(
         data_hash=plan.data_hash(plan.configuration(name).data),
         split_hash=content_hash([sorted(cases[0]), sorted(cases[1])]),
         seed=seed,
-        configuration={key: value for key, value in configuration.items() if key not in UNIMPORTANT},
+        configuration={key: value for key, value in configuration.items() if key not in EXPECTED},
         distillation=distillation,
     )
 

@@ -20,12 +20,12 @@ from samunet.planning.methods import Method, list_methods
 from samunet.planning.plan import Plan
 from samunet.records import from_data, read_json, read_record
 from samunet.trainers.checkpoint import FINAL, BaseWeights, Checkpoint, load_checkpoint
+from samunet.workspace import Fold
 
 FORMAT = 1
 MODEL_FILE, PLAN_FILE, SHARED_FILE = "model.json", "plan.json", "shared.safetensors"
 FOLD_FILE, WEIGHTS_FILE = "fold.json", "weights.safetensors"
 
-Fold = int | str
 WeightsKind = Literal["official", "shipped", "own"]
 WeightsPlace = Literal["left out", "stored", "trained further"]
 

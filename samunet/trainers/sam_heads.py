@@ -55,7 +55,7 @@ class SamHeadTrainer(MethodTrainer):
     def build_network(
         cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None
     ) -> nn.Module:
-        config = _config(configuration)
+        config = config_of(configuration, SamHeadConfig)
         network = cls.build_head_network(_slice_settings(plan, configuration, config), config)
         if weights is not None:
             load_pretrained(network, weights)
@@ -64,7 +64,7 @@ class SamHeadTrainer(MethodTrainer):
     @classmethod
     def build_training(cls, network: nn.Module, plan: Plan, configuration: Configuration) -> TrainingModule:
         settings = loss_settings(plan, configuration)
-        if _config(configuration).as_published:
+        if config_of(configuration, SamHeadConfig).as_published:
             settings = replace(settings, smooth=1.0, squared=True)
         return SamHeadModule(network, settings)
 
@@ -92,7 +92,7 @@ class SamHeadTrainer(MethodTrainer):
     def pretrained(
         cls, configuration: Configuration, weights: Path | None, folder: Path | None
     ) -> PretrainedFile | None:
-        config = _config(configuration)
+        config = config_of(configuration, SamHeadConfig)
         return find_pretrained(configuration, config.encoder, config.encoder_weights, weights, folder)
 
 
@@ -108,12 +108,6 @@ class _Groups:
         encoder = [(name, p) for name, p in trained if name.startswith(ENCODER_PREFIX)]
         others = [(name, p) for name, p in trained if not name.startswith(ENCODER_PREFIX)]
         return decayed_apart(others) + decayed_apart(encoder, self.encoder_factor)
-
-
-def _config(configuration: Configuration) -> SamHeadConfig:
-    config = config_of(configuration)
-    assert isinstance(config, SamHeadConfig)
-    return config
 
 
 def _slice_settings(plan: Plan, configuration: Configuration, config: SamHeadConfig) -> SliceSettings:

@@ -37,7 +37,7 @@ class StudentTrainer(MethodTrainer):
         cls, plan: Plan, configuration: Configuration, *, weights: Path | None = None
     ) -> nn.Module:
         assert weights is None
-        config = _config(configuration)
+        config = config_of(configuration, StudentConfig)
         inputs, outputs = len(plan.channel_names), plan.labels.num_outputs
         if config.network in SWIN_FEATURES:
             return build_swin_unetr(inputs, outputs, configuration.patch_size, SWIN_FEATURES[config.network])
@@ -48,7 +48,7 @@ class StudentTrainer(MethodTrainer):
 
     @classmethod
     def build_training(cls, network: nn.Module, plan: Plan, configuration: Configuration) -> TrainingModule:
-        config, settings = _config(configuration), loss_settings(plan, configuration)
+        config, settings = config_of(configuration, StudentConfig), loss_settings(plan, configuration)
         if isinstance(network, StudentUNet):
             return UNetModule(network, settings, config.deep_supervision)
         return SegmentationModule(network, settings)
@@ -58,9 +58,3 @@ class StudentTrainer(MethodTrainer):
         assert isinstance(config, StudentConfig)
         clip = config.gradient_clip
         return (Phase.of(config, optimizer="adamw", schedule="poly_step", clip=clip, groups=_groups),)
-
-
-def _config(configuration: Configuration) -> StudentConfig:
-    config = config_of(configuration)
-    assert isinstance(config, StudentConfig)
-    return config

@@ -8,17 +8,15 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, OfficialFile, get_variant
 from samunet.networks.sam.weight_files import file_sha256
+from samunet.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes in all."""
 
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30

@@ -17,7 +17,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.groups import unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import Interval, mean_interval
+from samunet.evaluation.bootstrap import Interval, mean_defined, mean_interval
 from samunet.evaluation.scores import OTHER_METRICS, CaseScores, Evaluation, mean_of
 from samunet.evaluation.summary_file import origins_of, read_summary
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
@@ -176,15 +176,12 @@ def _cells(
 def _cell(found: Sequence[tuple[SourceRun, Evaluation]], target: str, labels: LabelSet) -> Cell:
     means = [evaluation.by_group()[target]["foreground_mean"] for _, evaluation in found]
     cases = [_of_group(evaluation, target) for _, evaluation in found]
-    dice = np.array([_table(entries, "Dice", labels) for entries in cases])
-    defined = ~np.isnan(dice)
+    dice = mean_defined([_table(entries, "Dice", labels) for entries in cases])
     return Cell(
-        cases=dice.shape[1],
+        cases=len(dice),
         runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
         folders=tuple(str(run.folder) for run, _ in found),
-        dice=np.where(
-            defined.any(axis=0), np.nansum(dice, axis=0) / np.maximum(defined.sum(axis=0), 1), np.nan
-        ),
+        dice=dice,
         present=_table(cases[0], "n_ref", labels) > 0,
         units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samunet import __version__
 from samunet.errors import SamunetError
-from samunet.inference.folds import Fold, check_alike, checkpoint_file, find_folds
+from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.pipeline.model_file.archive import ModelWriter
 from samunet.pipeline.model_file.card import NOT_STATED, CardFacts, write_card
 from samunet.pipeline.model_file.contents import (
@@ -54,7 +54,7 @@ from samunet.trainers.portable import (
     tensor_bytes,
 )
 from samunet.whole_files import atomic_path
-from samunet.workspace import fold_folder
+from samunet.workspace import Fold, fold_folder
 
 logger = logging.getLogger(__name__)
 

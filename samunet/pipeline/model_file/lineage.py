@@ -12,7 +12,8 @@ from samunet.networks.sam.weights_card import read_card
 from samunet.planning.plan import Plan, WeightsUsed
 from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.identity import PLACES, RunRecord
-from samunet.trainers.portable import Fold, FoldTraining, WeightsKind, WeightsOrigin, WeightsPlace
+from samunet.trainers.portable import FoldTraining, WeightsKind, WeightsOrigin, WeightsPlace
+from samunet.workspace import Fold
 
 UNKNOWN = "unknown"
 DATASET_KEYS = (

@@ -10,7 +10,6 @@ import torch
 
 from samunet import __version__
 from samunet.errors import SamunetError
-from samunet.inference.folds import Fold
 from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.predictor import Predictor
 from samunet.networks.sam.weight_files import file_sha256
@@ -40,7 +39,7 @@ from samunet.records import write_json
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import WeightsOrigin, is_shared_model, read_model
-from samunet.workspace import fold_folder
+from samunet.workspace import Fold, fold_folder
 
 VOLUME_METHODS = ("3d_unet",)
 """Methods on volumes that can be exported; of the 2D methods all can."""

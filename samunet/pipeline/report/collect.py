@@ -12,7 +12,7 @@ from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import mean_of
-from samunet.evaluation.summary_file import read_summary
+from samunet.evaluation.summary_file import origins_of, read_summary
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.plan import Plan
@@ -95,11 +95,7 @@ class Model:
     @property
     def origins(self) -> Origins:
         """Groups and patients of the cases, as they were declared when they were scored."""
-        cases = self.cases
-        return Origins(
-            groups={case.name: case.group for case in cases if case.group is not None},
-            patients={case.name: case.patient for case in cases if case.patient is not None},
-        )
+        return origins_of(self.cases)
 
     @property
     def mean_dice(self) -> float:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from samunet.errors import SamunetError
 from samunet.pipeline.report.content import Cell, Table
-from samunet.pipeline.selection.record import Estimate, Selection, load_selection
-from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+from samunet.pipeline.selection.record import Estimate, Selection, load_selection, selection_command
+from samunet.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,7 @@ def verdict_content(workspace: Workspace, dataset: str, plans: str, *, scored: b
         plans: name of the plan.
         scored: whether any fold has been scored on cases it had not seen.
     """
-    named = "" if plans == DEFAULT_PLANS else f" -p {plans}"
-    command = f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
+    command = selection_command(dataset, plans)
     if not scored:
         return VerdictContent(
             sentences=(

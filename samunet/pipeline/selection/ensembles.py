@@ -15,7 +15,7 @@ import numpy as np
 
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.case_scores import score_pair
 from samunet.evaluation.folder import BYTES_PER_VOXEL, case_name
@@ -26,6 +26,7 @@ from samunet.inference.probabilities import probability_files
 from samunet.listing import counted_cases
 from samunet.pipeline.selection.out_of_fold import Collected, OutOfFold
 from samunet.pipeline.selection.references import differing_cases, rescoring
+from samunet.progress import Progress
 from samunet.records import content_hash, read_json, write_json
 from samunet.whole_files import remove_partials
 from samunet.workspace import SUMMARY_FILE, Workspace

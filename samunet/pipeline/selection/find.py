@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from samunet.data.workers import Progress
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
@@ -19,19 +17,12 @@ from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutO
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
 from samunet.pipeline.selection.record import Member, Metric, Selection
 from samunet.pipeline.selection.verdicts import Units, judge, score_table
+from samunet.progress import Screen, no_screen
 from samunet.records import write_json
 from samunet.trainers.checkpoint import FINAL
 from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
 logger = logging.getLogger(__name__)
-
-Bar = Callable[[str], AbstractContextManager[Progress | None]]
-"""Opens a progress display under a title."""
-
-
-def silent(title: str) -> AbstractContextManager[None]:
-    """Show nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +47,7 @@ class SelectionOptions:
     ignore_groups: bool = False
     seed: int = SEED
     workers: int | None = 1
-    bar: Bar = field(default=silent)
+    bar: Screen = field(default=no_screen)
 
 
 def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:

@@ -18,7 +18,7 @@ import numpy as np
 
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
-from samunet.data.workers import Progress, map_in_workers, worker_count
+from samunet.data.workers import map_in_workers, worker_count
 from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
 from samunet.evaluation.case_scores import Pair, pair_geometry
 from samunet.evaluation.folder import BYTES_PER_VOXEL
@@ -26,6 +26,7 @@ from samunet.inference.postprocessing import Rule, part_indices, voxel_mm3
 from samunet.pipeline.selection.component_counts import RuleScores, score_rules
 from samunet.pipeline.selection.record import Estimate, PostprocessingStep
 from samunet.pipeline.selection.verdicts import Units
+from samunet.progress import Progress
 
 logger = logging.getLogger(__name__)
 
