@@ -33,7 +33,7 @@ from samunet.inference.logit_storage import Logits, LogitsOnDisk
 from samunet.inference.pass_statistics import PassFigures, PassStatistics, mean_figures
 from samunet.inference.predictor import Predictor, arguments_of
 from samunet.inference.sharing import one_pass
-from samunet.inference.sliding_window import Storage as Room
+from samunet.inference.sliding_window import Room
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.restore import (

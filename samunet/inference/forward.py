@@ -15,7 +15,7 @@ from torch import nn
 
 from samunet.errors import CPU_ALLOCATOR, SamunetError, lacks_main_memory
 from samunet.inference.pass_statistics import PassStatistics
-from samunet.inference.sliding_window import CPU, Storage, WindowSettings, predict_logits
+from samunet.inference.sliding_window import CPU, Room, WindowSettings, predict_logits
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Forward:
         self.models = tuple(models)
 
     def __call__(
-        self, image: np.ndarray, storage: Storage | None = None, observer: PassStatistics | None = None
+        self, image: np.ndarray, storage: Room | None = None, observer: PassStatistics | None = None
     ) -> Any:
         """Logits of an image (C, Z, Y, X); see `predict_logits`.
 

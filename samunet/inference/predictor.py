@@ -30,7 +30,7 @@ from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.inference.forward import Forward
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
-from samunet.inference.sliding_window import Storage, WindowSettings
+from samunet.inference.sliding_window import Room, WindowSettings
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.planning.plan import Configuration, Plan, WeightsUsed
 from samunet.planning.sam_options import ENCODE_BATCH
@@ -221,7 +221,7 @@ class Predictor:
         return preprocess_case(image, None, geometry, self.plan, data, where)
 
     def predict_preprocessed(
-        self, image: np.ndarray, storage: Storage | None = None, observer: PassStatistics | None = None
+        self, image: np.ndarray, storage: Room | None = None, observer: PassStatistics | None = None
     ) -> Any:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X).
 
@@ -236,7 +236,7 @@ class Predictor:
         return self._forward(image, storage, observer)
 
     def predict_observed(
-        self, image: np.ndarray, storage: Storage | None = None
+        self, image: np.ndarray, storage: Room | None = None
     ) -> tuple[Any, PassStatistics]:
         """The same logits, and what the single passes say about the case."""
         passes = PassStatistics(self.plan.labels, self.window, image.shape)

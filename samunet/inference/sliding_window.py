@@ -24,7 +24,7 @@ from samunet.networks.sam_slices import shared_features
 from samunet.progress import Progress
 from samunet.trainers.devices import FP32, Precision
 
-Storage = Callable[[tuple[int, ...]], Any]
+Room = Callable[[tuple[int, ...]], Any]
 """Gives room for logits of a shape."""
 PassObserver = Callable[[Tensor, Tensor, int, tuple[int, ...]], None]
 """Called after each pass of a network, before anything is averaged, with the tiles (B, C, *patch) and their
@@ -98,7 +98,7 @@ def predict_logits(
     image: Tensor,
     settings: WindowSettings,
     progress: Progress | None = None,
-    storage: Storage | None = None,
+    storage: Room | None = None,
     observer: PassObserver | None = None,
 ) -> Any:
     """Mean logits of several networks over a whole image.
