@@ -235,9 +235,7 @@ class Predictor:
         """
         return self._forward(image, storage, observer)
 
-    def predict_observed(
-        self, image: np.ndarray, storage: Room | None = None
-    ) -> tuple[Any, PassStatistics]:
+    def predict_observed(self, image: np.ndarray, storage: Room | None = None) -> tuple[Any, PassStatistics]:
         """The same logits, and what the single passes say about the case."""
         passes = PassStatistics(self.plan.labels, self.window, image.shape)
         return self.predict_preprocessed(image, storage, passes), passes

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from samunet.errors import SamunetError
+from samunet.networks.cnn_stages import cnn_stages
 from samunet.networks.detail import DetailPyramid, convolution, initialise, wants_image_skip
 from samunet.networks.features import Features
 from samunet.networks.picture import SliceSettings
-from samunet.networks.sam.variants import PAPER_CNN_WIDTH, PATCH, finest_stride, get_variant
+from samunet.networks.sam.variants import PAPER_CNN_WIDTH, finest_stride, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 
 LOGIT_GAIN = 10.0
 """Factor on the logits, whose initial size it leaves alone. Adam moves each weight by about the learning rate
 a step, too little for the few large weights and biases that the logits need; the factor lets them follow."""
-KEEPING_STAGES = 2
-"""Stages that halve the width at the embedding's resolution, in decoders of more than two stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +55,18 @@ class CnnHead(SliceHead):
         if not 2 <= depth <= 6:
             raise SamunetError(f"num_depth {depth}: the CNN head takes 2 to 6 stages (--set num_depth=4).")
         self.uses_image = settings.finest is not None
-        bottom = width * 2**depth
-        widths = [bottom // 2**stage for stage in range(depth)]
-        keeping = KEEPING_STAGES if depth > KEEPING_STAGES else 0
+        stages = cnn_stages(width, depth, settings.finest)
+        bottom = stages.bottom
         self.widen = nn.Sequential(_pointwise(settings.inputs, bottom), _pointwise(bottom, bottom))
-        self.keep = nn.Sequential(*(_pair(w, w, w // 2, norm) for w in widths[:keeping]))
-        after = [w // 2 for w in widths[keeping:]]
-        if settings.finest is not None:
-            reached = PATCH // 2 ** len(after)
-            finest = min(reached, settings.finest)
-            after += [width] * int(math.log2(reached // finest))
-            self.detail = DetailPyramid(after[::-1], finest)
-        before = [widths[keeping], *after[:-1]]
-        joined = [before[0], *(w * (1 + self.uses_image) for w in after)]
-        self.rise = nn.ModuleList(_pair(a, b, b, norm) for a, b in zip(joined, before))
-        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in zip(before, after))
+        self.keep = nn.Sequential(*(_pair(w, w, w // 2, norm) for w in stages.keeping))
+        if stages.finest is not None:
+            self.detail = DetailPyramid(stages.after[::-1], stages.finest)
+        self.rise = nn.ModuleList(_pair(a, b, b, norm) for a, b in zip(stages.joined, stages.before))
+        self.enlarge = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 2, 2) for a, b in zip(stages.before, stages.after)
+        )
         # The paper's code has no activation here.
-        self.last = convolution(joined[-1], width) if norm else nn.Conv2d(width, width, 3, 1, 1)
+        self.last = convolution(stages.joined[-1], width) if norm else nn.Conv2d(width, width, 3, 1, 1)
         self.classify = nn.Conv2d(width, settings.outputs, 1)
         self.gain = 1.0
         if norm:

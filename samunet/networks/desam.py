@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from samunet.networks.desam_blocks import chosen_blocks
+from samunet.networks.desam_blocks import MASK_TOKENS, chosen_blocks
 from samunet.networks.desam_masks import DecoupledMasks
 from samunet.networks.features import Features, zeros_of
 from samunet.networks.picture import SliceSettings, covered_pixels
@@ -24,7 +24,6 @@ from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
 from samunet.networks.two_way import two_way
 
 Mode = Literal["grid_points", "whole_box"]
-MASK_TOKENS = 4
 POSITIVE, CORNERS = 1, (2, 3)
 """Rows of SAM's point embeddings: a point on the object, the two corners of a box."""
 JUDGEMENT = ("iou_prediction_head", "transformer.final_attn_token_to_image", "transformer.norm_final_attn")

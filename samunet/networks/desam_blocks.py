@@ -1,4 +1,4 @@
-"""Which of the encoder's blocks give DeSAM's context (arXiv 2306.00499). No torch."""
+"""DeSAM's sizes, and which of the encoder's blocks give its context (arXiv 2306.00499). No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from samunet.networks.sam.variants import SamVariant
 
 DEPTHS = 3
 """Depths that the mask module looks at, besides the neck."""
+MASK_TOKENS = 4
+"""Of SAM's mask decoder, as its weights have them: one mask, and three of ambiguous prompts."""
+SE_REDUCTION, SE_LEAST = 16, 4
+"""By which squeeze-excitation narrows, and the narrowest that it is with SAM's widths."""
 
 
 def depth_blocks(depth: int) -> tuple[int, ...]:

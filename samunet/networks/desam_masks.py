@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samunet.networks.desam_blocks import SE_LEAST, SE_REDUCTION
+
 SLOPE = 0.01
-SE_REDUCTION, SE_LEAST = 16, 4
-"""By which squeeze-excitation narrows, and the narrowest that it is with SAM's widths."""
 
 
 class SqueezeExcitation(nn.Module):

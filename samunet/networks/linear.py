@@ -7,11 +7,8 @@ from torch import Tensor, nn
 from samunet.networks.features import Features
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam.package import modeling
-from samunet.networks.sam.variants import get_variant
+from samunet.networks.sam.variants import PAPER_LINEAR_WIDTH, get_variant
 from samunet.networks.sam_slices import SamSliceNetwork, SliceHead
-
-WIDTH = 64
-"""Channels after the first upsampling in the paper's code; the second halves them."""
 
 
 class LinearHead(SliceHead):
@@ -25,7 +22,7 @@ class LinearHead(SliceHead):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, width: int = WIDTH, *, relu_on_logits: bool = False
+        self, inputs: int, outputs: int, width: int = PAPER_LINEAR_WIDTH, *, relu_on_logits: bool = False
     ) -> None:
         super().__init__()
         half = width // 2
@@ -50,7 +47,7 @@ def build_linear(settings: SliceSettings, head_width: int | None = None) -> SamS
     head = LinearHead(
         get_variant(settings.variant).prompt_dim,
         settings.num_outputs,
-        WIDTH if head_width is None else head_width,
+        PAPER_LINEAR_WIDTH if head_width is None else head_width,
         relu_on_logits=settings.paper_compat,
     )
     return SamSliceNetwork(settings, head)

@@ -8,22 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH_FACTORS = (1, 2, 4, 8, 10)
-"""Channels of the levels over those of the first one: 16, 32, 64, 128, 160 in the paper."""
-LEAST_SIZE = 2
-"""No axis of the grid is pooled below this, so that instance norm never sees a single voxel."""
-
-
-def pooling_plan(grid: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Factors of each pooling, at most four; an axis that is too short is left as it is."""
-    size, plan = list(grid), []
-    for _ in WIDTH_FACTORS[1:]:
-        depth, height, width = (2 if n >= 2 * LEAST_SIZE else 1 for n in size)
-        if (depth, height, width) == (1, 1, 1):
-            break
-        plan.append((depth, height, width))
-        size = [n // factor for n, factor in zip(size, (depth, height, width))]
-    return plan
+from samunet.networks.volume_shape import WIDTH_FACTORS, pooling_plan
 
 
 class PromptGenerator(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samunet.networks.sam.attention import KERNEL_WIDTH
 from samunet.networks.sam.package import import_modeling
+from samunet.networks.sam.variants import KERNEL_WIDTH
 
 import_modeling()
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos  # noqa: E402

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samunet.networks.area import area_means
-
-REFINED_WIDTH = 16
-"""Channels of the refinement at full resolution."""
+from samunet.networks.volume_shape import REFINED_WIDTH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,9 +15,8 @@ from samunet.networks.sam.package import modeling
 from samunet.networks.sam.variants import get_variant
 from samunet.networks.volume_attention import VolumeAttention, WindowLayout
 from samunet.networks.volume_front import VolumeFront, check_tokens
+from samunet.networks.volume_shape import level_blocks
 
-LEVELS = 4
-"""Depths of the encoder that hand a feature map to the decoder, evenly spaced, the last block among them."""
 INITIAL_STD = 0.02
 """Of position embeddings that start at random, as in SAM's own initialisation of its linear layers."""
 
@@ -54,11 +52,6 @@ class VolumeEncoderSettings:
         """Tokens of a patch along (z, y, x)."""
         depth, height, width = (n // t for n, t in zip(self.patch_size, self.token_size))
         return depth, height, width
-
-
-def level_blocks(depth: int) -> tuple[int, ...]:
-    """0-based blocks after which a feature map is taken: 2, 5, 8, 11 of 12."""
-    return tuple(sorted({math.ceil(depth * (level + 1) / LEVELS) - 1 for level in range(LEVELS)}))
 
 
 class ChannelNorm(nn.Module):

@@ -6,12 +6,11 @@ Multiply-adds are of one prompt, context included, as in training.
 
 from __future__ import annotations
 
+from samunet.networks.desam_blocks import MASK_TOKENS, SE_LEAST, SE_REDUCTION
 from samunet.planning.head_costs import HeadInput
 from samunet.planning.sam_costs import PartCost
 
-SE_REDUCTION, SE_LEAST = 16, 4
 IOU_HIDDEN = 256
-MASK_TOKENS = 4
 TRANSFORMER_LAYERS = 2
 BLOCK_VALUES = 7
 """Values kept per cell and output channel of a residual block: convolutions, norms, activations, scaling."""

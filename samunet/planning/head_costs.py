@@ -6,17 +6,15 @@ Multiply-adds are of one forward pass of one sample.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from samunet.networks.sam.variants import PATCH, STRIDE, SamVariant, finest_stride
+from samunet.networks.cnn_stages import cnn_stages
+from samunet.networks.sam.variants import PAPER_LINEAR_WIDTH, PATCH, STRIDE, SamVariant, finest_stride
 from samunet.planning.sam_costs import PartCost
 
 DECODER_VALUES = 25
 """Values kept per image token, channel and class of SAM's mask decoder (measured on meta tensors)."""
-KEEPING_STAGES = 2
-"""Stages of the CNN head at the embedding's resolution."""
 TRANSFORMER_LAYERS = 2
 
 
@@ -65,7 +63,7 @@ class _Layer:
     kept: int
 
 
-def linear_head_cost(place: HeadInput, width: int = 64) -> PartCost:
+def linear_head_cost(place: HeadInput, width: int = PAPER_LINEAR_WIDTH) -> PartCost:
     """Two transposed convolutions and two 1x1 convolutions; logits at a quarter of the input size."""
     half = width // 2
     eighth, quarter = 4 * place.tokens, 16 * place.tokens
@@ -82,23 +80,17 @@ def linear_head_cost(place: HeadInput, width: int = 64) -> PartCost:
 
 def cnn_head_cost(place: HeadInput, width: int, depth: int = 4) -> PartCost:
     """UNet-like decoder: `depth` stages that halve the width, the later ones double the resolution."""
-    bottom = width * 2**depth
-    widths = [bottom // 2**stage for stage in range(depth)]
-    keeping = KEEPING_STAGES if depth > KEEPING_STAGES else 0
-    cells = place.tokens
+    stages = cnn_stages(
+        width, depth, finest_stride(place.input_size, place.patch_size) if place.detail else None
+    )
+    cells, bottom = place.tokens, stages.bottom
     layers = [_plain(cells, place.variant.prompt_dim, bottom, 1), _plain(cells, bottom, bottom, 1)]
-    for channels in widths[:keeping]:
+    for channels in stages.keeping:
         layers += [_convolution(place, cells, channels, channels)]
         layers += [_convolution(place, cells, channels, channels // 2)]
-    after = [channels // 2 for channels in widths[keeping:]]
-    if place.detail:
-        reached = PATCH // 2 ** len(after)
-        finest = min(reached, finest_stride(place.input_size, place.patch_size))
-        after += [width] * int(math.log2(reached // finest))
-        layers += _detail(place, after[::-1], finest)
-    before = [widths[keeping], *after[:-1]]
-    joined = [before[0], *(channels * (1 + place.detail) for channels in after)]
-    for inside, channels, outputs in zip(joined, before, after):
+    if stages.finest is not None:
+        layers += _detail(place, stages.after[::-1], stages.finest)
+    for inside, channels, outputs in zip(stages.joined, stages.before, stages.after):
         layers += [
             _convolution(place, cells, inside, channels),
             _convolution(place, cells, channels, channels),
@@ -106,7 +98,7 @@ def cnn_head_cost(place: HeadInput, width: int, depth: int = 4) -> PartCost:
         cells *= 4
         # Joined with the detail, the map is kept a second time.
         layers.append(_Layer(cells, channels, outputs, 1, 4, 1, 1 + place.detail))
-    layers.append(_convolution(place, cells, joined[-1], width))
+    layers.append(_convolution(place, cells, stages.joined[-1], width))
     layers.append(_plain(cells, width, place.num_outputs, 1))
     return _total(layers)
 

@@ -11,18 +11,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from samunet.networks.sam.variants import SamVariant
+from samunet.networks.sam.variants import KERNEL_WIDTH, SamVariant
+from samunet.networks.volume_shape import REFINED_WIDTH, WIDTH_FACTORS, level_blocks, pooling_plan
 from samunet.planning.memory import LOGIT_COPIES
 
 if TYPE_CHECKING:
     from samunet.planning.methods.adapter3d import AdapterConfig
 
-LEVELS = 4
-GENERATOR_FACTORS = (1, 2, 4, 8, 10)
 LEAST_GENERATOR_WIDTH = 8
-REFINED_WIDTH = 16
 KERNEL = 27
-KERNEL_WIDTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +142,7 @@ def _encoder_parameters(place: VolumeInput, widths: VolumeWidths) -> tuple[int, 
 
 def num_levels(variant: SamVariant) -> int:
     """Feature maps that the encoder hands on."""
-    return min(LEVELS, variant.depth)
+    return len(level_blocks(variant.depth))
 
 
 def _blocks_work(place: VolumeInput, widths: VolumeWidths) -> float:
@@ -198,13 +195,10 @@ def _prompted(place: VolumeInput) -> int:
 def _generator(place: VolumeInput, widths: VolumeWidths) -> tuple[int, float, float]:
     """Parameters, multiply-adds and kept values of all generators."""
     cells, size = [place.tokens], list(place.grid)
-    for _ in GENERATOR_FACTORS[1:]:
-        pooled = [n // 2 if n >= 4 else n for n in size]
-        if pooled == size:
-            break
-        size = pooled
+    for factors in pooling_plan(place.grid):
+        size = [n // factor for n, factor in zip(size, factors)]
         cells.append(math.prod(size))
-    channels = [widths.generator * factor for factor in GENERATOR_FACTORS[: len(cells)]]
+    channels = [widths.generator * factor for factor in WIDTH_FACTORS[: len(cells)]]
     pairs = list(zip(cells, [widths.neck, *channels[:-1]], channels))
     pairs += [(cells[i], channels[i + 1] + channels[i], channels[i]) for i in range(len(cells) - 1)]
     weights = [KERNEL * (inputs + outputs) * outputs for _, inputs, outputs in pairs]

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from samunet.errors import SamunetError
 from samunet.networks import area
 from samunet.networks.area import area_means
-from samunet.networks.prompt_generator import PromptGenerator, pooling_plan
+from samunet.networks.prompt_generator import PromptGenerator
 from samunet.networks.sam.encoder import SamImageEncoder
 from samunet.networks.sam.variants import PATCH, get_variant
 from samunet.networks.volume_attention import MASKED, VolumeAttention, WindowLayout
 from samunet.networks.volume_decoder import VolumeDecoder, VolumeDecoderSettings
-from samunet.networks.volume_encoder import VolumeEncoder, VolumeEncoderSettings, level_blocks
+from samunet.networks.volume_encoder import VolumeEncoder, VolumeEncoderSettings
 from samunet.networks.volume_front import VolumeFront
+from samunet.networks.volume_shape import level_blocks, pooling_plan
 
 TOLERANCE = 1e-5
 """Folding changes the order of float32 sums; inputs and weights are of order one."""

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from samunet.networks.sam.package import import_modeling
+from samunet.networks.sam.variants import KERNEL_WIDTH
 
 import_modeling()
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos  # noqa: E402
-
-KERNEL_WIDTH = 8
-"""Fused kernels want feature widths that are multiples of this."""
 
 
 class RelativeAttention(Attention):

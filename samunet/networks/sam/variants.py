@@ -19,6 +19,10 @@ STRIDE = 4
 """Pixels of the encoder's input per cell of SAM's mask logits."""
 PAPER_CNN_WIDTH = 64
 """`top_channel` of the public AutoSAM code, for every encoder: 20.7 M parameters."""
+PAPER_LINEAR_WIDTH = 64
+"""Channels after the linear head's first upsampling in the public AutoSAM code; the second halves them."""
+KERNEL_WIDTH = 8
+"""Fused attention kernels want feature widths that are multiples of this."""
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """SAM's normalisation of pixels in 0..255, red, green, blue."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from samunet.networks.sam.variants import PAPER_LINEAR_WIDTH
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.head_costs import HeadInput, linear_head_cost
 from samunet.planning.methods import Method, register
@@ -20,7 +21,7 @@ class LinearConfig(PaperHeadConfig):
 
 def head_cost(place: HeadInput, config: LinearConfig) -> PartCost:
     """Cost of the head."""
-    return linear_head_cost(place, config.head_width or 64)
+    return linear_head_cost(place, config.head_width or PAPER_LINEAR_WIDTH)
 
 
 def row(context: PlanningContext) -> Candidate:
