@@ -20,6 +20,8 @@ from samunet.records import Count, Natural, NotNegative, Positive, RecordError, 
 if TYPE_CHECKING:
     from samunet.planning.candidates import Candidate, PlanningContext
 
+LAST = ("student",)
+"""Modules whose methods stand at the end of lists, after those that they learn from."""
 ALIASES = {"2d": "2d_unet", "3d_fullres": "3d_unet"}
 REFUSED = {
     "3d_lowres": "3d_lowres and the cascade are out of scope; use 3d_unet (3d_fullres).",
@@ -112,7 +114,8 @@ def register(method: Method) -> Method:
 
 def list_methods() -> dict[str, Method]:
     """All registered methods by name, the built-in ones first discovered from this folder."""
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+    found = [module.name for module in pkgutil.iter_modules(__path__)]
+    for module in sorted(found, key=lambda name: (name in LAST, name)):
         import_module(f"{__name__}.{module}")
     return dict(_METHODS)
 
