@@ -1,4 +1,4 @@
-"""Where raw data, preprocessed data, results and weights lie; every file name of ours in one place."""
+"""Where raw data, preprocessed data, results and weights lie, and file names that several parts know."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ WEIGHTS_VARIABLE = "SAMUNET_WEIGHTS"
 RAW_OF_NNUNET = "nnUNet_raw"
 LONGEST_NAME = 100
 """Longest name of a folder that is put together from several names."""
+DATASET_FILE = "dataset.json"
+FINGERPRINT_FILE = "fingerprint.json"
+ENVELOPE_FILE = "fingerprint_envelope.json"
+PLAN_FILE = "plan.json"
+"""The plan in a model's folder and beside predictions."""
+SPLITS_FILE = "splits_final.json"
+LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
+RUN_FILE = "run.json"
+HISTORY_FILE = "history.jsonl"
+PROGRESS_FILE = "progress.png"
+SELECTION_FILE = "selection.json"
 SUMMARY_FILE = "summary.json"
 TABLE_FILE = "summary.csv"
 PRETRAINING_FILE = "pretraining.json"
@@ -29,6 +40,7 @@ POSTPROCESSING_FILE = "postprocessing.json"
 QC_FILE = "qc.json"
 QC_FEATURES_FOLDER = "qc_features"
 QC_MODEL_FILE = "qc_model.json"
+"""Calibration of the predicted Dice per case."""
 QC_MODEL_AFTER_RULES_FILE = "qc_model_postprocessed.json"
 FOLD = "fold_"
 """What the name of a fold's folder begins with."""
@@ -174,7 +186,7 @@ class Workspace:
         return self.preprocessed / dataset
 
     def fingerprint_file(self, dataset: str) -> Path:
-        return self.preprocessed_folder(dataset) / "fingerprint.json"
+        return self.preprocessed_folder(dataset) / FINGERPRINT_FILE
 
     def plan_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
         return self.preprocessed_folder(dataset) / f"{_plain(plans, 'plans name')}.json"
@@ -182,7 +194,7 @@ class Workspace:
     def splits_file(self, dataset: str, scheme: str = "kfold") -> Path:
         """The default scheme has nnU-Net's file name, so that a user's own file is honoured."""
         plain = _scheme_name(scheme, lambda text: re.sub(r"[^A-Za-z0-9._-]+", "_", text))
-        name = "splits_final.json" if scheme == "kfold" else f"splits_{plain}.json"
+        name = SPLITS_FILE if scheme == "kfold" else f"splits_{plain}.json"
         return self.preprocessed_folder(dataset) / name
 
     def case_folder(self, dataset: str, plans: str, data_name: str) -> Path:
@@ -311,7 +323,7 @@ def _datasets_in(folder: Path) -> set[str]:
 
 
 def _is_dataset(folder: Path) -> bool:
-    return DATASET_NAME.fullmatch(folder.name) is not None or (folder / "dataset.json").is_file()
+    return DATASET_NAME.fullmatch(folder.name) is not None or (folder / DATASET_FILE).is_file()
 
 
 def _fits(name: str, wanted: str) -> bool:

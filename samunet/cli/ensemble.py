@@ -17,6 +17,7 @@ from samunet.cli.common import (
     run_command,
 )
 from samunet.errors import SamunetError
+from samunet.workspace import DATASET_FILE
 
 EXAMPLES = """\
   samunet_ensemble -i OUT_2D OUT_3D -o OUT
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.records import write_json
 
     check_output(arguments.output, "samunet_ensemble", open_workspace(arguments, quiet=True).raw)
-    file = arguments.djfile or arguments.inputs[0] / "dataset.json"
+    file = arguments.djfile or arguments.inputs[0] / DATASET_FILE
     if not file.is_file():
         raise SamunetError(
             f"There is no {file}, so the labels are not known: name a dataset.json with -djfile."
@@ -83,6 +84,6 @@ def _run(arguments: argparse.Namespace) -> int:
             workers=arguments.np,
         ),
     )
-    write_json(arguments.output / "dataset.json", declared.content)
+    write_json(arguments.output / DATASET_FILE, declared.content)
     print(outcome.text(), file=sys.stdout if outcome.complete else sys.stderr)
     return 0 if outcome.complete else EXIT_MISTAKE

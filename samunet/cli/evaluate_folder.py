@@ -16,6 +16,7 @@ from samunet.cli.common import (
     run_command,
 )
 from samunet.errors import SamunetError
+from samunet.workspace import DATASET_FILE
 
 if TYPE_CHECKING:
     from samunet.data.groups import Origins
@@ -145,7 +146,7 @@ def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
         known = content if isinstance(content, dict) else {}
         return arguments.djfile, read_origins(arguments.djfile.parent, known)
     if arguments.dataset is None:
-        left = arguments.prediction / "dataset.json"
+        left = arguments.prediction / DATASET_FILE
         if not left.is_file():
             raise SamunetError(
                 f"Say what the labels are with -d DATASET or -djfile FILE (there is no {left})."
@@ -153,4 +154,4 @@ def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
         return left, None
     workspace = open_workspace(arguments, quiet=arguments.json)
     folder = workspace.raw_folder(workspace.dataset_name(arguments.dataset))
-    return folder / "dataset.json", RawDataset.load(folder, strict=False).origins
+    return folder / DATASET_FILE, RawDataset.load(folder, strict=False).origins

@@ -20,6 +20,7 @@ from samunet.cli.common import (
 from samunet.cli.predict import refuse_names_beside_folder
 from samunet.cli.weights_flags import add_base_weights, base_weights
 from samunet.errors import SamunetError
+from samunet.workspace import FINAL
 
 if TYPE_CHECKING:
     from samunet.pipeline.model_file.selected import SelectionFiles
@@ -73,7 +74,7 @@ def _add_model(parser: CommandParser) -> None:
         "-chk",
         dest="checkpoint",
         type=checkpoint_name,
-        default="checkpoint_final.pth",
+        default=FINAL,
         metavar="NAME",
         help="checkpoint_final.pth (default), checkpoint_best.pth or checkpoint_latest.pth",
     )

@@ -25,6 +25,7 @@ from samunet.cli.common import (
 )
 from samunet.cli.weights_flags import add_base_weights, base_weights
 from samunet.errors import SamunetError
+from samunet.workspace import FINAL
 
 if TYPE_CHECKING:
     from samunet.inference.ensemble_predictor import EnsemblePredictor
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor
     from samunet.workspace import Workspace
 
-FINAL = "checkpoint_final.pth"
 BEST = "best"
 SEVERAL = (
     "; of several the probabilities are averaged; best is what samunet_find_best_configuration recommends, "

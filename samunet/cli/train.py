@@ -27,12 +27,12 @@ from samunet.cli.common import (
 )
 from samunet.cli.weights_flags import chosen_weights
 from samunet.errors import SamunetError
+from samunet.workspace import FINAL
 
 if TYPE_CHECKING:
     from samunet.pipeline.train import TrainOptions, TrainOutcome
     from samunet.workspace import Workspace
 
-FINAL = "checkpoint_final.pth"
 EXAMPLES = """\
   samunet_train 101 auto 0                       # the plan's recommendation
   samunet_train 101 2d_cnn all --time_budget 30

@@ -27,6 +27,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import file_kind, read_image, read_label, segmentation_ending
 from samunet.errors import SamunetError, unknown_name
 from samunet.records import read_json
+from samunet.workspace import DATASET_FILE
 
 __all__ = ["Case", "LoadedCase", "RawDataset", "find_cases"]
 
@@ -89,7 +90,7 @@ class RawDataset:
                 channels, missing labels and empty folders, all of them in one message.
         """
         folder = Path(folder)
-        file = folder / "dataset.json"
+        file = folder / DATASET_FILE
         if not file.is_file():
             raise SamunetError(f"There is no {file}. It declares channel_names, labels and file_ending.")
         content = read_json(file)
@@ -239,7 +240,7 @@ def _find_training_cases(
 ) -> tuple[tuple[Case, ...], list[str]]:
     """Training cases with their labels, and all faults of names and files."""
     if "dataset" in content:
-        cases = cases_of_map(folder, content["dataset"], str(folder / "dataset.json"))
+        cases = cases_of_map(folder, content["dataset"], str(folder / DATASET_FILE))
         faults = [] if cases else [f"{folder / 'dataset.json'}: `dataset` lists no case."]
     else:
         images, labels = folder / "imagesTr", folder / "labelsTr"

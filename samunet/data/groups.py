@@ -12,6 +12,7 @@ import numpy as np
 
 from samunet.errors import SamunetError
 from samunet.listing import listed
+from samunet.workspace import DATASET_FILE
 
 CSV_NAME = "groups.csv"
 KINDS = ("group", "patient")
@@ -71,7 +72,7 @@ def read_origins(folder: Path, dataset_json: Mapping[str, Any]) -> Origins:
     Raises:
         SamunetError: malformed, or both are there and disagree; names file, key or line.
     """
-    json_file, csv_file = folder / "dataset.json", folder / CSV_NAME
+    json_file, csv_file = folder / DATASET_FILE, folder / CSV_NAME
     tabled = _from_csv(csv_file) if csv_file.is_file() else {}
     found: dict[str, dict[str, str]] = {}
     for kind in KINDS:

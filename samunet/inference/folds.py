@@ -8,14 +8,12 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.trainers.checkpoint import Checkpoint
 from samunet.trainers.portable import WEIGHTS_FILE, is_shared_model
-from samunet.workspace import Fold, fold_folder, fold_folders
+from samunet.workspace import FINAL, Fold, fold_folder, fold_folders
 
 logger = logging.getLogger(__name__)
 
 
-def find_folds(
-    model_folder: Path, checkpoint: str = "checkpoint_final.pth", *, flag: str | None = "-chk"
-) -> tuple[Fold, ...]:
+def find_folds(model_folder: Path, checkpoint: str = FINAL, *, flag: str | None = "-chk") -> tuple[Fold, ...]:
     """Folds of a model folder that have the checkpoint, `all` last; all folds of a shared model.
 
     Folders of other names, such as a copy `fold_0_old`, are left out with a warning.

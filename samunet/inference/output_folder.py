@@ -9,6 +9,7 @@ from typing import Literal
 from samunet.errors import SamunetError
 from samunet.workspace import (
     ARGUMENTS_FILE,
+    DATASET_FILE,
     ENSEMBLE_ARGUMENTS_FILE,
     POSTPROCESSING_FILE,
     QC_FEATURES_FOLDER,
@@ -61,7 +62,7 @@ def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
     advice = "Give an output folder elsewhere with -o."
     for place in (Path(os.path.abspath(output)), output.resolve()):
         for folder in (place, *place.parents):
-            declared = folder.parent / "dataset.json"
+            declared = folder.parent / DATASET_FILE
             if folder.name.lower() in map(str.lower, RAW_FOLDERS) and declared.is_file():
                 raise SamunetError(
                     f"{output} is or lies in {folder.name} of the raw dataset that {declared} describes; "

@@ -27,7 +27,7 @@ from samunet.listing import listed
 from samunet.progress import Progress
 from samunet.records import read_json, read_record, write_json
 from samunet.whole_files import remove_partials
-from samunet.workspace import POSTPROCESSING_FILE
+from samunet.workspace import DATASET_FILE, PLAN_FILE, POSTPROCESSING_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def postprocess_folder(
         progress=progress,
     )
     postprocessing.save(output / POSTPROCESSING_FILE)
-    for name in ("dataset.json", "plan.json"):
+    for name in (DATASET_FILE, PLAN_FILE):
         if (source / name).is_file():
             write_json(output / name, read_json(source / name))
     return len(files), sum(changed)
@@ -294,7 +294,7 @@ def _ending(folder: Path, labels: LabelSet) -> str:
     """Ending of the label maps of a folder, as its dataset.json declares it; they must have these labels."""
     if not folder.is_dir():
         raise SamunetError(f"There is no folder {folder}.")
-    declared = folder / "dataset.json"
+    declared = folder / DATASET_FILE
     if not declared.is_file():
         raise SamunetError(
             f"{folder} has no dataset.json, which says the ending of its label maps. samunet_predict leaves "

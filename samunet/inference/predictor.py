@@ -44,7 +44,7 @@ from samunet.trainers.devices import Precision, choose_device
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
 from samunet.trainers.settings import apply_prediction_settings
-from samunet.workspace import Fold, Workspace, fold_folder
+from samunet.workspace import DATASET_FILE, FINAL, PLAN_FILE, Fold, Workspace, fold_folder
 
 MOST_TILES = 16
 """Of a network without a SAM encoder in one pass: more do not make a GPU faster."""
@@ -65,7 +65,7 @@ class PredictorSettings:
     device: torch.device
     step_size: float = 0.5
     mirroring: bool = True
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = FINAL
     changed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Predictor:
         cls,
         model_folder: Path | str,
         folds: Sequence[Fold] | None = None,
-        checkpoint: str = "checkpoint_final.pth",
+        checkpoint: str = FINAL,
         *,
         device: str | None = None,
         step_size: float = 0.5,
@@ -297,7 +297,7 @@ class Predictor:
             file_ending=self.plan.file_ending,
             num_channels=len(self.plan.channel_names),
             arguments=arguments,
-            records={"plan.json": self.plan, **self.dataset_record()},
+            records={PLAN_FILE: self.plan, **self.dataset_record()},
             prepare=lambda case: self._prepare(case, features, options.change),
             predict=lambda ready, storage: self.predict_observed(ready.image, storage),
             export=export,
@@ -314,7 +314,7 @@ class Predictor:
 
     def dataset_record(self) -> dict[str, Any]:
         """dataset.json of the model folder, by its name; empty where there is none."""
-        file = self.model_folder / "dataset.json"
+        file = self.model_folder / DATASET_FILE
         return {file.name: read_json(file)} if file.exists() else {}
 
 

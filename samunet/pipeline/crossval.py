@@ -24,10 +24,12 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.plan import Plan
 from samunet.progress import Progress
 from samunet.records import write_json
-from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.whole_files import partial_folder, remove_partials, replace_folder
 from samunet.workspace import (
+    DATASET_FILE,
+    LATEST,
+    PLAN_FILE,
     SUMMARY_FILE,
     TABLE_FILE,
     Workspace,
@@ -115,7 +117,7 @@ def accumulate_crossval(
         SamunetError: cases are missing (with the commands that make them) or validated twice, or the folds
             were trained or validated differently.
     """
-    plan = Plan.load(model_folder / "plan.json")
+    plan = Plan.load(model_folder / PLAN_FILE)
     dataset = RawDataset.load(workspace.raw_folder(plan.dataset))
     numbers = tuple(fold for fold in find_folds(model_folder, flag=None) if isinstance(fold, int))
     if not numbers:
@@ -310,7 +312,7 @@ def _gather(
                 shutil.copyfile(part, partial / part.name)
             for kept in probability_files(file) if record.probabilities else ():
                 _link(kept, partial / kept.name)
-        for name in ("plan.json", "dataset.json"):
+        for name in (PLAN_FILE, DATASET_FILE):
             if (model_folder / name).is_file():
                 shutil.copyfile(model_folder / name, partial / name)
         evaluation.save(partial / SUMMARY_FILE)

@@ -20,11 +20,10 @@ from samunet.planning.plan import Plan
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, Target
 from samunet.preprocessing.store import CaseStore
 from samunet.trainers.batches import SoftSource
-from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
-from samunet.workspace import Fold, Workspace, split_tag
+from samunet.workspace import FINAL, Fold, Workspace, split_tag
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from samunet import __version__
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS
 from samunet.planning.methods import ALIASES, list_methods
-from samunet.workspace import Workspace, fold_folders
+from samunet.workspace import DATASET_FILE, FINAL, Workspace, fold_folders
 
 PACKAGES = (
     "torch",
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 TEST_ENCODER = "vit_micro"
-STORED = ("checkpoint_final.pth", "weights.safetensors")
+STORED = (FINAL, "weights.safetensors")
 """Of a fold that was trained here, and of an installed one."""
 
 
@@ -109,7 +109,7 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
         for folder in sorted((workspace.results / name).glob("*__*"))
     }
     return {
-        "raw": (workspace.raw / name / "dataset.json").is_file(),
+        "raw": (workspace.raw / name / DATASET_FILE).is_file(),
         "fingerprint": workspace.fingerprint_file(name).is_file(),
         "plans": plans,
         "trained_folds": models,

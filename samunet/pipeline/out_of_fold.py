@@ -15,7 +15,6 @@ from samunet.evaluation.summary_file import read_summary
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import single_model_arguments
-from samunet.pipeline.model_file.contents import ENVELOPE_FILE
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope
@@ -24,6 +23,9 @@ from samunet.records import hash_files, read_record
 from samunet.trainers.identity import read_run
 from samunet.workspace import (
     ARGUMENTS_FILE,
+    ENVELOPE_FILE,
+    FINGERPRINT_FILE,
+    PLAN_FILE,
     QC_FEATURES_FOLDER,
     SUMMARY_FILE,
     fold_folders,
@@ -64,7 +66,7 @@ def validated_folds(model_folder: Path) -> tuple[int, ...]:
 
 def read_envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> Envelope | None:
     """The envelope of a model's training cases; None where the folder has neither fingerprint nor ranges."""
-    file, ranges = model_folder / "fingerprint.json", model_folder / ENVELOPE_FILE
+    file, ranges = model_folder / FINGERPRINT_FILE, model_folder / ENVELOPE_FILE
     if not (file.is_file() or ranges.is_file()):
         return None
     name = next(n for n in plan.configurations if plan.configuration_hash(n) == configuration_hash)
@@ -88,7 +90,7 @@ def read_fold(
     folder = validation_folder(model_folder, fold)
     summary = read_summary(folder / SUMMARY_FILE, labels)
     arguments = single_model_arguments(folder)
-    envelope = read_envelope(model_folder, Plan.load(folder / "plan.json"), arguments["configuration_hash"])
+    envelope = read_envelope(model_folder, Plan.load(folder / PLAN_FILE), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
     run = read_run(folder.parent)
     trained = set() if run is None else {units[name] for name in run.train if name in units}
@@ -117,7 +119,7 @@ def read_fold(
 
 def read_origins(model_folder: Path, folds: Sequence[int | str], labels: LabelSet) -> Origins:
     """Declared groups and patients of the fingerprint's cases and of the validated ones."""
-    file = model_folder / "fingerprint.json"
+    file = model_folder / FINGERPRINT_FILE
     origins = Fingerprint.load(file).origins if file.is_file() else Origins()
     for fold in folds:
         summary = read_summary(validation_folder(model_folder, fold) / SUMMARY_FILE, labels)

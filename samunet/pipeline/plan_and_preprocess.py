@@ -29,7 +29,7 @@ from samunet.planning.methods import ALIASES
 from samunet.planning.plan import RANDOM, Budget, Plan, WeightsUsed
 from samunet.planning.planner import PlanningRequest, make_plan
 from samunet.progress import Screen, no_screen
-from samunet.workspace import DEFAULT_PLANS, Workspace
+from samunet.workspace import DATASET_FILE, DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def plan(
         fingerprint = extract(workspace, name, FingerprintRequest(workers=workers))
     else:
         fingerprint = _fingerprint_without_writing(workspace, name, workers)
-    _warn_of_absent_classes(fingerprint, workspace.raw / name / "dataset.json")
+    _warn_of_absent_classes(fingerprint, workspace.raw / name / DATASET_FILE)
     budget = make_budget(
         BudgetRequest(
             device=options.device,

@@ -23,7 +23,6 @@ from samunet.pipeline.pretrain_result import check_target, write_half, write_rec
 from samunet.preprocessing.slice_room import check_slice_room
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
-from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.claim import claimed
 from samunet.trainers.devices import choose_device, sample_workers
 from samunet.trainers.identity import clear_for_new_run, settle_replaced
@@ -32,7 +31,7 @@ from samunet.trainers.pretrain_source import Collection, Generated, PretrainSour
 from samunet.trainers.pretrain_teacher import Teacher, load_teacher
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.reporter import Reporter, make_reporter
-from samunet.workspace import Workspace
+from samunet.workspace import LATEST, Workspace
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from samunet.pipeline.out_of_fold import (
 from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
-from samunet.workspace import ARGUMENTS_FILE, QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
+from samunet.workspace import ARGUMENTS_FILE, PLAN_FILE, QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor
@@ -183,7 +183,7 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
     """
     folder, model_folder = Path(folder), Path(model_folder)
     arguments = single_model_arguments(folder)
-    plan = Plan.load(folder / "plan.json")
+    plan = Plan.load(folder / PLAN_FILE)
     model, reason = usable_model(model_folder, arguments)
     envelope = read_envelope(model_folder, plan, arguments["configuration_hash"])
     named = _Named(

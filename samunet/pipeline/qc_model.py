@@ -30,7 +30,13 @@ from samunet.pipeline.out_of_fold import (
 )
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.records import read_json, to_data, write_json
-from samunet.workspace import QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE, SUMMARY_FILE, validation_folder
+from samunet.workspace import (
+    DATASET_FILE,
+    QC_MODEL_AFTER_RULES_FILE,
+    QC_MODEL_FILE,
+    SUMMARY_FILE,
+    validation_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +203,7 @@ def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QC
 
 
 def _labels(model_folder: Path) -> LabelSet:
-    file = Path(model_folder) / "dataset.json"
+    file = Path(model_folder) / DATASET_FILE
     return LabelSet.from_dataset_json(read_json(file), str(file))
 
 

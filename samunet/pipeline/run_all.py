@@ -41,7 +41,7 @@ from samunet.planning.standing import shown_hours
 from samunet.progress import Screen, no_screen
 from samunet.records import to_data
 from samunet.trainers.settings import apply_overrides, configuration_fields
-from samunet.workspace import Workspace, split_tag
+from samunet.workspace import SPLITS_FILE, Workspace, split_tag
 
 logger = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ def _cases(workspace: Workspace, raw: RawDataset, options: RunAllOptions, say: S
         raw.case_names,
         groups=kept_together(raw.origins, options.scheme),
         scheme=options.scheme,
-        raw_file=workspace.raw / options.dataset / "splits_final.json",
+        raw_file=workspace.raw / options.dataset / SPLITS_FILE,
         warn=lambda text: say(text, logging.WARNING),
     )
     folds = options.folds or tuple(range(len(splits))) or ("all",)

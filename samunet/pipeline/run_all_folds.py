@@ -15,9 +15,9 @@ from samunet.planning.methods import get_method
 from samunet.planning.plan import Configuration, Plan
 from samunet.records import read_json, write_json
 from samunet.trainers import import_trainer
-from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, differences, identify, read_run, settle_all_replaced
-from samunet.workspace import Fold, Workspace, fold_folder, fold_folders, is_validated
+from samunet.workspace import FINAL, LATEST, Fold, Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 

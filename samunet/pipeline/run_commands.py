@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
-from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import RunRecord
-from samunet.workspace import DEFAULT_PLANS, short_dataset_name
+from samunet.workspace import DEFAULT_PLANS, FINAL, short_dataset_name
 
 DEFAULT_STEP = 0.5
 

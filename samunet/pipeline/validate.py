@@ -19,8 +19,7 @@ from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.overlays import OverlayCase, draw_overlay, legend_names
-from samunet.trainers.checkpoint import FINAL
-from samunet.workspace import SUMMARY_FILE, TABLE_FILE, validation_folder
+from samunet.workspace import FINAL, SUMMARY_FILE, TABLE_FILE, validation_folder
 
 logger = logging.getLogger(__name__)
 

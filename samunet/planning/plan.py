@@ -10,9 +10,9 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError, unknown_name
 from samunet.networks.sam.variants import get_variant
 from samunet.records import content_hash, read_record, write_json
+from samunet.workspace import PLAN_FILE
 
 PLAN_VERSION = 1
-MODEL_PLAN = "plan.json"
 """A model folder's copy of its plan, whatever the plan's name."""
 RANDOM = "random"
 """`encoder_weights` of an encoder that is random on purpose."""
@@ -246,7 +246,7 @@ class Plan:
                 f"{path} has plan version {plan.version}; this samunet reads version {PLAN_VERSION}. "
                 "Plan again."
             )
-        if path.stem != plan.name and path.name != MODEL_PLAN:
+        if path.stem != plan.name and path.name != PLAN_FILE:
             raise SamunetError(
                 f"{path} cannot be used: its `name` is {plan.name}, whose cases and models belong to "
                 f"{plan.name}.json. For a plan of its own set it to {path.stem}, or rename the file."

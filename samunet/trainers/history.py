@@ -11,9 +11,8 @@ from typing import Any
 
 from samunet.records import from_data, to_data
 from samunet.whole_files import atomic_path, write_text
+from samunet.workspace import HISTORY_FILE, PROGRESS_FILE
 
-HISTORY_FILE = "history.jsonl"
-PROGRESS_FILE = "progress.png"
 EMA_KEEP = 0.9
 
 

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from samunet.errors import SamunetError
 from samunet.planning.plan import EXPECTED, Plan, WeightsUsed
 from samunet.records import content_hash, read_record, to_data, write_json
-from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.claim import claimed
+from samunet.workspace import FINAL, LATEST, RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
 PLACES = ("teacher_folder", "unlabelled_folder")
 """Keys of a distillation that say where things lay, not what they were."""
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from samunet.errors import SamunetError
 from samunet.preprocessing.streams import BatchStream
 from samunet.trainers.base import Phase
-from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.devices import synchronize
 from samunet.trainers.progress import Progress
 from samunet.trainers.reporter import StepReport
+from samunet.workspace import LATEST
 
 if TYPE_CHECKING:
     from samunet.trainers.loop_run import LoopRun

@@ -19,11 +19,11 @@ from samunet.networks.sam.weight_files import file_sha256
 from samunet.planning.methods import Method, list_methods
 from samunet.planning.plan import Plan
 from samunet.records import from_data, read_json, read_record
-from samunet.trainers.checkpoint import FINAL, BaseWeights, Checkpoint, load_checkpoint
-from samunet.workspace import Fold
+from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
+from samunet.workspace import FINAL, PLAN_FILE, Fold
 
 FORMAT = 1
-MODEL_FILE, PLAN_FILE, SHARED_FILE = "model.json", "plan.json", "shared.safetensors"
+MODEL_FILE, SHARED_FILE = "model.json", "shared.safetensors"
 FOLD_FILE, WEIGHTS_FILE = "fold.json", "weights.safetensors"
 
 WeightsKind = Literal["official", "shipped", "own"]

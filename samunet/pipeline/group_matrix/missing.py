@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from samunet.data.splits import SINGLE_SOURCE, read_splits
 from samunet.pipeline.group_matrix.runs import MatrixRequest, SourceRun
 from samunet.pipeline.run_commands import TrainedAs
-from samunet.trainers.checkpoint import LATEST
-from samunet.workspace import Workspace, split_tag
+from samunet.workspace import LATEST, Workspace, split_tag
 
 
 @dataclass(frozen=True, kw_only=True)

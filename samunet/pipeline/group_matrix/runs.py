@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.splits import SINGLE_SOURCE
-from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import RunRecord, read_run
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders, validation_folder
+from samunet.workspace import DEFAULT_PLANS, FINAL, SUMMARY_FILE, Workspace, fold_folders, validation_folder
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from samunet.pipeline.model_file.contents import ENVELOPE_FILE, POSTPROCESSING_FILE, SCORES_FILE
+from samunet.pipeline.model_file.contents import SCORES_FILE
 from samunet.pipeline.model_file.scores import Mean, SharedScores
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope, Spread
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.trainers.portable import ModelRecord
+from samunet.workspace import ENVELOPE_FILE, POSTPROCESSING_FILE
 
 NOT_STATED = "not stated"
 TIMES = " x "

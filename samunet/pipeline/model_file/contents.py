@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 
-from samunet.trainers.portable import FOLD_FILE, MODEL_FILE, PLAN_FILE, SHARED_FILE, WEIGHTS_FILE
+from samunet.trainers.portable import FOLD_FILE, MODEL_FILE, SHARED_FILE, WEIGHTS_FILE
+from samunet.workspace import (
+    DATASET_FILE,
+    ENVELOPE_FILE,
+    PLAN_FILE,
+    POSTPROCESSING_FILE,
+    QC_MODEL_FILE,
+    SELECTION_FILE,
+)
 
 CARD_FILE = "MODEL_CARD.md"
-DATASET_FILE = "dataset.json"
-ENVELOPE_FILE = "fingerprint_envelope.json"
 SCORES_FILE = "scores.json"
-SELECTION_FILE = "selection.json"
-POSTPROCESSING_FILE = "postprocessing.json"
-QC_MODEL_FILE = "qc_model.json"
-"""Calibration of the predicted Dice per case."""
 
 REQUIRED = (MODEL_FILE, PLAN_FILE, DATASET_FILE, CARD_FILE)
 OPTIONAL = (ENVELOPE_FILE, SCORES_FILE, SHARED_FILE, POSTPROCESSING_FILE, SELECTION_FILE, QC_MODEL_FILE)

@@ -17,15 +17,7 @@ from samunet.errors import SamunetError
 from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.pipeline.model_file.archive import ModelWriter
 from samunet.pipeline.model_file.card import NOT_STATED, CardFacts, write_card
-from samunet.pipeline.model_file.contents import (
-    CARD_FILE,
-    DATASET_FILE,
-    ENVELOPE_FILE,
-    POSTPROCESSING_FILE,
-    QC_MODEL_FILE,
-    SCORES_FILE,
-    SELECTION_FILE,
-)
+from samunet.pipeline.model_file.contents import CARD_FILE, SCORES_FILE
 from samunet.pipeline.model_file.lineage import (
     brings_base,
     origins_of,
@@ -44,7 +36,6 @@ from samunet.trainers.identity import read_run
 from samunet.trainers.portable import (
     FOLD_FILE,
     MODEL_FILE,
-    PLAN_FILE,
     SHARED_FILE,
     WEIGHTS_FILE,
     FoldRecord,
@@ -54,7 +45,18 @@ from samunet.trainers.portable import (
     tensor_bytes,
 )
 from samunet.whole_files import atomic_path
-from samunet.workspace import Fold, fold_folder
+from samunet.workspace import (
+    DATASET_FILE,
+    ENVELOPE_FILE,
+    FINAL,
+    FINGERPRINT_FILE,
+    PLAN_FILE,
+    POSTPROCESSING_FILE,
+    QC_MODEL_FILE,
+    SELECTION_FILE,
+    Fold,
+    fold_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class ExportRequest:
     model_folder: Path
     output: Path
     folds: tuple[Fold, ...] | None = None
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = FINAL
     include_base: bool = False
     include_cases: bool = False
     licence: str = NOT_STATED
@@ -296,7 +298,7 @@ def _same(one: Tensor | None, other: Tensor) -> bool:
 
 
 def _envelope(folder: Path) -> FingerprintEnvelope | None:
-    file = folder / "fingerprint.json"
+    file = folder / FINGERPRINT_FILE
     return envelope_of(Fingerprint.load(file)) if file.is_file() else None
 
 

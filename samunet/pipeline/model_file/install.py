@@ -14,7 +14,6 @@ from pathlib import Path
 from samunet.errors import SamunetError
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.model_file.archive import open_model, unpack
-from samunet.pipeline.model_file.contents import POSTPROCESSING_FILE
 from samunet.records import RecordError
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
 from samunet.trainers.portable import (
@@ -25,7 +24,7 @@ from samunet.trainers.portable import (
     method_of_samunet,
 )
 from samunet.whole_files import replace_folder
-from samunet.workspace import DATASET_NAME, Workspace, fold_folder, user_weights
+from samunet.workspace import DATASET_NAME, POSTPROCESSING_FILE, Workspace, fold_folder, user_weights
 
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 """Characters that some file system refuses in a name, or that lead elsewhere."""

@@ -13,7 +13,6 @@ from samunet.errors import SamunetError
 from samunet.inference.postprocessing import Postprocessing
 from samunet.inference.predictor import Predictor
 from samunet.networks.sam.weight_files import file_sha256
-from samunet.pipeline.model_file.contents import POSTPROCESSING_FILE
 from samunet.pipeline.model_file.lineage import origins_of
 from samunet.pipeline.model_file.onnx_network import OPSET, write_onnx
 from samunet.pipeline.model_file.onnx_parity import (
@@ -39,7 +38,7 @@ from samunet.records import write_json
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import WeightsOrigin, is_shared_model, read_model
-from samunet.workspace import Fold, fold_folder
+from samunet.workspace import FINAL, POSTPROCESSING_FILE, Fold, fold_folder
 
 VOLUME_METHODS = ("3d_unet",)
 """Methods on volumes that can be exported; of the 2D methods all can."""
@@ -62,7 +61,7 @@ class OnnxRequest:
     output: Path
     images: Path
     folds: tuple[Fold, ...] | None = None
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = FINAL
     weights_folder: Path | None = None
     num_tiles: int = NUM_TILES
     selection: SelectionFiles | None = None

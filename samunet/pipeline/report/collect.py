@@ -16,11 +16,13 @@ from samunet.evaluation.summary_file import origins_of, read_summary
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.plan import Plan
-from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.history import EpochRecord, read_history
-from samunet.trainers.identity import RUN_FILE, RunRecord, read_run
+from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
     DEFAULT_PLANS,
+    FINAL,
+    PLAN_FILE,
+    RUN_FILE,
     SUMMARY_FILE,
     Workspace,
     fold_folder,
@@ -138,10 +140,10 @@ def collect_models(workspace: Workspace, dataset: str, plans: str | None = None)
 
 def _read_model(folder: Path) -> Model | None:
     """None where a training is only just starting and has left no plan."""
-    if not (folder / "plan.json").is_file():
+    if not (folder / PLAN_FILE).is_file():
         logger.warning("%s has no plan.json yet; the report leaves it out.", folder)
         return None
-    plan = Plan.load(folder / "plan.json")
+    plan = Plan.load(folder / PLAN_FILE)
     configuration, _, rest = folder.name.partition("__")
     tag = rest.removeprefix(plan.name).removeprefix("__") or None
     folds = [_read_fold(folder, fold, plan) for fold in fold_folders(folder)]

@@ -29,7 +29,7 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.whole_files import write_text
-from samunet.workspace import Workspace
+from samunet.workspace import DATASET_FILE, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _key(model: Model) -> tuple[tuple[str, str], ...]:
 
 
 def _galleries(raw: Path, scored: Sequence[Model]) -> tuple[Gallery, ...]:
-    dataset = RawDataset.load(raw) if scored and (raw / "dataset.json").is_file() else None
+    dataset = RawDataset.load(raw) if scored and (raw / DATASET_FILE).is_file() else None
     return tuple(_gallery(dataset, model) for model in scored)
 
 

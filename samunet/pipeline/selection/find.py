@@ -19,8 +19,7 @@ from samunet.pipeline.selection.record import Member, Metric, Selection
 from samunet.pipeline.selection.verdicts import Units, judge, score_table
 from samunet.progress import Screen, no_screen
 from samunet.records import write_json
-from samunet.trainers.checkpoint import FINAL
-from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
+from samunet.workspace import DEFAULT_PLANS, FINAL, Workspace, short_dataset_name
 
 logger = logging.getLogger(__name__)
 

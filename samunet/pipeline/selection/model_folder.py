@@ -15,10 +15,12 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, read_json
-from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
     ARGUMENTS_FILE,
+    FINAL,
+    LATEST,
+    PLAN_FILE,
     SUMMARY_FILE,
     Workspace,
     fold_folder,
@@ -125,7 +127,7 @@ def _runs(folder: Path) -> dict[str, RunRecord]:
 def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, folder: Path) -> list[str]:
     """What is wrong with the data that the model was trained on."""
     try:
-        plan = Plan.load(folder / "plan.json")
+        plan = Plan.load(folder / PLAN_FILE)
     except SamunetError as fault:
         return [str(fault).rstrip(".")]
     told = []
