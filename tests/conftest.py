@@ -52,6 +52,17 @@ def no_shipped_weights() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_measuring() -> Iterator[None]:
+    """Plans do not depend on how fast the machine is, nor on how busy."""
+    from samunet.pipeline import calibrate
+
+    rates = dict.fromkeys(("conv2d", "conv3d", "vit"), 20.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "measure_gflops", lambda device: dict(rates))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with the real raw datasets; mark the test `real_data` too."""

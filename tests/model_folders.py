@@ -12,10 +12,26 @@ from tiny_runs import CHANNELS, CLASSES, make_configuration, make_plan
 from samunet.data.labels import LabelSet
 from samunet.inference.predictor import Predictor
 from samunet.planning.methods import get_method
+from samunet.planning.plan import Plan
 from samunet.trainers import get_trainer
-from samunet.trainers.checkpoint import Checkpoint, save_checkpoint
+from samunet.trainers.checkpoint import FINAL, Checkpoint, save_checkpoint
 
 SPACING = (3.0, 1.0, 1.0)
+
+
+def save_fold(model: Path, plan: Plan, method: str, fold: int | str, **fields: object) -> None:
+    """The checkpoint of a fold; `fields` are those of `Checkpoint`, its `network` among them."""
+    usual = {"epoch": 1, "base_weights": None, "seed": 0, "overrides": {}, "training": {}}
+    checkpoint = Checkpoint(
+        method=method,
+        trainer=get_method(method).trainer,
+        configuration=method,
+        plan=plan,
+        fold=fold,
+        mirror_axes=plan.configuration(method).mirror_axes,
+        **{**usual, **fields},
+    )
+    save_checkpoint(model / f"fold_{fold}" / FINAL, checkpoint)
 
 
 def write_fold(
@@ -42,21 +58,7 @@ def write_fold(
     network = get_trainer(method).build_network(plan, plan.configuration(method))
     if encoder:
         network.encoder.load_state_dict(encoder)
-    checkpoint = Checkpoint(
-        method=method,
-        trainer=get_method(method).trainer,
-        configuration=method,
-        plan=plan,
-        fold=fold,
-        epoch=1,
-        network=dict(network.state_dict()),
-        base_weights=None,
-        seed=0,
-        mirror_axes=plan.configuration(method).mirror_axes,
-        overrides={},
-        training={},
-    )
-    save_checkpoint(model / f"fold_{fold}" / "checkpoint_final.pth", checkpoint)
+    save_fold(model, plan, method, fold, network=dict(network.state_dict()))
     return dict(network.encoder.state_dict()) if method.startswith("2d") and hasattr(network, "head") else {}
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from model_folders import save_fold
 from tiny_runs import CHANNELS, CLASSES, make_configuration, make_plan
 
 from samunet.data.labels import LabelSet
 from samunet.networks.sam.weight_files import weights_sha256
 from samunet.planning.fingerprint import CaseFingerprint, ChannelStatistics, Fingerprint
-from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.records import write_json
 from samunet.trainers import get_trainer
-from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state, save_checkpoint
+from samunet.trainers.checkpoint import BaseWeights, network_state
 
 DATASET = "Dataset900_Tiny"
 PATIENT = "mueller_1951"
@@ -47,14 +47,14 @@ def write_model(
     plan = make_plan(make_configuration(method, **changes), labels)
     folder = results / DATASET / f"{method}__tinyPlans"
     for fold in folds:
-        write_fold(folder, plan, method, fold, base)
+        write_based_fold(folder, plan, method, fold, base)
     plan.save(folder / "plan.json")
     write_json(folder / "dataset.json", dataset_json(labels))
     write_json(folder / "fingerprint.json", make_fingerprint(plan))
     return folder
 
 
-def write_fold(folder: Path, plan: Plan, method: str, fold: int | str, base: Path | None) -> None:
+def write_based_fold(folder: Path, plan: Plan, method: str, fold: int | str, base: Path | None) -> None:
     torch.manual_seed(17 if fold == "all" else int(fold))
     network = get_trainer(method).build_network(plan, plan.configuration(method), weights=base)
     left_out = None
@@ -62,21 +62,17 @@ def write_fold(folder: Path, plan: Plan, method: str, fold: int | str, base: Pat
         left_out = BaseWeights(
             variant="vit_micro", file=base.name, sha256=weights_sha256(base), prefix="encoder."
         )
-    checkpoint = Checkpoint(
-        method=method,
-        trainer=get_method(method).trainer,
-        configuration=method,
-        plan=plan,
-        fold=fold,
+    save_fold(
+        folder,
+        plan,
+        method,
+        fold,
         epoch=3,
         network=network_state(network, left_out),
         base_weights=left_out,
-        seed=0,
-        mirror_axes=plan.configuration(method).mirror_axes,
         overrides={"weights": f"/home/{PATIENT}/own.pth"},
         training={"optimizer": {"state": torch.zeros(3)}},
     )
-    save_checkpoint(folder / f"fold_{fold}" / "checkpoint_final.pth", checkpoint)
 
 
 def dataset_json(labels: LabelSet) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import examples.small_fcn
 import pytest
 import SimpleITK as sitk
-from commands import no_measuring
 from tiny_runs import SilentReporter, make_request
 
 from samunet.cli import plan_experiment, preprocess
@@ -18,7 +17,6 @@ from samunet.cli.plan_and_preprocess import main as plan_and_preprocess
 from samunet.cli.predict import main as predict
 from samunet.cli.train import main as train
 from samunet.errors import SamunetError
-from samunet.pipeline import calibrate
 from samunet.pipeline.plan_and_preprocess import data_names
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
@@ -44,9 +42,8 @@ def test_found_by_its_dotted_name() -> None:
 
 
 def test_its_cases_are_preprocessed_by_a_name_that_the_plan_knows(
-    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
     common = ["--workspace", str(tiny_copy)]
     assert plan_experiment.main(["-d", "901", *common]) == 0
     file = Workspace.find(tiny_copy).plan_file("Dataset901_Tiny3D")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from commands import SHORT, no_measuring
+from commands import SHORT
 
 from samunet.cli import (
     evaluate_folder,
@@ -20,14 +20,8 @@ from samunet.cli import (
     preprocess,
     train,
 )
-from samunet.pipeline import calibrate
 
 NAME = "Dataset901_Tiny3D"
-
-
-@pytest.fixture(autouse=True)
-def quick_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
 
 
 def same_grid(one: Path, other: Path) -> None:

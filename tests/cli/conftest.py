@@ -7,17 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from commands import SHORT, no_measuring
+from commands import SHORT
 
 from samunet.cli import plan_and_preprocess, train
-from samunet.pipeline import calibrate
 
 Main = Callable[[Sequence[str] | None], int]
-
-
-@pytest.fixture(autouse=True)
-def quick_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +19,9 @@ def made_once(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Workspace: Dataset901 planned, preprocessed in 2D, `2d_unet` trained on fold 0. Not to be changed."""
     root = tmp_path_factory.mktemp("commands") / "workspace"
     shutil.copytree(tiny_root / "raw", root / "raw")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "measure_gflops", no_measuring)
-        where = ["--workspace", str(root)]
-        assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
-        assert train.main(["901", "2d", "0", *SHORT, *where]) == 0
+    where = ["--workspace", str(root)]
+    assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
+    assert train.main(["901", "2d", "0", *SHORT, *where]) == 0
     return root
 
 

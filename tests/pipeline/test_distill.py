@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from commands import SHORT, no_measuring
+from commands import SHORT
 
 from samunet.cli import distill, plan_and_preprocess, predict, train
 from samunet.errors import SamunetError
-from samunet.pipeline import calibrate
 from samunet.pipeline.distill import teacher_folds
 from samunet.pipeline.soft_labels import check_space
 from samunet.trainers.checkpoint import load_checkpoint
@@ -28,17 +27,14 @@ def taught(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("distill") / "workspace"
     shutil.copytree(tiny_root / "raw", root / "raw")
     where = ["--workspace", str(root)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "measure_gflops", no_measuring)
-        assert plan_and_preprocess.main(["-d", "901", "-c", "3d_unet", "-np", "1", *where]) == 0
-        assert train.main(["901", "3d_unet", "0", *SHORT, *where]) == 0
-        assert distill.main(["901", "3d_unet", "3d_student", "0", *TEACH, *SHORT, *where]) == 0
+    assert plan_and_preprocess.main(["-d", "901", "-c", "3d_unet", "-np", "1", *where]) == 0
+    assert train.main(["901", "3d_unet", "0", *SHORT, *where]) == 0
+    assert distill.main(["901", "3d_unet", "3d_student", "0", *TEACH, *SHORT, *where]) == 0
     return root
 
 
 @pytest.fixture
-def workspace(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+def workspace(taught: Path, tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     shutil.copytree(taught, root)
     return root

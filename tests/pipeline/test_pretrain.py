@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import SHORT, no_measuring
+from commands import SHORT
 from PIL import Image
 
 from samunet.cli import plan_and_preprocess, train
@@ -24,7 +24,6 @@ from samunet.networks.sam.weight_files import find_weights, weights_sha256
 from samunet.networks.sam.weights import build_parts, expected_shapes, read_weights
 from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
-from samunet.pipeline import calibrate
 from samunet.pipeline.pretrain import PretrainOptions, find_cuttings, with_settings
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, to_data
@@ -360,9 +359,8 @@ def adapted(root: Path, *words: str, name: str = "adapted") -> int:
 
 
 @pytest.fixture
-def with_base(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def with_base(tiny_copy: Path) -> Path:
     """A workspace with whole weights of `vit_micro` in its weights folder, as base.pth."""
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
     torch.manual_seed(5)
     state = whole_state(build_parts(get_variant("vit_micro")), "vit_micro")
     (tiny_copy / "weights").mkdir(exist_ok=True)

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import no_measuring
 from tiny_runs import make_configuration, make_plan
 
 from samunet.cli import plan_and_preprocess
 from samunet.cli.planning_flags import plan_options
-from samunet.pipeline import calibrate
 from samunet.pipeline.calibrate import assumed_gflops
 from samunet.pipeline.info import collect
 from samunet.pipeline.replaced_plan import plan_differences, planning_command, save_plan
@@ -88,10 +86,7 @@ def test_a_plan_that_cannot_be_read_is_kept_too(tmp_path: Path, caplog: pytest.L
     assert Plan.load(file) == PLAN
 
 
-def test_planning_again_without_the_flags_is_said(
-    tiny_copy: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+def test_planning_again_without_the_flags_is_said(tiny_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     words = ["-d", "901", "-np", "1", "-device", "cpu", "--no_pp", "--workspace", str(tiny_copy)]
     flags = ["-overwrite_target_spacing", "4", "1.2", "1.2", "--set", "epochs=7"]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import no_measuring
 
 from samunet.errors import SamunetError
-from samunet.pipeline import calibrate, train, train_folds
+from samunet.pipeline import train, train_folds
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
@@ -25,8 +24,7 @@ NAME = "Dataset901_Tiny3D"
 
 
 @pytest.fixture
-def workspace(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
+def workspace(tiny_copy: Path) -> Workspace:
     return Workspace.find(tiny_copy, {})
 
 

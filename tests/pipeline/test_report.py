@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from commands import SHORT, no_measuring
+from commands import SHORT
 from tiny_quality import FINGERPRINT
 
 from samunet.cli import distill, plan_and_preprocess, report, train
@@ -21,7 +21,6 @@ from samunet.data.geometry import FLAT_SPACING_MM
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval
-from samunet.pipeline import calibrate
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
 from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Cell, data_table, weight_lines, with_interval
@@ -68,9 +67,7 @@ def trained(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report") / "workspace"
     shutil.copytree(tiny_root, root)
     where = ["--workspace", str(root)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "measure_gflops", no_measuring)
-        assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
+    assert plan_and_preprocess.main(["-d", "901", "-c", "2d", "-np", "1", *where]) == 0
     for fold in ("0", "1"):
         assert train.main(["901", "2d", fold, *SHORT, *where]) == 0
     assert train.main(["901", "2d", "all", "--tag", "every", "--seed", "3", *SHORT, *where]) == 0

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import SHORT, no_measuring
+from commands import SHORT
 from tiny_runs import WEIGHTS_FILE, make_configuration, make_plan, write_weights
 
 from samunet.cli import plan_and_preprocess, train
 from samunet.cli import run_all as command
 from samunet.errors import SamunetError
-from samunet.pipeline import calibrate, run_all
+from samunet.pipeline import run_all
 from samunet.pipeline.run_all import chosen_methods
 from samunet.pipeline.run_all_folds import (
     DONE,
@@ -30,11 +30,6 @@ from samunet.records import read_json, write_json
 from samunet.workspace import Workspace
 
 NAME = "Dataset901_Tiny3D"
-
-
-@pytest.fixture(autouse=True)
-def quick_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
 
 
 def plan_with(recommended: str, fitting: tuple[str, ...]) -> Plan:

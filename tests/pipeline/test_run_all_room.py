@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import SHORT, no_measuring
+from commands import SHORT
 
 from samunet.cli import run_all as command
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import probability_files
-from samunet.pipeline import calibrate, run_all
+from samunet.pipeline import run_all
 from samunet.pipeline.run_all_folds import Training
 from samunet.pipeline.run_all_room import check_probability_room
 from samunet.pipeline.said_once import Say
@@ -94,7 +94,6 @@ def test_a_full_disk_ends_the_command_before_it_prepares_cases(
         trained.append(options)
         return TrainOutcome(folder=tiny_copy, interrupted=True)
 
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
     monkeypatch.setattr(run_all, "train", pretend)
     monkeypatch.setattr(run_all, "preprocess", lambda *_: None)
     words = ["901", "-c", "2d", "-f", "0", *SHORT, "--workspace", str(tiny_copy)]

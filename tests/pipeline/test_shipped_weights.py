@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import no_measuring
 from tiny_runs import CHANNELS, PATCH_2D, SilentReporter, make_request
 
 from samunet.cli import plan_and_preprocess, plan_experiment
@@ -17,7 +16,6 @@ from samunet.networks.sam.weight_files import weights_sha256
 from samunet.networks.sam.weights import build_parts
 from samunet.networks.sam.weights_card import WeightsCard, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
-from samunet.pipeline import calibrate
 from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
@@ -55,7 +53,6 @@ def test_plans_name_shipped_and_given_weights(
     tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["-d", "901", "--workspace", str(tiny_copy)]
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
     assert plan_and_preprocess.main([*where, "--no_pp", "-np", "1"]) == 0
     assert "vit_tiny, shipped" not in capsys.readouterr().out
     file = ship(tmp_path / "package", "vit_tiny", monkeypatch)
@@ -80,7 +77,6 @@ def test_plans_name_shipped_and_given_weights(
 def test_a_folder_of_weights_is_taken_alone(
     tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "measure_gflops", no_measuring)
     monkeypatch.delenv("SAMUNET_WEIGHTS", raising=False)
     ship(tmp_path / "package", "vit_tiny", monkeypatch)
     folder = tiny_copy / "weights" / "pair_fp16"
