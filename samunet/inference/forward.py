@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from samunet.errors import CPU_ALLOCATOR, SamunetError, lacks_main_memory
+from samunet.inference.logit_storage import Logits
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import CPU, Room, WindowSettings, predict_logits
 
@@ -42,7 +42,7 @@ class Forward:
 
     def __call__(
         self, image: np.ndarray, storage: Room | None = None, observer: PassStatistics | None = None
-    ) -> Any:
+    ) -> Logits:
         """Logits of an image (C, Z, Y, X); see `predict_logits`.
 
         Raises:

@@ -28,6 +28,7 @@ from samunet.inference.files import ChangeImage, FileOptions, FilesOutcome
 from samunet.inference.folder import FolderTask, Target, predict_folder
 from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.inference.forward import Forward
+from samunet.inference.logit_storage import Logits
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sharing import share_encoder
 from samunet.inference.sliding_window import Room, WindowSettings
@@ -222,7 +223,7 @@ class Predictor:
 
     def predict_preprocessed(
         self, image: np.ndarray, storage: Room | None = None, observer: PassStatistics | None = None
-    ) -> Any:
+    ) -> Logits:
         """Mean logits (K, Z, Y, X) float32 on the CPU of a preprocessed image (C, Z, Y, X).
 
         Args:
@@ -235,7 +236,9 @@ class Predictor:
         """
         return self._forward(image, storage, observer)
 
-    def predict_observed(self, image: np.ndarray, storage: Room | None = None) -> tuple[Any, PassStatistics]:
+    def predict_observed(
+        self, image: np.ndarray, storage: Room | None = None
+    ) -> tuple[Logits, PassStatistics]:
         """The same logits, and what the single passes say about the case."""
         passes = PassStatistics(self.plan.labels, self.window, image.shape)
         return self.predict_preprocessed(image, storage, passes), passes
@@ -287,7 +290,7 @@ class Predictor:
         arguments = arguments_of([self], options)
         features = FeatureWriter(self.plan, Path(output), arguments)
 
-        def export(result: tuple[Any, PassStatistics], ready: PreprocessedCase, target: Target) -> None:
+        def export(result: tuple[Logits, PassStatistics], ready: PreprocessedCase, target: Target) -> None:
             logits, passes = result
             kept, rules = target.options.save_probabilities, target.options.postprocessing
             written = export_case(logits, ready.record, self.plan, target.file, kept, rules)

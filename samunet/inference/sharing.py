@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from samunet.networks.features import EncodingNetwork
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam_slices import SamSliceNetwork
 from samunet.trainers.checkpoint import BaseWeights
@@ -34,7 +35,7 @@ def one_pass(one: Member, other: Member) -> bool:
             return False
         return first.encoder is second.encoder or same_file or _equal(first.encoder, second.encoder)
     # Parts of an encoder without `encode` are trained, fold by fold.
-    return same_file and type(first) is type(second) and hasattr(first, "encode")
+    return same_file and type(first) is type(second) and isinstance(first, EncodingNetwork)
 
 
 def _same_picture(one: SliceSettings, other: SliceSettings) -> bool:

@@ -12,20 +12,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
 from math import ceil, isfinite
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from samunet.data.geometry import in_all_channels
+from samunet.inference.logit_storage import Logits
+from samunet.networks.features import EncodingNetwork
 from samunet.networks.sam_slices import shared_features
 from samunet.progress import Progress
 from samunet.trainers.devices import FP32, Precision
 
-Room = Callable[[tuple[int, ...]], Any]
+Room = Callable[[tuple[int, ...]], Logits]
 """Gives room for logits of a shape."""
+TileNetwork = Callable[[Tensor], Tensor]
+"""Tiles (B, C, *patch) -> logits (B, K, *patch)."""
 PassObserver = Callable[[Tensor, Tensor, int, tuple[int, ...]], None]
 """Called after each pass of a network, before anything is averaged, with the tiles (B, C, *patch) and their
 float32 logits (B, K, *patch), both as they lie in the image, the network's number and the flipped axes; the
@@ -94,13 +98,13 @@ def gaussian_weights(patch: tuple[int, ...]) -> Tensor:
 
 
 def predict_logits(
-    networks: Sequence[Any],
+    networks: Sequence[TileNetwork],
     image: Tensor,
     settings: WindowSettings,
     progress: Progress | None = None,
     storage: Room | None = None,
     observer: PassObserver | None = None,
-) -> Any:
+) -> Logits:
     """Mean logits of several networks over a whole image.
 
     Args:
@@ -127,7 +131,7 @@ def predict_logits(
     padded, inner = _pad_to(image, patch)
     bands = _slice_bands if flat else _volume_bands
     tiles = _Tiles(networks, settings, progress, observer)
-    result: Any = None
+    result: Logits | None = None
     with torch.inference_mode():
         for first, band in bands(padded, tiles):
             if result is None:
@@ -164,7 +168,7 @@ class _Tiles:
 
     def __init__(
         self,
-        networks: Sequence[Any],
+        networks: Sequence[TileNetwork],
         settings: WindowSettings,
         progress: Progress | None,
         observer: PassObserver | None,
@@ -213,8 +217,9 @@ class _Tiles:
             for network in self.networks:
                 yield network(inputs)
             return
-        for network, features in zip(self.networks, shared_features(self.networks, inputs)):
-            yield network.decode(features)
+        every = cast(Sequence[nn.Module], self.networks)
+        for network, features in zip(every, shared_features(every, inputs)):
+            yield cast(EncodingNetwork, network).decode(features)
 
 
 def _slice_bands(image: Tensor, tiles: _Tiles) -> Iterator[tuple[int, Tensor]]:

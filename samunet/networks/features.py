@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,6 +21,17 @@ class Features:
     levels: tuple[Tensor, ...]
     output_size: tuple[int, ...]
     image: Tensor | None = None
+
+
+@runtime_checkable
+class EncodingNetwork(Protocol):
+    """A network in two halves: one pass of the encoder serves the heads of several folds, and the cache."""
+
+    def encode(self, inputs: Tensor, /) -> Features:
+        """Patches (B, C, *patch) -> what `decode` needs."""
+
+    def decode(self, features: Features, /) -> Tensor:
+        """Features -> logits (B, K, *patch)."""
 
 
 def zeros_of(values: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from samunet.networks.features import Features
+from samunet.networks.features import EncodingNetwork, Features
 from samunet.networks.picture import SamPicture, SliceSettings
 from samunet.networks.sam.adapters import is_adapter_key
 from samunet.networks.sam.encoder import SamImageEncoder
@@ -137,7 +138,7 @@ def shared_features(networks: Sequence[nn.Module], inputs: Tensor) -> Iterator[F
         heads = [network.head for network in networks if isinstance(network, SamSliceNetwork)]
         yield from first.encode_for(heads, inputs)
         return
-    features = first.encode(inputs)  # type: ignore[operator]
+    features = cast(EncodingNetwork, first).encode(inputs)
     for _ in networks:
         yield features
 

@@ -13,7 +13,7 @@ from samunet.data.cases import Case
 from samunet.evaluation.bootstrap import Bootstrap, Interval, ScoreTable, mean_defined
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.shifts import Condition
-from samunet.workspace import Fold
+from samunet.workspace import Fold as Fold  # for those who read a result
 
 
 @dataclass(frozen=True, kw_only=True)

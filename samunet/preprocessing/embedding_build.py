@@ -13,14 +13,14 @@ from itertools import chain, islice
 from math import prod
 from pathlib import Path
 from statistics import fmean
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from samunet.data.labels import OUTSIDE
-from samunet.networks.features import Features
+from samunet.networks.features import EncodingNetwork, Features
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import read_box, read_slice
 from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
@@ -163,7 +163,7 @@ def bytes_per_item(
 ) -> int:
     """Disk need of one item: its levels, a half-precision picture, and one byte a target voxel."""
     image = torch.zeros(1, channels, *patch_size, device=device)
-    features = network.encode(image)  # type: ignore[operator]
+    features = cast(EncodingNetwork, network).encode(image)
     kind, picture = Storage.parse(storage), features.image
     levels = sum(kind.bytes((level.shape[1],), level[0, 0].numel()) for level in features.levels)
     return levels + (0 if picture is None else 2 * picture[0].numel()) + prod(patch_size)
@@ -271,9 +271,10 @@ def _encode(
     stream: BatchStream, network: nn.Module, options: BuildOptions
 ) -> Iterator[dict[str, np.ndarray]]:
     """Arrays by name, item by item: levels in single precision, a picture in half, and the target."""
+    encoder = cast(EncodingNetwork, network)
     for batch in stream:
         with options.autocast():
-            features = network.encode(batch["image"].to(options.device))  # type: ignore[operator]
+            features = encoder.encode(batch["image"].to(options.device))
         arrays = {
             name: array.to(torch.float32 if name.startswith(LEVEL) else torch.float16).cpu().numpy()
             for name, array in feature_arrays(features).items()

@@ -6,15 +6,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from samunet.networks.features import EncodingNetwork
 from samunet.networks.picture import SliceSettings
 from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork, load_pretrained
 from samunet.planning.methods import MethodConfig
 from samunet.planning.plan import Configuration, Plan
 from samunet.planning.sam_config import SamHeadConfig
+from samunet.planning.sam_options import is_cached
 from samunet.preprocessing.embedding_build import cached_features
 from samunet.trainers.base import (
     MethodTrainer,
@@ -38,7 +40,7 @@ class SamHeadModule(SegmentationModule):
         features = cached_features(batch, batch["target"].shape[2:])
         if features is None:
             return self.network(batch["image"])
-        return self.network.decode(features)  # type: ignore[operator]
+        return cast(EncodingNetwork, self.network).decode(features)
 
 
 class SamHeadTrainer(MethodTrainer):
@@ -86,7 +88,7 @@ class SamHeadTrainer(MethodTrainer):
     @classmethod
     def cacheable(cls, config: MethodConfig) -> bool:
         assert isinstance(config, SamHeadConfig)
-        return config.cache and config.encoder == "frozen" and config.channel_map == "fixed"
+        return is_cached(config)
 
     @classmethod
     def pretrained(

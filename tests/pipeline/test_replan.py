@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import no_measuring
 
 from samunet.errors import SamunetError
-from samunet.pipeline import train, train_folds
+from samunet.pipeline import calibrate, train, train_folds
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
