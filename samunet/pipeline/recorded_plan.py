@@ -9,10 +9,11 @@ from pathlib import Path
 from samunet.pipeline.replan import Overrides, structural_settings
 from samunet.pipeline.said_once import Say
 from samunet.planning.methods import build_config, get_method
-from samunet.planning.plan import MODEL_PLAN, Configuration, Plan
+from samunet.planning.plan import Configuration, Plan
 from samunet.records import from_data, to_data
-from samunet.trainers.identity import RUN_FILE, RunRecord, configuration_differences, identify
+from samunet.trainers.identity import RunRecord, configuration_differences, identify
 from samunet.trainers.settings import apply_overrides
+from samunet.workspace import MODEL_PLAN, RUN_FILE
 
 
 def recorded_plan(
