@@ -13,7 +13,7 @@ from samunet.planning.plan import Configuration, Plan
 from samunet.records import from_data, to_data
 from samunet.trainers.identity import RunRecord, configuration_differences, identify
 from samunet.trainers.settings import apply_overrides
-from samunet.workspace import MODEL_PLAN, RUN_FILE
+from samunet.workspace import PLAN_FILE, RUN_FILE
 
 
 def recorded_plan(
@@ -39,7 +39,7 @@ def recorded_plan(
     """
     own = record.configuration
     name = own["name"]
-    copy = model_folder / MODEL_PLAN
+    copy = model_folder / PLAN_FILE
     plans = [*([Plan.load(copy)] if copy.is_file() else []), plan]
     expected = next((p.configurations[name] for p in plans if name in p.configurations), None)
     if expected is None or own["data"] not in plan.data or _asks_for_another(record, given):
