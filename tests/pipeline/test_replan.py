@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import no_measuring
 
 from samunet.errors import SamunetError
 from samunet.pipeline import calibrate, train, train_folds
@@ -237,7 +236,10 @@ def test_a_run_that_goes_on_is_not_planned_again(
     settings: dict[str, Any] = {"slice_context": 1}
     if case == "random":
         settings = {"encoder_weights": "random"}
-        monkeypatch.setattr(calibrate, "measure_gflops", lambda _: dict.fromkeys(no_measuring(""), 1000.0))
+        rates = dict.fromkeys(
+            calibrate.measure_gflops("cpu"), 1000.0
+        )  # the session's, which measures nothing
+        monkeypatch.setattr(calibrate, "measure_gflops", lambda _: rates)
     elif case == "chain":
         settings = {"views": 12, "encoder": "frozen"}
         tiny_weights.with_name("sam_vit_b_01ec64.pth").touch()
