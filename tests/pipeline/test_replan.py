@@ -14,9 +14,9 @@ from samunet.pipeline.plan_and_preprocess import PlanOptions, plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
 from samunet.planning import sam_options
-from samunet.planning.plan import Configuration, Plan, WeightsUsed
+from samunet.planning.plan import EXPECTED, Configuration, Plan, WeightsUsed
 from samunet.trainers.checkpoint import LATEST
-from samunet.trainers.identity import UNIMPORTANT, CacheUse, RunRecord, identify, write_run
+from samunet.trainers.identity import CacheUse, RunRecord, identify, write_run
 from samunet.trainers.settings import apply_overrides
 from samunet.workspace import Workspace, fold_folder
 
@@ -203,7 +203,7 @@ def begin(workspace: Workspace, settings: dict[str, Any], tag: str | None = None
 
 def trained_part(configuration: Configuration) -> dict[str, Any]:
     """What of a configuration decides on the training."""
-    return {key: value for key, value in vars(configuration).items() if key not in UNIMPORTANT}
+    return {key: value for key, value in vars(configuration).items() if key not in EXPECTED}
 
 
 @pytest.fixture
