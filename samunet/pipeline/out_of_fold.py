@@ -134,6 +134,15 @@ def fold_hash(model_folder: Path, fold: int | str) -> str:
     return hash_files([folder / SUMMARY_FILE, *features])
 
 
+def trained_networks(model_folder: Path, folds: Sequence[int | str]) -> dict[str, str]:
+    """Fold -> hash of the network's file that its validation was predicted with, where that is known."""
+    trained: dict[str, str] = {}
+    for fold in folds:
+        arguments = single_model_arguments(validation_folder(model_folder, fold))
+        trained |= arguments.get("trained", {})
+    return trained
+
+
 def feature_values(features: ClassFeatures, distance: float | None) -> dict[str, float | None]:
     """What enters the regression, by name."""
     passes = features.passes

@@ -6,7 +6,7 @@ in parts, ends with one qc.json over everything that is there.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ from samunet.pipeline.out_of_fold import (
 from samunet.pipeline.qc_model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
+from samunet.trainers.portable import is_shared_model
 from samunet.workspace import ARGUMENTS_FILE, PLAN_FILE, QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
 
 if TYPE_CHECKING:
@@ -287,7 +288,23 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     stale = [f for f, made in model.made_from.items() if f in present and fold_hash(model_folder, f) != made]
     if stale:
         return None, f"not calibrated: the validation of fold {', '.join(stale)} has changed since. {again}"
+    if not is_shared_model(model_folder):  # that was exported as one, and its files are checked
+        replaced = _replaced(model, arguments, present)
+        if replaced:
+            return None, f"not calibrated: {'; '.join(replaced)} (samunet_train ... --val). {again}"
     return model, ""
+
+
+def _replaced(model: QCModel, arguments: Mapping[str, Any], validated: Set[str]) -> list[str]:
+    """In words, the folds that predict and may not be those that were calibrated."""
+    told, trained = [], arguments.get("trained", {})
+    for fold in map(str, arguments["folds"]):
+        if fold in model.trained and fold in trained:
+            if model.trained[fold] != trained[fold]:
+                told.append(f"fold {fold} is not the network that was calibrated; validate it first")
+        elif fold not in validated:  # nothing else says of which network the calibration is
+            told.append(f"fold {fold} is not validated")
+    return told
 
 
 def _names(folder: Path, ending: str) -> dict[str, Stamp]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from samunet.pipeline.out_of_fold import (
     fold_hash,
     read_fold,
     read_origins,
+    trained_networks,
     validated_folds,
 )
 from samunet.pipeline.postprocessed_cases import RulesAfter
@@ -74,6 +75,8 @@ class QCModel:
             their fold had other cases of the same patient.
         settings: how the out-of-fold cases were predicted; new cases must be predicted likewise.
         made_from: fold -> hash of the scores and features that were read.
+        trained: fold -> hash of the network's file that was validated; lacks folds that were validated
+            before this was written down.
     """
 
     version: int = QC_MODEL_VERSION
@@ -86,6 +89,7 @@ class QCModel:
     settings: dict[str, Any]
     made_from: dict[str, str]
     classes: dict[str, ClassQuality]
+    trained: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_calibrated(self) -> bool:
@@ -182,6 +186,7 @@ def calibrate(
         settings=settings,
         made_from={str(fold): fold_hash(model_folder, fold) for fold in chosen},
         classes={name: _calibrate_class(name, cases, patients, coverage) for name in labels.foreground},
+        trained=trained_networks(model_folder, chosen),
     )
     write_json(model_folder / (QC_MODEL_FILE if rules is None else QC_MODEL_AFTER_RULES_FILE), model)
     return model

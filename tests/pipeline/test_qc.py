@@ -38,6 +38,7 @@ def arguments(*folds: int | str, **changes: Any) -> dict[str, Any]:
         "configuration_hash": PLAN.configuration_hash("2d_unet"),
         "folds": list(folds),
         "checkpoint": "checkpoint_final.pth",
+        "trained": {str(fold): f"network of fold {fold}" for fold in folds},
         "step_size": 0.5,
         "mirroring": True,
         "settings": {},
@@ -57,7 +58,7 @@ def features(name: str, soft_dice: float, words: Mapping[str, Any], **changes: A
 
 def write_arguments(folder: Path, words: Mapping[str, Any]) -> None:
     """predict_args.json of one model."""
-    own = ("model", "configuration_hash", "folds", "checkpoint", "settings")
+    own = ("model", "configuration_hash", "folds", "checkpoint", "trained", "settings")
     shared = {key: value for key, value in words.items() if key not in own}
     models = [{key: value for key, value in words.items() if key in own}]
     write_json(folder / "predict_args.json", {"models": models, **shared})
@@ -346,8 +347,37 @@ def test_a_validation_made_anew_ends_the_calibration(model: Path, tmp_path: Path
     content["metric_per_case"][0]["metrics"]["1"]["Dice"] = 0.123
     write_json(summary, content)
     assert "validation of fold 1 has changed" in assess(out, model).calibration
-    for fold in (0, 1):  # a model that was moved without its validations is taken as it is
+    for fold in (0, 1):  # a model that was moved without its validations is known by its networks
         shutil.rmtree(model / f"fold_{fold}")
+    assert assess(out, model).coverage == 0.9
+
+
+def test_a_network_that_was_trained_anew_has_no_bound(model: Path, tmp_path: Path) -> None:
+    """--overwrite takes the validation along: until the next one, only the network itself tells."""
+    made = calibrate(model)
+    assert made.trained == {"0": "network of fold 0", "1": "network of fold 1"}
+    shutil.rmtree(model / "fold_1" / "validation")
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    assert assess(out, model).coverage == 0.9
+    words = arguments(0, 1, trained={"0": "network of fold 0", "1": "another"})
+    report = assess(predicted(tmp_path / "anew", words), model)
+    assert report.coverage is None
+    assert "fold 1 is not the network that was calibrated" in report.calibration
+    assert report.cases[-1].classes["organ"].lower_bound is None
+    assert assess(predicted(tmp_path / "one", arguments(0)), model).coverage == 0.9
+
+
+def test_a_calibration_from_before_networks_were_noted(model: Path, tmp_path: Path) -> None:
+    """It is read; whether its networks are those that predict, the validations have to tell."""
+    calibrate(model)
+    content = read_json(model / "qc_model.json")
+    del content["trained"]
+    write_json(model / "qc_model.json", content)
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    assert assess(out, model).coverage == 0.9
+    shutil.rmtree(model / "fold_1" / "validation")
+    assert "fold 1 is not validated" in assess(out, model).calibration
+    write_json(model / "model.json", {})  # exported and installed as one, with a hash of every file
     assert assess(out, model).coverage == 0.9
 
 
