@@ -16,6 +16,7 @@ from samunet import __version__
 from samunet.errors import SamunetError
 from samunet.inference.folds import check_alike, checkpoint_file, find_folds
 from samunet.pipeline.model_file.archive import ModelWriter
+from samunet.pipeline.model_file.calibration import shared_calibration
 from samunet.pipeline.model_file.card import NOT_STATED, CardFacts, write_card
 from samunet.pipeline.model_file.contents import CARD_FILE, SCORES_FILE
 from samunet.pipeline.model_file.lineage import (
@@ -138,13 +139,17 @@ def export_model(request: ExportRequest) -> ExportOutcome:
     record = _record(request, stored)
     chosen = selected(request.selection, record.configuration, record.plans, record.tag)
     facts = _facts(request, record, first.plan, chosen)
+    calibration, uncalibrated = shared_calibration(folder)
     with atomic_path(request.output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         writer = ModelWriter(archive)
         _add_records(writer, request, facts, chosen)
+        if calibration is not None:
+            writer.add_json(QC_MODEL_FILE, calibration)
         _add_folds(writer, stored, request)
         record = replace(record, files=writer.files)
         writer.add_json(MODEL_FILE, record)
-    return ExportOutcome(file=request.output, record=record, remarks=_remarks(request, facts, chosen))
+    remarks = (*_remarks(request, facts, chosen), uncalibrated)
+    return ExportOutcome(file=request.output, record=record, remarks=tuple(filter(None, remarks)))
 
 
 def _facts(request: ExportRequest, record: ModelRecord, plan: Plan, chosen: Selected) -> CardFacts:
@@ -179,8 +184,6 @@ def _add_records(writer: ModelWriter, request: ExportRequest, facts: CardFacts, 
     for name, content in found.items():
         if content is not None:
             writer.add_json(name, content)
-    if (folder / QC_MODEL_FILE).is_file():
-        writer.add(QC_MODEL_FILE, (folder / QC_MODEL_FILE).read_bytes())
 
 
 def _remarks(request: ExportRequest, facts: CardFacts, chosen: Selected) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,17 +11,21 @@ import numpy as np
 import pytest
 import torch
 from shared_models import DATASET, PATIENT, segmentations, write_images, write_model
-from tiny_runs import REGIONS, write_weights
+from tiny_runs import CLASSES, REGIONS, write_weights
 
 from samunet.cli import predict
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
+from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
 from samunet.inference.predictor import Predictor
 from samunet.pipeline.info import collect
 from samunet.pipeline.model_file import lineage
 from samunet.pipeline.model_file.export import ExportOutcome, ExportRequest, export_model
 from samunet.pipeline.model_file.install import InstallOutcome, InstallRequest, install_model
 from samunet.pipeline.models import ModelRequest, find_model
+from samunet.pipeline.out_of_fold import fold_hash
+from samunet.pipeline.qc_model import QCModel
+from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.portable import load_trained, read_tensors
 from samunet.workspace import Workspace
@@ -184,6 +189,44 @@ def test_nobodys_name_leaves_the_house(tmp_path: Path) -> None:
     assert "organ, lesion" in card
     assert "not stated" in card
     assert "There are no scores: fold 0: it was not validated" in card
+
+
+def calibrated(model: Path) -> None:
+    """A validation of fold 0, and a calibration made from it."""
+    scores = {name: dict.fromkeys(METRICS, 0.5) for name in CLASSES.foreground}
+    entry = CaseScores(name="a", reference_file="a", prediction_file="a", group=None, metrics=scores)
+    Evaluation(CLASSES, 1.0, (entry,)).save(model / "fold_0/validation/summary.json")
+    record = QCModel(
+        coverage=0.9,
+        patients_are="cases",
+        folds=("0",),
+        num_cases=1,
+        num_patients=1,
+        num_seen=0,
+        settings={},
+        made_from={"0": fold_hash(model, 0)},
+        classes={},
+    )
+    write_json(model / "qc_model.json", record)
+
+
+def test_only_the_calibration_of_what_is_there_goes_along(tmp_path: Path) -> None:
+    trained = write_model(tmp_path / "results", folds=(0,))
+    calibrated(trained)
+    outcome = export(trained)
+    assert "qc_model.json" in outcome.record.files
+    assert "qc_model.json" not in outcome.text()
+    installed = install(outcome.file, tmp_path / "model", tmp_path).folder
+    assert read_json(installed / "qc_model.json") == read_json(trained / "qc_model.json")
+    (trained / "fold_0/validation/qc_features").mkdir()
+    (trained / "fold_0/validation/qc_features/a.json").write_text("{}")
+    changed = export(trained)
+    assert "qc_model.json" not in changed.record.files
+    assert "fold 0 changed, or is not validated" in changed.text()
+    shutil.rmtree(trained / "fold_0/validation")  # trained anew with --overwrite
+    assert "fold 0 changed, or is not validated" in export(trained).text()
+    (trained / "qc_model.json").write_text("{}")
+    assert "qc_model.json is left out" in export(trained).text()
 
 
 def test_labels_come_from_the_plan_where_dataset_json_is_missing(tmp_path: Path) -> None:
