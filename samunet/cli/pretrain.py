@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.contact_sheet import draw_samples
-    from samunet.pipeline.pretrain import find_sources, pretrain
+    from samunet.pipeline.pretrain import pretrain, shown_source
 
     if arguments.resume and arguments.overwrite:
         raise SamunetError("--c and --overwrite exclude each other: continue the run, or replace it.")
@@ -189,8 +189,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     workspace = open_workspace(arguments)
     if shown is not None:
-        source = find_sources(workspace, options).source(options.settings)
-        print(f"Samples: {draw_samples(source, *shown)}")
+        with shown_source(workspace, options) as source:
+            print(f"Samples: {draw_samples(source, *shown)}")
         return 0
     outcome = pretrain(workspace, options)
     print(outcome.text())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weight_files import find_weights, named_weights, only_weights
 from samunet.networks.sam.weights import SamWeights, read_weights
 from samunet.networks.sam.weights_card import card_file
-from samunet.pipeline.pretrain_cases import check_excluded, check_same_cases, read_excluded
+from samunet.pipeline.pretrain_cases import check_excluded, check_kept_slices, check_same_cases, read_excluded
 from samunet.pipeline.pretrain_licences import declared_licences
 from samunet.pipeline.pretrain_result import check_target, write_half, write_record, write_result
 from samunet.preprocessing.slice_room import check_slice_room
@@ -223,7 +224,26 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
 
 
 def find_sources(
-    workspace: Workspace, options: PretrainOptions, continued: PretrainCheckpoint | None = None
+    workspace: Workspace,
+    options: PretrainOptions,
+    continued: PretrainCheckpoint | None = None,
+    *,
+    keep: bool = False,
+@contextmanager
+def shown_source(workspace: Workspace, options: PretrainOptions) -> Iterator[PretrainSource]:
+    """What a pretraining would draw from, to look at; one that is there, or runs, keeps its slices.
+
+    Raises:
+        SamunetError: as `find_sources`, or the slices of this name belong to a pretraining on other cases.
+    """
+    with ExitStack() as held:
+        if options.datasets or options.images:
+            folder = workspace.pretraining_folder(options.name)
+            held.enter_context(claimed(folder))
+            settle_replaced(folder)
+        yield find_sources(workspace, options, keep=True).source(options.settings)
+
+
 ) -> Sources:
     """Collections of all sources; slices are written into the workspace's folder of this pretraining.
 
@@ -233,8 +253,9 @@ def find_sources(
         continued: what is resumed; its cases must be the same ones.
 
     Raises:
-        SamunetError: none was named, none of them can serve the tasks, one cannot be read, or what is resumed
-            has seen other cases.
+        keep: leave alone the slices of a pretraining of that name.
+        SamunetError: none was named, none of them can serve the tasks, one cannot be read, what is resumed
+            has seen other cases, or what is to be kept was cut from others.
     """
     settings = options.settings
     if not (options.synthetic or options.datasets or options.images):
@@ -244,6 +265,8 @@ def find_sources(
         check_same_cases(continued, cuttings)
     licences = declared_licences(workspace, options.licences, cuttings.values())
     check_slice_room(cuttings)
+    if keep:
+        check_kept_slices(workspace.pretraining_folder(options.name), cuttings)
     slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
     collections: list[Collection] = list(slices)
     if options.synthetic:

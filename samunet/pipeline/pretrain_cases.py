@@ -12,6 +12,7 @@ from samunet.listing import listed
 from samunet.preprocessing.slice_index import found_slices
 from samunet.preprocessing.slices import Cutting
 from samunet.records import read_json
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.pretrain_run import PretrainCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,27 @@ def check_same_cases(continued: PretrainCheckpoint, cuttings: Mapping[Path, Cutt
             f"The pretraining cannot be continued on other cases: {'; '.join(told)}. Repeat the command that "
             "started it (-d, --images and --exclude too) and add --c, or take another -o NAME."
         )
+
+
+def check_kept_slices(folder: Path, cuttings: Mapping[Path, Cutting]) -> None:
+    """Make sure that only looking at samples replaces no slices of a pretraining.
+
+    Args:
+        folder: of a pretraining; without a checkpoint in it slices are nobody's.
+        cuttings: what is to be looked at, by the folder of the slices.
+
+    Raises:
+        SamunetError: the pretraining there is on other cases.
+    """
+    if not checkpoints_in(folder):
+        return
+    for place, cutting in cuttings.items():
+        found = found_slices(place)
+        if found is None or not found.of(cutting):
+            raise SamunetError(
+                f"{folder} holds a pretraining on other cases, and --show would replace its slices of "
+                f"{cutting.source}. Give the samples another name with -o."
+            )
 
 
 def _difference(folder: Path, cutting: Cutting) -> str:

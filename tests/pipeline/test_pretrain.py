@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SHORT
+from filelock import FileLock
 from PIL import Image
 
 from samunet.cli import plan_and_preprocess, train
@@ -263,6 +264,30 @@ def test_samples_are_shown(tmp_path: Path) -> None:
         (["--synthetic", "--show", "no", "x.png"], "--show"),
         (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
         (["--synthetic", "-o", "a/b"], "name of the result"),
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_showing_samples_leaves_the_slices_of_a_pretraining_alone(
+    tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = RawDataset.load(tiny_copy / "raw" / "Dataset902_TinyRGB").case_names
+    words = [*QUICK, "--tasks", "mae", "-o", "mine"]
+    show = ["--show", "2", str(tmp_path / "sheet.png")]
+    run = tiny_copy / "results/pretraining/mine"
+    for name in names[:2]:  # without a pretraining slices are nobody's
+        assert command(tiny_copy, *excluding(tmp_path, name), *words, *show) == 0
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words) == 0
+    before = files_of(run)
+    assert command(tiny_copy, *excluding(tmp_path, names[1]), *words, *show) == 2
+    assert "would replace its slices of Dataset902_TinyRGB" in capsys.readouterr().err
+    assert command(tiny_copy, *excluding(tmp_path, names[0]), *words, *show) == 0
+    assert files_of(run) == before
+    with FileLock(run.with_name(".mine.lock")):  # while it is being trained
+        assert command(tiny_copy, *excluding(tmp_path, names[0]), *words, *show) == 2
+    assert "Another process" in capsys.readouterr().err
+
+
         (["--synthetic", "--tasks", "teacher"], "-teacher FILE"),
         (["--synthetic", "--tasks", "mae", "-teacher", "vit_b"], "add teacher=1"),
         (["--synthetic", "-teacher", "vit_b"], "no weights of vit_b"),
