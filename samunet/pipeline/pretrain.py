@@ -29,7 +29,7 @@ from samunet.trainers.devices import choose_device, sample_workers
 from samunet.trainers.identity import clear_for_new_run, settle_replaced
 from samunet.trainers.pretrain_run import PretrainCheckpoint, PretrainRun, load_checkpoint
 from samunet.trainers.pretrain_source import Collection, Generated, PretrainSource
-from samunet.trainers.pretrain_teacher import Teacher, load_teacher
+from samunet.trainers.pretrain_teacher import Teacher, card_of, load_teacher
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.reporter import Reporter, make_reporter
 from samunet.workspace import LATEST, Workspace
@@ -130,6 +130,8 @@ def pretrain(
         device = choose_device(options.device)
         teacher = _teacher(workspace, options, device)
         start = _start(workspace, options)
+        # Now: the result may take the place of these weights and of their card.
+        descent = None if start is None else card_of(start, options.settings.size)
         if options.overwrite:
             # Slices too: the data may have changed. All of it comes back unless the new run gets going.
             held.callback(settle_replaced, folder)
@@ -152,12 +154,12 @@ def pretrain(
             run.resume(folder / LATEST)
         elif options.time_budget_minutes is not None:
             run.fit_to_budget(options.time_budget_minutes)
-        write_record(run)
+        write_record(run, descent)
         if run.train() == "interrupted":
             return PretrainOutcome(None, folder)
-        write_result(run, target)
+        write_result(run, target, descent)
         if options.pair:
-            write_half(run, target)
+            write_half(run, target, descent)
     return PretrainOutcome(target, folder)
 
 
@@ -223,12 +225,6 @@ def _start(workspace: Workspace, options: PretrainOptions) -> SamWeights | None:
     return weights
 
 
-def find_sources(
-    workspace: Workspace,
-    options: PretrainOptions,
-    continued: PretrainCheckpoint | None = None,
-    *,
-    keep: bool = False,
 @contextmanager
 def shown_source(workspace: Workspace, options: PretrainOptions) -> Iterator[PretrainSource]:
     """What a pretraining would draw from, to look at; one that is there, or runs, keeps its slices.
@@ -244,6 +240,12 @@ def shown_source(workspace: Workspace, options: PretrainOptions) -> Iterator[Pre
         yield find_sources(workspace, options, keep=True).source(options.settings)
 
 
+def find_sources(
+    workspace: Workspace,
+    options: PretrainOptions,
+    continued: PretrainCheckpoint | None = None,
+    *,
+    keep: bool = False,
 ) -> Sources:
     """Collections of all sources; slices are written into the workspace's folder of this pretraining.
 
@@ -251,9 +253,9 @@ def shown_source(workspace: Workspace, options: PretrainOptions) -> Iterator[Pre
         workspace: with the raw datasets.
         options: name the sources.
         continued: what is resumed; its cases must be the same ones.
+        keep: leave alone the slices of a pretraining of that name.
 
     Raises:
-        keep: leave alone the slices of a pretraining of that name.
         SamunetError: none was named, none of them can serve the tasks, one cannot be read, what is resumed
             has seen other cases, or what is to be kept was cut from others.
     """
@@ -263,10 +265,10 @@ def shown_source(workspace: Workspace, options: PretrainOptions) -> Iterator[Pre
     cuttings = find_cuttings(workspace, options)
     if continued is not None:
         check_same_cases(continued, cuttings)
-    licences = declared_licences(workspace, options.licences, cuttings.values())
-    check_slice_room(cuttings)
     if keep:
         check_kept_slices(workspace.pretraining_folder(options.name), cuttings)
+    licences = declared_licences(workspace, options.licences, cuttings.values())
+    check_slice_room(cuttings)
     slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
     collections: list[Collection] = list(slices)
     if options.synthetic:

@@ -8,13 +8,19 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.networks.sam.weight_files import weights_sha256
-from samunet.networks.sam.weights_card import CardSource, WeightsCard, card_file, read_card, write_card
+from samunet.networks.sam.weights_card import (
+    CardSource,
+    CardTeacher,
+    WeightsCard,
+    card_file,
+    read_card,
+    write_card,
+)
 from samunet.networks.sam.weights_writer import write_pair, write_weights
 from samunet.records import to_data, write_json
 from samunet.trainers.devices import hardware, versions
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
-from samunet.trainers.pretrain_teacher import card_of
 from samunet.workspace import PRETRAINING_FILE
 
 logger = logging.getLogger(__name__)
@@ -34,32 +40,33 @@ def check_target(weights: Path, *, overwrite: bool) -> None:
         raise SamunetError(f"{weights} exists. Replace it with --overwrite, or take another name with -o.")
 
 
-def write_result(run: PretrainRun, weights: Path) -> Path:
+def write_result(run: PretrainRun, weights: Path, start: CardTeacher | None) -> Path:
     """Write the state dict, then its card; each is complete or absent.
 
     Args:
         run: finished.
         weights: NAME.pth; the card is NAME_card.json beside it.
+        start: the weights it began with, as they and their card were then: the result may replace both.
     """
     card_file(weights).unlink(missing_ok=True)  # of what is replaced
     write_weights(run.sam_state(), weights)
-    write_card(weights, card(run, weights))
+    write_card(weights, card(run, weights, start))
     return weights
 
 
-def write_half(run: PretrainRun, weights: Path) -> Path:
+def write_half(run: PretrainRun, weights: Path, start: CardTeacher | None) -> Path:
     """Write the result as a pair of fp16 files too, in a folder of its own so that no file is mistaken."""
     encoder = write_pair(run.sam_state(), weights.with_name(f"{weights.stem}_fp16"), weights.stem)
-    write_card(encoder, card(run, encoder))
+    write_card(encoder, card(run, encoder, start))
     return encoder
 
 
-def write_record(run: PretrainRun) -> None:
+def write_record(run: PretrainRun, start: CardTeacher | None) -> None:
     """What is trained, on what and for how long, beside the history: as the card will say it at the end."""
-    write_json(run.folder / PRETRAINING_FILE, _made_of(run))
+    write_json(run.folder / PRETRAINING_FILE, _made_of(run, start))
 
 
-def card(run: PretrainRun, weights: Path) -> WeightsCard:
+def card(run: PretrainRun, weights: Path, start: CardTeacher | None) -> WeightsCard:
     """What a finished pretraining's weights are and came from."""
     history = read_history(run.folder)
     last = history[-1] if history else None
@@ -67,11 +74,11 @@ def card(run: PretrainRun, weights: Path) -> WeightsCard:
         sha256=weights_sha256(weights),
         seconds=round(sum(record.seconds for record in history), 1),
         validation={} if last is None else {"loss": last.val, "pixel_dice": last.patch_dice},
-        **_made_of(run),
+        **_made_of(run, start),
     )
 
 
-def _made_of(run: PretrainRun) -> dict[str, Any]:
+def _made_of(run: PretrainRun, start: CardTeacher | None) -> dict[str, Any]:
     """The fields of the card that are known before a step is made."""
     settings = run.settings
     return {
@@ -86,7 +93,7 @@ def _made_of(run: PretrainRun) -> dict[str, Any]:
         "hardware": hardware(run.device),
         "versions": versions(),
         "teacher": None if run.teacher is None else run.teacher.card,
-        "start": None if run.start is None else card_of(run.start, settings.size),
+        "start": start,
     }
 
 

@@ -215,6 +215,20 @@ def test_the_card_tells_the_whole_descent(tmp_path: Path, capsys: pytest.Capture
     assert command(tmp_path, *words, "--c") == 0
 
 
+def test_weights_continued_in_place_keep_their_descent(tmp_path: Path) -> None:
+    assert command(tmp_path, "--synthetic", *QUICK, "-o", "mine") == 0
+    file = tmp_path / "weights" / "mine.pth"
+    first = read_card(file)
+    words = ["--synthetic", *QUICK, "--seed", "1", "-w", "mine", "-o", "mine", "--overwrite", "--fp16"]
+    assert command(tmp_path, *words) == 0
+    for made in (file, file.with_name("mine_fp16") / "mine_encoder.safetensors"):
+        card = read_card(made)
+        assert card is not None
+        assert card.start is not None
+        assert card.start.card == first
+        assert "Apache-2.0" in card.start.licence
+
+
 def test_only_names_with_the_encoder_are_found_without_being_named(tmp_path: Path) -> None:
     assert command(tmp_path, "--synthetic", *QUICK) == 0
     assert find_weights(tmp_path / "weights", "vit_micro") is None
