@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def write_model(
         base: SAM weights that the frozen encoder starts from; checkpoints leave them out.
         changes: of the configuration.
     """
-    plan = make_plan(make_configuration(method, **changes), labels)
+    told = {"weights": f"/home/{PATIENT}/own.pth"}
+    plan = replace(make_plan(make_configuration(method, **changes), labels), overrides=told)
     folder = results / DATASET / f"{method}__tinyPlans"
     for fold in folds:
         write_based_fold(folder, plan, method, fold, base)
@@ -70,7 +72,7 @@ def write_based_fold(folder: Path, plan: Plan, method: str, fold: int | str, bas
         epoch=3,
         network=network_state(network, left_out),
         base_weights=left_out,
-        overrides={"weights": f"/home/{PATIENT}/own.pth"},
+        overrides={**plan.overrides, "splits": f"single_source:{PATIENT}"},
         training={"optimizer": {"state": torch.zeros(3)}},
     )
 

@@ -197,8 +197,9 @@ def _figure(mean: Mean, digits: int) -> str:
 
 def _left_out(facts: CardFacts) -> Iterator[str]:
     yield (
-        "- Names of cases, patients and sites, hashes of images, figures of single cases (but the ends of "
-        "ranges), who was in which fold: they could lead back to patients."
+        "- Names of cases, patients and sites (but what the name of the model may say), hashes of images, "
+        "figures of single cases (but the ends of ranges), who was in which fold: they could lead back to "
+        "patients."
     )
     yield "- Optimizer, random states, histories: only continuing a training needs them."
     if facts.scores is not None and facts.scores.per_case is not None:

@@ -57,6 +57,7 @@ from samunet.workspace import (
     SELECTION_FILE,
     Fold,
     fold_folder,
+    split_tag,
 )
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def export_model(request: ExportRequest) -> ExportOutcome:
         _add_folds(writer, stored, request)
         record = replace(record, files=writer.files)
         writer.add_json(MODEL_FILE, record)
-    remarks = (*_remarks(request, facts, chosen), uncalibrated)
+    remarks = (*_remarks(request, facts, chosen), uncalibrated, _site_in_tag(record.tag, stored))
     return ExportOutcome(file=request.output, record=record, remarks=tuple(filter(None, remarks)))
 
 
@@ -172,7 +173,8 @@ def _facts(request: ExportRequest, record: ModelRecord, plan: Plan, chosen: Sele
 def _add_records(writer: ModelWriter, request: ExportRequest, facts: CardFacts, chosen: Selected) -> None:
     """All files of text but those of the folds and model.json."""
     folder = request.model_folder
-    writer.add_json(PLAN_FILE, facts.plan)
+    overrides = shared_overrides(facts.plan.overrides)
+    writer.add_json(PLAN_FILE, replace(facts.plan, overrides=overrides))
     writer.add_json(DATASET_FILE, shared_dataset_json(_dataset_json(folder), facts.plan))
     writer.add(CARD_FILE, write_card(facts).encode())
     found = {
@@ -196,6 +198,19 @@ def _remarks(request: ExportRequest, facts: CardFacts, chosen: Selected) -> tupl
     if request.licence == NOT_STATED:
         remarks.append("The card says that the model's licence is not stated; state it with --licence.")
     return tuple(remarks)
+
+
+def _site_in_tag(tag: str | None, stored: dict[Fold, Checkpoint]) -> str:
+    """That the model's own name says what is left out of its files; empty where it does not."""
+    for checkpoint in stored.values():
+        splits = checkpoint.overrides.get("splits") or ""
+        site = splits.partition(":")[2]
+        if tag is not None and site and (tag == split_tag(splits) or site in tag):
+            return (
+                f"The tag {tag} names a site, and it is part of the model's name. To share it without that, "
+                "copy its folder to CONFIGURATION__PLANS__OTHER_TAG and export that one with -m."
+            )
+    return ""
 
 
 def _load(file: Path) -> Checkpoint:

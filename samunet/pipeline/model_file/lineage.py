@@ -131,14 +131,21 @@ def training_of(fold: Fold, run: RunRecord | None) -> FoldTraining | None:
 
 
 def shared_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What was changed on the command line, without folders of this machine and names of images."""
+    """What was changed on the command line, without folders of this machine and names of images and sites."""
     kept = dict(overrides)
     if "weights" in kept:
         kept["weights"] = Path(kept["weights"]).name
+    if kept.get("splits"):
+        kept["splits"] = shared_scheme(kept["splits"])
     if "distillation" in kept:
         hidden = (*PLACES, "unlabelled")
         kept["distillation"] = {k: v for k, v in kept["distillation"].items() if k not in hidden}
     return kept
+
+
+def shared_scheme(splits: str) -> str:
+    """A split scheme without the group that it names: `single_source` of `single_source:Hospital_X`."""
+    return splits.partition(":")[0]
 
 
 def shared_dataset_json(content: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

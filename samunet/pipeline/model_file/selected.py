@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samunet.inference.postprocessing import Postprocessing
+from samunet.pipeline.model_file.lineage import shared_scheme
 from samunet.pipeline.selection.record import Selection, selection_command, stale_words
 from samunet.records import read_record
 
@@ -53,7 +54,8 @@ def selected(files: SelectionFiles | None, configuration: str, plans: str, tag: 
             f"out: it {stale}. Run {selection_command(selection.dataset, plans)}, then export again."
         )
     # Hashes are of files that stay behind; commands and faults name folders of this machine.
-    kept = replace(selection, made_from={}, commands=(), left_out=())
+    scheme = shared_scheme(selection.splits)
+    kept = replace(selection, splits=scheme, made_from={}, commands=(), left_out=())
     members = [(member.configuration, member.plans, member.tag) for member in selection.recommended]
     if members != [(configuration, plans, tag)] or not files.postprocessing.is_file():
         return Selected(selection=kept)

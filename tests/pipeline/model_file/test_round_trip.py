@@ -180,6 +180,9 @@ def test_nobodys_name_leaves_the_house(tmp_path: Path) -> None:
         contents = {name: archive.read(name) for name in archive.namelist()}
     assert not [name for name, content in contents.items() if PATIENT.encode() in content]
     assert not [name for name in contents if name.endswith((".pth", ".pkl"))]
+    assert json.loads(contents["plan.json"])["overrides"] == {"weights": "own.pth"}
+    told = json.loads(contents["fold_0/fold.json"])["overrides"]
+    assert told == {"weights": "own.pth", "splits": "single_source"}
     envelope = json.loads(contents["fingerprint_envelope.json"])
     assert envelope["cases"] == 3
     assert envelope["spacing_mm"][0] == {"min": 3.0, "median": 4.0, "max": 5.0, "mean": 4.0, "std": 1.0}
@@ -227,6 +230,13 @@ def test_only_the_calibration_of_what_is_there_goes_along(tmp_path: Path) -> Non
     assert "fold 0 changed, or is not validated" in export(trained).text()
     (trained / "qc_model.json").write_text("{}")
     assert "qc_model.json is left out" in export(trained).text()
+
+
+def test_a_tag_that_names_a_site_is_pointed_out(tmp_path: Path) -> None:
+    trained = write_model(tmp_path / "results", folds=(0,))
+    assert "names a site" not in export(trained).text()
+    tagged = trained.rename(trained.with_name(f"{trained.name}__single_source-{PATIENT}"))
+    assert f"single_source-{PATIENT} names a site" in export(tagged).text()
 
 
 def test_labels_come_from_the_plan_where_dataset_json_is_missing(tmp_path: Path) -> None:

@@ -101,11 +101,13 @@ def test_no_folder_of_this_machine_goes_with_a_selection(tmp_path: Path) -> None
     found = find_best(made.workspace, options)
     assert str(tmp_path) in " ".join(found.left_out)
     file = made.workspace.selection_file(DATASET)
-    write_json(file, replace(found, commands=(*found.commands, f"samunet_predict -m {tmp_path}")))
+    commands = (*found.commands, f"samunet_predict -m {tmp_path}")
+    write_json(file, replace(found, commands=commands, splits="single_source:Hospital_X"))
     files = SelectionFiles(selection=file, postprocessing=made.workspace.postprocessing_file(DATASET))
     shared = selected(files, "2d_unet", "samunetPlans", None)
     assert shared.selection is not None
     assert str(tmp_path) not in json.dumps(to_data(shared.selection))
+    assert shared.selection.splits == "single_source"
 
 
 def test_rules_go_with_the_model_that_they_were_learned_for(tmp_path: Path) -> None:
