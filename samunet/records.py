@@ -17,6 +17,9 @@ from samunet.errors import SamunetError
 from samunet.whole_files import write_text
 
 T = TypeVar("T")
+BITS = 64
+LARGEST_INTEGER = 2**BITS - 1
+"""Larger ones fit into no array and no float, and nothing of ours counts so far."""
 
 
 class RecordError(SamunetError):
@@ -179,6 +182,10 @@ def field_types(kind: Any) -> dict[str, Any]:
 
 
 def _convert_scalar(kind: Any, data: Any, where: str) -> Any:
+    if isinstance(data, int) and abs(data) > LARGEST_INTEGER:
+        raise RecordError(
+            f"{where}: found a number of {data.bit_length()} bits, more than {BITS} are too many."
+        )
     if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)
     if kind is Path and isinstance(data, str):
@@ -224,7 +231,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SamunetError(f"There is no file {path}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers without end
         raise SamunetError(f"{path} is not valid JSON: {error}.") from error
 
 

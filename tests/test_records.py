@@ -158,3 +158,17 @@ def test_unknown_names_show_the_closest() -> None:
     message = str(unknown_name("method", "2d_cn", ["2d_cnn", "other"]))
     assert message == "Unknown method '2d_cn'. Did you mean 2d_cnn? Known: 2d_cnn, other."
     assert "Known: none" in str(unknown_name("method", "x", []))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "1" * 5000, "{", "\xff"])
+def test_whatever_json_cannot_be_read_is_one_message(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SamunetError, match=r"x\.json is not valid JSON"):
+        read_json(file)
+
+
+@pytest.mark.parametrize("key", ["count", "rate", "share"])
+def test_numbers_beyond_any_use_are_refused(key: str) -> None:
+    with pytest.raises(RecordError, match=key):
+        from_data(Ranged, {key: 10**400})

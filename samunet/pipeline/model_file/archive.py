@@ -6,12 +6,15 @@ model.json, then every file's hash while it is unpacked into a folder of its own
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import stat
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +26,13 @@ from samunet.pipeline.model_file.contents import (
     LARGEST_MODEL,
     LARGEST_RATIO,
     LARGEST_TEXT,
+    MOST_FILES,
     REQUIRED,
     fold_files,
     is_allowed,
     is_tensors,
 )
+from samunet.pipeline.model_file.foreign_text import check_foreign_file, read_foreign_json
 from samunet.records import to_data
 from samunet.trainers.portable import MODEL_FILE, FileEntry, ModelRecord, parse_model
 
@@ -37,7 +42,17 @@ _BLOCK = 1 << 20
 _DATE = (1980, 1, 1, 0, 0, 0)
 _ENCRYPTED = 0x1
 _SHOWN = 5
-_DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OverflowError,
+    UnicodeDecodeError,
+)
+"""What zipfile raises for names that are no text, and for places that no file has, besides its own errors."""
 
 
 class ModelWriter:
@@ -76,17 +91,24 @@ def open_model(file: Path) -> Iterator[tuple[zipfile.ZipFile, ModelRecord]]:
             _check_entries(archive, file)
             yield archive, _read_record(archive, file)
     except _DAMAGED as fault:
-        raise SamunetError(
-            f"{file} cannot be read as a zip ({fault}): it is cut off, damaged or something else. "
-            "Copy it again."
-        ) from fault
+        raise _damaged(file, fault) from fault
+    except OSError as fault:
+        if fault.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise _damaged(file, fault) from fault
+
+
+def _damaged(file: Path, fault: Exception) -> SamunetError:
+    return SamunetError(
+        f"{file} cannot be read as a zip ({fault}): it is cut off, damaged or something else. Copy it again."
+    )
 
 
 def unpack(archive: zipfile.ZipFile, record: ModelRecord, folder: Path, file: Path) -> None:
-    """Write all files into an empty folder, each checked against its hash and size on the way.
+    """Write all files into an empty folder, each checked against its hash and size on the way, then as text.
 
     Raises:
-        SamunetError: a file is not the one that model.json lists.
+        SamunetError: a file is not the one that model.json lists, or its text should reach no screen.
     """
     for info in archive.infolist():
         target = folder / info.filename
@@ -104,18 +126,32 @@ def unpack(archive: zipfile.ZipFile, record: ModelRecord, folder: Path, file: Pa
                 f"{digest.hexdigest()[:12]}..., listed {expected.sha256[:12]}...): damaged, or changed "
                 "afterwards. Nothing was installed; get the file again from who shared it."
             )
+        if not is_tensors(info.filename):
+            _check_text(target, info.filename, file)
+
+
+def _check_text(unpacked: Path, name: str, file: Path) -> None:
+    try:
+        check_foreign_file(unpacked, name)
+    except SamunetError as fault:
+        told = str(fault).replace(str(unpacked), name)
+        raise SamunetError(f"{file} is refused: {told} Nothing was installed.") from fault
 
 
 def _check_entries(archive: zipfile.ZipFile, file: Path) -> None:
     """Names, kinds and sizes of all entries, without reading one."""
     infos = archive.infolist()
+    if len(infos) > MOST_FILES:
+        raise SamunetError(
+            f"{file} is refused: its {len(infos)} files are more than any model has. Nothing was installed."
+        )
     names = [info.orig_filename for info in infos]
     _refuse(file, "lead out of the folder that it is unpacked into", [n for n in names if _escapes(n)])
     pickles = [n for n in names if n.lower().endswith(PICKLES)]
     _refuse(file, "may be pickles, which run any code when they are read", pickles)
     _refuse(file, "are no files of a shared model", [n for n in names if not is_allowed(n)])
-    lower = [n.lower() for n in names]
-    _refuse(file, "are there twice", sorted({n for n in names if lower.count(n.lower()) > 1}))
+    counts = Counter(n.lower() for n in names)
+    _refuse(file, "are there twice", sorted({n for n in names if counts[n.lower()] > 1}))
     _refuse(file, "are links or special files", [i.filename for i in infos if not _is_plain(i)])
     _refuse(file, "are encrypted", [i.filename for i in infos if i.flag_bits & _ENCRYPTED])
     packed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -164,15 +200,16 @@ def _is_plain(info: zipfile.ZipInfo) -> bool:
 def _read_record(archive: zipfile.ZipFile, file: Path) -> ModelRecord:
     """model.json, and whether it lists the entries that are there."""
     where = f"{file}: {MODEL_FILE}"
-    try:
-        data = json.loads(archive.read(MODEL_FILE).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as fault:
-        raise SamunetError(f"{where} is not valid JSON: {fault}.") from fault
-    record = parse_model(data, where)
-    there = {info.filename for info in archive.infolist()} - {MODEL_FILE}
+    record = parse_model(read_foreign_json(archive.read(MODEL_FILE), where), where)
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    there = set(sizes) - {MODEL_FILE}
     listed = set(record.files)
     faults = [f"{name} is listed but not there" for name in sorted(listed - there)]
     faults += [f"{name} is there but not listed" for name in sorted(there - listed)]
+    for name in sorted(there & listed):
+        if record.files[name].bytes != sizes[name]:
+            told = f"{sizes[name]} bytes, not the {record.files[name].bytes} that are listed"
+            faults.append(f"{name} has {told}")
     of_folds = {name for name in listed if "/" in name}
     if of_folds != fold_files(record.folds) or not record.folds:
         faults.append(f"folds {list(record.folds)} do not go with its files")

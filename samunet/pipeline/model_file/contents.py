@@ -26,6 +26,8 @@ LARGEST_TEXT = 64 * 10**6
 """Bytes of a JSON or Markdown file; a plan has some ten thousand."""
 LARGEST_MODEL = 64 * 10**9
 """Bytes of all files together."""
+MOST_FILES = 20_020
+"""Two for each of ten thousand folds, and what there is besides."""
 LARGEST_RATIO = 200
 """Unpacked over packed bytes; text packs some ten times, weights are not packed."""
 

@@ -17,7 +17,6 @@ from samunet.pipeline.model_file.archive import open_model, unpack
 from samunet.records import RecordError
 from samunet.trainers.checkpoint import BaseWeights, find_base_weights
 from samunet.trainers.portable import (
-    MODEL_FILE,
     ModelRecord,
     is_shared_model,
     load_shared_fold,
@@ -28,7 +27,6 @@ from samunet.workspace import DATASET_NAME, POSTPROCESSING_FILE, Workspace, fold
 
 FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 """Characters that some file system refuses in a name, or that lead elsewhere."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 LONGEST_NAME = 200
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -104,12 +102,6 @@ def _check_names(record: ModelRecord, file: Path) -> None:
         raise SamunetError(
             f"{file} is refused: dataset {name!r}, plan {record.plans!r} and tag {record.tag!r} would become "
             "folders, and are no plain names."
-        )
-    shown = [record.licence, record.checkpoint, record.created]
-    shown += [text for w in record.weights for text in (w.file, w.sha256, w.licence, w.variant)]
-    if any(CONTROL.search(text) for text in shown):
-        raise SamunetError(
-            f"{file} is refused: {MODEL_FILE} holds control characters, which no screen should see."
         )
     method_of_samunet(record.method, str(file))
     if record.configuration != record.method and not PLAIN_NAME.fullmatch(record.configuration):

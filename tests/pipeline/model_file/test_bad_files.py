@@ -20,6 +20,7 @@ from samunet.pipeline.model_file.install import InstallRequest, install_model
 from samunet.workspace import Workspace
 
 ELSEWHERE = {"variant": "vit_b", "file": "../sam.pth", "sha256": "0" * 64, "prefix": "encoder."}
+HERE = {**ELSEWHERE, "file": "sam.pth"}
 WEIGHTS = "fold_0/weights.safetensors"
 
 
@@ -58,6 +59,13 @@ def edit(name: str, change: Callable[[dict], object]) -> Change:
     return act
 
 
+def nested(depth: int) -> list:
+    inner: list = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 class Bomb:
     def __reduce__(self) -> tuple:
         return (Path("pickle_was_read").touch, ())
@@ -92,6 +100,21 @@ class Bomb:
             "not the name of a file",
         ),
         (edit("fold_0/fold.json", lambda fold: fold.update(method="2d_cnn")), "different methods"),
+        (
+            edit("fold_0/fold.json", lambda fold: fold.update(base_weights={**HERE, "variant": "x\x1b[2J"})),
+            "fold_0/fold.json holds control characters",
+        ),
+        (
+            edit("fold_0/fold.json", lambda fold: fold.update(configuration="2d\x1b[2J")),
+            "fold_0/fold.json holds control characters",
+        ),
+        (edit("plan.json", lambda plan: plan.update({"\x1b[2J": 1})), "plan.json holds control characters"),
+        (edit("dataset.json", lambda data: data.update(description="\x9b2J")), "holds control characters"),
+        (add("MODEL_CARD.md", b"# Model\n\x1b]0;title\x07"), "MODEL_CARD.md holds control characters"),
+        (add("MODEL_CARD.md", b"\xff"), "MODEL_CARD.md is no text"),
+        (add("plan.json", b"[" * 200_000), "plan.json is not valid JSON"),
+        (edit("dataset.json", lambda data: data.update(x=nested(200))), "nested more than"),
+        (edit("plan.json", lambda plan: plan.update(num_training=10**30)), "num_training"),
     ],
 )
 def test_a_changed_zip(good: Path, tmp_path: Path, change: Change, words: str) -> None:
@@ -115,12 +138,41 @@ def test_a_changed_zip(good: Path, tmp_path: Path, change: Change, words: str) -
         (lambda model: model["files"].update({"x": {"sha256": "0", "bytes": 0}}), "listed but not there"),
         (lambda model: model["files"].pop("plan.json"), "there but not listed"),
         (lambda model: model["files"][WEIGHTS].update(sha256="0" * 64), "is not the file that model.json"),
-        (lambda model: model["files"][WEIGHTS].update(bytes=1), "is not the file that model.json"),
+        (lambda model: model["files"][WEIGHTS].update(bytes=1), "bytes, not the 1 that are listed"),
+        (lambda model: model["files"][WEIGHTS].update(bytes=10**400), f"{WEIGHTS}.bytes"),
+        (lambda model: model.update(plans="\x1b[2J"), "control characters"),
+        (lambda model: model.update({"\x1b[2J": 1}), "control characters"),
+        (lambda model: model.update(folds=nested(200)), "nested more than"),
     ],
 )
 def test_a_changed_record(good: Path, tmp_path: Path, change: Callable[[dict], object], words: str) -> None:
     file = changed_zip(good, tmp_path / "bad.zip", edit("model.json", change), relist=False)
     assert words in refused(file, tmp_path)
+
+
+def test_a_number_that_python_does_not_read(good: Path, tmp_path: Path) -> None:
+    def change(files: dict[str, bytes]) -> None:
+        files["model.json"] = b'{"format": ' + b"1" * 5000 + b"}"
+
+    file = changed_zip(good, tmp_path / "bad.zip", change, relist=False)
+    assert "model.json is not valid JSON" in refused(file, tmp_path)
+
+
+def test_a_name_that_is_no_text_and_a_place_that_is_none(good: Path, tmp_path: Path) -> None:
+    file = changed_zip(good, tmp_path / "name.zip", add("ü.json"))
+    file.write_bytes(file.read_bytes().replace("ü".encode(), b"\xff\xff"))
+    assert "cannot be read as a zip" in refused(file, tmp_path)
+    content = bytearray(good.read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    content[end + 18] ^= 0x80  # of the directory's offset, by which all others are corrected
+    file = tmp_path / "place.zip"
+    file.write_bytes(bytes(content))
+    assert "cannot be read as a zip" in refused(file, tmp_path)
+
+
+def test_more_files_than_any_model_has(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MOST_FILES", 5)
+    assert "files are more than any model has" in refused(good, tmp_path)
 
 
 def test_one_changed_byte(good: Path, tmp_path: Path) -> None:
