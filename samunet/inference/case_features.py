@@ -7,7 +7,8 @@ the same features from the same code. What follows from them (flags, predicted D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,7 @@ def input_facts(image: np.ndarray, record: SpatialRecord, plan: Plan) -> InputFa
 
 
 def _statistics(channel: np.ndarray) -> ChannelStatistics:
-    values = channel.ravel()
-    values = values[:: -(-values.size // SAMPLED_VALUES)]
+    values = channel.ravel()[:: even_step(channel.shape, SAMPLED_VALUES)]
     low, high = np.percentile(values, (0.5, 99.5))
     return ChannelStatistics(
         mean=float(values.mean(dtype=np.float64)),
@@ -154,6 +154,18 @@ def _statistics(channel: np.ndarray) -> ChannelStatistics:
         percentile_00_5=float(low),
         percentile_99_5=float(high),
     )
+
+
+def even_step(shape: Sequence[int], most: int) -> int:
+    """Every so many-th voxel of a volume (Z, Y, X) gives at most `most`, from all rows and columns alike.
+
+    A step that has a divisor in common with the length of a row would come back to the same few columns.
+    """
+    size = math.prod(shape)
+    step = max(1, -(-size // most))
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 def class_features(

@@ -18,6 +18,7 @@ from samunet.inference.case_features import (
     FeatureWriter,
     class_features,
     component_sizes,
+    even_step,
     features_file,
     input_facts,
 )
@@ -205,3 +206,14 @@ def test_the_file_of_a_case_is_a_strict_record(tmp_path: Path) -> None:
         FeatureWriter(plan, tmp_path, {"models": [{"model": "anywhere", "folds": [1]}]}).arguments_hash
         != writer.arguments_hash
     )
+
+
+@pytest.mark.parametrize("planes", [485, 488, 600])
+def test_intensities_are_drawn_from_all_rows_and_columns(planes: int) -> None:
+    step = even_step((planes, 512, 512), 1_000_000)
+    drawn = np.arange(0, planes * 512 * 512, step)
+    assert 0.95e6 < len(drawn) <= 1_000_000
+    for places in (drawn % 512, drawn // 512 % 512):
+        counts = np.bincount(places, minlength=512)
+        assert counts.min() > 0.95 * counts.mean()
+    assert even_step((4, 100, 100), 1_000_000) == 1
