@@ -38,6 +38,7 @@ from samunet.records import write_json
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import WeightsOrigin, is_shared_model, read_model
+from samunet.whole_files import replace_path
 from samunet.workspace import FINAL, POSTPROCESSING_FILE, Fold, fold_folder
 
 VOLUME_METHODS = ("3d_unet",)
@@ -105,6 +106,7 @@ def export_onnx(request: OnnxRequest) -> OnnxOutcome:
     targets = _targets(request, predictor)
     tiles, cases = real_tiles(predictor, request.images, request.num_tiles)
     files = []
+    sidecar = request.output.with_suffix(".json")
     request.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.output.parent, prefix=".onnx_") as scratch:
         for (fold, target), network in zip(targets.items(), predictor.networks):
@@ -113,11 +115,12 @@ def export_onnx(request: OnnxRequest) -> OnnxOutcome:
             parity = compare(fresh, network, tiles, cases=cases, regions=predictor.plan.labels.has_regions)
             _check_parity(parity, target)
             files.append(OnnxFile(file=target.name, fold=fold, sha256=file_sha256(fresh), parity=parity))
-        for target in targets.values():
-            (Path(scratch) / target.name).replace(target)
-    sidecar = request.output.with_suffix(".json")
-    chosen = _selected(request, predictor.configuration.name)
-    write_json(sidecar, _sidecar(request, predictor, tuple(files), chosen.postprocessing))
+        chosen = _selected(request, predictor.configuration.name)
+        described = _sidecar(request, predictor, tuple(files), chosen.postprocessing)
+        write_json(Path(scratch) / sidecar.name, described)
+        sidecar.unlink(missing_ok=True)  # of other files: better none beside the new ones for a moment
+        for target in (*targets.values(), sidecar):
+            replace_path(Path(scratch) / target.name, target)
     return OnnxOutcome(
         folder=request.output.parent,
         sidecar=sidecar,

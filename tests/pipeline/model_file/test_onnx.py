@@ -203,6 +203,31 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "results"]
 
 
+def test_nothing_is_replaced_before_all_of_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from samunet.pipeline.model_file import onnx_export
+
+    def fails(predictor: Predictor) -> None:
+        raise SamunetError("no steps")
+
+    model = write_model(tmp_path / "results", folds=(0,))
+    export(model, tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in ("net.onnx", "net.json")}
+    torch.manual_seed(99)
+    write_model(tmp_path / "results", folds=(0,), batch_size=5)
+    monkeypatch.setattr(onnx_export, "steps_after", fails)
+    with pytest.raises(SamunetError, match="no steps"):
+        export(model, tmp_path, overwrite=True)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "net.json", "net.onnx", "results"]
+    for name in before:
+        (tmp_path / name).unlink()
+    with pytest.raises(SamunetError, match="no steps"):
+        export(model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "results"]
+
+
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     model = write_model(tmp_path / "results", "3d_student", (0,))
     with pytest.raises(SamunetError, match=r"3d_student cannot be .* 2d_cnn, .*3d_unet"):
