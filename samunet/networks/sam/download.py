@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from samunet.progress import Progress
 logger = logging.getLogger(__name__)
 
 
+SCHEMES = ("https", "http", "ftp", "file")
 _BLOCK = 1 << 20
 _TIMEOUT_SECONDS = 30
 _RANGE_BEYOND_END = 416
@@ -38,11 +40,12 @@ def download_weights(
         path of the checked file.
 
     Raises:
-        SamunetError: no such file is published, no network, too little disk, or not the official content.
+        SamunetError: no such file is published, a mirror that is no URL, no network, too little disk, or not
+            the official content.
     """
     official = _official_file(variant)
     target = Path(folder) / official.name
-    source = official.url if url is None else url
+    source = official.url if url is None else _checked_url(url)
     if target.exists():
         if file_sha256(target) == official.sha256:
             logger.info("%s is already there and is the official file.", target)
@@ -70,6 +73,19 @@ def _official_file(variant: str) -> OfficialFile:
             f"There are no published weights of {variant}; it is trained along. Published: {published}."
         )
     return official
+
+
+def _checked_url(url: str) -> str:
+    try:
+        scheme = urllib.parse.urlsplit(url).scheme
+    except ValueError:
+        scheme = ""
+    if scheme in SCHEMES:
+        return url
+    raise SamunetError(
+        f"--url {url} is no URL: write https://..., or for a file on this machine "
+        f"{Path(url).absolute().as_uri()}."
+    )
 
 
 def _check_disk(partial: Path, official: OfficialFile) -> None:

@@ -131,6 +131,21 @@ def test_without_a_network_it_says_how_to_do_it_by_hand(server: Server, tmp_path
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["/mnt/mirror/x.pth", "mirror/x.pth", "C:/mirror/x.pth", "http://[x"])
+def test_a_mirror_is_named_by_a_url(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SamunetError, match=r"--url .* is no URL: .*https://.*file:///") as caught:
+        download.download_weights("vit_b", tmp_path / "weights", url=url)
+    assert url in str(caught.value)
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_mirror_may_be_a_file(server: Server, tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror.pth"
+    mirror.write_bytes(CONTENT)
+    file = download.download_weights("vit_b", tmp_path / "weights", url=mirror.as_uri())
+    assert file.read_bytes() == CONTENT
+
+
 def test_too_little_disk_is_said_first(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
