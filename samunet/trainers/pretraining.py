@@ -82,7 +82,7 @@ class PretrainSettings:
     val_batches: Count = 4
     checkpointing: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -264,20 +264,6 @@ def test_samples_are_shown(tmp_path: Path) -> None:
     assert Image.open(sheet).size == (8 * 64, 2 * 2 * 64)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "nothing to train on"),
-        (["--synthetic", "--tasks", "prompt,maee"], "Did you mean mae"),
-        (["--synthetic", "--tasks", "prompt=much"], "not a number"),
-        (["--synthetic", "--set", "learning_rat=1"], "learning_rat"),
-        (["--synthetic", "--set", "steps=5", "--steps", "6"], "repeats a flag"),
-        (["--synthetic", "-encoder", "vit_t"], "MobileSAM"),
-        (["--synthetic", "--c"], "without --c"),
-        (["--synthetic", "--c", "--overwrite"], "exclude each other"),
-        (["--synthetic", "--show", "no", "x.png"], "--show"),
-        (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
-        (["--synthetic", "-o", "a/b"], "name of the result"),
 def files_of(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -302,6 +288,21 @@ def test_showing_samples_leaves_the_slices_of_a_pretraining_alone(
     assert "Another process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to train on"),
+        (["--synthetic", "--tasks", "prompt,maee"], "Did you mean mae"),
+        (["--synthetic", "--tasks", "prompt=much"], "not a number"),
+        (["--synthetic", "--set", "learning_rat=1"], "learning_rat"),
+        (["--synthetic", "--set", "steps=5", "--steps", "6"], "repeats a flag"),
+        (["--synthetic", "--set", "seed=-1"], "seed: -1 must be at least 0"),
+        (["--synthetic", "-encoder", "vit_t"], "MobileSAM"),
+        (["--synthetic", "--c"], "without --c"),
+        (["--synthetic", "--c", "--overwrite"], "exclude each other"),
+        (["--synthetic", "--show", "no", "x.png"], "--show"),
+        (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
+        (["--synthetic", "-o", "a/b"], "name of the result"),
         (["--synthetic", "--tasks", "teacher"], "-teacher FILE"),
         (["--synthetic", "--tasks", "mae", "-teacher", "vit_b"], "add teacher=1"),
         (["--synthetic", "-teacher", "vit_b"], "no weights of vit_b"),
