@@ -81,14 +81,17 @@ def install(environment: Path) -> None:
 def make_environment(environment: Path) -> None:
     """Create the virtual environment; what could not be finished is removed, or it would pass for whole."""
     was_there = environment.exists()
-    if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode == 0:
-        return
-    if not was_there:
-        shutil.rmtree(environment, ignore_errors=True)
-    sys.exit(
-        f"{environment} could not be made, see above. On Debian and Ubuntu this needs a package of its own: "
-        "sudo apt install python3-venv"
-    )
+    try:
+        if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode == 0:
+            return
+        sys.exit(
+            f"{environment} could not be made, see above. On Debian and Ubuntu this needs a package of its "
+            "own: sudo apt install python3-venv"
+        )
+    except BaseException:  # Ctrl-C too
+        if not was_there:
+            shutil.rmtree(environment, ignore_errors=True)
+        raise
 
 
 def announce(environment: Path) -> None:
