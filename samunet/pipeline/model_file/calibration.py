@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from samunet.errors import SamunetError
-from samunet.pipeline.model_file.contents import QC_MODEL_FILE
 from samunet.pipeline.out_of_fold import fold_hash
 from samunet.pipeline.qc_model import QCModel
 from samunet.records import read_record
-from samunet.workspace import is_validated
+from samunet.workspace import QC_MODEL_FILE, is_validated
 
 
 def shared_calibration(model_folder: Path) -> tuple[QCModel | None, str]:
