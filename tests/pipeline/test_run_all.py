@@ -92,6 +92,7 @@ def test_what_a_killed_overwrite_put_aside_counts(tiny_copy: Path) -> None:
         dataset=NAME,
         plans="plans",
         tag=None,
+        splits="kfold",
         asked={},
         methods={},
         cases={},

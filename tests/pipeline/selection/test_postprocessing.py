@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import CLASSES, REGIONS
 
 from samunet.data.geometry import Geometry
+from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import write_segmentation
 from samunet.evaluation.case_scores import score_pair
@@ -50,7 +51,7 @@ def write_pairs(
 
 def learn(pairs: list[tuple[Path, Path]], labels: LabelSet = CLASSES) -> Learned:
     names = [pair[0].name for pair in pairs]
-    return learn_postprocessing(pairs, labels, Units.of(names, {}), seed=1)
+    return learn_postprocessing(pairs, labels, Units.of(names, Origins()), seed=1)
 
 
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
