@@ -242,7 +242,7 @@ def test_generalization_runs_reports_pairs(
 ) -> None:
     runs = load("generalization_runs")
     steps: dict[str, Any] = {}
-    for arm, least in (("desam_grid", 0.5), ("cnn", 0.4)):
+    for arm, least in (("desam_grid", 0.5), ("cnn", 0.4), ("unet3d", 0.3)):
         for seed in (0, 1):
             run = next(r for r in runs.ARMS if r.name == arm)
             run = runs.Run("prostate", run, seed, "full", 30.0)
@@ -258,10 +258,13 @@ def test_generalization_runs_reports_pairs(
                 }
             steps[run.facts] = {
                 "configuration": {
-                    "encoder": "vit_tiny",
+                    "method": run.arm.method,
+                    "encoder": None if arm == "unet3d" else "vit_tiny",
                     "encoder_weights": "shipped",
                     "input_size": 224,
-                    "settings": {"encoder": "full"},
+                    "batch_size": 2,
+                    "patch_size": [16, 128, 128],
+                    "settings": {} if arm == "unet3d" else {"encoder": "full"},
                 },
                 "phases": [{"epochs": 10, "iterations": 10}],
                 "length": {"seconds": 1800 if arm == "cnn" else 2400},
@@ -269,7 +272,10 @@ def test_generalization_runs_reports_pairs(
     runs.report(steps)
     words = capsys.readouterr().out
     assert "prostate: Dataset008_Prostate, augmentation full, 30min (5 patients: too few" in words
-    assert "100 steps in 30 min, 100 steps in 30 min; vit_tiny shipped at 224 px, trained too" in words
+    told = "100 steps in 30 min, 100 steps in 30 min; vit_tiny shipped at 224 px, trained too"
+    assert f"{told}, sees the picture, batch 2" in words
+    assert "vit_tiny shipped at 224 px, trained too, batch 2" in words
+    assert "batch 2, patch 16 x 128 x 128" in words
     assert "100 steps in 40! min" in words
     assert "scored as the paper does 0.700 [0.700, 0.700]" in words
     assert "desam_grid 9 - cnn: +12.0 points" in words
