@@ -53,7 +53,7 @@ class PretrainOptions:
         teacher: a SAM weights file, or an encoder whose file lies in the weights folder (task `teacher`).
         weights: a SAM weights file to begin with, or its name in the weights folder.
         synthetic_share: chance of a generated picture, where there are other sources too.
-        time_budget_minutes: shorten the run to this time.
+        time_budget_minutes: shorten the run to this time; one that is continued keeps its own.
         device / workers: None chooses.
         pair: write the result in fp16 as two safetensors files too.
         resume / overwrite: continue the run of that name, or replace it.
@@ -136,7 +136,7 @@ def pretrain(
             # Slices too: the data may have changed. All of it comes back unless the new run gets going.
             held.callback(settle_replaced, folder)
             clear_for_new_run(folder)
-        continued = load_checkpoint(folder / LATEST) if options.resume else None
+        continued = _continued(options, folder)
         sources = find_sources(workspace, options, continued)
         run = PretrainRun(
             settings=options.settings,
@@ -161,6 +161,25 @@ def pretrain(
         if options.pair:
             write_half(run, target, descent)
     return PretrainOutcome(target, folder)
+
+
+def _continued(options: PretrainOptions, folder: Path) -> PretrainCheckpoint | None:
+    """What is resumed, if anything is.
+
+    Raises:
+        SamunetError: there is nothing, or it was fitted to another time budget than the one that is given.
+    """
+    if not options.resume:
+        return None
+    checkpoint = load_checkpoint(folder / LATEST)
+    there, now = checkpoint.time_budget_minutes, options.time_budget_minutes
+    if now not in (None, there):
+        told = "without a time budget" if there is None else f"with a time budget of {there:g} minutes"
+        raise SamunetError(
+            f"The pretraining in {folder} was begun {told} and keeps the length that was decided then. Leave "
+            "out --time_budget, or start anew with --overwrite."
+        )
+    return checkpoint
 
 
 def _workers(options: PretrainOptions) -> int:

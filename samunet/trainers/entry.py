@@ -110,9 +110,10 @@ def _repeat_settings(request: RunRequest) -> tuple[RunRequest, RunRecord | None]
         return request, found
     told, minutes = found.overrides, found.time_budget_minutes
     if request.time_budget_minutes not in (None, minutes):
+        there = "without a time budget" if minutes is None else f"with a time budget of {minutes:g} minutes"
         raise SamunetError(
-            f"The run in {request.folder} was started with the time budget {minutes} minutes and keeps the "
-            "schedule that was decided then. Leave out --time_budget, or start anew with --overwrite."
+            f"The run in {request.folder} was started {there} and keeps the schedule that was decided then. "
+            "Leave out --time_budget, or start anew with --overwrite."
         )
     return (
         replace(

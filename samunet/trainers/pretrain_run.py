@@ -46,6 +46,7 @@ class PretrainCheckpoint:
         training: what only continuing needs.
         data: description of the sources; None in a checkpoint without it.
         licences: of sources, as the user declared them.
+        time_budget_minutes: to which the length was fitted; None where it was not, or it is not written down.
     """
 
     identity: str
@@ -56,6 +57,7 @@ class PretrainCheckpoint:
     base_weights: BaseWeights | None = None
     data: Any = None
     licences: dict[str, str] = field(default_factory=dict)
+    time_budget_minutes: float | None = None
 
     @property
     def case_names_hashes(self) -> dict[str, str] | None:
@@ -76,6 +78,7 @@ class PretrainRun:
         teacher: whose embeddings are learnt, for the task of that name.
         start: weights to begin with.
         licences: of sources, as the user declared them; for the card, no part of the identity.
+        time_budget_minutes: to which the length was fitted, if it was.
     """
 
     settings: PretrainSettings
@@ -88,6 +91,7 @@ class PretrainRun:
     teacher: Teacher | None = None
     start: SamWeights | None = None
     licences: dict[str, str] = field(default_factory=dict)
+    time_budget_minutes: float | None = field(default=None, init=False)
     precision: Precision = field(init=False)
     module: PretrainModule = field(init=False)
     phases: tuple[Phase, ...] = field(init=False)
@@ -167,6 +171,7 @@ class PretrainRun:
             "epoch": epoch,
             "data": self.data,
             "licences": self.licences,
+            "time_budget_minutes": self.time_budget_minutes,
             "network": network_state(self.module.network, self.base_weights),
             "training": training,
         }
@@ -190,6 +195,7 @@ class PretrainRun:
             )
         self._set_length(*checkpoint.length)
         self.licences = {**checkpoint.licences, **self.licences}
+        self.time_budget_minutes = checkpoint.time_budget_minutes
         self.resume_from = replace(checkpoint, base_weights=self.base_weights)
 
     def fit_to_budget(self, minutes: float) -> None:
@@ -200,6 +206,7 @@ class PretrainRun:
             left = max(minutes * 60 - (time.monotonic() - started), 1.0)
             phase = fit_to_budget(self.phases, timing, left)[0]
         self._set_length(phase.epochs, phase.iterations, phase.val_iterations)
+        self.time_budget_minutes = minutes
         expected = phase_seconds(phase, timing)
         self.reporter.message(
             f"Time budget {minutes:g} min: {timing.train_step:.3g} s a step; {self.steps} steps, about "
@@ -246,4 +253,5 @@ def load_checkpoint(path: Path) -> PretrainCheckpoint:
         training=data["training"],
         data=data.get("data"),
         licences=data.get("licences", {}),
+        time_budget_minutes=data.get("time_budget_minutes"),
     )

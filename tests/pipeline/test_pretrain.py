@@ -30,6 +30,7 @@ from samunet.planning.plan import Plan
 from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint
 from samunet.trainers.pretraining import PretrainSettings
+from samunet.trainers.schedule import Timing
 from samunet.workspace import Workspace
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
@@ -157,6 +158,26 @@ def test_the_same_command_gives_the_same_weights_and_is_not_repeated_silently(
     foreign.write_bytes(b"official")
     assert command(tmp_path, "--synthetic", *QUICK, "-o", foreign.stem, "--overwrite") == 2
     assert foreign.read_bytes() == b"official"
+
+
+def test_a_run_that_goes_on_keeps_its_time_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length was decided at the start; the command that started it is repeated as it was."""
+    quick = Timing(train_step=0.01, val_step=0.01)
+    monkeypatch.setattr("samunet.trainers.pretrain_run.measure", lambda run, seconds: quick)
+    words = ["--synthetic", *QUICK, "-o", "one"]
+    assert command(tmp_path, *words, "--time_budget", "5") == 0
+    for given in ([], ["--time_budget", "5"]):
+        assert command(tmp_path, *words, "--c", *given) == 0
+    capsys.readouterr()
+    assert command(tmp_path, *words, "--c", "--time_budget", "6") == 2
+    assert "begun with a time budget of 5 minutes" in capsys.readouterr().err
+    checkpoint = tmp_path / "results/pretraining/one/checkpoint_latest.pth"
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "time_budget_minutes": None}, checkpoint)
+    assert command(tmp_path, *words, "--c", "--time_budget", "5") == 2
+    assert "begun without a time budget" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
