@@ -17,7 +17,8 @@ from typing import TypeVar
 import torch
 
 from samunet.data.readers import read_image
-from samunet.inference.predictor import Predictor, single_case
+from samunet.inference.folder import single_case
+from samunet.inference.predictor import Predictor
 
 Result = TypeVar("Result")
 
@@ -38,7 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
     mirroring = not arguments.disable_tta
     predictor = Predictor.load(arguments.model, arguments.folds, device="cpu", mirroring=mirroring)
-    image, geometry = read_image(single_case(arguments.image, predictor.plan.file_ending).images)
+    image, geometry = read_image(
+        single_case(arguments.image, predictor.plan.file_ending, len(predictor.plan.channel_names)).images
+    )
     ready = predictor.preprocess(image, geometry, str(arguments.image)).image
     plain, watched = [], []
     for _ in range(arguments.repeats):
