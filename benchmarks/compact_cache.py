@@ -37,9 +37,9 @@ from samunet.preprocessing.compact import LEVEL, Codec, fit_bases
 from samunet.preprocessing.embedding_build import cached_features
 from samunet.preprocessing.embeddings import IDENTITY_FILE, CacheIdentity, EmbeddingCache
 from samunet.records import read_record
-from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint, network_from_checkpoint
 from samunet.trainers.identity import read_run
-from samunet.workspace import Workspace
+from samunet.workspace import FINAL, Workspace
 
 METHOD, FITTED_SLICES = "2d_desam", 64
 BAR_POINTS, BAR_GB = 0.3, 2.0

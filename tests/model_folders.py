@@ -14,7 +14,8 @@ from samunet.inference.predictor import Predictor
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.trainers import get_trainer
-from samunet.trainers.checkpoint import FINAL, Checkpoint, save_checkpoint
+from samunet.trainers.checkpoint import Checkpoint, save_checkpoint
+from samunet.workspace import FINAL
 
 SPACING = (3.0, 1.0, 1.0)
 

@@ -20,7 +20,6 @@ from samunet.trainers import get_trainer
 from samunet.trainers.base import TrainingModule, build_optimizer, config_of
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.checkpoint import (
-    FINAL,
     Checkpoint,
     load_checkpoint,
     network_from_checkpoint,
@@ -31,6 +30,7 @@ from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sampling import Batching, Position, batch_keys
+from samunet.workspace import FINAL
 
 OUTSIDE = "examples.small_fcn"
 METHODS = [*(name for name in sorted(list_methods()) if "." not in name), OUTSIDE]

@@ -251,8 +251,13 @@ def _sources(members: Mapping[str, list[str]], wanted: str) -> list[str]:
     return sources
 
 
+def _kind(scheme: str) -> str:
+    """What a scheme keeps together, in a word."""
+    return "patient" if scheme == PATIENT_KFOLD else "group"
+
+
 def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], scheme: str) -> None:
-    kind = "patient" if scheme == PATIENT_KFOLD else "group"
+    kind = _kind(scheme)
     without = sorted(name for name in names if name not in groups)
     if without:
         raise SamunetError(
@@ -265,12 +270,13 @@ def _refuse_without_group(names: Iterable[str], groups: Mapping[str, str], schem
 def _members(names: Sequence[str], groups: Mapping[str, str], scheme: str) -> dict[str, list[str]]:
     """Group -> its cases."""
     _refuse_without_group(names, groups, scheme)
-    kind = "patient" if scheme == PATIENT_KFOLD else "group"
     members: dict[str, list[str]] = {}
     for name in names:
         members.setdefault(groups[name], []).append(name)
     if len(members) < 2:
-        raise SamunetError(f"The split {scheme} needs two {kind}s or more; there is only {list(members)}.")
+        raise SamunetError(
+            f"The split {scheme} needs two {_kind(scheme)}s or more; there is only {list(members)}."
+        )
     return members
 
 

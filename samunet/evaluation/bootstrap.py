@@ -10,7 +10,7 @@ with 0. The cases of a patient (group) are drawn together.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,11 @@ class Interval:
     def is_narrow(self) -> bool:
         """Whether so few patients are behind it that it is too narrow, or none at all."""
         return self.units is not None and self.units < FEWEST_UNITS
+
+    def in_points(self) -> str:
+        """A difference of shares for the screen: `+5.0 [-2.3, +12.3]` points."""
+        value, low, high = (100 * bound for bound in (self.value, self.low, self.high))
+        return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,14 @@ class ScoreTable:
         counts = (weights @ defined.astype(float)).reshape(shape)
         drawn = (weights @ self.present.astype(float))[:, None] > 0
         return np.where(drawn, sums / np.maximum(counts, 1), np.nan)
+
+
+def score_array(
+    cases: Iterable[Mapping[str, Mapping[str, float]]], names: Collection[str], metric: str
+) -> np.ndarray:
+    """(cases, classes) of a metric, of each case's class -> metric -> value; NaN where it is not defined."""
+    rows = [[scores[name][metric] for name in names] for scores in cases]
+    return np.array(rows, float).reshape(-1, len(names))
 
 
 def mean_defined(scores: Sequence[np.ndarray] | np.ndarray, axis: int = 0) -> np.ndarray:

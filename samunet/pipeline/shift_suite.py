@@ -19,6 +19,7 @@ from samunet.data.groups import Origins, unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
+from samunet.evaluation.bootstrap import score_array
 from samunet.evaluation.folder import evaluate_cases
 from samunet.evaluation.scores import Evaluation
 from samunet.evaluation.shifts import SEVERITIES, SHIFTS, Condition, check_condition, shifted
@@ -31,9 +32,8 @@ from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.pipeline.shift_suite_result import Fold, Outcome, SuiteResult
 from samunet.records import hash_files, read_json, write_json
-from samunet.trainers.checkpoint import FINAL
 from samunet.trainers.identity import read_run
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folder
+from samunet.workspace import DEFAULT_PLANS, FINAL, SUMMARY_FILE, Workspace, fold_folder
 
 logger = logging.getLogger(__name__)
 
@@ -311,10 +311,10 @@ def _read(bench: _Bench, condition: Condition, folder: Path) -> Outcome:
     """Scores of a finished condition."""
     summary = read_summary(folder / SUMMARY_FILE, bench.labels)
     evaluation = Evaluation(bench.labels, summary.tolerance_mm, summary.entries)
-    by_name = {entry.name: entry.metrics for entry in summary.entries}
-    dice, held = (
-        np.array([[by_name[c.name][n][m] for n in bench.labels.foreground] for c in bench.cases], float)
-        for m in ("Dice", "n_ref")
+    cases, names = [summary.cases[case.name] for case in bench.cases], bench.labels.foreground
+    return Outcome(
+        condition=condition,
+        foreground_mean=evaluation.foreground_mean,
+        dice=score_array(cases, names, "Dice"),
+        present=score_array(cases, names, "n_ref") > 0,
     )
-    mean = evaluation.foreground_mean
-    return Outcome(condition=condition, foreground_mean=mean, dice=dice, present=held > 0)

@@ -67,15 +67,10 @@ def _between(result: SuiteResult) -> list[str]:
     ]
     for pair in result.between:
         lines.append(
-            f"  {pair.first} - {pair.second}: {_points(pair.changed)} on the changed images; against its own "
-            f"clean images it keeps {_points(pair.kept)} more"
+            f"  {pair.first} - {pair.second}: {pair.changed.in_points()} on the changed images; against its "
+            f"own clean images it keeps {pair.kept.in_points()} more"
         )
     return lines
-
-
-def _points(interval: Interval) -> str:
-    value, low, high = (100 * bound for bound in (interval.value, interval.low, interval.high))
-    return f"{value:+.1f}" if math.isnan(low) else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _cases(result: SuiteResult) -> str:

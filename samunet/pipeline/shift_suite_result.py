@@ -77,10 +77,19 @@ class SuiteResult:
 
         A class counts where a reference holds it. No bounds with a single patient.
         """
-        clean, outcome = self._outcome(method, "", 0), self._outcome(method, kind, severity)
-        if clean is None or outcome is None:
+        outcome = self._outcome(method, kind, severity)
+        if outcome is None:
             return Interval(math.nan, math.nan, math.nan)
-        return self._differences([outcome.dice, clean.dice], [(0, 1)])[0]
+        return self._falls[method, outcome.condition.name]
+
+    @cached_property
+    def _falls(self) -> dict[tuple[str, str], Interval]:
+        """Method, condition -> its fall; drawn once for table, record and picture."""
+        return {
+            (method, outcome.condition.name): self._differences([outcome.dice, outcomes[0].dice], [(0, 1)])[0]
+            for method, outcomes in self.outcomes.items()
+            for outcome in outcomes
+        }
 
     @cached_property
     def between(self) -> tuple[BetweenMethods, ...]:
@@ -91,7 +100,7 @@ class SuiteResult:
             return ()
         clean, changed = [], []
         for outcomes in self.outcomes.values():
-            clean.append(next(o.dice for o in outcomes if not o.condition.severity))
+            clean.append(outcomes[0].dice)
             changed.append(mean_defined([o.dice for o in outcomes if o.condition.severity]))
         ahead = self._differences(changed, pairs)
         kept = self._differences([after - before for after, before in zip(changed, clean)], pairs)

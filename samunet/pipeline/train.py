@@ -22,13 +22,12 @@ from samunet.pipeline.trained_cases import DEFAULT_SCHEME, SplitInUse, begun_run
 from samunet.pipeline.validate import ValidationRequest, ValidationResult, validate
 from samunet.planning.plan import Plan
 from samunet.records import read_json, write_json
-from samunet.trainers.checkpoint import BEST, FINAL
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import RunRecord, read_run, settle_all_replaced
 from samunet.trainers.portable import is_shared_model
 from samunet.trainers.run import RunRequest
-from samunet.workspace import DEFAULT_PLANS, Workspace, fold_folder, split_tag
+from samunet.workspace import BEST, DEFAULT_PLANS, FINAL, Workspace, fold_folder, split_tag
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from samunet.pipeline.train import PreparedRun, Teach, TrainOptions, TrainOutcom
 from samunet.pipeline.trained_cases import begun_run
 from samunet.planning.methods import build_config, get_method
 from samunet.records import to_data
-from samunet.trainers.checkpoint import FINAL, LATEST, checkpoints_in
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.distillation import Distillation
 from samunet.trainers.identity import RunRecord, distillation_differences
-from samunet.workspace import Workspace, fold_folder, is_validated
+from samunet.workspace import FINAL, LATEST, Workspace, fold_folder, is_validated
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,9 @@ from samunet.planning.plan import Plan
 from samunet.records import from_data, to_data
 from samunet.trainers import import_trainer
 from samunet.trainers.torch_files import read_torch, write_torch
-from samunet.workspace import user_weights
+from samunet.workspace import BEST, FINAL, LATEST, user_weights
 
 FORMAT = 1
-LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from samunet.preprocessing.streams import BatchStream
 from samunet.trainers.base import Phase
-from samunet.trainers.checkpoint import (
-    BEST,
-    FINAL,
-    LATEST,
-    load_network_state,
-    random_states,
-    restore_random_states,
-)
+from samunet.trainers.checkpoint import load_network_state, random_states, restore_random_states
 from samunet.trainers.devices import peak_memory_gb, restart_peak_memory
 from samunet.trainers.history import (
     EpochRecord,
@@ -31,6 +24,7 @@ from samunet.trainers.sampling import Position, batch_keys
 from samunet.trainers.schedule import learning_rate_factor
 from samunet.trainers.signals import StopFlag, stop_signals
 from samunet.trainers.step import TrainingStep
+from samunet.workspace import BEST, FINAL, LATEST
 
 if TYPE_CHECKING:
     from samunet.trainers.loop_run import LoopRun

@@ -15,10 +15,9 @@ from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.train import PreparedRun, TrainOptions, TrainOutcome, prepare_run
 from samunet.planning import sam_options
 from samunet.planning.plan import EXPECTED, Configuration, Plan, WeightsUsed
-from samunet.trainers.checkpoint import LATEST
 from samunet.trainers.identity import CacheUse, RunRecord, identify, write_run
 from samunet.trainers.settings import apply_overrides
-from samunet.workspace import Workspace, fold_folder
+from samunet.workspace import LATEST, Workspace, fold_folder
 
 NAME = "Dataset901_Tiny3D"
 

@@ -16,9 +16,10 @@ from samunet.networks.sam.weight_files import weights_sha256
 from samunet.networks.sam.weights import build_parts
 from samunet.networks.sam.weights_card import WeightsCard, write_card
 from samunet.networks.sam.weights_writer import whole_state, write_pair, write_weights
-from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
+from samunet.workspace import FINAL
 
 
 def ship(folder: Path, variant: str, patch: pytest.MonkeyPatch) -> Path:

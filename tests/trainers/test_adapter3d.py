@@ -22,8 +22,9 @@ from samunet.inference.predictor import Predictor
 from samunet.networks.sam.weights import read_weights
 from samunet.trainers import get_trainer
 from samunet.trainers.base import build_optimizer, config_of
-from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
+from samunet.workspace import FINAL
 
 METHOD = "3d_adapter"
 FROZEN_PARTS = (

@@ -11,7 +11,7 @@ import torch
 from tiny_runs import SilentReporter, make_request
 
 from samunet.errors import SamunetError
-from samunet.trainers.checkpoint import FINAL, load_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.devices import (
     Precision,
     choose_device,
@@ -33,6 +33,7 @@ from samunet.trainers.reporter import (
     epoch_line,
     step_line,
 )
+from samunet.workspace import FINAL
 
 RECORD = EpochRecord(
     epoch=2,

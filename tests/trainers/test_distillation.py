@@ -30,7 +30,7 @@ from samunet.trainers import get_trainer
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
 from samunet.trainers.base import config_of
 from samunet.trainers.batches import PatchSource, SoftSource
-from samunet.trainers.checkpoint import FINAL, load_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.distillation import Distillation, distilled, soft_label_error
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
@@ -38,6 +38,7 @@ from samunet.trainers.losses import LossSettings
 from samunet.trainers.reporter import Reporter
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+from samunet.workspace import FINAL
 
 SHORT = {"epochs": 2, "iterations": 2, "val_iterations": 1}
 

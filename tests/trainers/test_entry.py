@@ -18,7 +18,7 @@ from samunet.networks.sam.weights import build_parts
 from samunet.planning.methods.unet import UNetConfig
 from samunet.trainers import budget
 from samunet.trainers.budget import given_settings
-from samunet.trainers.checkpoint import FINAL, LATEST, load_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import read_history
 from samunet.trainers.identity import _plain_keys, read_run
@@ -26,6 +26,7 @@ from samunet.trainers.run import RunRequest
 from samunet.trainers.schedule import Timing
 from samunet.trainers.settings import apply_overrides
 from samunet.trainers.unet import UNetTrainer
+from samunet.workspace import FINAL, LATEST
 
 METHOD = "examples.small_fcn"
 SETTINGS = {"epochs": 1, "iterations": 2, "val_iterations": 1, "width": 8}

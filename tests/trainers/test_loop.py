@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from samunet.errors import SamunetError
 from samunet.trainers import import_trainer, loop, step
 from samunet.trainers.base import Phase, TrainingModule, build_optimizer, decayed_apart
-from samunet.trainers.checkpoint import BEST, FINAL, LATEST, load_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.devices import Precision
 from samunet.trainers.entry import train_fold
 from samunet.trainers.history import cut_history, read_history
 from samunet.trainers.reporter import StepReport
 from samunet.trainers.run import RunRequest
 from samunet.trainers.signals import stop_signals
+from samunet.workspace import BEST, FINAL, LATEST
 
 METHOD = "examples.small_fcn"
 SETTINGS = {"epochs": 3, "iterations": 4, "val_iterations": 2, "width": 8}

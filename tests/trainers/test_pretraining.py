@@ -26,7 +26,6 @@ from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
 from samunet.pipeline.pretrain import with_settings
 from samunet.trainers import pretrain_run
-from samunet.trainers.checkpoint import FINAL, LATEST
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun
 from samunet.trainers.pretrain_source import (
@@ -41,6 +40,7 @@ from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 from samunet.trainers.schedule import Timing, phase_seconds
+from samunet.workspace import FINAL, LATEST
 
 OWN_TASKS = tuple(task for task in TASKS if task != "teacher")
 SMALL = PretrainSettings(

@@ -34,12 +34,13 @@ from samunet.trainers import cache_setup, get_trainer
 from samunet.trainers.base import config_of
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource, item_chances
-from samunet.trainers.checkpoint import FINAL, load_checkpoint, network_from_checkpoint
+from samunet.trainers.checkpoint import load_checkpoint, network_from_checkpoint
 from samunet.trainers.entry import train_fold
 from samunet.trainers.identity import read_run
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sam_heads import SamHeadModule
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+from samunet.workspace import FINAL
 
 SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
 

@@ -17,7 +17,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.groups import unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import Interval, mean_defined, mean_interval
+from samunet.evaluation.bootstrap import Interval, mean_defined, mean_interval, score_array
 from samunet.evaluation.scores import OTHER_METRICS, CaseScores, Evaluation, mean_of
 from samunet.evaluation.summary_file import origins_of, read_summary
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
@@ -176,24 +176,20 @@ def _cells(
 def _cell(found: Sequence[tuple[SourceRun, Evaluation]], target: str, labels: LabelSet) -> Cell:
     means = [evaluation.by_group()[target]["foreground_mean"] for _, evaluation in found]
     cases = [_of_group(evaluation, target) for _, evaluation in found]
-    dice = mean_defined([_table(entries, "Dice", labels) for entries in cases])
+    metrics = [[case.metrics for case in entries] for entries in cases]
+    dice = mean_defined([score_array(entries, labels.foreground, "Dice") for entries in metrics])
     return Cell(
         cases=len(dice),
         runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
         folders=tuple(str(run.folder) for run, _ in found),
         dice=dice,
-        present=_table(cases[0], "n_ref", labels) > 0,
+        present=score_array(metrics[0], labels.foreground, "n_ref") > 0,
         units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
     )
 
 
 def _of_group(evaluation: Evaluation, group: str) -> list[CaseScores]:
     return sorted((case for case in evaluation.cases if case.group == group), key=lambda case: case.name)
-
-
-def _table(cases: Sequence[CaseScores], metric: str, labels: LabelSet) -> np.ndarray:
-    """(cases, classes)."""
-    return np.array([[case.metrics[name][metric] for name in labels.foreground] for case in cases], float)
 
 
 def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:

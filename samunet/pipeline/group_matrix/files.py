@@ -64,11 +64,8 @@ def _compared(differences: Differences) -> list[str]:
     ]
     for entry in differences.pairs:
         if entry.first == best:
-            value, low, high = (
-                100 * bound for bound in (entry.interval.value, entry.interval.low, entry.interval.high)
-            )
-            verdict = "" if low > 0 else "  (not certain)"
-            lines.append(f"  {best} - {entry.second}: {value:+.1f} [{low:+.1f}, {high:+.1f}]{verdict}")
+            verdict = "" if entry.interval.low > 0 else "  (not certain)"
+            lines.append(f"  {best} - {entry.second}: {entry.interval.in_points()}{verdict}")
     return lines
 
 

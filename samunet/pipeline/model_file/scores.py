@@ -12,7 +12,7 @@ import numpy as np
 from samunet.data.groups import Origins, Unit, unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import mean_interval
+from samunet.evaluation.bootstrap import mean_interval, score_array
 from samunet.evaluation.scores import json_score
 from samunet.evaluation.summary_file import Summary, read_summary
 from samunet.records import read_json
@@ -163,7 +163,7 @@ def _mean(values: list[float]) -> Mean:
 
 def _with_interval(cases: list, names: tuple[str, ...], units: np.ndarray) -> Mean:
     """Mean Dice over classes; cases count in which any of them is defined."""
-    values = np.array([[case[name]["Dice"] for name in names] for case in cases])
+    values = score_array(cases, names, "Dice")
     count = int((~np.isnan(values)).any(axis=1).sum())
     found = mean_interval(values, units)
     value, low, high = (json_score(n) for n in (found.value, found.low, found.high))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from samunet.data.groups import Origins, unit_numbers
-from samunet.evaluation.bootstrap import Interval, mean_interval
+from samunet.evaluation.bootstrap import Interval, mean_interval, score_array
 from samunet.pipeline.report.collect import Model, ScoredCase
 
 
@@ -35,5 +33,5 @@ def group_interval(model: Model, group: str) -> Interval:
 
 
 def _interval(cases: Sequence[ScoredCase], names: Sequence[str], origins: Origins) -> Interval:
-    scores = np.array([[case.metrics[name]["Dice"] for name in names] for case in cases], float)
-    return mean_interval(scores.reshape(-1, len(names)), unit_numbers([case.name for case in cases], origins))
+    scores = score_array((case.metrics for case in cases), names, "Dice")
+    return mean_interval(scores, unit_numbers([case.name for case in cases], origins))

@@ -24,6 +24,7 @@ from samunet.evaluation.bootstrap import (
     Interval,
     ScoreTable,
     best_against_best,
+    score_array,
 )
 from samunet.evaluation.scores import Scores
 from samunet.networks.sam.variants import Prior
@@ -94,8 +95,8 @@ def score_table(
         SamunetError: no reference holds any class.
     """
     names = list(labels.foreground)
-    values = np.array([[[one[case][name][metric] for name in names] for case in cases] for one in scores])
-    present = np.array([[scores[0][case][name]["n_ref"] > 0 for name in names] for case in cases])
+    values = np.array([score_array((one[case] for case in cases), names, metric) for one in scores])
+    present = score_array((scores[0][case] for case in cases), names, "n_ref") > 0
     if not present.any():
         raise SamunetError(
             "No reference of the out-of-fold cases holds any class, so there is nothing to compare by."
