@@ -16,14 +16,24 @@ arms `desam_frozen` (DeSAM's own premise) and `cnn_plain` (what `2d_desam` sees)
 when they are named.
 
 Without --weights the plan's encoder is used, `vit_tiny` with the weights that ship where the weights folder
-is empty; the weights of each training stand beside its scores, and a results file made with other weights, on
-another device, or with caches that trainings shared is not continued. Finished steps are in
-WORK/generalization_runs.json; start again to go on, on the same machine. Seeds are the outer loop, so that an
-interrupted benchmark has all methods of the first seeds; --report prints what there is. A training that fails
-is named at the end, after the others.
+is empty; the weights of each training stand beside its scores, and a results file made with other weights or
+on another device is not continued.
 
-The time of a training has the building of a frozen encoder's cache in it. Trainings on one encoder would
-share the cache, and the first alone would pay for it; so every one starts without a cache.
+First the schedules: `samunet_train --time_budget` is begun ROUNDS times for every arm, on a machine that
+does nothing else, until it has decided how many epochs and steps fit; the longest counts, since other
+programs only ever slow a step down. Then every seed is trained with those epochs and steps. A training with a
+time budget is the one with the epochs and steps that it decides for, so this changes nothing but what a busy
+or another machine would: all seeds of an arm are equally long, and the trainings may be made side by side,
+anywhere.
+
+    python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --only_schedules
+    OMP_NUM_THREADS=1 python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --tasks prostate &
+    OMP_NUM_THREADS=1 python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --tasks heart &
+
+Finished steps are in WORK/generalization_runs_TASK.json, a file a task; start again to go on, with copies of
+those files on another machine too: a training whose weights did not come along and that still has something
+to predict is made again. Seeds are the outer loop, so that an interrupted benchmark has all methods of the
+first seeds; --report prints what there is. A training that fails is named at the end, after the others.
 """
 
 from __future__ import annotations
@@ -31,26 +41,20 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from measured_commands import CommandFailed, ResultsFile, code_commit, hardware, machine_load
-from real_runs import Bench, Training, interval, mean_scores, seed_differences, setting_words
-from subsets import dice_scores, patient_of
+from generalization_report import report
+from measured_commands import CommandFailed, ResultsFile, code_commit, hardware, machine_load, run_until
+from real_runs import Bench, Training, setting_words
+from subsets import dice_scores
 
-from samunet.evaluation.bootstrap import FEWEST_UNITS
-from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weight_files import shipped_weights, weights_sha256
-from samunet.planning.methods import get_method
-from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.unet import SHORT_MOMENTUM, SHORT_RATE
 
 GRIDS = (1, 9, 25)
-REFERENCE = "desam_grid 9"
-"""The row that all others are compared with."""
 PROTOCOL_WORDS = ("grid_side=9", "top_prompts=1", "min_iou=0.5")
 """How the paper predicts: the best of 81 points, and nothing where none is trusted."""
 ENCODER = "vit_tiny"
@@ -61,10 +65,10 @@ TASKS = {"prostate": (PROSTATE, (PROSTATE,)), "heart": (CINE, (LATE, CINE))}
 CPU_UNETS = ("batch_size=2", f"learning_rate={SHORT_RATE}", f"momentum={SHORT_MOMENTUM}")
 """Of the U-Nets on a CPU: planned are up to 12 slices a step, which leaves some dozens in half an hour. Rate
 and momentum are those of short trainings, so that no seed has others by a few steps more."""
-MACHINE = ("processor", "cores_allowed", "torch", "omp_num_threads")
-"""What of the hardware decides how much is learnt in the time."""
-PATIENCE = 0.1
-"""Share by which a training may miss its minutes before the report marks it."""
+ROUNDS = 2
+"""How often a time budget is asked for its schedule."""
+LENGTH = ("epochs", "iterations", "val_iterations")
+"""What a time budget decides; the rest of a phase follows from the settings."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,11 @@ class Run:
         return TASKS[self.task][0]
 
     @property
+    def schedule(self) -> str:
+        """Name of the step that keeps what the time budget decided for all seeds."""
+        return f"{self.task} {self.arm.name} {self.augmentation} {self.minutes:g}min schedule"
+
+    @property
     def facts(self) -> str:
         """Name of the step that keeps what the training was."""
         return f"{self.name} facts"
@@ -169,35 +178,72 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     if all(bench.is_scored(step) for step in steps):
         print(f"have  {run.name}", flush=True)
         return
-    training = training_of(bench, run, arguments)
-    forget_caches(bench, training)
-    load = machine_load()
+    length = setting_words(*(f"{name}={chosen_phase(bench, run)[name]}" for name in LENGTH))
+    training = training_of(bench, run, arguments, *length)
+    forget_lost_training(bench, run, training)
     bench.train(training)
     if run.facts not in bench.results.steps:
         facts = facts_of(bench, training)
-        bench.results.save(run.facts, {"load_before": load, "load_after": machine_load(), **facts})
+        assert facts["phases"] == [chosen_phase(bench, run)], "not the schedule that the budget decided for"
+        bench.results.save(run.facts, facts)
     for step, (target, settings) in steps.items():
         if not bench.is_scored(step):
             predict(bench, training, step, target, settings)
 
 
-def forget_caches(bench: Bench, training: Training) -> None:
-    """Remove the embeddings that trainings before this one left, unless it has begun and paid for its own."""
-    if not checkpoints_in(bench.run_folder(training)):
-        for folder in (bench.workspace() / "preprocessed" / training.dataset).glob("*_embeddings"):
-            shutil.rmtree(folder)
+def forget_lost_training(bench: Bench, run: Run, training: Training) -> None:
+    """Forget a training whose weights are gone, and its predictions, so that all are made of one network."""
+    if (bench.run_folder(training) / "checkpoint_final.pth").exists():
+        return
+    for step in [step for step in bench.results.steps if step.startswith(f"{run.name} ")]:
+        del bench.results.steps[step]
 
 
-def training_of(bench: Bench, run: Run, arguments: argparse.Namespace) -> Training:
-    """The training with its words: augmentation, the arm's settings, weights or batch, seed, budget."""
+def decide_schedule(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
+    """Ask the time budget, once more where it was asked too seldom; the run is not kept.
+
+    Trainings on one frozen encoder would share its cache, and the first alone would pay for it; so every one
+    is asked without a cache.
+    """
+    rounds = list(bench.results.steps.get(run.schedule, ()))
+    budget = ("--time_budget", f"{run.minutes:g}")
+    training = training_of(bench, run, arguments, *budget, tag=f"schedule-{run.arm.name}")
+    folder = bench.run_folder(training)
+    for folder_of_cache in (bench.workspace() / "preprocessed" / run.dataset).glob("*_embeddings"):
+        shutil.rmtree(folder_of_cache)
+    load = machine_load()
+    print(f"start {run.schedule}, round {len(rounds) + 1}", flush=True)
+    log = bench.work / "logs" / f"{run.schedule.replace(' ', '_')}_{len(rounds)}.txt"
+    words = [bench.bin / "samunet_train", *bench.train_words(training), "--workspace", bench.workspace()]
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    run_until(words, log, folder / "run.json")
+    record = json.loads((folder / "run.json").read_text())
+    shutil.rmtree(folder.parent)
+    found = {"phases": record["phases"], "load_before": load, "hardware": hardware()}
+    bench.results.save(run.schedule, [*rounds, found])
+
+
+def chosen_phase(bench: Bench, run: Run) -> dict[str, Any]:
+    """The longest schedule that the budget had: what other programs took from a round is not in it."""
+    rounds = bench.results.steps[run.schedule]
+    assert all(len(found["phases"]) == 1 for found in rounds), "of several phases each would need its length"
+    return max(
+        (found["phases"][0] for found in rounds), key=lambda phase: phase["epochs"] * phase["iterations"]
+    )
+
+
+def training_of(
+    bench: Bench, run: Run, arguments: argparse.Namespace, *length: str, tag: str | None = None
+) -> Training:
+    """The training with its words: augmentation, the arm's settings, weights or batch, seed, its length."""
     settings = [f"augmentation={run.augmentation}", *run.arm.settings]
     words = [*setting_words(*settings)]
     if run.arm.method.endswith("_unet"):
         words += cpu_words(bench, run) if bench.device == "cpu" else ()
     else:
         words += weights_words(arguments)
-    words += ["--seed", str(run.seed), "--time_budget", f"{run.minutes:g}"]
-    return Training(run.name, run.dataset, run.arm.method, run.tag, words=tuple(words))
+    words += ["--seed", str(run.seed), *length]
+    return Training(run.name, run.dataset, run.arm.method, tag or run.tag, words=tuple(words))
 
 
 def cpu_words(bench: Bench, run: Run) -> tuple[str, ...]:
@@ -247,87 +293,6 @@ def facts_of(bench: Bench, training: Training) -> dict[str, Any]:
     return {**{name: record[name] for name in kept}, "length": length, "commit": code_commit()}
 
 
-Seeds = dict[int, dict[str, Any]]
-"""Seed -> scores of one row."""
-
-
-def rows_of(steps: dict[str, Any]) -> dict[str, dict[str, Seeds]]:
-    """`task: target, augmentation, minutes` -> `arm prediction` -> seeds: scores and the training's facts."""
-    tables: dict[str, dict[str, Seeds]] = {}
-    for step, scores in steps.items():
-        if step.endswith(" scores"):
-            training, _, place = step.removesuffix(" scores").partition(" on ")
-            task, arm, augmentation, seed, minutes = training.split(" ")
-            target, *name = place.split(" ")
-            table = tables.setdefault(f"{task}: {target}, augmentation {augmentation}, {minutes}", {})
-            facts = {"facts": steps[f"{training} facts"], "minutes": float(minutes.removesuffix("min"))}
-            table.setdefault(" ".join([arm, *name]), {})[int(seed.removeprefix("seed"))] = {**scores, **facts}
-    return tables
-
-
-def report(steps: dict[str, Any]) -> None:
-    """For each task and target: a row an arm and grid, and how far each is from points on a grid of 9."""
-    for title, rows in sorted(rows_of(steps).items()):
-        patients = {
-            patient_of(case) for seeds in rows.values() for run in seeds.values() for case in run["cases"]
-        }
-        few = ": too few, intervals are too narrow" if len(patients) < FEWEST_UNITS else ""
-        print(f"\n{title} ({len(patients)} patients{few})")
-        ranked = sorted(rows.items(), key=lambda row: -_mean_dice(row[1].values()))
-        for name, seeds in ranked:
-            print(f"  {name:20} {_row(list(seeds.values()))}")
-        others = {name: seeds for name, seeds in ranked if name != REFERENCE}
-        for name, found in seed_differences(rows.get(REFERENCE, {}), others).items():
-            print(
-                f"    {REFERENCE} - {name}: {found.mean:+.1f} points [{found.low:+.1f}, {found.high:+.1f}] "
-                f"(seeds {', '.join(f'{points:+.1f}' for points in found.each)})"
-            )
-    print("\nIntervals draw patients, not seeds; those of the differences under a title hold all at once.")
-
-
-def _row(seeds: list[dict[str, Any]]) -> str:
-    """Mean over the seeds, interval over patients, the seeds; the same masks by the paper's protocol; how
-    long each training was (! where it missed its minutes), and on what."""
-    each = " ".join(f"{scores['dice']:.3f}" for scores in seeds)
-    plain = _with_interval(_mean_dice(seeds), [scores["cases"] for scores in seeds])
-    protocol = [scores["protocol"] for scores in seeds]
-    by_paper = _with_interval(_mean_dice(protocol), [scores["cases"] for scores in protocol])
-    return f"{plain} ({each}); scored as the paper does {by_paper}; {_length(seeds)}; {_encoder(seeds[0])}"
-
-
-def _with_interval(mean: float, cases: list[dict[str, Any]]) -> str:
-    low, high = interval(mean_scores(cases))
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _length(seeds: list[dict[str, Any]]) -> str:
-    words = []
-    for scores in seeds:
-        facts, planned_minutes = scores["facts"], scores["minutes"]
-        minutes = facts["length"]["seconds"] / 60
-        steps = sum(phase["epochs"] * phase["iterations"] for phase in facts["phases"])
-        mark = "!" if abs(minutes - planned_minutes) > PATIENCE * planned_minutes else ""
-        words.append(f"{steps} steps in {minutes:.0f}{mark} min")
-    return ", ".join(words)
-
-
-def _encoder(scores: dict[str, Any]) -> str:
-    """What was trained: encoder, what the head sees, batch, patch."""
-    used = scores["facts"]["configuration"]
-    batch = f"batch {used['batch_size']}"
-    if not used["encoder"]:
-        return f"{batch}, patch {' x '.join(map(str, used['patch_size']))}"
-    trained = "trained too" if used["settings"].get("encoder") == "full" else "kept"
-    config = get_method(used["method"]).config(**used["settings"])
-    beside = ", sees the picture" if config.sees_picture(get_variant(used["encoder"])) else ""
-    encoder = f"{used['encoder']} {used['encoder_weights']} at {used['input_size']} px, {trained}"
-    return f"{encoder}{beside}, {batch}"
-
-
-def _mean_dice(seeds: Iterable[dict[str, Any]]) -> float:
-    return float(np.mean([scores["dice"] for scores in seeds]))
-
-
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trained on one site, tested on another.")
     parser.add_argument("--data", type=Path, required=True, help="folder with the DatasetXXX_Name folders")
@@ -342,8 +307,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="SAM weights for the methods on an encoder")
     parser.add_argument("--bin", type=Path, default=Bench.own_bin(), help="folder of samunet_train")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only_schedules", action="store_true", help="ask the time budgets, train nothing")
+    parser.add_argument("--keep", type=Path, help="copy the results files into this folder at the end")
     parser.add_argument("--report", action="store_true", help="only print what there is")
-    parser.add_argument("--keep", type=Path, help="copy the results file into this folder at the end")
     return parser.parse_args(words)
 
 
@@ -351,36 +317,49 @@ def main() -> None:
     arguments = parse()
     work: Path = arguments.work.resolve()
     weights = arguments.weights or shipped_weights(ENCODER)
-    here = hardware()
     setup = {
         "device": arguments.device,
-        "machine": {name: here[name] for name in MACHINE},
         "weights_sha256": None if weights is None else weights_sha256(weights),
     }
-    if arguments.weights:  # the small encoder is trained along, so that there is nothing to cache
-        setup["caches"] = "built by every training"
-    header = {"hardware": here, "load_at_start": machine_load(), **setup}
-    results = ResultsFile(work / "generalization_runs.json", header)
+    benches = {task: bench_of(task, work, arguments, setup) for task in arguments.tasks}
     if arguments.report:
-        report(results.steps)
+        report(steps_of(benches))
         return
-    results.require(setup)
-    folder, predicting = work / "generalization_runs", ("--disable_tta",)
-    bench = Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
-    for task in arguments.tasks:
+    for task, bench in benches.items():
+        bench.results.require(setup)
         prepare(bench, task, arguments)
+    for number in range(
+        ROUNDS
+    ):  # round after round: what slows a machine down for minutes meets no arm twice
+        for run in planned(arguments):
+            if len(benches[run.task].results.steps.get(run.schedule, ())) <= number:
+                decide_schedule(benches[run.task], run, arguments)
+    if arguments.only_schedules:
+        return
     faults = []
     for run in planned(arguments):
         try:
-            perform(bench, run, arguments)
+            perform(benches[run.task], run, arguments)
         except CommandFailed as fault:
             faults.append(f"{run.name}: {fault}")
-        report(results.steps)
-    if arguments.keep:
+        report(steps_of(benches))
+    for bench in benches.values() if arguments.keep else ():
         arguments.keep.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(results.path, arguments.keep / "generalization_runs.json")
+        shutil.copyfile(bench.results.path, arguments.keep / bench.results.path.name)
     if faults:
         raise SystemExit("\n\n".join(["Not finished; start again to try once more:", *faults]))
+
+
+def bench_of(task: str, work: Path, arguments: argparse.Namespace, setup: Mapping[str, Any]) -> Bench:
+    """Folders and results file of a task; a process for each task may use the same folders."""
+    results = ResultsFile(work / f"generalization_runs_{task}.json", {"hardware": hardware(), **setup})
+    folder, predicting = work / "generalization_runs", ("--disable_tta",)
+    return Bench(arguments.data, folder, arguments.bin, arguments.device, results, predicting)
+
+
+def steps_of(benches: Mapping[str, Bench]) -> dict[str, Any]:
+    """Steps of all results files."""
+    return {name: step for bench in benches.values() for name, step in bench.results.steps.items()}
 
 
 if __name__ == "__main__":

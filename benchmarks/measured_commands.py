@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,28 @@ def run_command(
     return Measured(shown, round(seconds, 1), round(watch.total_gb, 3), round(watch.largest_gb, 3))
 
 
+def run_until(command: Sequence[str | Path], log: Path, product: Path, pause: float = 0.5) -> None:
+    """Run `command` with its output in `log` until the file `product` is there, then end it and its children.
+
+    Raises:
+        CommandFailed: it ended without the file.
+    """
+    words = [str(word) for word in command]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as output:
+        output.write(f"$ {shlex.join(words)}\n")
+        output.flush()
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+        while not product.exists() and process.poll() is None:
+            time.sleep(pause)
+        for member in family_of(process.pid):
+            with suppress(psutil.Error):
+                member.terminate()
+        process.wait()
+    if not product.exists():
+        raise CommandFailed(f"{shlex.join(words)}\nended without {product}; see {log}")
+
+
 class _MemoryWatch(threading.Thread):
     """Samples the memory of a process and its children: once a second, later every ten."""
 
@@ -85,7 +108,7 @@ class _MemoryWatch(threading.Thread):
             # Asking takes longer the more memory there is: a command that runs for hours is asked less.
             pause = min(LONGEST_PAUSE, max(1.0, (time.perf_counter() - self._begun) / 60))
             total = largest = 0.0
-            for process in self._family():
+            for process in family_of(self._pid):
                 try:
                     memory = process.memory_full_info()
                 except psutil.Error:
@@ -95,16 +118,18 @@ class _MemoryWatch(threading.Thread):
             self.total_gb = max(self.total_gb, total / 1e9)
             self.largest_gb = max(self.largest_gb, largest / 1e9)
 
-    def _family(self) -> list[psutil.Process]:
-        try:
-            parent = psutil.Process(self._pid)
-            return [parent, *parent.children(recursive=True)]
-        except psutil.Error:
-            return []
-
     def stop(self) -> None:
         self._ended.set()
         self.join()
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """A process and its children; empty once it has ended."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 class ResultsFile:
@@ -191,6 +216,7 @@ def hardware() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "date": time.strftime("%Y-%m-%d"),

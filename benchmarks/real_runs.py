@@ -109,13 +109,16 @@ class Bench:
 
     def train(self, training: Training) -> None:
         """Train on fold `all`. A training that was interrupted is continued."""
-        name, number, folder = training.name, self.number(training.dataset), self.run_folder(training)
-        begun = (folder / "checkpoint_latest.pth").exists()
-        how = ["--c" if begun else "--overwrite", *self._which(training), *training.words]
-        script, taught = "samunet_train", [number, training.method, "all"]
-        if training.teacher is not None:
-            script, taught = "samunet_distill", [number, training.teacher, training.method, "all"]
-        self.measure(f"{name} train", script, *taught, *how, product=folder / "checkpoint_final.pth")
+        script = "samunet_train" if training.teacher is None else "samunet_distill"
+        product = self.run_folder(training) / "checkpoint_final.pth"
+        self.measure(f"{training.name} train", script, *self.train_words(training), product=product)
+
+    def train_words(self, training: Training) -> list[str | Path]:
+        """Words of samunet_train, or of samunet_distill: what is trained, anew or on, and how."""
+        begun = (self.run_folder(training) / "checkpoint_latest.pth").exists()
+        taught = [training.method] if training.teacher is None else [training.teacher, training.method]
+        which = [self.number(training.dataset), *taught, "all", "--c" if begun else "--overwrite"]
+        return [*which, *self._which(training), *training.words]
 
     def is_scored(self, name: str) -> bool:
         """Whether the step `name` has its scores, so that nothing of it has to be done any more."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,25 +217,85 @@ def test_generalization_runs_keeps_the_targets_out_of_training(
             assert names == held_out
 
 
-def test_every_training_of_generalization_runs_builds_its_own_cache(
-    load: Callable[[str], Any], tmp_path: Path
-) -> None:
-    """Two arms on one encoder would share it, and the second would have more of its time for training."""
+@pytest.fixture
+def asked(load: Callable[[str], Any], sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bench whose time budgets decide for 40, then for 50 steps an epoch; `caches` are those they met."""
     runs, measured = load("generalization_runs"), load("measured_commands")
-    bench = runs.Bench(tmp_path, tmp_path, Path(), "cpu", measured.ResultsFile(tmp_path / "results.json", {}))
-    run = runs.Run("prostate", runs.ARMS[1], 0, "full", 30.0)
-    training = runs.Training(run.name, run.dataset, run.arm.method, run.tag)
-    preprocessed = bench.workspace() / "preprocessed" / run.dataset
-    cases, cache = (preprocessed / f"samunetPlans_2d{ending}" for ending in ("", "_embeddings"))
-    for folder in (cases, cache / "signature", bench.run_folder(training)):
-        folder.mkdir(parents=True)
-    runs.forget_caches(bench, training)
-    assert cases.is_dir()
-    assert not cache.exists()
-    cache.mkdir()
-    (bench.run_folder(training) / "checkpoint_latest.pth").touch()
-    runs.forget_caches(bench, training)
-    assert cache.is_dir()
+    results = measured.ResultsFile(tmp_path / "results.json", {})
+    bench = runs.Bench(sites, tmp_path, Path("bin"), "cpu", results)
+    preprocessed = bench.workspace() / "preprocessed" / "Dataset008_Prostate"
+    iterations, commands, caches = iter((40, 50)), [], []
+
+    def run_until(words: list[Any], log: Path, product: Path) -> None:
+        commands.append([str(word) for word in words])
+        caches.append([folder.name for folder in preprocessed.glob("*_embeddings")])
+        (preprocessed / "samunetPlans_2d_embeddings").mkdir(parents=True, exist_ok=True)
+        phase = {"epochs": 10, "iterations": next(iterations), "val_iterations": 3}
+        product.parent.mkdir(parents=True)
+        product.write_text(json.dumps({"phases": [phase]}))
+
+    monkeypatch.setattr(runs, "run_until", run_until)
+    arguments = runs.parse(["--data", str(sites), "--work", str(tmp_path)])
+    run = runs.Run("prostate", runs.ARMS[1], 1, "full", 30.0)
+    return SimpleNamespace(
+        runs=runs, bench=bench, arguments=arguments, run=run, commands=commands, caches=caches
+    )
+
+
+def test_the_longest_of_two_schedules_counts_and_none_met_a_cache(asked: Any) -> None:
+    """Two arms on one encoder would share the cache, and the second would have more time for training."""
+    for _ in range(asked.runs.ROUNDS):
+        asked.runs.decide_schedule(asked.bench, asked.run, asked.arguments)
+    assert asked.caches == [[], []]
+    assert asked.runs.chosen_phase(asked.bench, asked.run)["iterations"] == 50
+    for words in asked.commands:
+        assert words[words.index("--time_budget") + 1] == "30"
+    assert not (asked.bench.workspace() / "results" / "Dataset008_Prostate").exists() or not list(
+        (asked.bench.workspace() / "results" / "Dataset008_Prostate").iterdir()
+    )
+
+
+def test_a_training_has_the_chosen_length_and_none_of_the_time(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is refused where it was not that long, so that no seed is compared with a shorter one."""
+    for _ in range(asked.runs.ROUNDS):
+        asked.runs.decide_schedule(asked.bench, asked.run, asked.arguments)
+    trained: list[Any] = []
+    monkeypatch.setattr(asked.runs.Bench, "train", lambda bench, training: trained.append(training))
+    monkeypatch.setattr(asked.runs, "facts_of", lambda *of: {"phases": [{"epochs": 9}]})
+    with pytest.raises(AssertionError, match="not the schedule"):
+        asked.runs.perform(asked.bench, asked.run, asked.arguments)
+    words = trained[0].words
+    assert {"epochs=10", "iterations=50", "val_iterations=3"} <= set(words)
+    assert "--time_budget" not in words
+
+
+def test_a_training_without_its_weights_is_made_again_with_all_predictions(asked: Any) -> None:
+    """As where only the results file came to another machine: its predictions would be of two networks."""
+    run, bench = asked.run, asked.bench
+    other = asked.runs.Run("prostate", asked.runs.ARMS[2], 1, "full", 30.0)
+    training = asked.runs.training_of(bench, run, asked.arguments)
+    kept = f"{other.name} train"
+    for step in (f"{run.name} train", run.facts, f"{run.step('Dataset008_Prostate', '9')} scores", kept):
+        bench.results.save(step, {})
+    final = bench.run_folder(training) / "checkpoint_final.pth"
+    final.parent.mkdir(parents=True)
+    final.touch()
+    asked.runs.forget_lost_training(bench, run, training)
+    assert len(bench.results.steps) == 4
+    final.unlink()
+    asked.runs.forget_lost_training(bench, run, training)
+    assert list(bench.results.steps) == [kept]
+
+
+def test_a_command_is_ended_when_its_file_is_there(load: Callable[[str], Any], tmp_path: Path) -> None:
+    measured, product = load("measured_commands"), tmp_path / "product"
+    program = f"import pathlib, time; pathlib.Path({str(product)!r}).touch(); time.sleep(600)"
+    measured.run_until([sys.executable, "-c", program], tmp_path / "log.txt", product, pause=0.05)
+    assert product.exists()
+    with pytest.raises(measured.CommandFailed, match="ended without"):
+        measured.run_until([sys.executable, "-c", "1"], tmp_path / "log.txt", tmp_path / "none", pause=0.05)
 
 
 def test_generalization_runs_reports_pairs(
@@ -267,16 +328,14 @@ def test_generalization_runs_reports_pairs(
                     "settings": {} if arm == "unet3d" else {"encoder": "full"},
                 },
                 "phases": [{"epochs": 10, "iterations": 10}],
-                "length": {"seconds": 1800 if arm == "cnn" else 2400},
             }
     runs.report(steps)
     words = capsys.readouterr().out
     assert "prostate: Dataset008_Prostate, augmentation full, 30min (5 patients: too few" in words
-    told = "100 steps in 30 min, 100 steps in 30 min; vit_tiny shipped at 224 px, trained too"
+    told = "100 steps; vit_tiny shipped at 224 px, trained too"
     assert f"{told}, sees the picture, batch 2" in words
     assert "vit_tiny shipped at 224 px, trained too, batch 2" in words
     assert "batch 2, patch 16 x 128 x 128" in words
-    assert "100 steps in 40! min" in words
     assert "scored as the paper does 0.700 [0.700, 0.700]" in words
     assert "desam_grid 9 - cnn: +12.0 points" in words
     assert "(seeds +12.0, +12.0)" in words
@@ -295,6 +354,7 @@ def test_a_training_that_fails_is_named_after_the_others_were_made(
 
     monkeypatch.setattr(runs, "perform", perform)
     monkeypatch.setattr(runs, "prepare", lambda *arguments: None)
+    monkeypatch.setattr(runs, "decide_schedule", lambda *arguments: None)
     words = ["--data", str(sites), "--work", str(tmp_path), "--tasks", "heart", "--seeds", "0"]
     monkeypatch.setattr("sys.argv", ["generalization_runs.py", *words])
     with pytest.raises(SystemExit, match="heart cnn full seed0 30min: no memory"):
