@@ -85,7 +85,7 @@ def run_until(command: Sequence[str | Path], log: Path, product: Path, pause: fl
             time.sleep(pause)
         for member in family_of(process.pid):
             with suppress(psutil.Error):
-                member.terminate()
+                member.kill()  # a command that is asked to end may clear up, and take the file along
         process.wait()
     if not product.exists():
         raise CommandFailed(f"{shlex.join(words)}\nended without {product}; see {log}")

@@ -242,6 +242,21 @@ def test_fields_of_an_encoder_are_refused_where_nothing_reads_them() -> None:
     assert (changed.encoder, changed.settings["encoder"]) == ("vit_micro", "full")
 
 
+def test_a_time_budget_replaces_nothing_where_nothing_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Timing writes a checkpoint into the new run's folder, and removes it."""
+    monkeypatch.setattr("samunet.trainers.budget.LEAST_SECONDS", 0.0)
+    request = make_request(
+        tmp_path, METHOD, settings=SETTINGS, time_budget_minutes=0.1, overwrite=True, device="cpu"
+    )
+    with caplog.at_level("INFO"):
+        assert train_fold(request, SilentReporter()).status == "finished"
+        assert "Replacing" not in caplog.text
+        assert train_fold(request, SilentReporter()).status == "finished"
+    assert f"Replacing the run in {request.folder}" in caplog.text
+
+
 def test_a_time_budget_fixes_a_schedule_that_continuing_keeps(
     request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
