@@ -183,9 +183,9 @@ def distillation_differences(found: dict[str, Any] | None, wanted: dict[str, Any
 def clear_for_new_run(folder: Path) -> None:
     """Put the run that --overwrite replaces aside; to be called when nothing can refuse the new one any more.
 
-    `settle_replaced` removes it, or puts it back.
+    `settle_replaced` removes it, or puts it back. An empty folder, as timing leaves it, is no run.
     """
-    if folder.exists():
+    if folder.exists() and any(folder.iterdir()):
         logger.info("Replacing the run in %s.", folder)
         folder.rename(_aside(folder))
 
