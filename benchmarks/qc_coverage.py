@@ -28,7 +28,7 @@ from scipy.stats import beta, spearmanr
 
 from samunet.data.labels import LabelSet
 from samunet.evaluation.folder import evaluate_folder
-from samunet.pipeline.qc import CaseVerdict, QCReport
+from samunet.pipeline.qc.predictions import CaseVerdict, QCReport
 from samunet.records import read_json, read_record
 
 RESULT_TOPICS = ("class", "volume")

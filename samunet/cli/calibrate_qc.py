@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline.qc_model import calibrate
+    from samunet.pipeline.qc.model import calibrate
 
     folders = model_folders(arguments, open_workspace(arguments))
     if len(folders) > 1:

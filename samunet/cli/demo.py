@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline.demo import DemoOptions, run_demo
+    from samunet.pipeline.demo.run import DemoOptions, run_demo
 
     print(f"Workspace: {arguments.workspace} (everything the demo makes is in there)")
     options = DemoOptions(

@@ -163,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.inference.files import FileOptions
     from samunet.inference.output_folder import check_output
     from samunet.inference.predictor import Predictor
-    from samunet.pipeline.qc import assess, assess_ensemble
+    from samunet.pipeline.qc.predictions import assess, assess_ensemble
 
     if not 0 <= arguments.part_id < arguments.num_parts:
         raise SamunetError(f"-part_id {arguments.part_id}: give 0 to {arguments.num_parts - 1} (-num_parts).")

@@ -23,7 +23,7 @@ from samunet.cli.common import (
 from samunet.errors import SamunetError
 
 if TYPE_CHECKING:
-    from samunet.pipeline.pretrain import PretrainOptions
+    from samunet.pipeline.pretrain.run import PretrainOptions
 
 EXAMPLES = """\
   samunet_pretrain --synthetic --time_budget 30 -o first_try
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.contact_sheet import draw_samples
-    from samunet.pipeline.pretrain import pretrain, shown_source
+    from samunet.pipeline.pretrain.run import pretrain, shown_source
 
     if arguments.resume and arguments.overwrite:
         raise SamunetError("--c and --overwrite exclude each other: continue the run, or replace it.")
@@ -207,7 +207,7 @@ def _shown(words: list[str] | None) -> tuple[int, Path] | None:
 
 
 def _options(arguments: argparse.Namespace) -> PretrainOptions:
-    from samunet.pipeline.pretrain import PretrainOptions, with_settings
+    from samunet.pipeline.pretrain.run import PretrainOptions, with_settings
     from samunet.trainers.pretraining import PretrainSettings
 
     settings = with_settings(PretrainSettings(), _settings(arguments))

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
-    from samunet.pipeline.run_all import RunAllOptions, run_all
+    from samunet.pipeline.run_all.run import RunAllOptions, run_all
 
     workspace = open_workspace(arguments)
     options = RunAllOptions(

@@ -109,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from samunet.pipeline import shift_suite_files as files
-    from samunet.pipeline.shift_suite import SuiteRequest, run_suite
+    from samunet.pipeline.shift_suite import files
+    from samunet.pipeline.shift_suite.run import SuiteRequest, run_suite
 
     workspace = open_workspace(arguments)
     dataset = workspace.dataset_name(arguments.dataset)

@@ -2,7 +2,7 @@
 
 They are written wherever a folder is predicted, so an out-of-fold case of the validation and a new case have
 the same features from the same code. What follows from them (flags, predicted Dice) is in `envelope` and in
-`samunet.pipeline.qc`.
+`samunet.pipeline.qc.predictions`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
 from samunet.pipeline.preprocessed_cases import preprocess_command, preprocessed_names
-from samunet.pipeline.qc_model import calibrate_when_complete
+from samunet.pipeline.qc.model import calibrate_when_complete
 from samunet.pipeline.recorded_plan import recorded_plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
 from samunet.pipeline.said_once import SaidOnce, Say

@@ -11,8 +11,8 @@ import pytest
 
 from samunet.cli import apply_postprocessing, find_best_configuration, plan_and_preprocess, predict, train
 from samunet.cli.train import settings_of
-from samunet.pipeline.demo import DEMO_METHODS, DemoOptions
-from samunet.pipeline.demo import _commands as demo_commands
+from samunet.pipeline.demo.run import DEMO_METHODS, DemoOptions
+from samunet.pipeline.demo.run import _commands as demo_commands
 from samunet.pipeline.report.verdict import verdict_content
 from samunet.pipeline.selection.find import _commands as selection_commands
 from samunet.pipeline.selection.record import Member

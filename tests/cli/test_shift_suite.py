@@ -14,7 +14,7 @@ from PIL import Image
 from samunet.cli import shift_suite
 from samunet.evaluation.shifts import SHIFTS
 from samunet.inference.predictor import Predictor
-from samunet.pipeline.shift_suite import chosen_cases
+from samunet.pipeline.shift_suite.run import chosen_cases
 
 NAME = "Dataset901_Tiny3D"
 QUICK = ["-d", "901", "--shifts", "noise", "--severities", "1", "5", "--disable_tta", "-device", "cpu"]

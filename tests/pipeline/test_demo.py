@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
-from samunet.pipeline import demo
-from samunet.pipeline.demo import DemoOptions, run_demo
-from samunet.pipeline.phantom import ORGANS, PHANTOM_DATASET
+from samunet.pipeline.demo import run as demo
+from samunet.pipeline.demo.phantom import ORGANS, PHANTOM_DATASET
+from samunet.pipeline.demo.run import DemoOptions, run_demo
 
 LEAST_DICE = {"2d_unet": 0.80, "2d_cnn": 0.80}
 LONGEST_SECONDS = 300

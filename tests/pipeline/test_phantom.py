@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from scipy.ndimage import zoom
 
 from samunet.errors import SamunetError
-from samunet.pipeline.phantom import (
+from samunet.pipeline.demo.phantom import (
     ORGANS,
     PhantomCase,
     PhantomSettings,

@@ -25,7 +25,7 @@ from samunet.networks.sam.weight_files import find_weights, weights_sha256
 from samunet.networks.sam.weights import build_parts, expected_shapes, read_weights
 from samunet.networks.sam.weights_card import read_card
 from samunet.networks.sam.weights_writer import whole_state, write_weights
-from samunet.pipeline.pretrain import PretrainOptions, find_cuttings, with_settings
+from samunet.pipeline.pretrain.run import PretrainOptions, find_cuttings, with_settings
 from samunet.planning.plan import Plan
 from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint

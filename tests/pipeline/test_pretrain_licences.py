@@ -11,7 +11,7 @@ from samunet.cli.pretrain import main, parse_licences
 from samunet.data.cases import Case
 from samunet.errors import SamunetError
 from samunet.networks.sam.weights_card import read_card
-from samunet.pipeline.pretrain_licences import declared_licences
+from samunet.pipeline.pretrain.licences import declared_licences
 from samunet.preprocessing.slices import Cutting
 from samunet.workspace import Workspace
 

@@ -21,11 +21,11 @@ from samunet.errors import SamunetError
 from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
 from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
 from samunet.inference.postprocessing import Postprocessing, Rule
-from samunet.pipeline import qc
 from samunet.pipeline.out_of_fold import read_fold
 from samunet.pipeline.postprocessed_cases import RulesAfter
-from samunet.pipeline.qc import QCReport, assess
-from samunet.pipeline.qc_model import QCModel, calibrate, calibrate_when_complete
+from samunet.pipeline.qc import predictions as qc
+from samunet.pipeline.qc.model import QCModel, calibrate, calibrate_when_complete
+from samunet.pipeline.qc.predictions import QCReport, assess
 from samunet.records import read_json, read_record, to_data, write_json
 
 PLAN = make_plan(make_configuration("2d_unet"))

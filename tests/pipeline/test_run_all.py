@@ -12,9 +12,8 @@ from tiny_runs import WEIGHTS_FILE, make_configuration, make_plan, write_weights
 from samunet.cli import plan_and_preprocess, train
 from samunet.cli import run_all as command
 from samunet.errors import SamunetError
-from samunet.pipeline import run_all
-from samunet.pipeline.run_all import chosen_methods
-from samunet.pipeline.run_all_folds import (
+from samunet.pipeline.run_all import run as run_all
+from samunet.pipeline.run_all.folds import (
     DONE,
     HALFWAY,
     NEW,
@@ -23,6 +22,7 @@ from samunet.pipeline.run_all_folds import (
     WantedRun,
     start_or_go_on,
 )
+from samunet.pipeline.run_all.run import chosen_methods
 from samunet.pipeline.said_once import Say
 from samunet.pipeline.train import TrainOptions, TrainOutcome, prepare_run
 from samunet.planning.plan import Plan, Verdict

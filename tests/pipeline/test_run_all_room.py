@@ -14,9 +14,9 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import probability_files
-from samunet.pipeline import run_all
-from samunet.pipeline.run_all_folds import Training
-from samunet.pipeline.run_all_room import check_probability_room
+from samunet.pipeline.run_all import run as run_all
+from samunet.pipeline.run_all.folds import Training
+from samunet.pipeline.run_all.room import check_probability_room
 from samunet.pipeline.said_once import Say
 from samunet.pipeline.train import TrainOptions, TrainOutcome
 from samunet.workspace import Workspace, validation_folder

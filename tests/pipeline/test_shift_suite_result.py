@@ -11,8 +11,8 @@ from PIL import Image
 
 from samunet.data.cases import Case
 from samunet.evaluation.shifts import Condition
-from samunet.pipeline.shift_suite_files import describe, draw_curves
-from samunet.pipeline.shift_suite_result import Outcome, SuiteResult
+from samunet.pipeline.shift_suite.files import describe, draw_curves
+from samunet.pipeline.shift_suite.result import Outcome, SuiteResult
 
 CONDITIONS = (
     Condition(kind="clean", severity=0, seed=0),

@@ -24,7 +24,7 @@ from samunet.networks.sam.variants import get_variant
 from samunet.networks.sam.weights import SamWeights, build_parts, expected_shapes
 from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
-from samunet.pipeline.pretrain import with_settings
+from samunet.pipeline.pretrain.run import with_settings
 from samunet.trainers import pretrain_run
 from samunet.trainers.history import read_history
 from samunet.trainers.pretrain_run import PretrainRun

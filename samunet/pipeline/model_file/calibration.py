@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samunet.errors import SamunetError
 from samunet.pipeline.out_of_fold import fold_hash
-from samunet.pipeline.qc_model import QCModel
+from samunet.pipeline.qc.model import QCModel
 from samunet.records import read_record
 from samunet.workspace import QC_MODEL_FILE, is_validated
 

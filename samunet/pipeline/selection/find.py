@@ -11,7 +11,7 @@ from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.postprocessed_cases import RulesAfter
-from samunet.pipeline.qc_model import calibrate
+from samunet.pipeline.qc.model import calibrate
 from samunet.pipeline.selection.ensembles import make_ensembles
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing

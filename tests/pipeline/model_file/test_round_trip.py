@@ -24,7 +24,7 @@ from samunet.pipeline.model_file.export import ExportOutcome, ExportRequest, exp
 from samunet.pipeline.model_file.install import InstallOutcome, InstallRequest, install_model
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.pipeline.out_of_fold import fold_hash
-from samunet.pipeline.qc_model import QCModel
+from samunet.pipeline.qc.model import QCModel
 from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.portable import load_trained, read_tensors

@@ -14,7 +14,7 @@ from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
 from samunet.inference.case_features import CaseFeatures, arguments_hash, class_features, features_file
 from samunet.inference.files import single_model_arguments
-from samunet.pipeline.qc_model import QCModel, calibrate
+from samunet.pipeline.qc.model import QCModel, calibrate
 from samunet.pipeline.selection import Selection, load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted

@@ -17,7 +17,7 @@ from samunet.cli.predict import main
 from samunet.data.readers import read_label
 from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.postprocessing import Postprocessing, Rule
-from samunet.pipeline.qc import assess_ensemble
+from samunet.pipeline.qc.predictions import assess_ensemble
 from samunet.pipeline.selection import load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted

@@ -18,7 +18,7 @@ from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
 from samunet.pipeline.replan import Overrides, replan
 from samunet.pipeline.report.write import ReportOptions, write_report
-from samunet.pipeline.run_all_folds import (
+from samunet.pipeline.run_all.folds import (
     DONE,
     HALFWAY,
     NEW,
@@ -28,7 +28,7 @@ from samunet.pipeline.run_all_folds import (
     WantedTraining,
     start_or_go_on,
 )
-from samunet.pipeline.run_all_room import check_probability_room
+from samunet.pipeline.run_all.room import check_probability_room
 from samunet.pipeline.said_once import SaidOnce, Say
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted

@@ -13,7 +13,7 @@ from samunet.data.dataset import Case, RawDataset
 from samunet.data.readers import read_header
 from samunet.data.splits import Split
 from samunet.inference.probabilities import KINDS, Storage, probability_files
-from samunet.pipeline.run_all_folds import DONE, Training
+from samunet.pipeline.run_all.folds import DONE, Training
 from samunet.planning.fingerprint import Fingerprint
 from samunet.whole_files import check_room, shown_bytes
 from samunet.workspace import Fold, Workspace, validation_folder

@@ -22,10 +22,10 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_folder
 from samunet.evaluation.scores import Evaluation
-from samunet.pipeline.demo_page import DemoPage, MethodResult, draw_comparisons, write_page
-from samunet.pipeline.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
+from samunet.pipeline.demo.page import DemoPage, MethodResult, draw_comparisons, write_page
+from samunet.pipeline.demo.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
-from samunet.pipeline.qc import assess
+from samunet.pipeline.qc.predictions import assess
 from samunet.pipeline.replaced_plan import setting_text
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan

@@ -14,8 +14,8 @@ import numpy as np
 
 from samunet.data.readers import read_image, read_label
 from samunet.evaluation.scores import Evaluation
+from samunet.pipeline.demo.phantom import FILE_ENDING, ORGANS
 from samunet.pipeline.overlays import OverlayCase, colour_layer, colour_of, display_picture, shown_slice
-from samunet.pipeline.phantom import FILE_ENDING, ORGANS
 from samunet.planning.plan import Configuration, Plan
 from samunet.whole_files import atomic_path, write_text
 

@@ -29,7 +29,7 @@ from samunet.pipeline.out_of_fold import (
     read_envelope,
     validated_folds,
 )
-from samunet.pipeline.qc_model import QCModel
+from samunet.pipeline.qc.model import QCModel
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
 from samunet.trainers.portable import is_shared_model

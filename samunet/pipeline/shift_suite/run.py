@@ -30,7 +30,7 @@ from samunet.inference.predictor import Predictor
 from samunet.listing import counted_cases, listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
-from samunet.pipeline.shift_suite_result import Fold, Outcome, SuiteResult
+from samunet.pipeline.shift_suite.result import Fold, Outcome, SuiteResult
 from samunet.records import hash_files, read_json, write_json
 from samunet.trainers.identity import read_run
 from samunet.workspace import DEFAULT_PLANS, FINAL, SUMMARY_FILE, Workspace, fold_folder

@@ -17,7 +17,7 @@ from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
 from samunet.evaluation.scores import csv_score, json_score, mean_of, shown_score
 from samunet.evaluation.shifts import SHIFTS, Condition, shifted
 from samunet.pipeline.overlays import OverlayCase, shown_slice
-from samunet.pipeline.shift_suite_result import SuiteResult
+from samunet.pipeline.shift_suite.result import SuiteResult
 from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
 
