@@ -154,4 +154,4 @@ def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
         return left, None
     workspace = open_workspace(arguments, quiet=arguments.json)
     folder = workspace.raw_folder(workspace.dataset_name(arguments.dataset))
-    return folder / DATASET_FILE, RawDataset.load(folder, strict=False).origins
+    return folder / DATASET_FILE, RawDataset.load(folder, strict=False).declared

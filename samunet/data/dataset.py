@@ -62,6 +62,7 @@ class RawDataset:
         file_ending: of the images; labels have `label_ending` (the same, but .png for JPEG images).
         cases: training cases by name.
         origins: groups and patients of the cases, as far as they are declared.
+        declared: the same of all names that are declared, be they of training cases or of others.
         json: content of dataset.json.
         faults: what is wrong with files and names; empty unless loaded with `strict=False`.
     """
@@ -73,6 +74,7 @@ class RawDataset:
     file_ending: str
     cases: tuple[Case, ...]
     origins: Origins = field(default_factory=Origins)
+    declared: Origins = field(default_factory=Origins)
     json: dict[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
@@ -103,6 +105,7 @@ class RawDataset:
         cases, faults = _find_training_cases(folder, content, ending, len(channel_names), labels_optional)
         if faults and strict:
             raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
+        declared = read_origins(folder, content)
         return cls(
             name=Path(os.path.abspath(folder)).name,
             folder=folder,
@@ -110,9 +113,8 @@ class RawDataset:
             labels=labels,
             file_ending=ending,
             cases=cases,
-            origins=origins_of_cases(
-                read_origins(folder, content), (case.name for case in cases), ending, folder
-            ),
+            origins=origins_of_cases(declared, (case.name for case in cases), ending, folder),
+            declared=declared,
             json=content,
             faults=tuple(faults),
         )

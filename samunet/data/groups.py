@@ -123,6 +123,16 @@ def undeclared(groups: Mapping[str, str], names: Iterable[str]) -> str:
     return f"{len(lacking)} case{'s have' if len(lacking) > 1 else ' has'} no group: {listed(lacking)}"
 
 
+def unmatched(origins: Origins, declared: Origins, names: Iterable[str]) -> str:
+    """`2 names that are no cases (g1, g2), and none of the cases (a, b)`; empty where a case is declared, or
+    nothing is."""
+    others = sorted({*declared.groups, *declared.patients})
+    if not others or origins.groups or origins.patients:
+        return ""
+    foreign = f"{len(others)} name{'s that are no cases' if len(others) > 1 else ' that is no case'}"
+    return f"{foreign} ({listed(others)}), and none of the cases ({listed(sorted(names))})"
+
+
 def _from_json(content: Any, key: str, file: Path) -> dict[str, str]:
     kind = key.removesuffix("s")
     if not isinstance(content, Mapping):

@@ -103,8 +103,8 @@ def load_or_create_splits(
 
     Raises:
         SamunetError: the file is malformed or does not fit the cases (see `check_splits`), both files are
-            there and differ, a case of a group scheme has no group, or a group stands on both sides of a
-            fold.
+            there and differ, a case of a group scheme has no group, or the folds are not what the scheme says
+            of the groups as they are now.
     """
     sources = (file, raw_file) if raw_file is not None and scheme == "kfold" else (file,)
     found = {source: read_splits(source) for source in sources if source.is_file()}
@@ -119,7 +119,7 @@ def load_or_create_splits(
         check_splits(splits, case_names, source)
         if scheme != "kfold" and groups is not None:
             _refuse_without_group({n for split in splits for n in (*split.train, *split.val)}, groups, scheme)
-            _check_groups(splits, groups, source)
+            _check_groups(splits, groups, source, scheme)
         if source != file:
             logger.info("Splits are taken from %s.", source)
             write_splits(file, splits)
@@ -127,12 +127,12 @@ def load_or_create_splits(
         if unused:
             # By the file in use, not by its source: a command that tells it once knows it by its words.
             warn(f"{file} leaves out {len(unused)} case(s): {listed(unused)}.")
-        return splits
-    splits = make_splits(case_names, groups, scheme)
-    write_splits(file, splits)
-    small = [str(number) for number, split in enumerate(splits) if len(split.train) == 1]
+    else:
+        splits = make_splits(case_names, groups, scheme)
+        write_splits(file, splits)
+    small = [f"fold {number}" for number, split in enumerate(splits) if len(split.train) == 1]
     if small and scheme != "kfold":
-        warn(f"{file}: {listed([f'fold {number}' for number in small])} trains on a single case.")
+        warn(f"{file}: {listed(small)} trains on a single case.")
     return splits
 
 
@@ -206,17 +206,24 @@ def _same_folds(one: Sequence[Split], other: Sequence[Split]) -> bool:
     return sets(one) == sets(other)
 
 
-def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path) -> None:
+def _check_groups(splits: Sequence[Split], groups: Mapping[str, str], file: Path, scheme: str) -> None:
     """Refuse folds that were made for other groups; every case of theirs has one."""
+    kind, _, source = scheme.partition(":")
     faults = []
     for number, split in enumerate(splits):
-        torn = sorted({groups[name] for name in split.train} & {groups[name] for name in split.val})
+        train, val = ({groups[name] for name in names} for names in (split.train, split.val))
+        torn = sorted(train & val)
         if torn:
-            faults.append(f"fold {number} has cases of group {listed(torn)} in train and in val")
+            faults.append(f"fold {number} has cases of {_kind(scheme)} {listed(torn)} in train and in val")
+        elif kind == SINGLE_SOURCE and (len(train) > 1 or (source and train != {source})):
+            faults.append(f"fold {number} trains on group {listed(sorted(train))}")
+        elif kind == "leave_one_group_out" and len(val) > 1:
+            faults.append(f"fold {number} leaves out the groups {listed(sorted(val))}")
     if faults:
         raise SamunetError(
-            f"{file} does not fit the groups as they are declared now: {'; '.join(faults)}. Correct the "
-            "groups, or delete it to have it made again."
+            f"{file} does not fit {scheme} with the {_kind(scheme)}s as they are declared now: "
+            f"{'; '.join(faults)}. Correct what is declared, or delete the file to have it made again "
+            "(trainings on its folds are then of another split)."
         )
 
 

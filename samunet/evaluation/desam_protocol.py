@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from samunet.data.geometry import slice_axis
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
@@ -127,7 +128,7 @@ class ProtocolScores:
 def evaluate_by_protocol(
     pairs: Sequence[Pair], names: Sequence[str], labels: LabelSet, groups: Mapping[str, str] | None = None
 ) -> ProtocolScores:
-    """Score pairs of label files (reference, prediction).
+    """Score pairs of label files (reference, prediction), sliced as the methods slice them.
 
     Args:
         pairs: label files.
@@ -140,13 +141,15 @@ def evaluate_by_protocol(
     """
     cases: dict[str, dict[str, float]] = {}
     for (reference_file, prediction_file), name in zip(pairs, names, strict=True):
-        reference, _ = read_label(reference_file)
+        reference, geometry = read_label(reference_file)
         prediction, _ = read_label(prediction_file)
         if reference.shape != prediction.shape:
             raise SamunetError(
                 f"{prediction_file} has the shape {prediction.shape} (z, y, x), but its reference "
                 f"{reference_file} has {reference.shape}."
             )
+        axis = slice_axis(geometry.spacing_mm, reference.shape)
+        reference, prediction = (np.moveaxis(array, axis, 0) for array in (reference, prediction))
         ignored = None if labels.ignore is None else reference == labels.ignore
         cases[name] = {
             label: protocol_dice(

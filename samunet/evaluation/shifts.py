@@ -103,7 +103,7 @@ def blur(image: np.ndarray, place: Place) -> np.ndarray:
     """Gaussian of standard deviation s times the finest spacing, in mm alike along all axes."""
     from scipy.ndimage import gaussian_filter
 
-    sigma_mm = place.strength * min(place.spacing_mm)
+    sigma_mm = place.strength * _finest_mm(place, image.shape[1:])
     sigmas = [sigma_mm / spacing if n > 1 else 0 for spacing, n in zip(place.spacing_mm, image.shape[1:])]
     return np.asarray(gaussian_filter(image, [0, *sigmas], mode="nearest"))
 
@@ -118,7 +118,7 @@ def resolution(image: np.ndarray, place: Place) -> np.ndarray:
 
     if place.strength <= 1:
         return image
-    finest, result = min(place.spacing_mm), image
+    finest, result = _finest_mm(place, image.shape[1:]), image
     for axis, (spacing, length) in enumerate(zip(place.spacing_mm, image.shape[1:]), start=1):
         coarse = max(1, round(length / place.strength))
         if spacing > ANISOTROPY * finest or coarse == length:
@@ -129,6 +129,12 @@ def resolution(image: np.ndarray, place: Place) -> np.ndarray:
         reduced = zoom(averaged, factors, order=1, mode="nearest", grid_mode=True)
         result = zoom(reduced, [1 / f for f in factors], order=1, mode="nearest", grid_mode=True)
     return np.asarray(result)
+
+
+def _finest_mm(place: Place, shape: Sequence[int]) -> float:
+    """Finest spacing of the axes (Z, Y, X) along which there are voxels side by side; a single slice's
+    thickness often is a file's placeholder."""
+    return min([mm for mm, n in zip(place.spacing_mm, shape) if n > 1], default=min(place.spacing_mm))
 
 
 def ghosting(image: np.ndarray, place: Place) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.data.dataset import RawDataset
-from samunet.data.groups import undeclared
+from samunet.data.groups import undeclared, unmatched
 from samunet.data.integrity import verify_dataset
 from samunet.errors import SamunetError
 from samunet.networks.sam.variants import VARIANTS, get_variant
@@ -86,6 +86,9 @@ def extract(
     told = undeclared(dataset.groups, dataset.case_names)
     if told:
         logger.warning("%s: %s. Splits by group are refused until all cases have one.", name, told)
+    told = unmatched(dataset.origins, dataset.declared, dataset.case_names)
+    if told:
+        logger.warning("%s: groups.csv or dataset.json declares %s. Names must be the cases'.", name, told)
     with screen(f"{name}: fingerprint") as progress:
         return load_or_extract(
             dataset, workspace.fingerprint_file(name), request.workers, request.clean, progress

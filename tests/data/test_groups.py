@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from samunet.data.groups import Origins, origins_of_cases, read_origins, undeclared, unit_numbers
+from samunet.data.groups import (
+    Origins,
+    origins_of_cases,
+    read_origins,
+    undeclared,
+    unit_numbers,
+    unmatched,
+)
 from samunet.errors import SamunetError
 
 
@@ -89,3 +96,15 @@ def test_cases_without_a_group_are_told() -> None:
     assert undeclared({"a": "x"}, ["a"]) == ""
     assert undeclared({"a": "x"}, ["a", "b"]) == "1 case has no group: b"
     assert undeclared({"a": "x"}, ["c", "b"]) == "2 cases have no group: b, c"
+
+
+def test_a_table_of_other_names_is_told() -> None:
+    """As where `001` stands for prostate_001; a table that has a case and others besides is a table."""
+    declared = Origins(groups={"001": "x", "002": "y"})
+    told = unmatched(Origins(), declared, ["prostate_001", "prostate_002"])
+    assert told == "2 names that are no cases (001, 002), and none of the cases (prostate_001, prostate_002)"
+    assert unmatched(Origins(), Origins(patients={"001": "x"}), ["a"]) == (
+        "1 name that is no case (001), and none of the cases (a)"
+    )
+    assert unmatched(Origins(), Origins(), ["a"]) == ""
+    assert unmatched(Origins(groups={"a": "x"}), Origins(groups={"a": "x", "b": "y"}), ["a"]) == ""

@@ -79,8 +79,9 @@ def test_a_fold_with_one_training_case_is_said(tmp_path: Path) -> None:
     told: list[str] = []
     groups = {name: "many" for name in NAMES} | {NAMES[0]: "lonely"}
     words = {"groups": groups, "scheme": "leave_one_group_out", "warn": told.append}
-    load_or_create_splits(tmp_path / "splits.json", NAMES, **words)
-    assert told == [f"{tmp_path / 'splits.json'}: fold 1 trains on a single case."]
+    for _ in range(2):  # who trains it may not be who had it written
+        load_or_create_splits(tmp_path / "splits.json", NAMES, **words)
+    assert told == [f"{tmp_path / 'splits.json'}: fold 1 trains on a single case."] * 2
 
 
 def test_group_splits_need_groups() -> None:
@@ -168,13 +169,40 @@ def test_folds_of_earlier_groups_are_refused(scheme: str, tmp_path: Path) -> Non
     assert load_or_create_splits(file, NAMES, groups=groups, scheme=scheme) == made
     assert load_or_create_splits(file, NAMES, groups=None, scheme=scheme) == made
     moved = {**groups, NAMES[0]: "b"}
-    with pytest.raises(SamunetError, match=r"splits_group\.json .*fold 0 .* group b .*delete it"):
+    with pytest.raises(SamunetError, match=r"splits_group\.json .*fold 0 .* group b .*delete the file"):
         load_or_create_splits(file, NAMES, groups=moved, scheme=scheme)
     without = {name: group for name, group in groups.items() if name != NAMES[4]}
     with pytest.raises(
         SamunetError, match=rf"{scheme} needs a group .* 1 have none: {NAMES[4]}\. .*groups\.csv"
     ):
         load_or_create_splits(file, NAMES, groups=without, scheme=scheme)
+
+
+def test_folds_whose_groups_were_renamed_divided_or_swapped_are_refused(tmp_path: Path) -> None:
+    """No group is torn, but a fold would train on another group than its name says, or on two."""
+    groups = {name: "abc"[i % 3] for i, name in enumerate(NAMES)}
+    swapped = {name: {"a": "b", "b": "a", "c": "c"}[group] for name, group in groups.items()}
+    divided = {
+        name: group + "12"[i % 2] if group == "a" else group for i, (name, group) in enumerate(groups.items())
+    }
+
+    def load(scheme: str, known: dict[str, str]) -> object:
+        file = tmp_path / f"{scheme.replace(':', '-')}.json"
+        return load_or_create_splits(file, NAMES, groups=known, scheme=scheme)
+
+    schemes = ("single_source", "single_source:a", "leave_one_group_out", "group_kfold")
+    made = {scheme: load(scheme, groups) for scheme in schemes}
+    with pytest.raises(SamunetError, match="fold 0 trains on group b"):
+        load("single_source:a", swapped)
+    for scheme in ("single_source", "single_source:a"):
+        with pytest.raises(SamunetError, match="fold 0 trains on group a1, a2"):
+            load(scheme, divided)
+    with pytest.raises(SamunetError, match="fold 0 leaves out the groups a1, a2"):
+        load("leave_one_group_out", divided)
+    # Where a fold is nobody's, other names are no matter.
+    for scheme in ("single_source", "leave_one_group_out", "group_kfold"):
+        assert load(scheme, swapped) == made[scheme]
+    assert load("group_kfold", divided) == made["group_kfold"]
 
 
 def test_a_file_that_does_not_fit_lists_all_faults(tmp_path: Path) -> None:

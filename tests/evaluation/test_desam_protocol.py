@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from samunet.cli import evaluate_folder
+from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
+from samunet.data.readers import write_segmentation
 from samunet.evaluation.desam_protocol import (
     counted_slices,
     evaluate_by_protocol,
@@ -88,6 +90,22 @@ def test_what_is_ignored_does_not_count():
     beside = volume(disc((128, 160), 30), NOTHING) & ~reference
     assert protocol_dice(reference, reference | beside) < 0.9
     assert protocol_dice(reference, reference | beside, beside) == 1.0
+
+
+def test_slices_are_cut_as_the_methods_cut_them(tmp_path: Path) -> None:
+    """Across the thick axis, wherever the file has it."""
+    masks = [np.stack([disc((120 + 3 * z, 130), radius) for z in range(6)]) for radius in (40, 33)]
+    scores = []
+    for axis in range(3):
+        files = (tmp_path / f"labels{axis}.nii.gz", tmp_path / f"predicted{axis}.nii.gz")
+        for mask, file in zip(masks, files):
+            array = np.moveaxis(mask, 0, axis).astype(np.uint8)
+            spacing = tuple(np.roll((5.0, 1.0, 1.0), axis))
+            write_segmentation(array, Geometry(shape=array.shape, spacing_mm=spacing), file)
+        labels = LabelSet.from_dataset_json({"labels": {"background": 0, "organ": 1}}, "here")
+        scores.append(evaluate_by_protocol([files], ["a"], labels).cases["a"]["organ"])
+    assert scores[0] < 0.95
+    assert scores == [scores[0]] * 3
 
 
 def test_pictures_have_no_score_and_are_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

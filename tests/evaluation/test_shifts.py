@@ -100,6 +100,17 @@ def test_thick_slices_keep_their_resolution() -> None:
     assert np.abs(shifted(image, (1, 1, 1), "a", condition) - image).max() > 0.3
 
 
+@pytest.mark.parametrize("kind", ["blur", "resolution"])
+def test_the_thickness_of_a_single_slice_is_no_matter(kind: str) -> None:
+    """In the file of a slice it is often a placeholder, finer than the pixels."""
+    image = picture()[:, :1]
+    condition = Condition(kind=kind, severity=3)
+    for thickness in (0.1, 1.0, 9.0):
+        changed = shifted(image, (thickness, 2.5, 2.5), "a", condition)
+        np.testing.assert_array_equal(changed, shifted(image, (2.5, 2.5, 2.5), "a", condition))
+    assert np.abs(changed - image).max() > 0.1
+
+
 def test_ghosts_are_a_modulation_of_k_space() -> None:
     image = picture()[:1, :, 3:37].astype(np.float64)
     image -= np.percentile(image, 0.5)

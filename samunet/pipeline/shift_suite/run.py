@@ -127,13 +127,14 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
     else:
         cases = _held_out_cases(request, dataset, models)
     cases = tuple(chosen_cases(cases, request.limit))
+    origins = dataset.declared.of_cases(case.name for case in cases)  # held-out cases may be declared too
     bench = _Bench(
         request=request,
         cases=cases,
         contents=_contents(cases, len(dataset.channel_names)),
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
-        origins=dataset.origins,
+        origins=origins,
     )
     conditions = [
         Condition(kind=CLEAN, severity=0, seed=request.seed),
@@ -149,7 +150,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         seed=request.seed,
         cases=bench.cases,
         outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
-        units=unit_numbers([case.name for case in bench.cases], dataset.origins.without_groups),
+        units=unit_numbers([case.name for case in bench.cases], origins.without_groups),
     )
 
 
