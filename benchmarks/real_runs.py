@@ -230,10 +230,10 @@ def seed_differences(
     if not shared or not others:
         return {}
     systems = [reference, *others.values()]
-    table = _table(
-        [mean_scores([system[seed]["cases"] for seed in shared]) for system in systems], patient_of
-    )
-    found = Bootstrap.draw(table).differences([(0, number) for number in range(1, len(systems))])
+    table = _table([system[seed]["cases"] for system in systems for seed in shared], patient_of)
+    means = np.kron(np.eye(len(systems)), np.full(len(shared), 1 / len(shared)))
+    pairs = [(0, number) for number in range(1, len(systems))]
+    found = Bootstrap.draw(table).combined(means).differences(pairs)
     differences = {}
     for (name, other), interval in zip(others.items(), found):
         each = tuple(100 * (reference[seed]["dice"] - other[seed]["dice"]) for seed in shared)

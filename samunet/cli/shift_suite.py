@@ -135,12 +135,11 @@ def _run(arguments: argparse.Namespace) -> int:
         workers=arguments.np,
     )
     result = run_suite(workspace, request)
-    case = result.cases[0]
-    curves, images = f"curves_{arguments.metric}.png", f"images_{case.name}.png"
+    curves, images = f"curves_{arguments.metric}.png", f"images_{result.cases[0].name}.png"
     files.save_csv(result, output / "shifts.csv")
     files.save_json(result, output / "shifts.json")
     files.draw_curves(result, arguments.metric, output / curves)
-    files.draw_images(case, request.kinds, request.severities, request.seed, output / images)
+    files.draw_images(result, output / images)
     print(files.describe(result, arguments.metric))
     print(f"Written: {output / 'shifts.csv'}, shifts.json, {curves}, {images}")
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,6 +156,18 @@ class Bootstrap:
             num_units=int(table.held.any(axis=1).sum()),
             fewest_units=int(of_class[of_class > 0].min(initial=units)),
         )
+
+    def combined(self, shares: np.ndarray) -> Bootstrap:
+        """Sums of the candidates' means, as over conditions or seeds, in the data and in the draws.
+
+        The mean of what a candidate is in each condition is not the mean of each case's over the conditions:
+        where a case has a score in some of them only, that case would count in those as if in all.
+
+        Args:
+            shares: (R, M) of each candidate in each of the R sums.
+        """
+        observed, replicates = shares @ self.observed, self.replicates @ shares.T
+        return replace(self, observed=observed, replicates=replicates)
 
     def mean(self, candidate: int) -> Interval:
         """Mean score of a candidate with its percentile interval, expanded for few patients.

@@ -156,6 +156,7 @@ SHIFTS: dict[str, Shift] = {
     "resolution": Shift(resolution, (1.25, 1.5, 2.0, 2.5, 3.0), "length of a voxel over the present one"),
     "ghosting": Shift(ghosting, (0.1, 0.2, 0.3, 0.4, 0.5), "amplitude lost by every second line"),
 }
+MOST_COLOUR = 255
 SEVERITIES = tuple(range(1, 6))
 
 
@@ -189,7 +190,13 @@ def check_condition(kind: str, severity: int) -> None:
         raise SamunetError(f"Severity {severity} does not exist: there are 1 to {SEVERITIES[-1]}.")
 
 
-def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition: Condition) -> np.ndarray:
+def shifted(
+    image: np.ndarray,
+    spacing_mm: Sequence[float],
+    case: str,
+    condition: Condition,
+    colours: Sequence[int] = (),
+) -> np.ndarray:
     """The image as the condition has it.
 
     Args:
@@ -197,6 +204,7 @@ def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition
         spacing_mm: z, y, x.
         case: name, which the draws follow from.
         condition: kind, severity, seed.
+        colours: channels of 8-bit colours, which stay within 0..255 as a camera's do.
 
     Returns:
         float32, the same shape. A `masked_background` stays 0, as it would after any scan.
@@ -211,6 +219,7 @@ def shifted(image: np.ndarray, spacing_mm: Sequence[float], case: str, condition
         rng=np.random.default_rng(np.random.SeedSequence(words)),
     )
     changed = SHIFTS[condition.kind].change(image.astype(np.float32), place).astype(np.float32)
+    changed[list(colours)] = changed[list(colours)].clip(0, MOST_COLOUR)
     changed[:, masked_background(image)] = 0
     return changed
 

@@ -145,13 +145,13 @@ def source_settings(
     """How samples are drawn and augmented."""
     data, labels = plan.data_of(configuration), plan.labels
     context = getattr(config, "slice_context", 0)
-    slices = 2 * context + 1
+    slices = 2 * context + 1  # the mask is the middle one's; its neighbours have another outline
     masked = [i for i, used in enumerate(data.use_mask_for_norm) if used]
     augmentation = AugmentationSettings(
         patch_size=tuple(configuration.patch_size),
         mirror_axes=tuple(configuration.mirror_axes),
         preset=config.augmentation,
-        masked_channels=tuple(i * slices + k for i in masked for k in range(slices)),
+        masked_channels=tuple(i * slices + context for i in masked),
         regions=tuple(labels.foreground.values()) if labels.has_regions else None,
         ignore_index=labels.ignore_index,
     )

@@ -111,6 +111,19 @@ def test_the_thickness_of_a_single_slice_is_no_matter(kind: str) -> None:
     assert np.abs(changed - image).max() > 0.1
 
 
+def test_colours_stay_colours() -> None:
+    """Normalisation refuses others, and a camera saturates."""
+    colours = np.random.default_rng(0).integers(0, 256, (3, 1, 20, 20)).astype(np.float32)
+    for kind in SHIFTS:
+        condition = Condition(kind=kind, severity=5)
+        free = shifted(colours, (1, 1, 1), "a", condition)
+        kept = shifted(colours, (1, 1, 1), "a", condition, colours=(0, 2))
+        np.testing.assert_array_equal(kept[[0, 2]], free[[0, 2]].clip(0, 255))
+        np.testing.assert_array_equal(kept[1], free[1])
+    assert free.min() >= 0
+    assert shifted(colours, (1, 1, 1), "a", Condition(kind="noise", severity=5)).max() > 255
+
+
 def test_ghosts_are_a_modulation_of_k_space() -> None:
     image = picture()[:1, :, 3:37].astype(np.float64)
     image -= np.percentile(image, 0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from samunet.data.cases import Case
 from samunet.evaluation.shifts import Condition
-from samunet.pipeline.shift_suite.files import describe, draw_curves
+from samunet.pipeline.shift_suite.files import METRICS, describe, draw_curves, save_csv
 from samunet.pipeline.shift_suite.result import Outcome, SuiteResult
 
 CONDITIONS = (
@@ -24,7 +26,7 @@ CONDITIONS = (
 def outcome(condition: Condition, dice: np.ndarray) -> Outcome:
     return Outcome(
         condition=condition,
-        foreground_mean={name: float(np.nanmean(dice)) for name in ("Dice", "IoU", "HD95")},
+        foreground_mean={name: float(np.nanmean(dice)) for name in METRICS},
         dice=dice[:, None],
         present=np.ones((len(dice), 1), bool),
     )
@@ -68,6 +70,51 @@ def test_methods_are_told_apart_by_what_they_keep() -> None:
     assert "2d_desam - 2d_unet: +" in told
     assert "too narrow" not in told
     assert suite({"2d_unet": 0.02}).between == ()
+
+
+def test_objects_that_are_made_up_count_in_their_condition_alone() -> None:
+    """A class that a reference lacks has a score where it is predicted, and there it is 0."""
+    held = np.arange(20) < 10
+    rng = np.random.default_rng(3)
+    good = np.where(held, rng.uniform(0.75, 0.85, 20), np.nan)
+    spoilt = np.where(held, good, 0.0)
+
+    def outcomes(*dice: np.ndarray) -> tuple[Outcome, ...]:
+        made = []
+        for condition, values in zip(CONDITIONS, dice):
+            one = outcome(condition, values)
+            made.append(dataclasses.replace(one, present=held[:, None]))
+        return tuple(made)
+
+    result = dataclasses.replace(
+        suite({"a": 0.0}),
+        cases=tuple(Case(f"case_{number:02d}", (), None) for number in range(20)),
+        outcomes={"once": outcomes(good, good, spoilt), "always": outcomes(good, spoilt, spoilt)},
+        units=np.arange(20),
+    )
+    (pair,) = result.between
+    ahead = result.mean_shifted("once", "Dice") - result.mean_shifted("always", "Dice")
+    assert ahead == pytest.approx(0.2, abs=0.01)
+    assert pair.changed.value == pytest.approx(ahead)
+    assert pair.kept.value == pytest.approx(ahead)
+    assert pair.changed.low < ahead < pair.changed.high
+
+
+def test_missed_objects_stand_beside_distances(tmp_path: Path) -> None:
+    """The last object found may be a near one: the mean distance falls while objects are lost."""
+    result = suite({"2d_unet": 0.02})
+    clean, mild, strong = result.outcomes["2d_unet"]
+    outcomes = {"2d_unet": (clean, mild, dataclasses.replace(strong, missed=9))}
+    lossy = dataclasses.replace(result, outcomes=outcomes)
+    told = "2d_unet misses 0 objects on clean images and up to 9 (noise 5): they have no HD95"
+    assert told in describe(lossy, "HD95")
+    assert "misses" not in describe(lossy, "Dice")
+    save_csv(lossy, tmp_path / "shifts.csv")
+    rows = list(csv.DictReader((tmp_path / "shifts.csv").open()))
+    assert [row["missed"] for row in rows] == ["0", "0", "9"]
+    draw_curves(lossy, "HD95", tmp_path / "lossy.png")
+    draw_curves(result, "HD95", tmp_path / "whole.png")
+    assert (tmp_path / "lossy.png").read_bytes() != (tmp_path / "whole.png").read_bytes()
 
 
 def test_scans_of_a_patient_are_drawn_together() -> None:

@@ -40,6 +40,7 @@ from samunet.trainers.identity import read_run
 from samunet.trainers.run import RunRequest, source_settings
 from samunet.trainers.sam_heads import SamHeadModule
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
+from samunet.trainers.settings import apply_overrides
 from samunet.workspace import FINAL
 
 SHORT = {"epochs": 1, "iterations": 2, "val_iterations": 1}
@@ -300,6 +301,17 @@ def test_slice_context_and_stem(tmp_path: Path) -> None:
     for settings in ({"slice_context": 1}, {"channel_map": "stem"}, {"paper_compat": True}):
         request = make_request(tmp_path, "2d_cnn", settings={**SHORT, **settings}, overwrite=True)
         assert train_fold(request, SilentReporter()).status == "finished"
+
+
+def test_neighbouring_slices_are_not_cut_to_the_outline_of_the_middle_one(tmp_path: Path) -> None:
+    """What lies outside the patient is known of the middle slice; prediction cuts none."""
+    request = make_request(tmp_path, "2d_cnn", settings={"slice_context": 1})
+    plan = apply_overrides(request.plan, "2d_cnn", {"slice_context": 1})
+    configuration = plan.configuration("2d_cnn")
+    masked = replace(plan.data_of(configuration), use_mask_for_norm=(True, False, True))
+    plan = replace(plan, data={**plan.data, configuration.data: masked})
+    found = source_settings(request, plan, configuration, config_of(configuration), seed=0)
+    assert found.augmentation.masked_channels == (1, 7)
 
 
 def test_paper_compat_uses_the_papers_optimizer() -> None:

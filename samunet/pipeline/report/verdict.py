@@ -59,7 +59,8 @@ def _sentences(selection: Selection) -> tuple[str, ...]:
     unit = f" of {selection.num_units} {selection.unit}s" if selection.unit != "case" else ""
     told = [selection.prior.text, f"Recommended: {names}{score} over {cases}{unit}."]
     if not selection.is_decidable:
-        told.append(f"With {selection.num_units} {selection.unit}s nothing can be decided by a test.")
+        counted = selection.num_units if selection.num_counted is None else selection.num_counted
+        told.append(f"With {counted} {selection.unit}s that hold any class nothing can be decided by a test.")
     told += [_ensembles(selection)] * bool(selection.ensembles)
     rules = [step.rule.text() for step in selection.postprocessing_steps if step.accepted and step.rule]
     if rules:

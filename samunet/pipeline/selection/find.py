@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import RESAMPLES, SEED
+from samunet.evaluation.bootstrap import FEWEST_UNITS, RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc.model import calibrate
@@ -76,7 +76,8 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
         num_cases=len(collected.cases),
         num_units=units.number,
         unit=units.kind,
-        is_decidable=units.are_enough,
+        num_counted=judgement.num_counted,
+        is_decidable=judgement.num_counted >= FEWEST_UNITS,
         seed=options.seed,
         resamples=RESAMPLES,
         candidates=judgement.candidates,

@@ -147,7 +147,8 @@ class Selection:
         metric: that decided; the mean over the classes of the means over the cases.
         unit: what was drawn in the bootstrap: `patient` where patients are declared, else `group` where
             groups are.
-        is_decidable: False with too few units; then every word is `undecided`.
+        num_counted: units whose references hold any class; None in files of earlier versions.
+        is_decidable: False with too few such units; then every word is `undecided`.
         candidates: single models, then ensembles.
         comparisons: all pairs of single models; their intervals hold all at once.
         recommended: the model, or the members of the ensemble.
@@ -179,6 +180,7 @@ class Selection:
     commands: tuple[str, ...]
     left_out: tuple[str, ...]
     made_from: dict[str, str]
+    num_counted: int | None = None
 
 
 def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLANS) -> Selection:

@@ -47,6 +47,8 @@ def _heading(selection: Selection) -> Iterator[str]:
         f"{selection.num_units} {selection.unit}s."
     )
     if not selection.is_decidable:
+        if selection.num_counted is not None and selection.num_counted < selection.num_units:
+            yield f"The references of {selection.num_counted} {selection.unit}s hold any class."
         yield (
             f"Below {FEWEST_UNITS} {selection.unit}s no test without assumptions reaches 5 %: the intervals "
             "are not reliable, and nothing is decided."

@@ -72,9 +72,11 @@ class Judgement:
     """The words and the numbers behind them.
 
     Attributes:
+        num_counted: units whose references hold any class; too few of them decide nothing.
         chosen: index of the candidate to use.
     """
 
+    num_counted: int
     candidates: tuple[CandidateScore, ...]
     comparisons: tuple[Comparison, ...]
     prior: PriorVerdict
@@ -124,6 +126,7 @@ def judge(
     differences = dict(zip(pairs, bootstrap.differences(pairs)))
     gains = _ensemble_gains(candidates, bootstrap, singles, enough)
     return Judgement(
+        num_counted=bootstrap.num_units,
         candidates=tuple(_scores(candidates, table, bootstrap, names)),
         comparisons=tuple(
             _comparison(candidates, pair, difference, enough) for pair, difference in differences.items()
@@ -202,7 +205,7 @@ def _prior(
         sam=sam,
         unet=unet,
         difference=found,
-        text=_prior_text(word, sam, unet, encoder),
+        text=_prior_text(word if enough else "too few", sam, unet, encoder),
     )
 
 
@@ -227,6 +230,7 @@ def _prior_text(word: str, sam: str, unet: str, encoder: Prior) -> str:
     text = {
         "helps": f"{what} helps here: {sam} beats every U-Net.",
         "does not help": f"{what} does not help here: use {unet}.",
+        "too few": f"undecided whether {what} helps here: too few cases tell {sam} and {unet} apart.",
         "undecided": f"undecided whether {what} helps here: {sam} and {unet} are too close for these cases.",
     }[word]
     return text[0].upper() + text[1:] + lack

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samunet.data.cases import Case
 from samunet.data.readers import read_image, read_label
 from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
 from samunet.evaluation.scores import csv_score, json_score, mean_of, shown_score
@@ -22,6 +20,8 @@ from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
 
 METRICS = ("Dice", "IoU", "SurfaceDice", "HD95", "ASSD")
+DISTANCES = ("HD95", "ASSD")
+"""Which an object that was not found at all does not have, so that missing it may lower the mean."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which all eyes tell apart; markers differ as well."""
 MARKERS = "osD^vPX*"
@@ -52,7 +52,23 @@ def describe(result: SuiteResult, metric: str) -> str:
             *(result.value(method, kind, severities[-1], metric) for kind in kinds),
         ]
         lines.append(f"{method:{first}}" + "".join(f"{shown_score(value):>{width}}" for value in values))
-    return "\n".join([*lines, *_between(result)])
+    return "\n".join([*lines, *_misses(result, metric), *_between(result)])
+
+
+def _misses(result: SuiteResult, metric: str) -> list[str]:
+    """How many objects have no distance, where one does not."""
+    kinds, severities = asked(result)
+    changed = [(kind, severity) for kind in kinds for severity in severities]
+    told = []
+    for method in result.outcomes:
+        worst = max(changed, key=lambda condition: result.missed(method, *condition))
+        if metric in DISTANCES and result.missed(method, *worst):
+            clean, most = result.missed(method, "", 0), result.missed(method, *worst)
+            told.append(
+                f"{method} misses {clean} objects on clean images and up to {most} "
+                f"({' '.join(map(str, worst))}): they have no {metric}, and the means are of the others."
+            )
+    return told
 
 
 def _between(result: SuiteResult) -> list[str]:
@@ -81,14 +97,17 @@ def save_csv(result: SuiteResult, file: Path) -> None:
     """A row a method and condition."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "shift", "severity", "strength", *METRICS, "Dice_minus_clean", "low", "high"])
+    writer.writerow(
+        ["method", "shift", "severity", "strength", *METRICS, "missed", "Dice_minus_clean", "low", "high"]
+    )
     for method, outcomes in result.outcomes.items():
         for outcome in outcomes:
             condition, mean = outcome.condition, outcome.foreground_mean
             fall = result.fall(method, condition.kind, condition.severity)
-            cells = [*(mean[metric] for metric in METRICS), fall.value, fall.low, fall.high]
-            shown = [csv_score(value) for value in cells]
-            writer.writerow([method, condition.kind, condition.severity, condition.strength, *shown])
+            means = [csv_score(mean[metric]) for metric in METRICS]
+            falls = [csv_score(value) for value in (fall.value, fall.low, fall.high)]
+            place = (method, condition.kind, condition.severity, condition.strength)
+            writer.writerow([*place, *means, outcome.missed, *falls])
     write_text(file, text.getvalue())
 
 
@@ -104,6 +123,7 @@ def save_json(result: SuiteResult, file: Path) -> None:
                     "severity": o.condition.severity,
                     "strength": o.condition.strength,
                     "foreground_mean": {m: json_score(o.foreground_mean[m]) for m in METRICS},
+                    "missed": o.missed,
                     "dice_minus_clean": _record(result.fall(method, o.condition.kind, o.condition.severity)),
                     "case_dice": {
                         case.name: json_score(mean_of(row.tolist()))
@@ -165,6 +185,10 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
                 markersize=5,
                 label=method,
             )
+            if metric in DISTANCES:
+                lacking = [s for s in (0, *severities) if result.missed(method, kind, s)]
+                heights = [result.value(method, kind, severity, metric) for severity in lacking]
+                axes.plot(lacking, heights, MARKERS[number % len(MARKERS)], color=colour, mfc="white")
         strengths = [f"{SHIFTS[kind].strengths[severity - 1]:g}" for severity in severities]
         axes.set_xticks((0, *severities), ["clean", *strengths], fontsize=8)
         axes.set_xlabel(SHIFTS[kind].meaning, fontsize=8)
@@ -179,16 +203,18 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=9)
     title = f"{result.dataset}, fold {result.fold}, {_cases(result)}: {metric} on changed images"
+    title += " (hollow: of the objects found, some are missed)" * (metric in DISTANCES)
     figure.suptitle(title, fontsize=10)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def draw_images(case: Case, kinds: Sequence[str], severities: Sequence[int], seed: int, file: Path) -> None:
-    """One slice of a case as every condition has it: a row a kind, severities from left to right."""
+def draw_images(result: SuiteResult, file: Path) -> None:
+    """One slice of the first case as every condition has it: a row a kind, severities from left to right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    case, (kinds, severities) = result.cases[0], asked(result)
     assert case.label is not None
     image, geometry = read_image(case.images)
     reference, _ = read_label(case.label)
@@ -203,8 +229,8 @@ def draw_images(case: Case, kinds: Sequence[str], severities: Sequence[int], see
     FigureCanvasAgg(figure)
     for row, kind in zip(figure.subplots(len(kinds), len(levels), squeeze=False), kinds):
         for axes, severity in zip(row, levels):
-            condition = Condition(kind=kind, severity=severity, seed=seed)
-            changed = shifted(image, spacing, case.name, condition)[0, position]
+            condition = Condition(kind=kind, severity=severity, seed=result.seed)
+            changed = shifted(image, spacing, case.name, condition, result.colours)[0, position]
             axes.imshow(changed, cmap="gray", vmin=low, vmax=high, aspect=spacing[1] / spacing[2])
             axes.set_xticks([])
             axes.set_yticks([])

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from samunet.data.cases import Case
-from samunet.evaluation.bootstrap import Bootstrap, Interval, ScoreTable, mean_defined
+from samunet.evaluation.bootstrap import Bootstrap, Interval, ScoreTable
 from samunet.evaluation.scores import mean_of
 from samunet.evaluation.shifts import Condition
 from samunet.workspace import Fold as Fold  # for those who read a result
@@ -24,12 +24,14 @@ class Outcome:
         foreground_mean: metric -> mean over the classes of the means over the cases.
         dice: (cases, classes), NaN where it is not defined.
         present: bool (cases, classes), which references hold which classes.
+        missed: objects (a class of a case) that are not found at all, and have no distance.
     """
 
     condition: Condition
     foreground_mean: dict[str, float]
     dice: np.ndarray
     present: np.ndarray
+    missed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class SuiteResult:
 
     Attributes:
         units: (cases,) number of the patient of each case; the case's own where none are declared.
+        colours: channels that hold colours of 8 bits.
     """
 
     dataset: str
@@ -57,6 +60,7 @@ class SuiteResult:
     cases: tuple[Case, ...]
     outcomes: dict[str, tuple[Outcome, ...]]
     units: np.ndarray
+    colours: tuple[int, ...] = ()
 
     @property
     def num_units(self) -> int:
@@ -72,6 +76,11 @@ class SuiteResult:
         """Mean over all conditions but the clean images."""
         return mean_of(o.foreground_mean[metric] for o in self.outcomes[method] if o.condition.severity)
 
+    def missed(self, method: str, kind: str, severity: int) -> int:
+        """Objects that were not found at all; 0 where the condition was not asked for."""
+        outcome = self._outcome(method, kind, severity)
+        return 0 if outcome is None else outcome.missed
+
     def fall(self, method: str, kind: str, severity: int) -> Interval:
         """Mean Dice less that of the clean images, with its interval: patients are drawn, each with both.
 
@@ -86,7 +95,9 @@ class SuiteResult:
     def _falls(self) -> dict[tuple[str, str], Interval]:
         """Method, condition -> its fall; drawn once for table, record and picture."""
         return {
-            (method, outcome.condition.name): self._differences([outcome.dice, outcomes[0].dice], [(0, 1)])[0]
+            (method, outcome.condition.name): self._draw([outcome.dice, outcomes[0].dice]).differences(
+                [(0, 1)]
+            )[0]
             for method, outcomes in self.outcomes.items()
             for outcome in outcomes
         }
@@ -98,12 +109,14 @@ class SuiteResult:
         pairs = list(combinations(range(len(methods)), 2))
         if not pairs:
             return ()
-        clean, changed = [], []
-        for outcomes in self.outcomes.values():
-            clean.append(outcomes[0].dice)
-            changed.append(mean_defined([o.dice for o in outcomes if o.condition.severity]))
-        ahead = self._differences(changed, pairs)
-        kept = self._differences([after - before for after, before in zip(changed, clean)], pairs)
+        conditions = [outcome.condition for outcome in self.outcomes[methods[0]]]
+        is_changed = np.array([condition.severity > 0 for condition in conditions], float)
+        drawn = self._draw([outcome.dice for outcomes in self.outcomes.values() for outcome in outcomes])
+        own = np.eye(len(methods))
+        changed = np.kron(own, is_changed / is_changed.sum())
+        clean = np.kron(own, (1 - is_changed) / (1 - is_changed).sum())
+        ahead = drawn.combined(changed).differences(pairs)
+        kept = drawn.combined(changed - clean).differences(pairs)
         return tuple(
             BetweenMethods(first=methods[a], second=methods[b], changed=one, kept=other)
             for (a, b), one, other in zip(pairs, ahead, kept)
@@ -116,7 +129,6 @@ class SuiteResult:
                 return outcome
         return None
 
-    def _differences(self, dice: list[np.ndarray], pairs: list[tuple[int, int]]) -> list[Interval]:
+    def _draw(self, dice: list[np.ndarray]) -> Bootstrap:
         present = next(iter(self.outcomes.values()))[0].present  # the references are those of every outcome
-        table = ScoreTable(values=np.array(dice), present=present, units=self.units)
-        return Bootstrap.draw(table).differences(pairs)
+        return Bootstrap.draw(ScoreTable(values=np.array(dice), present=present, units=self.units))

@@ -31,6 +31,7 @@ from samunet.listing import counted_cases, listed
 from samunet.networks.sam.weight_files import file_sha256
 from samunet.pipeline.models import ModelRequest, find_model
 from samunet.pipeline.shift_suite.result import Fold, Outcome, SuiteResult
+from samunet.planning.rules import normalization_scheme
 from samunet.records import hash_files, read_json, write_json
 from samunet.trainers.identity import read_run
 from samunet.workspace import DEFAULT_PLANS, FINAL, SUMMARY_FILE, Workspace, fold_folder
@@ -97,6 +98,7 @@ class _Bench:
     Attributes:
         contents: case name -> hash of the bytes of its files; names alone do not tell whether they are those
             that were predicted before.
+        colours: channels that hold colours of 8 bits.
     """
 
     request: SuiteRequest
@@ -104,6 +106,7 @@ class _Bench:
     contents: Mapping[str, str]
     labels: LabelSet
     ending: str
+    colours: tuple[int, ...]
     origins: Origins = field(default_factory=Origins)
 
 
@@ -134,6 +137,11 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         contents=_contents(cases, len(dataset.channel_names)),
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
+        colours=tuple(
+            number
+            for number, name in enumerate(dataset.channel_names)
+            if normalization_scheme(name) == "rgb_to_0_1"
+        ),
         origins=origins,
     )
     conditions = [
@@ -150,6 +158,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         seed=request.seed,
         cases=bench.cases,
         outcomes={model.name: tuple(_outcomes(bench, model, conditions)) for model in models},
+        colours=bench.colours,
         units=unit_numbers([case.name for case in bench.cases], origins.without_groups),
     )
 
@@ -292,7 +301,7 @@ def _differences(before: dict[str, Any], made: dict[str, Any]) -> list[str]:
 
 
 def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition, folder: Path) -> None:
-    options = FileOptions(skip_existing=True, change=partial(_changed, condition))
+    options = FileOptions(skip_existing=True, change=partial(_changed, condition, bench.colours))
     outcome = predictor.predict_files(bench.cases, folder, options)
     if outcome.failed:
         raise SamunetError(outcome.text())
@@ -304,8 +313,10 @@ def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition
     evaluation.save(folder / SUMMARY_FILE)
 
 
-def _changed(condition: Condition, case: str, image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    return shifted(image, geometry.spacing_mm, case, condition)
+def _changed(
+    condition: Condition, colours: tuple[int, ...], case: str, image: np.ndarray, geometry: Geometry
+) -> np.ndarray:
+    return shifted(image, geometry.spacing_mm, case, condition, colours)
 
 
 def _read(bench: _Bench, condition: Condition, folder: Path) -> Outcome:
@@ -318,4 +329,5 @@ def _read(bench: _Bench, condition: Condition, folder: Path) -> Outcome:
         foreground_mean=evaluation.foreground_mean,
         dice=score_array(cases, names, "Dice"),
         present=score_array(cases, names, "n_ref") > 0,
+        missed=sum(counted["missed"] for counted in evaluation.counts.values()),
     )

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, GEOMETRY, SHAPE, MadeUp, missing
+from out_of_fold_runs import DATASET, GEOMETRY, SHAPE, MadeUp, missing, reference
 from tiny_quality import PASSES, facts
 from tiny_runs import REGIONS, abandoned
 
@@ -154,6 +155,24 @@ def test_few_patients_decide_nothing(tmp_path: Path) -> None:
     assert found.prior.word == "undecided"
     assert found.postprocessing_steps == ()
     assert "Below 6 cases" in describe(found)
+
+
+def test_few_cases_that_hold_a_class_decide_nothing_and_that_is_said(tmp_path: Path) -> None:
+    """Cases without any class add nothing to a comparison, however many they are."""
+    numbers = itertools.count()
+
+    def truth(rng: np.random.Generator) -> np.ndarray:
+        made = reference(rng)
+        return made if next(numbers) < 5 else np.zeros_like(made)
+
+    made = MadeUp(root=tmp_path, num_cases=10, truth=truth)
+    made.add("2d_unet", missing(0.6), seed=1)
+    made.add("2d_cnn", missing(0.1), seed=2, **PRETRAINED)
+    found = find(made)
+    assert (found.num_units, found.num_counted, found.is_decidable) == (10, 5, False)
+    assert set(words(found).values()) == {"undecided"}
+    assert "too few cases tell 2d_cnn and 2d_unet apart" in found.prior.text
+    assert "The references of 5 cases hold any class." in describe(found)
 
 
 def test_cases_of_a_patient_are_no_independent_cases(tmp_path: Path) -> None:
