@@ -22,9 +22,9 @@ on another device is not continued.
 First the schedules: `samunet_train --time_budget` is begun ROUNDS times for every arm, on a machine that
 does nothing else, until it has decided how many epochs and steps fit; the longest counts, since other
 programs only ever slow a step down. Then every seed is trained with those epochs and steps. A training with a
-time budget is the one with the epochs and steps that it decides for, so this changes nothing but what a busy
-or another machine would: all seeds of an arm are equally long, and the trainings may be made side by side,
-anywhere.
+time budget is the one with the epochs, steps and cached views that it decides for, so this changes nothing
+but what a busy or another machine would: all seeds of an arm are equally long, and the trainings may be made
+side by side, anywhere. (The time of a cache is in the schedule, though the trainings then share it.)
 
     python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --only_schedules
     OMP_NUM_THREADS=1 python benchmarks/generalization_runs.py --data FOLDER --work FOLDER --tasks prostate &
@@ -178,13 +178,15 @@ def perform(bench: Bench, run: Run, arguments: argparse.Namespace) -> None:
     if all(bench.is_scored(step) for step in steps):
         print(f"have  {run.name}", flush=True)
         return
-    length = setting_words(*(f"{name}={chosen_phase(bench, run)[name]}" for name in LENGTH))
+    chosen = chosen_schedule(bench, run)
+    length = setting_words(*(f"{name}={chosen['phases'][0][name]}" for name in LENGTH), *cache_words(chosen))
     training = training_of(bench, run, arguments, *length)
     forget_lost_training(bench, run, training)
     bench.train(training)
     if run.facts not in bench.results.steps:
         facts = facts_of(bench, training)
-        assert facts["phases"] == [chosen_phase(bench, run)], "not the schedule that the budget decided for"
+        assert facts["phases"] == chosen["phases"], "not the schedule that the budget decided for"
+        assert facts["cache"] == chosen["cache"], "not the cache that the budget paid for"
         bench.results.save(run.facts, facts)
     for step, (target, settings) in steps.items():
         if not bench.is_scored(step):
@@ -219,17 +221,23 @@ def decide_schedule(bench: Bench, run: Run, arguments: argparse.Namespace) -> No
     run_until(words, log, folder / "run.json")
     record = json.loads((folder / "run.json").read_text())
     shutil.rmtree(folder.parent)
-    found = {"phases": record["phases"], "load_before": load, "hardware": hardware()}
+    if record["cache"]["items_per_case"] is not None:
+        raise SystemExit(f"{run.schedule}: only a part of the slices can be encoded. Take more --minutes.")
+    kept = {name: record[name] for name in ("phases", "cache")}
+    found = {**kept, "load_before": load, "hardware": hardware()}
     bench.results.save(run.schedule, [*rounds, found])
 
 
-def chosen_phase(bench: Bench, run: Run) -> dict[str, Any]:
-    """The longest schedule that the budget had: what other programs took from a round is not in it."""
+def chosen_schedule(bench: Bench, run: Run) -> dict[str, Any]:
+    """The longest that the budget had room for: what other programs took from a round is not in it."""
     rounds = bench.results.steps[run.schedule]
     assert all(len(found["phases"]) == 1 for found in rounds), "of several phases each would need its length"
-    return max(
-        (found["phases"][0] for found in rounds), key=lambda phase: phase["epochs"] * phase["iterations"]
-    )
+    return max(rounds, key=lambda found: found["phases"][0]["epochs"] * found["phases"][0]["iterations"])
+
+
+def cache_words(chosen: dict[str, Any]) -> list[str]:
+    """Views of a cache, which a time budget may have made fewer."""
+    return [f"views={chosen['cache']['views']}"] if chosen["cache"]["views"] else []
 
 
 def training_of(

@@ -232,7 +232,7 @@ def asked(load: Callable[[str], Any], sites: Path, tmp_path: Path, monkeypatch: 
         (preprocessed / "samunetPlans_2d_embeddings").mkdir(parents=True, exist_ok=True)
         phase = {"epochs": 10, "iterations": next(iterations), "val_iterations": 3}
         product.parent.mkdir(parents=True)
-        product.write_text(json.dumps({"phases": [phase]}))
+        product.write_text(json.dumps({"phases": [phase], "cache": {"views": 6, "items_per_case": None}}))
 
     monkeypatch.setattr(runs, "run_until", run_until)
     arguments = runs.parse(["--data", str(sites), "--work", str(tmp_path)])
@@ -247,7 +247,7 @@ def test_the_longest_of_two_schedules_counts_and_none_met_a_cache(asked: Any) ->
     for _ in range(asked.runs.ROUNDS):
         asked.runs.decide_schedule(asked.bench, asked.run, asked.arguments)
     assert asked.caches == [[], []]
-    assert asked.runs.chosen_phase(asked.bench, asked.run)["iterations"] == 50
+    assert asked.runs.chosen_schedule(asked.bench, asked.run)["phases"][0]["iterations"] == 50
     for words in asked.commands:
         assert words[words.index("--time_budget") + 1] == "30"
     assert not (asked.bench.workspace() / "results" / "Dataset008_Prostate").exists() or not list(
@@ -267,7 +267,7 @@ def test_a_training_has_the_chosen_length_and_none_of_the_time(
     with pytest.raises(AssertionError, match="not the schedule"):
         asked.runs.perform(asked.bench, asked.run, asked.arguments)
     words = trained[0].words
-    assert {"epochs=10", "iterations=50", "val_iterations=3"} <= set(words)
+    assert {"epochs=10", "iterations=50", "val_iterations=3", "views=6"} <= set(words)
     assert "--time_budget" not in words
 
 
