@@ -183,6 +183,8 @@ def flat_arguments(arguments: Mapping[str, Any], where: str = ARGUMENTS_FILE) ->
 def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool) -> None:
     """Write down how a folder was predicted; continuing with other arguments is refused.
 
+    Where a model lies is no argument: it may have been moved, or mounted elsewhere.
+
     Raises:
         SamunetError: the predictions that are to be kept were made differently; names the keys.
     """
@@ -190,7 +192,8 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
     if continuing and file.exists():
         before = read_json(file)
         then, now = dict(_leaves(before)), dict(_leaves(arguments))
-        changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        # A model that was moved is the same: what it was trained to is among the other keys.
+        changed = [k for k in {**then, **now} if then.get(k) != now.get(k) and not k.endswith("].model")]
         if changed:
             told = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed)
             if all(".trained." in key for key in changed):

@@ -24,7 +24,7 @@ from samunet.planning.rules import (
     target_spacing,
     transpose_axes,
 )
-from samunet.planning.standing import NEVER, other_sites
+from samunet.planning.standing import NEVER, other_sites, sam_variants_at_hand
 from samunet.planning.windows import display_windows, mirroring
 
 GOALS = ("accuracy", "speed", "generalize")
@@ -97,9 +97,7 @@ def make_plan(fingerprint: Fingerprint, request: PlanningRequest) -> Plan:
         data=context.data,
         configurations={c.method: c.configuration for c in candidates if c.configuration is not None},
         recommended=recommended,
-        verdicts=tuple(
-            _verdict(candidate, recommended, candidates, other_sites(context)) for candidate in candidates
-        ),
+        verdicts=tuple(_verdict(candidate, recommended, candidates, context) for candidate in candidates),
         overrides=dict(request.overrides),
     )
 
@@ -233,8 +231,10 @@ def _hours(candidate: Candidate) -> float:
     return candidate.configuration.forecast.train_hours
 
 
-def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate], elsewhere: str) -> Verdict:
-    """The planner's words on a method; `elsewhere` says why data from other sites are to be expected."""
+def _verdict(
+    candidate: Candidate, recommended: str, rivals: list[Candidate], context: PlanningContext
+) -> Verdict:
+    """The planner's words on a method."""
     if candidate.configuration is None:
         return Verdict(method=candidate.method, status="unsuitable", reasons=candidate.reasons)
     if not candidate.fits:
@@ -242,13 +242,13 @@ def _verdict(candidate: Candidate, recommended: str, rivals: list[Candidate], el
     if candidate.method != recommended:
         return Verdict(method=candidate.method, status="fits", reasons=candidate.reasons)
     reasons = (*_overtaken(candidate, rivals), *candidate.reasons)
-    if elsewhere:
-        reasons = _for_other_sites(candidate, rivals, reasons, elsewhere)
+    if other_sites(context):
+        reasons = _for_other_sites(candidate, rivals, reasons, context)
     return Verdict(method=candidate.method, status="recommended", reasons=reasons)
 
 
 def _for_other_sites(
-    chosen: Candidate, rivals: list[Candidate], reasons: tuple[str, ...], elsewhere: str
+    chosen: Candidate, rivals: list[Candidate], reasons: tuple[str, ...], context: PlanningContext
 ) -> tuple[str, ...]:
     """What data from other sites mean for the choice: what it would be without them, or what it lacks."""
     if chosen.method == GENERALIST:
@@ -262,10 +262,12 @@ def _for_other_sites(
         return reasons
     if generalist.configuration.has_sam_weights:
         return reasons
+    unused = sam_variants_at_hand(context)
+    lacking = f"this plan leaves those at hand ({', '.join(unused)}) unused" if unused else "none are at hand"
     lack = (
-        f"{elsewhere}. {GENERALIST} is made for that, but its study rests on SAM's pretrained weights, and "
-        "none are at hand: nothing says that it would lead without them. What any method can do: train "
-        "with --set augmentation=generalize."
+        f"{other_sites(context)}. {GENERALIST} is made for that, but its study rests on SAM's pretrained "
+        f"weights, and {lacking}: nothing says that it would lead without them. What any method can do: "
+        "train with --set augmentation=generalize."
     )
     return (lack, *reasons)
 

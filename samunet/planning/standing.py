@@ -63,8 +63,13 @@ def sam_weights_at_hand(context: PlanningContext) -> bool:
     """Whether SAM's weights (or such as were tuned from them) are there for the methods of this plan."""
     if context.settings.get("encoder_weights") == RANDOM:
         return False
-    names = context.weights if context.encoder is None else {context.encoder} & context.weights.keys()
-    return any(get_variant(name).prior(context.weights[name]) == "sam" for name in names)
+    found = sam_variants_at_hand(context)
+    return bool(found) if context.encoder is None else context.encoder in found
+
+
+def sam_variants_at_hand(context: PlanningContext) -> tuple[str, ...]:
+    """Encoders that there are SAM's weights for, whether the user asked for one of them or not."""
+    return tuple(n for n, kind in sorted(context.weights.items()) if get_variant(n).prior(kind) == "sam")
 
 
 def standing_without_sam(variant: SamVariant, weights: str) -> float | None:

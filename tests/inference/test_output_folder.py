@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_folders import load, write_fold, write_images
@@ -11,10 +12,10 @@ from model_folders import load, write_fold, write_images
 from samunet.cli import apply_postprocessing, ensemble, predict
 from samunet.errors import SamunetError
 from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
-from samunet.inference.files import FileOptions
+from samunet.inference.files import FileOptions, check_arguments
 from samunet.inference.output_folder import check_owner, refuse_raw_data
 from samunet.inference.postprocessing import Postprocessing, postprocess_folder
-from samunet.records import write_json
+from samunet.records import read_json, write_json
 
 
 def test_results_of_one_command_are_no_place_for_another(tmp_path: Path) -> None:
@@ -117,3 +118,18 @@ def test_commands_know_the_workspaces_raw_data(
     told = capsys.readouterr().err
     assert "raw data of the workspace" in told
     assert "Traceback" not in told
+
+
+def test_a_model_that_was_moved_is_no_other_model(tmp_path: Path) -> None:
+    """The workspace may be mounted elsewhere the next day; what it was trained to is among the arguments."""
+
+    def arguments(place: str, sha256: str = "a", step_size: float = 0.5) -> dict[str, Any]:
+        return {"models": [{"model": place, "trained": {"0": {"sha256": sha256}}}], "step_size": step_size}
+
+    check_arguments(tmp_path, arguments("/one/model"), continuing=True)
+    check_arguments(tmp_path, arguments("/other/model"), continuing=True)
+    assert read_json(tmp_path / "predict_args.json")["models"][0]["model"] == "/other/model"
+    with pytest.raises(SamunetError, match="has been trained again since"):
+        check_arguments(tmp_path, arguments("/one/model", sha256="b"), continuing=True)
+    with pytest.raises(SamunetError, match=r"step_size was 0\.5, is 0\.25"):
+        check_arguments(tmp_path, arguments("/one/model", step_size=0.25), continuing=True)

@@ -334,6 +334,14 @@ def test_other_sites_take_desam_with_pretrained_weights_only(fingerprint, goal):
     assert "its study rests on SAM's pretrained weights" in reasons_of(scratch, scratch.recommended)
 
 
+def test_weights_that_the_user_passes_over_are_not_called_absent():
+    for chosen in ({"encoder": "vit_tiny"}, {"settings": {"encoder_weights": "random"}}):
+        plan = planned(weights="official", goal="generalize", **chosen)
+        told = reasons_of(plan, plan.recommended)
+        assert "this plan leaves those at hand (vit_b, vit_h, vit_l) unused" in told
+        assert "none are at hand" not in told
+
+
 def test_patients_are_no_sites_and_speed_is_not_overruled():
     assert planned(grouped(40), weights="official") == dataclasses.replace(
         planned(weights="official"), fingerprint_hash=grouped(40).data_hash
