@@ -20,3 +20,8 @@ def listed(items: Sequence[object], most: int = 5, between: str = ", ") -> str:
 def counted_cases(names: Sequence[str]) -> str:
     """How many cases, and which: `7 cases (a, b, c, d, e and 2 more)`."""
     return f"{len(names)} case{'s' * (len(names) != 1)} ({listed(names)})"
+
+
+def fold_words(folds: Sequence[int]) -> str:
+    """`fold 2`, or `folds 2 3`."""
+    return f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))}"

@@ -52,6 +52,15 @@ def missing(share: float, spread: float = 0.1) -> Predict:
     return predict
 
 
+def write_predicted(
+    validation: Path, step_size: float = 0.5, mirroring: bool = True, **model: object
+) -> None:
+    """Say that one model predicted a folder, as samunet_train does by itself but for what `model` changes."""
+    usual = {"checkpoint": "checkpoint_final.pth", "settings": {}}
+    shared = {"step_size": step_size, "mirroring": mirroring, "postprocessing": []}
+    write_json(validation / "predict_args.json", {"models": [{**usual, **model}], **shared})
+
+
 @dataclass(kw_only=True)
 class MadeUp:
     """A workspace that fills up with models."""
@@ -146,7 +155,7 @@ class MadeUp:
         pairs = [(self.raw / "labelsTr" / file.name, file) for file in files]
         origins = Origins(groups=self.groups, patients=self.patients)
         evaluate_cases(pairs, self.labels, origins=origins).save(validation / "summary.json")
-        write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_final.pth"}]})
+        write_predicted(validation)
 
     def _predict(self, file: Path, predict: Predict, seed: int, probabilities: bool) -> None:
         truth, geometry = read_label(self.raw / "labelsTr" / file.name)

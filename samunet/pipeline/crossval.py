@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from samunet.data.dataset import RawDataset
 from samunet.data.readers import files_of, segmentation_ending
@@ -16,10 +15,10 @@ from samunet.data.splits import read_splits
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_cases
 from samunet.evaluation.scores import Evaluation
-from samunet.inference.files import single_model_arguments
 from samunet.inference.folds import find_folds
 from samunet.inference.probabilities import probability_files
 from samunet.listing import counted_cases, listed
+from samunet.pipeline.predicted_as import PredictedAs, not_by_itself, predicted_as, told_apart
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.plan import Plan
 from samunet.progress import Progress
@@ -126,7 +125,7 @@ def accumulate_crossval(
     ending = segmentation_ending(plan.file_ending)
     fold_of_case = _owners(model_folder, runs)
     left_out = _check_complete(workspace, model_folder, dataset, runs, fold_of_case, ending)
-    checkpoint = _check_alike(model_folder, runs)
+    predicted = _check_alike(model_folder, dataset.name, runs)
     sources = {
         name: validation_folder(model_folder, fold) / f"{name}{ending}"
         for name, fold in sorted(fold_of_case.items())
@@ -136,7 +135,7 @@ def accumulate_crossval(
         folds=numbers,
         fold_of_case={name: fold_of_case[name] for name in sources},
         configuration_hash=runs[numbers[0]].configuration_hash,
-        checkpoint=checkpoint,
+        checkpoint=predicted.checkpoint,
         probabilities=all(file.is_file() for s in sources.values() for file in probability_files(s)),
         left_out=left_out,
     )
@@ -255,8 +254,8 @@ def _command(model_folder: Path, dataset: str, fold: int, like: RunRecord, *flag
     return trained.command([fold], *flags, like=like)
 
 
-def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:
-    """The checkpoint that all folds predicted with.
+def _check_alike(model_folder: Path, dataset: str, runs: Mapping[int, RunRecord]) -> PredictedAs:
+    """How the validation cases of all folds were predicted.
 
     Raises:
         SamunetError: folds of different configurations, or validated in different ways; names them.
@@ -268,20 +267,17 @@ def _check_alike(model_folder: Path, runs: Mapping[int, RunRecord]) -> str:
             f"The folds of {model_folder} were trained from different configurations ({told}). Train them "
             "again with the same settings, or keep them apart with --tag."
         )
-    ways = {fold: _way(model_folder, fold) for fold in runs}
-    if len({tuple(way.values()) for way in ways.values()}) > 1:
-        told = "; ".join(f"fold {fold}: {', '.join(map(str, way.values()))}" for fold, way in ways.items())
+    again = {fold: _command(model_folder, dataset, fold, run, "--val") for fold, run in runs.items()}
+    ways = {
+        fold: predicted_as(validation_folder(model_folder, fold), command) for fold, command in again.items()
+    }
+    if len(set(ways.values())) > 1:
+        commands = "\n".join(f"  {again[fold]}" for fold in not_by_itself(ways))
         raise SamunetError(
-            f"The folds of {model_folder} were validated in different ways ({told}). Run samunet_train with "
-            "--val again for those that differ."
+            f"The validation cases of {model_folder} were predicted in different ways ({told_apart(ways)}). "
+            f"To have all as samunet_train does it by itself:\n{commands}"
         )
-    return str(next(iter(ways.values()))["checkpoint"])
-
-
-def _way(model_folder: Path, fold: int) -> dict[str, Any]:
-    """How a fold's validation cases were predicted."""
-    arguments = single_model_arguments(validation_folder(model_folder, fold))
-    return {key: arguments[key] for key in ("checkpoint", "step_size", "mirroring")}
+    return next(iter(ways.values()))
 
 
 def _check_place(folder: Path) -> None:

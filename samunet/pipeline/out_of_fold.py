@@ -15,6 +15,7 @@ from samunet.evaluation.summary_file import read_summary
 from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import single_model_arguments
+from samunet.pipeline.predicted_as import KEYS as PREDICTED_AS
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.fingerprint_envelope import FingerprintEnvelope
@@ -33,7 +34,7 @@ from samunet.workspace import (
     validation_folder,
 )
 
-SETTINGS = ("configuration_hash", "checkpoint", "step_size", "mirroring", "settings", "postprocessing")
+SETTINGS = ("configuration_hash", *PREDICTED_AS, "postprocessing")
 """Arguments (`single_model_arguments`) in which calibration and prediction must agree."""
 
 

@@ -15,9 +15,9 @@ from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import mean_interval, score_array
 from samunet.evaluation.scores import json_score
 from samunet.evaluation.summary_file import Summary, read_summary
-from samunet.records import read_json
+from samunet.pipeline.predicted_as import PredictedAs, predicted_as
 from samunet.trainers.identity import read_run
-from samunet.workspace import ARGUMENTS_FILE, SUMMARY_FILE, validation_folder
+from samunet.workspace import SUMMARY_FILE, validation_folder
 
 SHOWN_METRICS = ("Dice", "SurfaceDice", "HD95", "ASSD", "VolumeError_percent")
 
@@ -71,7 +71,8 @@ def shared_scores(
         model_folder: results/DATASET/CONFIGURATION__PLANS.
         folds: that are shared.
         labels: of the plan.
-        checkpoint: that is shared; scores of another one are left out.
+        checkpoint: that is shared; scores of another one, or of cases that were predicted otherwise than the
+            model does by itself (settings, step size, mirroring), are left out.
         include_cases: keep the scores of every case under its name.
 
     Returns:
@@ -138,10 +139,12 @@ def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:
         return "it was trained on all cases, so none is left to validate on"
     if not summary.is_file():
         return "it was not validated"
-    arguments = summary.with_name(ARGUMENTS_FILE)
-    models = read_json(arguments)["models"] if arguments.is_file() else [{"checkpoint": checkpoint}]
-    used = models[0]["checkpoint"]
-    return None if used == checkpoint else f"it was validated with {used}"
+    try:
+        predicted = predicted_as(summary.parent, "samunet_train --val")
+    except SamunetError:  # the message names folders of this machine, which are no part of a shared file
+        return "it is not known how its cases were predicted"
+    by_itself = PredictedAs(checkpoint=checkpoint)
+    return None if predicted == by_itself else f"it was validated with {predicted.text()}"
 
 
 def _units(names: list[str], origins: Origins) -> tuple[np.ndarray, Unit]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,14 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import Summary, read_summary
+from samunet.listing import fold_words
+from samunet.pipeline.predicted_as import PredictedAs, not_by_itself, predicted_as, told_apart
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
-from samunet.records import content_hash, read_json
+from samunet.records import content_hash
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
-    ARGUMENTS_FILE,
     FINAL,
     LATEST,
     PLAN_FILE,
@@ -35,7 +36,7 @@ class ScoredFold:
 
     run: RunRecord
     summary: Summary
-    checkpoint: str
+    predicted: PredictedAs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def look_at(
     faults, folds = _Faults(folder=folder), {}
     faults.of_model += _plan_faults(workspace, raw, trained, folder)
     for number, split in splits.items():
-        fold = _scored_fold(folder, number, split, raw, faults)
+        fold = _scored_fold(trained, folder, (number, split), raw, faults)
         if fold is not None:
             folds[number] = fold
     faults.of_model += _odd_folds(trained, folds)
@@ -153,9 +154,10 @@ def _of_the_same_data(workspace: Workspace, current: Plan, earlier: Plan) -> boo
 
 
 def _scored_fold(
-    model_folder: Path, number: int, split: Split, raw: RawDataset, faults: _Faults
+    trained: TrainedAs, model_folder: Path, asked: tuple[int, Split], raw: RawDataset, faults: _Faults
 ) -> ScoredFold | None:
     """The fold's run and scores; None, with a fault noted, where something is missing."""
+    number, split = asked
     folder, validation = fold_folder(model_folder, number), validation_folder(model_folder, number)
     try:
         run = read_run(folder)
@@ -169,7 +171,7 @@ def _scored_fold(
             _unscored(folder, number, faults)
             return None
         summary = read_summary(validation / SUMMARY_FILE, raw.labels)
-        checkpoint = _checkpoint(validation)
+        predicted = predicted_as(validation, trained.command([number], "--val"))
     except SamunetError as fault:
         faults.of_model.append(str(fault).rstrip("."))
         return None
@@ -177,20 +179,7 @@ def _scored_fold(
     if not set(split.val) <= set(summary.cases) or not all(file.is_file() for file in files):
         faults.unscored.append(number)
         return None
-    return ScoredFold(run=run, summary=summary, checkpoint=checkpoint)
-
-
-def _checkpoint(validation: Path) -> str:
-    """File name of the checkpoint that predicted the validation cases."""
-    file = validation / ARGUMENTS_FILE
-    if not file.is_file():
-        return FINAL
-    try:
-        return str(read_json(file)["models"][0]["checkpoint"])
-    except (KeyError, IndexError, TypeError) as fault:
-        raise SamunetError(
-            f"{file} does not say which checkpoint predicted; validate again with --val"
-        ) from fault
+    return ScoredFold(run=run, summary=summary, predicted=predicted)
 
 
 def _unscored(folder: Path, number: int, faults: _Faults) -> None:
@@ -220,11 +209,11 @@ def _odd_folds(trained: TrainedAs, folds: dict[int, ScoredFold]) -> list[str]:
             f"{' and '.join(map(fold_words, kinds))} were trained on different plans or with different "
             f"settings; {'; '.join(ways)}; to keep both kinds, train one of them with a --tag"
         )
-    checkpoints = _alike({number: fold.checkpoint for number, fold in folds.items()})
-    if len(checkpoints) > 1:
+    predicted = {number: fold.predicted for number, fold in folds.items()}
+    if len(set(predicted.values())) > 1:
         told.append(
-            f"{' and '.join(map(fold_words, checkpoints))} were validated with different checkpoints: "
-            f"{trained.command(sorted(folds), '--val')}"
+            f"the validation cases were predicted in different ways ({told_apart(predicted)}); to have all "
+            f"as samunet_train does it by itself: {trained.command(not_by_itself(predicted), '--val')}"
         )
     return told
 
@@ -239,8 +228,3 @@ def _alike(kinds: Mapping[int, object]) -> list[list[int]]:
 
 def _teacher(run: RunRecord) -> str:
     return "" if run.distillation is None else str(run.distillation.get("teacher"))
-
-
-def fold_words(folds: Sequence[int]) -> str:
-    """`fold 2`, or `folds 2 3`."""
-    return f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))}"

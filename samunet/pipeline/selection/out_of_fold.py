@@ -14,10 +14,10 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import SCHEMES, Split, read_splits
 from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import Scores
-from samunet.listing import listed
+from samunet.listing import fold_words, listed
 from samunet.networks.sam.variants import get_variant
 from samunet.pipeline.run_commands import TrainedAs
-from samunet.pipeline.selection.model_folder import ModelFolder, fold_words, look_at
+from samunet.pipeline.selection.model_folder import ModelFolder, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.pipeline.selection.references import mark_outdated
 from samunet.planning.methods import ALIASES
@@ -210,7 +210,7 @@ def _out_of_fold(
         plans=model.trained.plans,
         tag=model.trained.tag,
         folds=tuple(splits),
-        checkpoint=first.checkpoint,
+        checkpoint=first.predicted.checkpoint,
     )
     predictions, scores, sources = {}, {}, {}
     for fold, split in splits.items():

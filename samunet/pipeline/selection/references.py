@@ -14,8 +14,9 @@ from samunet.data.readers import read_label
 from samunet.evaluation.case_scores import class_counts, joint_histogram, to_indices
 from samunet.evaluation.scores import Scores
 from samunet.inference.probabilities import probability_files
+from samunet.listing import fold_words
 from samunet.pipeline.run_commands import TrainedAs
-from samunet.pipeline.selection.model_folder import ModelFolder, fold_words
+from samunet.pipeline.selection.model_folder import ModelFolder
 
 Sizes = dict[str, float]
 """Class or region -> voxels of the reference, ignored ones not counted."""

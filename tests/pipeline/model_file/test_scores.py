@@ -6,9 +6,10 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from out_of_fold_runs import DATASET, MadeUp, missing
+from out_of_fold_runs import DATASET, MadeUp, missing, write_predicted
 from shared_models import write_images, write_model
 from tiny_runs import CLASSES
 
@@ -19,6 +20,7 @@ from samunet.pipeline.model_file.export import ExportRequest, export_model
 from samunet.pipeline.model_file.onnx_export import OnnxRequest, export_onnx
 from samunet.pipeline.model_file.scores import shared_scores
 from samunet.pipeline.model_file.selected import SelectionFiles, selected
+from samunet.pipeline.predicted_as import PredictedAs
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.record import file_digest
@@ -90,6 +92,22 @@ def test_scores_of_another_checkpoint_and_of_other_splits(tmp_path: Path) -> Non
     write_json(other, {**read_json(other), "train": before["train"]})
     with pytest.raises(SamunetError, match="different splits"):
         shared_scores(model, (0, 1), CLASSES, FINAL)
+
+
+@pytest.mark.parametrize("changes", [{"settings": {"min_iou": 0.7}}, {"mirroring": False}])
+def test_scores_of_another_prediction_than_the_shared_model_makes(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    made = MadeUp(root=tmp_path)
+    model = made.add("2d_unet", missing(0.3), folds=(0, 1))
+    write_predicted(model / "fold_0/validation", **changes)
+    scores, (reason,) = shared_scores(model, (0, 1), CLASSES, FINAL)
+    assert scores is not None
+    assert scores.folds == (1,)
+    assert reason == f"fold 0: it was validated with {PredictedAs(**changes).text()}"
+    (model / "fold_0/validation/predict_args.json").unlink()
+    _, (reason,) = shared_scores(model, (0, 1), CLASSES, FINAL)
+    assert reason == "fold 0: it is not known how its cases were predicted"
 
 
 def test_no_folder_of_this_machine_goes_with_a_selection(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, GEOMETRY, MadeUp, missing
+from out_of_fold_runs import DATASET, GEOMETRY, MadeUp, missing, write_predicted
 from shared_models import make_fingerprint
 from tiny_runs import REGIONS
 
@@ -149,12 +149,31 @@ def test_groups_declared_later_do_not_make_a_model_one_of_other_data(made: MadeU
     assert gather(made)
 
 
-def test_another_checkpoint_in_one_fold(made: MadeUp) -> None:
-    validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation"
-    write_json(validation / "predict_args.json", {"models": [{"checkpoint": "checkpoint_best.pth"}]})
-    with pytest.raises(
-        SamunetError, match=r"fold 2 were validated with different checkpoints: .*2d_unet 0 1 2 3 4 --val"
-    ):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint": "checkpoint_best.pth"}, "checkpoint_best.pth, step 0.5, mirroring"),
+        ({"settings": {"min_iou": 0.7}}, "checkpoint_final.pth, step 0.5, mirroring, min_iou=0.7"),
+        ({"step_size": 0.25}, "checkpoint_final.pth, step 0.25, mirroring"),
+        ({"mirroring": False}, "checkpoint_final.pth, step 0.5, no mirroring"),
+    ],
+)
+def test_one_fold_that_was_predicted_otherwise(made: MadeUp, changes: dict[str, Any], words: str) -> None:
+    write_predicted(made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation", **changes)
+    with pytest.raises(SamunetError) as fault:
+        gather(made)
+    assert "were predicted in different ways" in str(fault.value)
+    assert f"fold 2: {words}" in str(fault.value)
+    assert "samunet_train 950 2d_unet 2 --val" in str(fault.value)
+
+
+def test_folds_that_were_predicted_otherwise_alike(made: MadeUp) -> None:
+    folder = made.workspace.model_folder(DATASET, "2d_unet")
+    for validation in folder.glob("fold_*/validation"):
+        write_predicted(validation, checkpoint="checkpoint_best.pth")
+    assert gather(made).models[0].members[0].checkpoint == "checkpoint_best.pth"
+    (folder / "fold_2" / "validation" / "predict_args.json").unlink()
+    with pytest.raises(SamunetError, match=r"not known how its cases .*: samunet_train 950 2d_unet 2 --val"):
         gather(made)
 
 

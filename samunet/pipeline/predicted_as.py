@@ -1,0 +1,86 @@
+"""How the cases of a validation were predicted: scores are put together only where that was alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from samunet.errors import SamunetError
+from samunet.inference.files import single_model_arguments
+from samunet.listing import fold_words
+from samunet.pipeline.run_commands import DEFAULT_STEP
+from samunet.workspace import ARGUMENTS_FILE, FINAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedAs:
+    """How one model predicted the cases of a folder; without a word as `samunet_train` validates by itself.
+
+    Attributes:
+        checkpoint: file name in the fold's folder.
+        step_size: tile step over tile size, above 0 and at most 1.
+        mirroring: averaged over the flips.
+        settings: of the method, in place of those of the training (`--set` beside `--val`).
+    """
+
+    checkpoint: str = FINAL
+    step_size: float = DEFAULT_STEP
+    mirroring: bool = True
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def text(self) -> str:
+        """`checkpoint_final.pth, step 0.5, mirroring, grid_side=1`."""
+        changed = "".join(f", {key}={value}" for key, value in sorted(self.settings.items()))
+        mirroring = "mirroring" if self.mirroring else "no mirroring"
+        return f"{self.checkpoint}, step {self.step_size:g}, {mirroring}{changed}"
+
+    def flags(self) -> list[str]:
+        """Those of `samunet_train` that predict the validation cases so again, as far as it has any."""
+        changed = [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
+        return ["--val", *(["-chk", self.checkpoint] if self.checkpoint != FINAL else []), *changed]
+
+
+KEYS = tuple(part.name for part in fields(PredictedAs))
+"""Of predict_args.json (`single_model_arguments`)."""
+
+
+def predicted_as(validation: Path, again: str) -> PredictedAs:
+    """Read how a fold's validation cases were predicted.
+
+    Args:
+        validation: folder of the predictions.
+        again: command that validates the fold again.
+
+    Raises:
+        SamunetError: that is not written down, or they are not of one model; names the command.
+    """
+    file = validation / ARGUMENTS_FILE
+    if not file.is_file():
+        raise SamunetError(
+            f"{validation} has no {ARGUMENTS_FILE}, so it is not known how its cases were predicted; "
+            f"validate again: {again}"
+        )
+    try:
+        arguments = single_model_arguments(validation)
+        return PredictedAs(**{key: arguments[key] for key in KEYS})
+    except (AttributeError, KeyError, TypeError) as fault:
+        raise SamunetError(
+            f"{file} does not say how the cases were predicted ({type(fault).__name__}: {fault}); validate "
+            f"again: {again}"
+        ) from fault
+
+
+def told_apart(ways: Mapping[int, PredictedAs]) -> str:
+    """Folds that were predicted in different ways, in words, the largest number of them first."""
+    kinds: dict[PredictedAs, list[int]] = {}
+    for fold, way in ways.items():
+        kinds.setdefault(way, []).append(fold)
+    found = sorted(kinds.items(), key=lambda item: len(item[1]), reverse=True)
+    return "; ".join(f"{fold_words(folds)}: {way.text()}" for way, folds in found)
+
+
+def not_by_itself(ways: Mapping[int, PredictedAs]) -> list[int]:
+    """Folds that were predicted otherwise than `samunet_train` validates by itself."""
+    return [fold for fold, way in ways.items() if way != PredictedAs()]
