@@ -10,23 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from samunet.data.dataset import RawDataset
-from samunet.data.readers import read_label
-from samunet.evaluation.case_scores import class_counts, joint_histogram, to_indices
 from samunet.evaluation.scores import Scores
 from samunet.inference.probabilities import probability_files
 from samunet.listing import fold_words
+from samunet.pipeline.reference_sizes import Sizes, label_sizes, scored_sizes
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.selection.model_folder import ModelFolder
-
-Sizes = dict[str, float]
-"""Class or region -> voxels of the reference, ignored ones not counted."""
 
 
 def differing_cases(
     one: Mapping[str, Mapping[str, Scores]], other: Mapping[str, Mapping[str, Scores]], cases: Iterable[str]
 ) -> list[str]:
     """Cases (-> class -> metric) of which two models were scored on different labels."""
-    return [case for case in cases if _sizes(one[case]) != _sizes(other[case])]
+    return [case for case in cases if scored_sizes(one[case]) != scored_sizes(other[case])]
 
 
 def rescoring(trained: TrainedAs, folds: Sequence[int], *, probabilities: bool) -> str:
@@ -46,7 +42,7 @@ def mark_outdated(raw: RawDataset, models: Sequence[ModelFolder]) -> list[ModelF
     """
     sizes = [_sizes_of_model(model) for model in models if not model.faults]
     doubtful = [case for case in (sizes[0] if sizes else ()) if any(s[case] != sizes[0][case] for s in sizes)]
-    now = {case: _label_sizes(raw, case) for case in doubtful}
+    now = {case: label_sizes(raw, case) for case in doubtful}
     return [model if model.faults or not now else _marked(raw, model, now) for model in models]
 
 
@@ -63,17 +59,6 @@ def _marked(raw: RawDataset, model: ModelFolder, now: Mapping[str, Sizes]) -> Mo
 
 def _sizes_of_model(model: ModelFolder) -> dict[str, Sizes]:
     """Case -> sizes, of the cases that its folds held out."""
-    return {case: _sizes(fold.summary.cases[case]) for fold in model.folds.values() for case in fold.run.val}
-
-
-def _sizes(scores: Mapping[str, Scores]) -> Sizes:
-    return {name: metrics["n_ref"] for name, metrics in scores.items()}
-
-
-def _label_sizes(raw: RawDataset, case: str) -> Sizes:
-    """Sizes as the evaluation counts them, in the label file as it is."""
-    file = raw.case(case).label
-    assert file is not None
-    indices = to_indices(read_label(file)[0], raw.labels)
-    counts = class_counts(joint_histogram(indices, indices), raw.labels)
-    return {name: float(count.num_reference) for name, count in counts.items()}
+    return {
+        case: scored_sizes(fold.summary.cases[case]) for fold in model.folds.values() for case in fold.run.val
+    }
