@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
@@ -18,11 +18,14 @@ from samunet.data.groups import unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval, mean_defined, mean_interval, score_array
-from samunet.evaluation.scores import OTHER_METRICS, CaseScores, Evaluation, mean_of
-from samunet.evaluation.summary_file import origins_of, read_summary
+from samunet.evaluation.scores import OTHER_METRICS, mean_of
+from samunet.evaluation.summary_file import origins_of
+from samunet.listing import listed
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
-from samunet.pipeline.group_matrix.runs import MatrixRequest, SourceRun, runs_of, trained_methods, unlike
+from samunet.pipeline.group_matrix.runs import MatrixRequest, runs_of, trained_methods
+from samunet.pipeline.group_matrix.scored import ScoredRun, check_references, scored_runs
 from samunet.pipeline.models import configuration_name
+from samunet.pipeline.predicted_as import PredictedAs
 from samunet.workspace import Workspace
 
 METRICS = ("Dice", "IoU", *OTHER_METRICS)
@@ -71,6 +74,7 @@ class GroupMatrix:
     Attributes:
         sources / groups: groups that can be trained on (two cases or more), and all groups.
         cells: method -> (source, target) -> cell.
+        predicted: method -> how its cases were predicted; methods that are not scored are not in it.
         missing: the empty places, each pair of a source and another group, with what fills them.
     """
 
@@ -79,20 +83,38 @@ class GroupMatrix:
     sources: tuple[str, ...]
     groups: tuple[str, ...]
     cells: dict[str, dict[tuple[str, str], Cell]]
+    predicted: dict[str, PredictedAs]
     missing: tuple[Missing, ...] = field(default=())
 
     def value(self, method: str, source: str, target: str, metric: str) -> float:
-        """NaN where nothing is known."""
+        """NaN where nothing is known, and where the metric is defined in no case."""
         cell = self.cells[method].get((source, target))
         return math.nan if cell is None else cell.mean(metric)
 
+    def others(self, source: str) -> list[str]:
+        """The other groups."""
+        return [target for target in self.groups if target != source]
+
+    def is_scored(self, method: str, source: str, *targets: str) -> bool:
+        """Whether all of these places have a cell."""
+        return all((source, target) in self.cells[method] for target in targets)
+
+    def without_value(self, metric: str) -> list[tuple[str, str, str]]:
+        """(method, source, target) that are scored, though the metric is defined in no case."""
+        return [
+            (method, source, target)
+            for method, cells in self.cells.items()
+            for (source, target), cell in sorted(cells.items())
+            if math.isnan(cell.mean(metric))
+        ]
+
     def to_others(self, method: str, source: str, metric: str) -> float:
-        """Mean over the other groups, each counted alike; NaN while one of them is missing."""
-        values = [self.value(method, source, target, metric) for target in self.groups if target != source]
+        """Mean over the other groups, each counted alike; NaN while one of them has no value."""
+        values = [self.value(method, source, target, metric) for target in self.others(source)]
         return fmean(values) if values and not any(map(math.isnan, values)) else math.nan
 
     def overall(self, method: str, metric: str) -> float:
-        """Mean over the sources of `to_others`; NaN while one of them is missing."""
+        """Mean over the sources of `to_others`; NaN while one of them has none."""
         values = [self.to_others(method, source, metric) for source in self.sources]
         return fmean(values) if values and not any(map(math.isnan, values)) else math.nan
 
@@ -101,102 +123,107 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
     """Read the validation scores of trainings on a single group.
 
     Raises:
-        SamunetError: no groups, no such training, or trainings with different settings in one place.
+        SamunetError: no groups, none that can be a source, no such training, trainings with different
+            settings or predictions in one place, or scores against different references.
     """
     raw = RawDataset.load(workspace.raw_folder(request.dataset), strict=False)
-    members: dict[str, list[str]] = {}
-    for case, group in sorted(raw.groups.items()):
-        members.setdefault(group, []).append(case)
-    if len(members) < 2:
-        raise SamunetError(
-            f"{request.dataset} has {len(members)} group(s); the matrix needs two or more. Declare them in "
-            "groups.csv (columns case,group) or under `groups` in dataset.json."
-        )
+    members = _members(raw)
     sources = tuple(sorted(group for group, cases in members.items() if len(cases) > 1))
     # A group of one case is no source, and keeps `single_source` from splitting at all.
     order = sources if len(sources) == len(members) else ()
     names = [configuration_name(name, None, "") for name in request.configurations]
     methods = tuple(dict.fromkeys(names)) or trained_methods(workspace, request)
     if not methods:
-        example = first_command(request, "2d_unet", sources[0], order) if sources else "-"
+        example = first_command(request, "2d_unet", sources[0], order)
         raise SamunetError(f"Nothing of {request.dataset} was trained on a single group. Train: {example}")
-    cells: dict[str, dict[tuple[str, str], Cell]] = {}
+    runs = {
+        method: [run for run in runs_of(workspace, request, method, raw.groups) if run.source in sources]
+        for method in methods
+    }
+    scored = {method: scored_runs(method, found, raw) for method, found in runs.items()}
+    places = {method: _places(found, members) for method, found in scored.items()}
+    counted = [
+        (one, target)
+        for of_method in places.values()
+        for (_, target), found in of_method.items()
+        for one in found
+    ]
+    check_references(counted, raw)
     missing: list[Missing] = []
     for method in methods:
-        runs = [run for run in runs_of(workspace, request, method, raw.groups) if run.source in sources]
-        cells[method] = _cells(method, runs, members, raw)
+        mending = Mending(workspace=workspace, request=request, method=method, order=order)
         for source in sources:
-            lacking = [t for t in sorted(members) if t != source and (source, t) not in cells[method]]
+            lacking = [t for t in sorted(members) if t != source and (source, t) not in places[method]]
             if lacking:
-                mending = Mending(workspace=workspace, request=request, method=method, order=order)
-                missing.append(mending.of(source, lacking, runs, members))
-    matrix = GroupMatrix(
+                missing.append(mending.of(source, lacking, runs[method], members))
+    if not counted:
+        told = "\n".join(f"  {line}" for entry in missing for line in entry.lines())
+        raise SamunetError(f"No training on a single group of {request.dataset} is scored yet. Run:\n{told}")
+    return GroupMatrix(
         dataset=request.dataset,
         plans=request.plans,
         sources=sources,
         groups=tuple(sorted(members)),
-        cells=cells,
+        cells={
+            method: {place: _cell(found, place[1], raw.labels) for place, found in of_method.items()}
+            for method, of_method in places.items()
+        },
+        predicted={method: found[0].predicted for method, found in scored.items() if found},
         missing=tuple(missing),
     )
-    if not any(cells.values()):
-        told = "\n".join(f"  {line}" for entry in missing for line in entry.lines())
-        raise SamunetError(f"No training on a single group of {request.dataset} is scored yet. Run:\n{told}")
-    return matrix
 
 
-def _cells(
-    method: str, runs: Sequence[SourceRun], members: Mapping[str, Sequence[str]], raw: RawDataset
-) -> dict[tuple[str, str], Cell]:
-    """Mean over runs of the same settings (seeds); runs that are not scored yet are left out.
+def _members(raw: RawDataset) -> dict[str, list[str]]:
+    """Group -> its cases.
+
+    Raises:
+        SamunetError: fewer than two groups, or none of two cases or more.
+    """
+    members: dict[str, list[str]] = {}
+    for case, group in sorted(raw.groups.items()):
+        members.setdefault(group, []).append(case)
+    if len(members) < 2:
+        raise SamunetError(
+            f"{raw.name} has {len(members)} group(s); the matrix needs two or more. Declare them in "
+            "groups.csv (columns case,group) or under `groups` in dataset.json."
+        )
+    if all(len(cases) == 1 for cases in members.values()):
+        raise SamunetError(
+            f"In {raw.name} each of the {len(members)} groups ({listed(list(members))}) has one case, and "
+            "none can be a source: training on one group needs two cases of it or more. Declare sites or "
+            "scanners as groups, and patients in the column patient of groups.csv (case,group,patient)."
+        )
+    return members
+
+
+def _places(
+    scored: Sequence[ScoredRun], members: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], list[ScoredRun]]:
+    """(source, target) -> the runs that count there.
 
     A run counts for a target whose cases of today it was all scored on: means over other cases would not
     compare.
     """
-    cells: dict[tuple[str, str], Cell] = {}
-    scored = [run for run in runs if run.is_trained and run.summary.exists()]
-    differing = unlike([run.record for run in scored])
-    if differing:
-        raise SamunetError(
-            f"Trainings of {method} with different {differing} would be mixed; their tags are "
-            f"{', '.join(sorted({run.tag for run in scored}))}. Say which belong together with --tag."
-        )
-    evaluations = [(run, _grouped_now(run, raw)) for run in scored]
-    for source in dict.fromkeys(run.source for run in scored):
+    places: dict[tuple[str, str], list[ScoredRun]] = {}
+    for source in dict.fromkeys(one.run.source for one in scored):
         for target, cases in members.items():
-            found = [
-                (run, evaluation)
-                for run, evaluation in evaluations
-                if run.source == source and len(_of_group(evaluation, target)) == len(cases)
-            ]
+            found = [o for o in scored if o.run.source == source and len(o.of_group(target)) == len(cases)]
             if found and target != source:
-                cells[source, target] = _cell(found, target, raw.labels)
-    return cells
+                places[source, target] = found
+    return places
 
 
-def _cell(found: Sequence[tuple[SourceRun, Evaluation]], target: str, labels: LabelSet) -> Cell:
-    means = [evaluation.by_group()[target]["foreground_mean"] for _, evaluation in found]
-    cases = [_of_group(evaluation, target) for _, evaluation in found]
+def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
+    """Mean over runs of the same settings (seeds)."""
+    means = [one.evaluation.by_group()[target]["foreground_mean"] for one in found]
+    cases = [one.of_group(target) for one in found]
     metrics = [[case.metrics for case in entries] for entries in cases]
     dice = mean_defined([score_array(entries, labels.foreground, "Dice") for entries in metrics])
     return Cell(
         cases=len(dice),
         runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
-        folders=tuple(str(run.folder) for run, _ in found),
+        folders=tuple(str(one.run.folder) for one in found),
         dice=dice,
         present=score_array(metrics[0], labels.foreground, "n_ref") > 0,
         units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
     )
-
-
-def _of_group(evaluation: Evaluation, group: str) -> list[CaseScores]:
-    return sorted((case for case in evaluation.cases if case.group == group), key=lambda case: case.name)
-
-
-def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:
-    """The scores of a run's validation, each case of the group and patient that are declared today."""
-    summary, origins = read_summary(run.summary, raw.labels), raw.origins
-    entries = tuple(
-        replace(entry, group=origins.groups.get(entry.name), patient=origins.patients.get(entry.name))
-        for entry in summary.entries
-    )
-    return Evaluation(labels=raw.labels, tolerance_mm=summary.tolerance_mm, cases=entries)

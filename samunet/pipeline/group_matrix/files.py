@@ -5,21 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
 from samunet.evaluation.scores import csv_score, json_score, shown_score
 from samunet.pipeline.group_matrix.collect import METRICS, Cell, GroupMatrix
 from samunet.pipeline.group_matrix.differences import Differences
-from samunet.records import write_json
+from samunet.pipeline.predicted_as import PredictedAs
+from samunet.records import to_data, write_json
 from samunet.whole_files import atomic_path, write_text
+from samunet.workspace import BEST
 
 LOWER_IS_BETTER = ("HD95", "ASSD")
 SHARES = ("Dice", "IoU", "SurfaceDice")
 """Metrics from 0 to 1: their pictures share one scale of colours."""
 TITLE_INCHES = 6.5
 """Width that the picture's title needs, however few groups there are."""
+NOTE_CHARACTERS = 16
+"""Of the notes below the picture that an inch has room for."""
+MISSING = "missing"
+"""Stands in the picture where nothing is scored."""
+CHOSEN = "; the epoch was chosen on the target cases, so the scores are optimistic"
+"""Of the best checkpoint: its validation cases are the targets here."""
 OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
@@ -45,11 +55,26 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
     untrainable = sorted(set(matrix.groups) - set(matrix.sources))
     if untrainable:
         lines += ["", f"With a single case no source: {', '.join(untrainable)}."]
+    undefined = [f"{method} {source} -> {target}" for method, source, target in matrix.without_value(metric)]
+    if undefined:
+        lines += ["", f"Scored, but {metric} is defined in no case: {', '.join(undefined)}."]
+    predicted = _predicted(matrix)
+    if predicted:
+        lines += ["", *predicted]
     if differences is not None:
         lines += ["", *_compared(differences)]
     if matrix.missing:
         lines += ["", "Missing; run:", *(f"  {line}" for entry in matrix.missing for line in entry.lines())]
     return "\n".join(lines)
+
+
+def _predicted(matrix: GroupMatrix) -> list[str]:
+    """Methods whose cases were predicted otherwise than a training does by itself."""
+    return [
+        f"{method} is predicted with {way.text()}{CHOSEN if way.checkpoint == BEST else ''}."
+        for method, way in matrix.predicted.items()
+        if way != PredictedAs()
+    ]
 
 
 def _compared(differences: Differences) -> list[str]:
@@ -98,7 +123,11 @@ def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) 
                 "run_folders": list(cell.folders),
             }
         overall = {m: json_score(matrix.overall(method, m)) for m in METRICS}
-        methods[method] = {"sources": sources, "overall": overall}
+        methods[method] = {
+            "sources": sources,
+            "overall": overall,
+            "predicted": _predicted_record(matrix.predicted.get(method)),
+        }
     content = {
         "dataset": matrix.dataset,
         "plans": matrix.plans,
@@ -118,6 +147,11 @@ def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) 
         ],
     }
     write_json(file, content)
+
+
+def _predicted_record(way: PredictedAs | None) -> dict[str, Any] | None:
+    """How the cases were predicted; `chosen_on_targets`: by the epoch that was best on them."""
+    return None if way is None else {**to_data(way), "chosen_on_targets": way.checkpoint == BEST}
 
 
 def _compared_record(differences: Differences) -> dict[str, Any]:
@@ -159,8 +193,17 @@ def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
     for axes in panels[len(matrix.cells) :]:
         axes.set_axis_off()
     figure.suptitle(f"{matrix.dataset}: {metric}, trained on one group, tested on another", fontsize=10)
+    notes = [line for note in _notes(matrix, metric) for line in wrap(note, int(width * NOTE_CHARACTERS))]
+    if notes:
+        figure.supxlabel("\n".join(notes), fontsize=7)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+def _notes(matrix: GroupMatrix, metric: str) -> list[str]:
+    """What stands below the picture."""
+    undefined = f"-: {metric} is defined in no case of the target, or of one of them"
+    return [*_predicted(matrix), *([undefined] if matrix.without_value(metric) else [])]
 
 
 def _small_interval(cell: Cell) -> str:
@@ -177,6 +220,33 @@ def _scale(matrix: GroupMatrix, metric: str) -> tuple[float, float]:
     return min(defined), max(max(defined), min(defined) + 1e-6)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """A place in the picture: its value, NaN where it has none, and what stands there."""
+
+    value: float
+    text: str
+
+
+def _row(matrix: GroupMatrix, method: str, source: str, metric: str) -> list[_Shown]:
+    """What the targets and the mean over the others show of a source."""
+    row = []
+    for target in matrix.groups:
+        value = matrix.value(method, source, target, metric)
+        if target == source:
+            text = "source"
+        elif not matrix.is_scored(method, source, target):
+            text = MISSING
+        else:
+            text = shown_score(value)
+            if metric == "Dice" and not math.isnan(value):
+                text += _small_interval(matrix.cells[method][source, target])
+        row.append(_Shown(value, text))
+    others = matrix.to_others(method, source, metric)
+    is_scored = matrix.is_scored(method, source, *matrix.others(source))
+    return [*row, _Shown(others, shown_score(others) if is_scored else MISSING)]
+
+
 def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale: tuple[float, float]) -> None:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
@@ -184,30 +254,21 @@ def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale:
     colours = colormaps["cividis_r" if metric in LOWER_IS_BETTER else "cividis"]
     columns = (*matrix.groups, OTHERS)
     for row, source in enumerate(matrix.sources):
-        for column, target in enumerate(columns):
-            last = target == OTHERS and column == len(matrix.groups)
-            value = (
-                matrix.to_others(method, source, metric)
-                if last
-                else matrix.value(method, source, target, metric)
-            )
+        for column, shown in enumerate(_row(matrix, method, source, metric)):
+            last = column == len(matrix.groups)
             place = (column - 0.5 + 0.15 * last, row - 0.5)
-            known = not math.isnan(value)
-            share = (value - scale[0]) / (scale[1] - scale[0]) if known else 0.0
+            known = not math.isnan(shown.value)
+            share = (shown.value - scale[0]) / (scale[1] - scale[0]) if known else 0.0
             face = colours(min(max(share, 0.0), 1.0)) if known else (0.93, 0.93, 0.93, 1.0)
-            own = target == source and not last
-            hatch = None if known else ("" if own else "///")
+            hatch = "///" if shown.text == MISSING else None
             axes.add_patch(
                 Rectangle(place, 1, 1, facecolor=face, hatch=hatch, edgecolor="white", linewidth=1.5)
             )
             dark = known and 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
-            text = shown_score(value) if known else ("source" if own else "missing")
-            if metric == "Dice" and known and not last:
-                text += _small_interval(matrix.cells[method][source, target])
             axes.text(
                 place[0] + 0.5,
                 row,
-                text,
+                shown.text,
                 ha="center",
                 va="center",
                 fontsize=7 if known else 6.5,

@@ -64,18 +64,17 @@ class Mending:
     ) -> Missing:
         """What the source's own run lacks, or a training like the other sources'."""
         mine = next((run for run in runs if run.source == source), None)
-        flags: list[str] = []
         first = ""
         if mine is not None:
             wanted = {case for target in targets for case in members[target]}
             flags, first = self._what_it_lacks(mine, wanted)
-            like, place = mine.record, _Place(fold=mine.fold, splits=mine.splits, tag=mine.tag)
+            command = mine.command(*flags)
         elif runs:
-            like, place = runs[0].record, _place_beside(runs, source, self.order)
+            place = _place_beside(runs, source, self.order)
+            trained = _trained_as(self.request, self.method, place)
+            command = trained.command([place.fold], like=runs[0].record)
         else:
             command = first_command(self.request, self.method, source, self.order)
-            return Missing(method=self.method, source=source, targets=tuple(targets), command=command)
-        command = _trained_as(self.request, self.method, place).command([place.fold], *flags, like=like)
         return Missing(
             method=self.method, source=source, targets=tuple(targets), command=command, first=first
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from samunet.data.splits import SINGLE_SOURCE
+from samunet.pipeline.run_commands import TrainedAs
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import DEFAULT_PLANS, FINAL, SUMMARY_FILE, Workspace, fold_folders, validation_folder
 
@@ -34,13 +35,17 @@ class MatrixRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRun:
-    """A fold that was trained on one group."""
+    """A fold that was trained on one group; `model` names it without its split."""
 
     folder: Path
     fold: int | str
-    tag: str
+    model: TrainedAs
     source: str
     record: RunRecord
+
+    @property
+    def tag(self) -> str:
+        return str(self.model.tag)
 
     @property
     def summary(self) -> Path:
@@ -56,6 +61,10 @@ class SourceRun:
         is_one_of_all = self.fold != 0 or self.tag == SINGLE_SOURCE
         guess = SINGLE_SOURCE if is_one_of_all else f"{SINGLE_SOURCE}:{self.source}"
         return str(self.record.overrides.get("splits") or guess)
+
+    def command(self, *flags: str) -> str:
+        """What a user types to do with this run what the flags say (`TrainedAs.command`)."""
+        return replace(self.model, splits=self.splits).command([self.fold], *flags, like=self.record)
 
 
 def unlike(records: Sequence[RunRecord]) -> str:
@@ -93,11 +102,16 @@ def runs_of(
         record = read_run(folder)
         if record is None:
             continue
-        tag = folder.parent.name.removeprefix(start)
         trained_on = {groups.get(case, "") for case in record.train}
         if len(trained_on) == 1:
+            model = TrainedAs(
+                dataset=request.dataset,
+                configuration=method,
+                plans=request.plans,
+                tag=folder.parent.name.removeprefix(start),
+            )
             source = trained_on.pop()
-            runs.append(SourceRun(folder=folder, fold=fold, tag=tag, source=source, record=record))
+            runs.append(SourceRun(folder=folder, fold=fold, model=model, source=source, record=record))
         else:
             logger.info("%s was trained on %d groups and is left out.", folder, len(trained_on))
     return runs

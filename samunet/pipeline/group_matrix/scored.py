@@ -1,0 +1,129 @@
+"""Trainings on one group with their scores, which belong together: trained and predicted alike, and scored
+against the same references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from samunet.data.dataset import RawDataset
+from samunet.errors import SamunetError
+from samunet.evaluation.scores import CaseScores, Evaluation
+from samunet.evaluation.summary_file import read_summary
+from samunet.listing import counted_cases, listed
+from samunet.pipeline.group_matrix.runs import SourceRun, unlike
+from samunet.pipeline.predicted_as import PredictedAs, predicted_as
+from samunet.pipeline.reference_sizes import Sizes, label_sizes, scored_sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRun:
+    """A run with the scores of its validation, each case of the group and patient that are declared today."""
+
+    run: SourceRun
+    evaluation: Evaluation
+    predicted: PredictedAs
+
+    def of_group(self, group: str) -> list[CaseScores]:
+        """The cases of a group by name."""
+        found = (case for case in self.evaluation.cases if case.group == group)
+        return sorted(found, key=lambda case: case.name)
+
+
+def scored_runs(method: str, runs: Sequence[SourceRun], raw: RawDataset) -> list[ScoredRun]:
+    """The runs of a method that are scored.
+
+    Raises:
+        SamunetError: they were trained or predicted in different ways, or it is not known how they were
+            predicted.
+    """
+    trained = [run for run in runs if run.is_trained and run.summary.exists()]
+    differing = unlike([run.record for run in trained])
+    if differing:
+        raise SamunetError(
+            f"Trainings of {method} with different {differing} would be mixed; their tags are "
+            f"{', '.join(sorted({run.tag for run in trained}))}. Say which belong together with --tag."
+        )
+    scored = [
+        ScoredRun(
+            run=run,
+            evaluation=_grouped_now(run, raw),
+            predicted=predicted_as(run.summary.parent, run.command("--val")),
+        )
+        for run in trained
+    ]
+    _check_predicted_alike(method, scored)
+    return scored
+
+
+def _check_predicted_alike(method: str, scored: Sequence[ScoredRun]) -> None:
+    kinds: dict[PredictedAs, list[SourceRun]] = {}
+    for one in scored:
+        kinds.setdefault(one.predicted, []).append(one.run)
+    if len(kinds) < 2:
+        return
+    told = [
+        f"  {way.text()}: {listed([f'{run.tag} fold {run.fold}' for run in runs])}"
+        for way, runs in kinds.items()
+    ]
+    otherwise = [run for way, runs in kinds.items() if way != PredictedAs() for run in runs]
+    raise SamunetError(
+        "\n".join(
+            [
+                f"Validations of {method} that were predicted in different ways would be mixed:",
+                *told,
+                "Say which belong together with --tag, or have all as samunet_train does it by itself:",
+                *(f"  {run.command('--val')}" for run in otherwise),
+            ]
+        )
+    )
+
+
+def check_references(counted: Iterable[tuple[ScoredRun, str]], raw: RawDataset) -> None:
+    """See that every case was scored against the same reference by all runs.
+
+    A label that was corrected between two validations has other voxels of a class; then it is read, to tell
+    which of them came before. That all came before is not noticed.
+
+    Args:
+        counted: runs, and the target groups that each of them counts for.
+        raw: has the labels of today.
+
+    Raises:
+        SamunetError: it was not; names the cases, and the command for every run to be validated again.
+    """
+    found: dict[str, list[tuple[ScoredRun, Sizes]]] = {}
+    for scored, target in counted:
+        for case in scored.of_group(target):
+            found.setdefault(case.name, []).append((scored, scored_sizes(case.metrics)))
+    changed = sorted(name for name, entries in found.items() if any(s != entries[0][1] for _, s in entries))
+    if not changed:
+        return
+    were = "was" if len(changed) == 1 else "were"
+    start = f"{counted_cases(changed)} {were} scored against different references"
+    commands = {
+        scored.run.command(*scored.predicted.flags())
+        for name, now in _sizes_now(changed, raw, start).items()
+        for scored, then in found[name]
+        if then != now
+    }
+    told = f"{start}: labels were corrected between the validations. Validate again:"
+    raise SamunetError("\n".join([told, *(f"  {command}" for command in sorted(commands))]))
+
+
+def _sizes_now(names: Sequence[str], raw: RawDataset, start: str) -> Mapping[str, Sizes]:
+    try:
+        return {name: label_sizes(raw, name) for name in names}
+    except SamunetError as fault:
+        raise SamunetError(
+            f"{start}, and the labels do not tell which validations are outdated: {fault}"
+        ) from fault
+
+
+def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:
+    summary, origins = read_summary(run.summary, raw.labels), raw.origins
+    entries = tuple(
+        replace(entry, group=origins.groups.get(entry.name), patient=origins.patients.get(entry.name))
+        for entry in summary.entries
+    )
+    return Evaluation(labels=raw.labels, tolerance_mm=summary.tolerance_mm, cases=entries)

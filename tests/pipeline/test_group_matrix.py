@@ -1,0 +1,266 @@
+"""Scores that do not belong together get into no source -> target matrix; a place tells why it is empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from out_of_fold_runs import DATASET, MadeUp, Predict, missing, write_predicted
+
+from samunet.data.readers import read_label, write_segmentation
+from samunet.data.splits import Split
+from samunet.errors import SamunetError
+from samunet.pipeline.group_matrix import files
+from samunet.pipeline.group_matrix.collect import GroupMatrix, collect_matrix
+from samunet.pipeline.group_matrix.differences import differences_of
+from samunet.pipeline.group_matrix.runs import MatrixRequest
+from samunet.records import read_json
+
+SITES = {f"case_{i:02d}": "north" if i < 3 else "south" for i in range(6)}
+THREE = {f"case_{i:02d}": ("east", "north", "south")[i // 2] for i in range(6)}
+BEST = "checkpoint_best.pth"
+USUAL = missing(0.2)
+
+
+def of_sites(root: Path, sites: dict[str, str] = SITES) -> MadeUp:
+    return MadeUp(root=root, num_cases=len(sites), groups=sites)
+
+
+def add(made: MadeUp, name: str, source: str, predict: Predict = USUAL) -> Path:
+    """A model that was trained on one site as fold 0; returns the folder of its validation."""
+    train = tuple(case for case in made.names if made.groups[case] == source)
+    made.splits = (Split(train, tuple(case for case in made.names if case not in train)),)
+    return made.add(name, predict, folds=(0,)) / "fold_0/validation"
+
+
+def collected(made: MadeUp, *tags: str, **request: Any) -> GroupMatrix:
+    return collect_matrix(made.workspace, MatrixRequest(dataset=DATASET, tags=tags, **request))
+
+
+def refusal(made: MadeUp, *tags: str) -> str:
+    with pytest.raises(SamunetError) as fault:
+        collected(made, *tags)
+    return str(fault.value)
+
+
+def shown(matrix: GroupMatrix, metric: str = "Dice") -> str:
+    return files.describe(matrix, differences_of(matrix), metric)
+
+
+def as_json(matrix: GroupMatrix, folder: Path) -> dict[str, Any]:
+    files.save_json(matrix, differences_of(matrix), folder / "matrix.json")
+    return read_json(folder / "matrix.json")
+
+
+def drawn(matrix: GroupMatrix, metric: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """The picture before it was written."""
+    figures, save = [], Figure.savefig
+
+    def kept(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    files.draw(matrix, metric, folder / "matrix.png")
+    return figures[0]
+
+
+def no_lesion(made: MadeUp, case: str) -> None:
+    """The label of a case is corrected: it has no lesion."""
+    file = made.raw / "labelsTr" / f"{case}.nii.gz"
+    label, geometry = read_label(file)
+    write_segmentation(np.where(label == 2, 0, label), geometry, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint": BEST}, f"{BEST}, step 0.5, mirroring"),
+        ({"settings": {"grid_side": 1}}, "checkpoint_final.pth, step 0.5, mirroring, grid_side=1"),
+        ({"step_size": 0.25}, "checkpoint_final.pth, step 0.25, mirroring"),
+        ({"mirroring": False}, "checkpoint_final.pth, step 0.5, no mirroring"),
+    ],
+)
+def test_runs_that_were_predicted_in_different_ways_are_not_averaged(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    made = of_sites(tmp_path)
+    write_predicted(add(made, "2d_unet__seed0", "north"), **changes)
+    add(made, "2d_unet__seed1", "north")
+    message = refusal(made, "seed0", "seed1")
+    assert "2d_unet" in message
+    assert f"{words}: seed0 fold 0" in message
+    assert "checkpoint_final.pth, step 0.5, mirroring: seed1 fold 0" in message
+    command = "samunet_train 950 2d_unet 0 --tag seed0 --splits single_source:north --val"
+    assert [line.strip() for line in message.splitlines() if "samunet_train 950" in line] == [command]
+    assert "--tag" in message.splitlines()[-2]
+    assert collected(made, "seed1").cells["2d_unet"]
+
+
+def test_sources_that_were_predicted_in_different_ways_are_not_set_side_by_side(tmp_path: Path) -> None:
+    made = of_sites(tmp_path)
+    write_predicted(add(made, "2d_unet__single_source-north", "north"), checkpoint=BEST)
+    add(made, "2d_unet__single_source-south", "south")
+    assert f"{BEST}, step 0.5, mirroring: single_source-north fold 0" in refusal(made)
+
+
+def test_a_validation_of_which_nobody_knows_how_it_was_predicted(tmp_path: Path) -> None:
+    made = of_sites(tmp_path)
+    (add(made, "2d_unet__seed0", "north") / "predict_args.json").unlink()
+    command = "samunet_train 950 2d_unet 0 --tag seed0 --splits single_source:north --val"
+    assert command in refusal(made, "seed0")
+
+
+def test_how_cases_were_predicted_is_written_down(tmp_path: Path) -> None:
+    made = of_sites(tmp_path)
+    add(made, "2d_unet__seed0", "north")
+    matrix = collected(made, "seed0", configurations=("2d_unet", "2d_cnn"))
+    methods = as_json(matrix, tmp_path)["methods"]
+    usual = {"checkpoint": "checkpoint_final.pth", "step_size": 0.5, "mirroring": True, "settings": {}}
+    assert methods["2d_unet"]["predicted"] == {**usual, "chosen_on_targets": False}
+    assert methods["2d_cnn"]["predicted"] is None
+    assert "redicted" not in shown(matrix)
+
+
+def test_a_checkpoint_that_was_chosen_on_the_targets_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_sites(tmp_path)
+    for seed in (0, 1):
+        validation = add(made, f"2d_desam__seed{seed}", "north")
+        write_predicted(validation, checkpoint=BEST, settings={"grid_side": 1})
+    add(made, "2d_unet__seed0", "north")
+    matrix = collected(made, "seed0", "seed1")
+    methods = as_json(matrix, tmp_path)["methods"]
+    assert methods["2d_desam"]["predicted"] == {
+        "checkpoint": BEST,
+        "step_size": 0.5,
+        "mirroring": True,
+        "settings": {"grid_side": 1},
+        "chosen_on_targets": True,
+    }
+    assert not methods["2d_unet"]["predicted"]["chosen_on_targets"]
+    note = (
+        f"2d_desam is predicted with {BEST}, step 0.5, mirroring, grid_side=1; the epoch was chosen on the "
+        "target cases, so the scores are optimistic."
+    )
+    assert [line for line in shown(matrix).splitlines() if "checkpoint" in line] == [note]
+    below = drawn(matrix, "Dice", tmp_path, monkeypatch).get_supxlabel()
+    assert " ".join(below.split()) == note
+    assert "\n" in below  # wider than the picture otherwise
+
+
+@pytest.mark.parametrize(("older", "newer"), [("2d_cnn", "2d_unet"), ("2d_unet", "2d_cnn")])
+def test_methods_that_were_scored_against_different_references(
+    tmp_path: Path, older: str, newer: str
+) -> None:
+    """Whichever stands first; none had predicted the class where it is corrected away."""
+    made = of_sites(tmp_path)
+    add(made, f"{older}__single_source-north", "north", lambda truth, _: np.where(truth == 2, 0, truth))
+    no_lesion(made, "case_04")
+    add(made, f"{newer}__single_source-north", "north", lambda truth, _: np.where(truth == 2, 0, truth))
+    message = refusal(made)
+    assert "1 case (case_04) was scored against different references" in message
+    commands = [line.strip() for line in message.splitlines() if "samunet_train" in line]
+    tag = "--tag single_source-north --splits single_source:north"
+    assert commands == [f"samunet_train 950 {older} 0 {tag} --val"]
+
+
+def test_seeds_and_sources_that_were_scored_against_different_references(tmp_path: Path) -> None:
+    made = of_sites(tmp_path, THREE)
+    older = add(made, "2d_unet__seed0", "north")
+    write_predicted(older, checkpoint=BEST, settings={"grid_side": 1})
+    no_lesion(made, "case_04")
+    for name, source in (("2d_unet__seed1", "north"), ("2d_unet__seed0-east", "east")):
+        write_predicted(add(made, name, source), checkpoint=BEST, settings={"grid_side": 1})
+    command = (
+        "samunet_train 950 2d_unet 0 --tag seed0 --splits single_source:north --val "
+        f"-chk {BEST} --set grid_side=1"
+    )
+    for other in ("seed1", "seed0-east"):
+        message = refusal(made, "seed0", other)
+        assert [line.strip() for line in message.splitlines() if "samunet_train" in line] == [command]
+    assert collected(made, "seed1", "seed0-east").cells["2d_unet"]
+    made.score(older)
+    write_predicted(older, checkpoint=BEST, settings={"grid_side": 1})
+    assert len(collected(made, "seed0", "seed1").cells["2d_unet"]["north", "south"].folders) == 2
+
+
+def test_references_that_cannot_be_read_now(tmp_path: Path) -> None:
+    made = of_sites(tmp_path)
+    add(made, "2d_cnn__single_source-north", "north")
+    no_lesion(made, "case_04")
+    add(made, "2d_unet__single_source-north", "north")
+    (made.raw / "labelsTr/case_04.nii.gz").write_bytes(b"")
+    message = refusal(made)
+    assert "1 case (case_04) was scored against different references, and the labels do not tell" in message
+    assert "case_04.nii.gz" in message
+
+
+def test_a_run_that_counts_for_no_target_is_not_asked_for_its_references(tmp_path: Path) -> None:
+    made = of_sites(tmp_path)
+    older = add(made, "2d_cnn__single_source-north", "north")
+    (older / "case_05.nii.gz").unlink()
+    made.score(older)
+    no_lesion(made, "case_04")
+    add(made, "2d_unet__single_source-north", "north")
+    assert not collected(made).cells["2d_cnn"]
+
+
+def test_a_metric_without_a_value_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HD95 where every case was missed; south was not trained on."""
+    made = of_sites(tmp_path)
+    add(made, "2d_unet__single_source-north", "north", lambda truth, _: np.zeros_like(truth))
+    matrix = collected(made)
+    figure = drawn(matrix, "HD95", tmp_path, monkeypatch)
+    (axes,) = figure.axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["source", "-", "-", "missing", "source", "missing"]
+    hatches = [patch.get_hatch() for patch in axes.patches]
+    assert [bool(hatch) for hatch in hatches] == [False, False, False, True, False, True]
+    assert "HD95 is defined in no case" in figure.get_supxlabel()
+    text = shown(matrix, "HD95")
+    assert "Scored, but HD95 is defined in no case: 2d_unet north -> south." in text
+    assert "2d_unet, south -> north:" in text
+    usual = drawn(matrix, "Dice", tmp_path, monkeypatch)
+    assert "defined" not in usual.get_supxlabel()
+    assert "defined in no case" not in shown(matrix)
+
+
+def test_the_mean_over_the_others_lacks_a_value_for_the_same_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_sites(tmp_path, THREE)
+    south = {i for i, case in enumerate(made.names) if THREE[case] == "south"}
+
+    def nothing_of_south(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        case = int(rng.bit_generator.seed_seq.entropy[1])  # type: ignore[attr-defined]
+        return np.zeros_like(truth) if case in south else truth
+
+    validation = add(made, "2d_unet__single_source-north", "north", nothing_of_south)
+    add(made, "2d_unet__single_source-east", "east")
+    figure = drawn(collected(made), "HD95", tmp_path, monkeypatch)
+    row = [text.get_text() for text in figure.axes[0].texts][4:8]
+    assert row == ["0.000", "source", "-", "-"]
+    for case in made.names[-2:]:
+        (validation / f"{case}.nii.gz").unlink()
+    made.score(validation)
+    figure = drawn(collected(made), "HD95", tmp_path, monkeypatch)
+    row = [text.get_text() for text in figure.axes[0].texts][4:8]
+    assert row == ["0.000", "source", "missing", "missing"]
+
+
+@pytest.mark.parametrize("methods", [(), ("2d_unet",)])
+def test_groups_of_one_case_alone_are_no_sources(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    made = of_sites(tmp_path, {f"case_{i:02d}": f"patient {i}" for i in range(4)})
+    with pytest.raises(SamunetError) as fault:
+        collected(made, configurations=methods)
+    message = str(fault.value)
+    assert "each of the 4 groups (patient 0, patient 1, patient 2, patient 3) has one case" in message
+    assert "none can be a source" in message
+    assert "column patient of groups.csv" in message
