@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from real_runs import interval, mean_scores, seed_differences
+from real_runs import interval, seed_differences
 from subsets import patient_of
 
 from samunet.evaluation.bootstrap import FEWEST_UNITS
@@ -65,7 +65,7 @@ def _row(seeds: list[dict[str, Any]]) -> str:
 
 
 def _with_interval(mean: float, cases: list[dict[str, Any]]) -> str:
-    low, high = interval(mean_scores(cases))
+    low, high = interval(*cases)
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -15,7 +15,8 @@ import torch
 from measured_commands import ResultsFile
 from subsets import dice_scores, held_out_cases, make_test_folders, make_training_dataset, patient_of
 
-from samunet.evaluation.bootstrap import Bootstrap, ScoreTable, mean_interval
+from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
+from samunet.evaluation.stratified import mean_over_runs
 
 Scores = Mapping[str, Mapping[str, float | None]]
 """Case -> class -> Dice; None where it is in neither map."""
@@ -181,10 +182,11 @@ def _own_scores(summary: Path) -> dict[str, Any]:
     return {"samunet_foreground_mean": content["foreground_mean"]}
 
 
-def interval(cases: Scores) -> tuple[float, float]:
-    """95 % interval of the mean over classes of the mean Dice, patients drawn, expanded for few of them."""
-    table = _table([cases], patient_of)
-    found = mean_interval(table.values[0], table.units)
+def interval(*seeds: Scores) -> tuple[float, float]:
+    """95 % interval of the mean over classes of the mean Dice, and over seeds; patients drawn, expanded for few
+    of them."""
+    table = _table(seeds, patient_of)
+    found = mean_over_runs(table.values, table.units)
     return found.low, found.high
 
 
@@ -239,17 +241,6 @@ def seed_differences(
         each = tuple(100 * (reference[seed]["dice"] - other[seed]["dice"]) for seed in shared)
         differences[name] = SeedDifference(each, 100 * interval.low, 100 * interval.high)
     return differences
-
-
-def mean_scores(seeds: Sequence[Scores]) -> Scores:
-    """Case -> class -> mean Dice over the seeds; None where no seed has one."""
-    found: dict[str, dict[str, float | None]] = {}
-    for case, row in seeds[0].items():
-        found[case] = {}
-        for name in row:
-            values = [value for scores in seeds if (value := scores[case][name]) is not None]
-            found[case][name] = float(np.mean(values)) if values else None
-    return found
 
 
 def _table(systems: Sequence[Scores], patient: Callable[[str], str]) -> ScoreTable:

@@ -6,12 +6,13 @@ other patients of these groups, not on groups that nobody has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.evaluation.bootstrap import RESAMPLES, SEED, Bootstrap, ScoreTable, drawn_times
+from samunet.evaluation.bootstrap import RESAMPLES, SEED, Bootstrap, Interval, ScoreTable, drawn_times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +21,28 @@ class Stratum:
 
     Attributes:
         group: whose cases these are; strata of one group are drawn alike.
-        table: scores of the candidates.
+        table: scores of the candidates, or of their runs.
         share: of the mean; those of all strata sum to 1.
+        runs: (M, rows of the table), share of each row in a candidate, whose mean is that of its runs' means;
+            None where a row is a candidate.
     """
 
     group: str
     table: ScoreTable
     share: float
+    runs: np.ndarray | None = None
+
+    def means(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """(B, M) means of the candidates, see `ScoreTable.means`."""
+        found = self.table.means(weights)
+        return found if self.runs is None else found @ self.runs.T
 
 
 def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int = RESAMPLES) -> Bootstrap:
     """Means of the candidates over all strata, in the data and in the draws.
 
     Args:
-        strata: with the same candidates, and in one group with the same cases; two units or more each.
+        strata: with the same candidates, and in one group with the same cases.
 
     Returns:
         Its `num_units` are those of the smallest group, its `fewest_units` those of the rarest class in any
@@ -43,10 +52,8 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
     sizes = {stratum.group: stratum.table.num_units for stratum in strata}
     times = {group: drawn_times(generator, resamples, size) for group, size in sizes.items()}
     shares = np.array([stratum.share for stratum in strata])
-    observed = np.array([stratum.table.means()[0] for stratum in strata])
-    drawn = np.array(
-        [stratum.table.means(times[stratum.group][:, stratum.table.units]) for stratum in strata]
-    )
+    observed = np.array([stratum.means()[0] for stratum in strata])
+    drawn = np.array([stratum.means(times[stratum.group][:, stratum.table.units]) for stratum in strata])
     replicates = np.tensordot(shares, drawn, axes=1)
     of_class = np.concatenate([stratum.table.held.sum(axis=0) for stratum in strata])
     return Bootstrap(
@@ -55,3 +62,23 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
         num_units=min(sizes.values()),
         fewest_units=int(of_class[of_class > 0].min()),
     )
+
+
+def mean_over_runs(scores: np.ndarray, units: np.ndarray) -> Interval:
+    """Mean over runs of each one's mean as in summary.json, with its interval: the same patients for all.
+
+    It is not the mean of the cases' means over the runs: a structure that one run makes up counts as 0 in
+    that run, and in no other.
+
+    Args:
+        scores: (R, N, K) run x case x class, NaN where the score is not defined.
+        units: (N,) number of the patient of each case.
+
+    Returns:
+        The interval of a mean over the runs that have any score; all NaN where none has.
+    """
+    scored = [run for run in scores if not np.isnan(run).all()]
+    if not scored:
+        return Interval(math.nan, math.nan, math.nan)
+    tables = [ScoreTable(values=run[None], present=~np.isnan(run), units=units) for run in scored]
+    return draw_strata([Stratum(group="", table=table, share=1 / len(tables)) for table in tables]).mean(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samunet.evaluation.bootstrap import ScoreTable
-from samunet.evaluation.stratified import Stratum, draw_strata
+from samunet.evaluation.bootstrap import ScoreTable, mean_interval
+from samunet.evaluation.stratified import Stratum, draw_strata, mean_over_runs
 
 
 def stratum(group: str, scores: np.ndarray, share: float) -> Stratum:
@@ -45,3 +45,34 @@ def test_the_spread_is_that_of_independent_groups() -> None:
     found = draw_strata([stratum(name, values, 0.5) for name, values in scores.items()], resamples=20_000)
     expected = sum(0.25 * values.var() / values.size for values in scores.values()) ** 0.5
     assert found.replicates.std() == pytest.approx(expected, rel=0.015)
+
+
+def test_what_one_run_makes_up_counts_in_that_run_alone() -> None:
+    """The mean over five runs lies in its interval; of means by case it would not."""
+    rng = np.random.default_rng(1)
+    runs = np.full((5, 12, 1), np.nan)
+    runs[:, :6, 0] = rng.uniform(0.75, 0.85, (5, 6))
+    runs[3, 6:, 0] = 0.0
+    found = mean_over_runs(runs, np.arange(12))
+    assert found.value == pytest.approx(np.mean([np.nanmean(run) for run in runs]))
+    assert found.low < found.value < found.high
+    assert found.low > 0.6  # by case: 0.4 in the mean
+    assert np.isnan(mean_over_runs(runs * np.nan, np.arange(12)).value)
+
+
+def test_one_run_is_a_mean() -> None:
+    """The draws are others, so the bounds differ by the draws' own error."""
+    scores, units = np.random.default_rng(2).uniform(0.4, 0.9, (15, 2)), np.arange(15) // 2
+    one, plain = mean_over_runs(scores[None], units), mean_interval(scores, units)
+    assert one.value == pytest.approx(plain.value)
+    assert (one.low, one.high, one.units) == pytest.approx((plain.low, plain.high, plain.units), abs=0.01)
+
+
+def test_a_candidate_is_the_mean_of_its_runs() -> None:
+    scores = np.array([[0.5, 0.7], [0.6, 0.8], [0.9, 0.3]])
+    runs = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    merged = Stratum(group="north", table=stratum("north", scores, 1.0).table, share=1.0, runs=runs)
+    found = draw_strata([merged], resamples=100)
+    apart = draw_strata([stratum("north", scores, 1.0)], resamples=100)
+    assert found.observed == pytest.approx([0.65, 0.6])
+    assert found.replicates == pytest.approx(apart.replicates @ runs.T)

@@ -17,8 +17,9 @@ from samunet.data.dataset import RawDataset
 from samunet.data.groups import unit_numbers
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import Interval, mean_defined, mean_interval, score_array
+from samunet.evaluation.bootstrap import Interval, score_array
 from samunet.evaluation.scores import OTHER_METRICS, mean_of
+from samunet.evaluation.stratified import mean_over_runs
 from samunet.evaluation.summary_file import origins_of
 from samunet.listing import listed
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
@@ -40,7 +41,7 @@ class Cell:
         runs: metric -> value of each run that was scored on all of them (mean over the classes of their
             means over the cases).
         folders: of these runs.
-        dice: (cases, classes) of each case, mean over the runs; NaN where it is not defined.
+        dice: (runs, cases, classes), NaN where it is not defined.
         present: bool (cases, classes), which references hold which classes.
         units: (cases,) number of the patient of each case; the case's own where none are declared.
     """
@@ -59,7 +60,7 @@ class Cell:
     @cached_property
     def dice_interval(self) -> Interval:
         """95 % interval of the mean Dice, patients of the group drawn anew; no bounds where it has one."""
-        return mean_interval(self.dice, self.units)
+        return mean_over_runs(self.dice, self.units)
 
     @property
     def num_units(self) -> int:
@@ -218,9 +219,9 @@ def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
     means = [one.evaluation.by_group()[target]["foreground_mean"] for one in found]
     cases = [one.of_group(target) for one in found]
     metrics = [[case.metrics for case in entries] for entries in cases]
-    dice = mean_defined([score_array(entries, labels.foreground, "Dice") for entries in metrics])
+    dice = np.array([score_array(entries, labels.foreground, "Dice") for entries in metrics])
     return Cell(
-        cases=len(dice),
+        cases=dice.shape[1],
         runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
         folders=tuple(str(one.run.folder) for one in found),
         dice=dice,

@@ -59,10 +59,10 @@ def differences_of(matrix: GroupMatrix) -> Differences | None:
         return None
     targets = Counter(source for source, _ in places)
     strata = [
-        Stratum(
-            group=target,
-            table=_table([matrix.cells[method][source, target] for method in methods]),
-            share=1 / len(targets) / targets[source],
+        _stratum(
+            [matrix.cells[method][source, target] for method in methods],
+            target,
+            1 / len(targets) / targets[source],
         )
         for source, target in places
     ]
@@ -76,9 +76,13 @@ def differences_of(matrix: GroupMatrix) -> Differences | None:
     return Differences(pairs=found, places=tuple(places), fewest_units=bootstrap.fewest_units)
 
 
-def _table(cells: list[Cell]) -> ScoreTable:
-    return ScoreTable(
-        values=np.array([cell.dice for cell in cells]),
+def _stratum(cells: list[Cell], target: str, share: float) -> Stratum:
+    """The runs of every method in one place; a method's mean is that of its runs'."""
+    numbers = [len(cell.dice) for cell in cells]
+    runs = np.repeat(np.eye(len(cells)), numbers, axis=1) / np.array(numbers)[:, None]
+    table = ScoreTable(
+        values=np.concatenate([cell.dice for cell in cells]),
         present=cells[0].present,
         units=cells[0].units,
     )
+    return Stratum(group=target, table=table, share=share, runs=runs)
