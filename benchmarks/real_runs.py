@@ -183,8 +183,8 @@ def _own_scores(summary: Path) -> dict[str, Any]:
 
 
 def interval(*seeds: Scores) -> tuple[float, float]:
-    """95 % interval of the mean over classes of the mean Dice, and over seeds; patients drawn, expanded for few
-    of them."""
+    """95 % interval of the mean over classes of the mean Dice, and over seeds; patients drawn, expanded for
+    few of them."""
     table = _table(seeds, patient_of)
     found = mean_over_runs(table.values, table.units)
     return found.low, found.high
