@@ -162,8 +162,8 @@ def _commands(
     start += [] if plans == DEFAULT_PLANS else ["-p", plans]
     commands = [shlex.join([*start, "-c", "best"])]
     tags, checkpoints = {member.tag for member in members}, {member.checkpoint for member in members}
-    if len(checkpoints) > 1:
-        return tuple(commands)  # no other command names members of different checkpoints
+    if len(checkpoints) > 1 or (len(members) > 1 and any(member.settings for member in members)):
+        return tuple(commands)  # no other command names members of different checkpoints or settings
     if len(tags) == 1:
         words = [*start, "-c", *(member.configuration for member in members)]
         words += ["--tag", str(members[0].tag)] if tags != {None} else []
@@ -172,6 +172,7 @@ def _commands(
         words = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-m", *map(str, folders)]
     words += ["-f", *map(str, members[0].folds)]
     words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
+    words += [word for key, value in members[0].settings.items() for word in ("--set", f"{key}={value}")]
     commands.append(shlex.join(words))
     if has_rules:
         words = ["samunet_apply_postprocessing", "-i", "OUTPUT", "-o", "OUTPUT_POSTPROCESSED"]

@@ -211,6 +211,7 @@ def _out_of_fold(
         tag=model.trained.tag,
         folds=tuple(splits),
         checkpoint=first.predicted.checkpoint,
+        settings=first.predicted.settings,
     )
     predictions, scores, sources = {}, {}, {}
     for fold, split in splits.items():

@@ -19,16 +19,19 @@ def load_recommended(
     Args:
         workspace: where they lie.
         selection: of `load_selection`; its `postprocessing` belongs into the FileOptions of the prediction.
-        settings: keyword arguments of `Predictor.load`, without folds and checkpoint.
+        settings: keyword arguments of `Predictor.load`, without folds and checkpoint; its own `settings` are
+            put over those that the members were scored with.
 
     Raises:
         SamunetError: a model, a fold or its checkpoint is gone.
     """
+    given = settings.pop("settings", None) or {}
     members = [
         Predictor.load(
             workspace.model_folder(selection.dataset, member.configuration, member.plans, member.tag),
             member.folds,
             member.checkpoint,
+            settings={**member.settings, **given},
             **settings,
         )
         for member in selection.recommended

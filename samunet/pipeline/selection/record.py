@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from samunet.data.groups import Unit
 from samunet.errors import SamunetError
@@ -22,13 +22,17 @@ Metric = Literal["Dice", "SurfaceDice"]
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A trained model that takes part in the recommendation, as samunet_predict names it."""
+    """A trained model that takes part in the recommendation, as samunet_predict names it.
+
+    `settings`: of the method, which its cases were predicted with in place of the training's.
+    """
 
     configuration: str
     plans: str
     tag: str | None
     folds: tuple[int, ...]
     checkpoint: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:

@@ -172,6 +172,10 @@ def test_folds_that_were_predicted_otherwise_alike(made: MadeUp) -> None:
     for validation in folder.glob("fold_*/validation"):
         write_predicted(validation, checkpoint="checkpoint_best.pth")
     assert gather(made).models[0].members[0].checkpoint == "checkpoint_best.pth"
+    for validation in folder.glob("fold_*/validation"):
+        write_predicted(validation, settings={"min_iou": 0.7})
+    (member,) = gather(made).models[0].members
+    assert (member.checkpoint, member.settings) == ("checkpoint_final.pth", {"min_iou": 0.7})
     (folder / "fold_2" / "validation" / "predict_args.json").unlink()
     with pytest.raises(SamunetError, match=r"not known how its cases .*: samunet_train 950 2d_unet 2 --val"):
         gather(made)

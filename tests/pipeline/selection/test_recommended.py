@@ -17,10 +17,12 @@ from samunet.cli.predict import main
 from samunet.data.readers import read_label
 from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.inference.predictor import Predictor
 from samunet.pipeline.qc.predictions import assess_ensemble
 from samunet.pipeline.selection import load_selection
-from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.find import SelectionOptions, _commands, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
+from samunet.pipeline.selection.recommended import load_recommended
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
 from samunet.records import read_json, write_json
@@ -85,6 +87,29 @@ def test_best_is_the_ensemble_with_its_rules(made: MadeUp, capsys: pytest.Captur
     told = read_json(made.root / "best" / "predict_args.json")
     assert [model["folds"] for model in told["models"]] == [[0, 1], [0, 1]]
     assert told["postprocessing"][0]["kind"] == "largest_component"
+
+
+def test_members_are_predicted_with_the_settings_they_were_scored_with(
+    made: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `--val --set grid_side=5` in all folds; what the user sets now has the last word."""
+    used: list[dict[str, object]] = []
+    monkeypatch.setattr(Predictor, "load", lambda *of, **how: used.append(how) or of)
+    monkeypatch.setattr("samunet.pipeline.selection.recommended.EnsemblePredictor", list)
+    selection = load_selection(made.workspace, DATASET)
+    first, second = selection.recommended
+    scored = replace(first, settings={"grid_side": 5, "min_iou": 0.5})
+    load_recommended(made.workspace, replace(selection, recommended=(scored, second)), device="cpu")
+    load_recommended(made.workspace, replace(selection, recommended=(scored,)), settings={"grid_side": 1})
+    assert [how["settings"] for how in used] == [
+        {"grid_side": 5, "min_iou": 0.5},
+        {},
+        {"grid_side": 1, "min_iou": 0.5},
+    ]
+    assert _commands(made.workspace, DATASET, (scored,), has_rules=False)[1].endswith(
+        "--set grid_side=5 --set min_iou=0.5"
+    )
+    assert len(_commands(made.workspace, DATASET, (scored, second), has_rules=False)) == 1
 
 
 def test_an_ensemble_flags_cases_and_has_no_bounds(
