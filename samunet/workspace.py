@@ -313,7 +313,12 @@ def fold_folders(model_folder: Path) -> dict[Fold, Path]:
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except RuntimeError as error:
+        raise SamunetError(
+            f"{path}: this system knows no home folder of that user. For a folder in your own write ~/NAME."
+        ) from error
 
 
 def _datasets_in(folder: Path) -> set[str]:

@@ -16,6 +16,11 @@ def test_the_flag_wins_over_the_variables(tmp_path: Path) -> None:
     assert "--workspace" in workspace.origin
 
 
+def test_a_home_that_nobody_has_is_a_mistake() -> None:
+    with pytest.raises(SamunetError, match="~nobody-of-that-name/ws: this system knows no home folder"):
+        Workspace.find("~nobody-of-that-name/ws")
+
+
 def test_one_variable_for_the_root(tmp_path: Path) -> None:
     workspace = Workspace.find(None, {"SAMUNET_WORKSPACE": str(tmp_path), "samunet_raw": "/other"})
     assert workspace.results == tmp_path / "results"

@@ -51,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
     from samunet.pipeline import plan_and_preprocess as pipeline
     from samunet.planning.explain import explain
+    from samunet.planning.methods import get_method
 
     workspace = open_workspace(arguments)
     options = plan_options(arguments, workspace)
@@ -58,6 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
         workers=arguments.np, verify=arguments.verify_dataset_integrity, clean=arguments.clean
     )
     names = [workspace.dataset_name(dataset) for dataset in arguments.datasets]
+    for configuration in arguments.configurations or ():
+        get_method(configuration)  # a name that does not exist is no reason to plan first
     for name in names:
         fingerprint = pipeline.extract(workspace, name, request, progress_bar)
         plan = pipeline.plan(workspace, name, options)
@@ -83,4 +86,5 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
     splits, settings = training_for_goal(plan, fingerprint.groups, len(fingerprint.cases))
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     trained = TrainedAs(dataset=plan.dataset, configuration=chosen, plans=plan.name, splits=splits)
-    return trained.command([0], *flags)
+    # A single case cannot be held out.
+    return trained.command([0 if len(fingerprint.cases) > 1 else "all"], *flags)

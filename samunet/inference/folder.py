@@ -21,10 +21,11 @@ from samunet.inference.files import (
     select_part,
 )
 from samunet.inference.logit_storage import LogitStorage
-from samunet.inference.output_folder import check_output
+from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import read_json, write_json
 from samunet.whole_files import remove_partials
+from samunet.workspace import ARGUMENTS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ def predict_folder(
     def target(case: Case) -> Target:
         return Target(case=case.name, file=output / f"{case.name}{ending}", options=options)
 
+    refuse_foreign_files(output, [target(case).file for case in chosen], ARGUMENTS_FILE)
     made_so = prediction_hash(task.arguments)
     present = [case for case in chosen if options.skip_existing and _is_complete(target(case), made_so)]
     output.mkdir(parents=True, exist_ok=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.workspace import (
     ARGUMENTS_FILE,
     DATASET_FILE,
     ENSEMBLE_ARGUMENTS_FILE,
+    FINGERPRINT_FILE,
     POSTPROCESSING_FILE,
     QC_FEATURES_FOLDER,
     QC_FILE,
+    RUN_FILE,
 )
 
 RAW_FOLDERS = ("imagesTr", "imagesTs", "labelsTr", "labelsTs")
@@ -45,6 +49,41 @@ def check_owner(output: Path, command: Command) -> None:
             f"{output} holds results of {owners} ({', '.join(foreign)}); those of {command} would be taken "
             "for them. Give another output folder with -o, or remove this one if it is no longer needed."
         )
+
+
+def refuse_foreign_files(output: Path, files: Iterable[Path], record: str) -> None:
+    """Refuse to replace segmentations that the command did not make: it leaves `record` beside its own.
+
+    Raises:
+        SamunetError: names them.
+    """
+    there = [file.name for file in files if file.exists()]
+    if there and not (output / record).exists():
+        raise SamunetError(
+            f"{output} holds {listed(there)}, which this command did not make (there is no {record}). Give "
+            "another output folder with -o."
+        )
+
+
+def refuse_results(output: Path) -> None:
+    """Refuse a trained model, one of its folds and what lies in it, and preprocessed data.
+
+    Predictions there would be taken for out-of-fold ones, or replace the records of the training.
+
+    Raises:
+        SamunetError: says what the folder is.
+    """
+    place = output.resolve()
+    for folder in (place, place.parent):
+        if (folder / RUN_FILE).is_file():
+            found = f"the trained fold {folder}"
+        elif (folder / FINGERPRINT_FILE).is_file() and not any(folder.glob("fold_*")):
+            found = f"the preprocessed data {folder}"
+        elif folder == place and any(folder.glob(f"fold_*/{RUN_FILE}")):
+            found = f"the trained model {folder}"
+        else:
+            continue
+        raise SamunetError(f"{output} is or lies in {found}. Give an output folder elsewhere with -o.")
 
 
 def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
@@ -88,7 +127,10 @@ def check_output(output: Path, command: Command, raw: Path | None = None) -> Non
         raw: raw folder of the workspace, where one is known.
 
     Raises:
-        SamunetError: it is of a raw dataset, or holds another command's results.
+        SamunetError: it is of a raw dataset, a trained model or preprocessed data, or holds another
+            command's results.
     """
     refuse_raw_data(output, raw)
+    if raw is not None:  # a command of the user's; a training puts its validation into its fold
+        refuse_results(output)
     check_owner(output, command)

@@ -152,5 +152,7 @@ def _automatic(workspace: Workspace, request: ModelRequest, suitable: list[str],
     if len(suitable) == 1:
         logger.info("%s is the only trained model, so it is used", suitable[0])
         return suitable[0]
-    listed = ", ".join(trained) or "none"
-    raise SamunetError(f"Say which model of {request.dataset} with -c. Trained: {listed}.")
+    if not trained:
+        start = TrainedAs(dataset=request.dataset, configuration="auto", plans=request.plans).command([0])
+        raise SamunetError(f"No model of {request.dataset} is trained. Train one: {start}.")
+    raise SamunetError(f"Say which model of {request.dataset} with -c. Trained: {', '.join(trained)}.")

@@ -25,7 +25,7 @@ from samunet.planning.fingerprint import (
     load_or_extract,
     read_known,
 )
-from samunet.planning.methods import ALIASES
+from samunet.planning.methods import ALIASES, get_method
 from samunet.planning.plan import RANDOM, Budget, Plan, WeightsUsed
 from samunet.planning.planner import PlanningRequest, make_plan
 from samunet.progress import Screen, no_screen
@@ -243,9 +243,17 @@ def data_names(plan: Plan, configurations: Sequence[str] | None) -> tuple[str, .
     """Data configurations that these configurations train on; all that are used, without a choice.
 
     Raises:
-        SamunetError: an unknown configuration.
+        SamunetError: an unknown configuration, or one that the planner found unsuitable; says why.
     """
     wanted = plan.configurations if configurations is None else [ALIASES.get(c, c) for c in configurations]
+    for name in wanted:
+        if name not in plan.configurations:
+            get_method(name)
+            told = [
+                reason for verdict in plan.verdicts if verdict.method == name for reason in verdict.reasons
+            ]
+            if told:
+                raise SamunetError(f"{name} cannot be trained on {plan.dataset}: {' '.join(told)}")
     return tuple(dict.fromkeys(plan.configuration(name).data for name in wanted))
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
 from samunet.listing import listed
+from samunet.pipeline.replaced_plan import planning_command
 from samunet.planning.plan import Plan
+from samunet.planning.rules import normalization_scheme
 from samunet.preprocessing.dataset import is_current
 from samunet.preprocessing.store import CaseStore
+from samunet.workspace import DATASET_FILE
 
 
 def preprocess_command(stored: Plan, name: str, data_name: str) -> str:
@@ -48,3 +51,26 @@ def preprocessed_names(
             f"({listed(stale)}) in {folder}. {again}"
         )
     return dataset.case_names
+
+
+def refuse_other_declaration(dataset: RawDataset, plan: Plan) -> None:
+    """Refuse to train what dataset.json no longer declares: the cases would be prepared and scored as before.
+
+    Names of channels may change, as long as they mean the same normalisation.
+
+    Raises:
+        SamunetError: says what differs, and how to plan again.
+    """
+    pairs = {
+        "labels": (plan.labels, dataset.labels),
+        "channels": tuple(
+            tuple(map(normalization_scheme, names)) for names in (plan.channel_names, dataset.channel_names)
+        ),
+        "file ending": (plan.file_ending, dataset.file_ending),
+    }
+    changed = [name for name, (then, now) in pairs.items() if then != now]
+    if changed:
+        raise SamunetError(
+            f"{dataset.folder / DATASET_FILE} declares other {listed(changed)} than the plan {plan.name} was "
+            f"made for. Plan and preprocess again, then train anew: {planning_command(plan)}."
+        )

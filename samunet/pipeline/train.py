@@ -13,7 +13,11 @@ from samunet.data.splits import Split, kept_together, load_or_create_splits, sel
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.pipeline.models import configuration_name, load_plan
-from samunet.pipeline.preprocessed_cases import preprocess_command, preprocessed_names
+from samunet.pipeline.preprocessed_cases import (
+    preprocess_command,
+    preprocessed_names,
+    refuse_other_declaration,
+)
 from samunet.pipeline.qc.model import calibrate_when_complete
 from samunet.pipeline.recorded_plan import recorded_plan
 from samunet.pipeline.replan import Overrides, planned_weights, replan
@@ -207,6 +211,8 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
     case_folder = workspace.case_folder(plan.dataset, plan.name, data_name)
     raw = workspace.raw / plan.dataset
     dataset = RawDataset.load(raw) if (raw / "dataset.json").is_file() else None
+    if dataset is not None:
+        refuse_other_declaration(dataset, plan)
     again = preprocess_command(stored, name, data_name)
     names = preprocessed_names(dataset, plan, data_name, case_folder, again)
     scheme = _split_scheme(options, record)

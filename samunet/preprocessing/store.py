@@ -44,6 +44,7 @@ class CaseEntry:
         copied_from: the key of a later copy of the same raw files, whose times differ; caches keep to `key`.
         classes: names of the sampled classes; class i owns rows [ends[i - 1], ends[i]) of the locations.
         annotated: rows after the classes' that are annotated voxels; None without an ignore label.
+        sizes: ending of each member -> its bytes; empty in cases of earlier versions.
     """
 
     format: int = STORE_FORMAT
@@ -55,6 +56,7 @@ class CaseEntry:
     classes: tuple[str, ...] = ()
     ends: tuple[int, ...] = ()
     annotated: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class CaseStore:
         return tuple(sorted(path.name[: -len(".json")] for path in self.folder.glob("[!.]*.json")))
 
     def finished(self, name: str) -> CaseEntry | None:
-        """The entry of a stored case; None when the case is absent, incomplete or unreadable."""
+        """The entry of a stored case; None when the case is absent, incomplete, cut off or unreadable."""
         if not self._path(name, ".json").is_file():
             return None
         try:
@@ -128,7 +130,11 @@ class CaseStore:
         except SamunetError:  # written by another version: the caller writes it anew
             return None
         members = [suffix for suffix in MEMBERS if entry.has_label or suffix != ".label.b2nd"]
-        return entry if all(self._path(name, suffix).is_file() for suffix in members) else None
+        return entry if all(self._is_whole(name, suffix, entry) for suffix in members) else None
+
+    def _is_whole(self, name: str, suffix: str, entry: CaseEntry) -> bool:
+        file = self._path(name, suffix)
+        return file.is_file() and file.stat().st_size == entry.sizes.get(suffix, file.stat().st_size)
 
     def note_copy(self, name: str, key: str) -> None:
         """Keep the key that a copy of the case's raw files has."""
@@ -175,6 +181,7 @@ class CaseStore:
             classes=tuple(locations.classes),
             ends=tuple(int(n) for n in np.cumsum([len(found) for found in locations.classes.values()])),
             annotated=None if locations.annotated is None else len(locations.annotated),
+            sizes={s: self._path(name, s).stat().st_size for s in MEMBERS if self._path(name, s).is_file()},
         )
         write_json(self._path(name, ".json"), entry)
 

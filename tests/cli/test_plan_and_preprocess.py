@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,51 @@ def test_the_command_to_go_on_with_runs_on_what_was_prepared(
     assert plan_and_preprocess.main(words) == 0
     told = capsys.readouterr().out
     assert f"Train with: {command}\n" in told
+
+
+def test_a_single_case_is_trained_on_as_a_whole(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tiny_copy / "raw" / "Dataset901_Tiny3D"
+    for file in [*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]:
+        if not file.name.startswith("tiny_000"):
+            file.unlink()
+    words = ["-d", "901", "-np", "1", "-c", "2d", "--workspace", str(tiny_copy)]
+    assert plan_and_preprocess.main(words) == 0
+    assert "Train with: samunet_train 901 2d_unet all\n" in capsys.readouterr().out
+
+
+def test_a_wrong_name_is_told_before_anything_is_planned(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, told in (("3d_lowres", "out of scope; use 3d_unet"), ("2d_unett", "Did you mean 2d_unet")):
+        words = ["-d", "901", "-np", "1", "-c", "2d", name, "--workspace", str(tiny_copy)]
+        assert plan_and_preprocess.main(words) == 2
+        assert told in capsys.readouterr().err
+    assert not list((tiny_copy / "preprocessed").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda declared: declared["labels"].update(more=99), "other labels"),
+        (lambda declared: declared["channel_names"].update({"0": "CT"}), "other channels"),
+        (lambda declared: declared["channel_names"].update({"0": "any name"}), ""),
+    ],
+)
+def test_what_is_declared_anew_is_planned_anew(
+    change: Callable[[dict[str, Any]], None], told: str, tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--workspace", str(tiny_copy)]
+    assert plan_and_preprocess.main(["-d", "901", "-np", "1", "-c", "2d", *where]) == 0
+    file = tiny_copy / "raw" / "Dataset901_Tiny3D" / "dataset.json"
+    declared = json.loads(file.read_text())
+    change(declared)
+    file.write_text(json.dumps(declared))
+    short = ["--epochs", "1", "--iterations", "1", "-np", "0", "-device", "cpu"]
+    code = train.main(["901", "2d", "0", *short, *where])
+    assert code == (2 if told else 0)
+    said = capsys.readouterr().err
+    assert not told or f"{file} declares {told} than the plan samunetPlans" in said
+    assert not told or "samunet_plan_and_preprocess -d Dataset901_Tiny3D" in said
 
 
 def test_the_command_for_other_sites_has_a_split_by_group(

@@ -13,7 +13,7 @@ from samunet.cli import apply_postprocessing, ensemble, predict
 from samunet.errors import SamunetError
 from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
 from samunet.inference.files import FileOptions, check_arguments
-from samunet.inference.output_folder import check_owner, refuse_raw_data
+from samunet.inference.output_folder import check_output, check_owner, refuse_foreign_files, refuse_raw_data
 from samunet.inference.postprocessing import Postprocessing, postprocess_folder
 from samunet.records import read_json, write_json
 
@@ -133,3 +133,40 @@ def test_a_model_that_was_moved_is_no_other_model(tmp_path: Path) -> None:
         check_arguments(tmp_path, arguments("/one/model", sha256="b"), continuing=True)
     with pytest.raises(SamunetError, match=r"step_size was 0\.5, is 0\.25"):
         check_arguments(tmp_path, arguments("/one/model", step_size=0.25), continuing=True)
+
+
+def test_label_maps_of_others_are_not_replaced(tmp_path: Path) -> None:
+    """Somebody's manual labels have the names that predictions would have."""
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / "a.nii.gz").write_bytes(b"labels")
+    files = [manual / "a.nii.gz", manual / "b.nii.gz"]
+    with pytest.raises(SamunetError, match=r"holds a\.nii\.gz, which this command did not make"):
+        refuse_foreign_files(manual, files, "predict_args.json")
+    refuse_foreign_files(manual, files[1:], "predict_args.json")
+    (manual / "predict_args.json").touch()
+    refuse_foreign_files(manual, files, "predict_args.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("model", "the trained model"),
+        ("model/fold_0", "the trained fold"),
+        ("model/fold_0/validation", "the trained fold"),
+        ("preprocessed", "the preprocessed data"),
+        ("model/predictions", ""),
+        ("predictions", ""),
+    ],
+)
+def test_results_are_no_place_for_predictions(place: str, told: str, tmp_path: Path) -> None:
+    """Those of five folds would pass for the out-of-fold ones of one."""
+    write_json(tmp_path / "model" / "fold_0" / "run.json", {})
+    write_json(tmp_path / "model" / "fingerprint.json", {})
+    write_json(tmp_path / "preprocessed" / "fingerprint.json", {})
+    if not told:
+        check_output(tmp_path / place, "samunet_predict", tmp_path / "raw")
+        return
+    with pytest.raises(SamunetError, match=f"is or lies in {told}"):
+        check_output(tmp_path / place, "samunet_predict", tmp_path / "raw")
+    check_output(tmp_path / place, "samunet_predict")  # a training writes its validation there

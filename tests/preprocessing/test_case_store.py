@@ -12,6 +12,7 @@ from samunet.errors import SamunetError
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations, sample_locations
 from samunet.preprocessing.store import CaseStore, layout, load_array
+from samunet.records import read_json, write_json
 
 LABELS = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,), "absent": (3,)})
 
@@ -92,6 +93,21 @@ def test_rewriting_replaces_and_removing_leaves_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.open("a").image[:], case.image + 1)
     store.remove("a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_case_that_was_cut_off_is_not_finished(tmp_path: Path) -> None:
+    """Else the advice to preprocess again would keep it, for ever."""
+    store, case = CaseStore(tmp_path), some_case()
+    store.write("a", case, Locations())
+    assert store.finished("a") is not None
+    for file in sorted(tmp_path.glob("a.*.*")):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert store.finished("a") is None
+        file.write_bytes(whole)
+    entry = read_json(tmp_path / "a.json")
+    write_json(tmp_path / "a.json", {key: value for key, value in entry.items() if key != "sizes"})
+    assert store.finished("a") is not None  # of an earlier version
 
 
 def test_interrupted_write_is_no_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

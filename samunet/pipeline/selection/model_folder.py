@@ -133,7 +133,9 @@ def _plan_faults(workspace: Workspace, raw: RawDataset, trained: TrainedAs, fold
         return [str(fault).rstrip(".")]
     told = []
     if plan.labels != raw.labels:
-        told.append(f"trained with other labels than {raw.folder / 'dataset.json'} declares; train it again")
+        told.append(
+            f"trained with other labels than {raw.folder / 'dataset.json'} declares; plan and train it again"
+        )
     file = workspace.plan_file(trained.dataset, trained.plans)
     if file.is_file() and not _of_the_same_data(workspace, Plan.load(file), plan):
         told.append(
