@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 from samunet.data.readers import ENDINGS, files_of, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
+
+logger = logging.getLogger(__name__)
 
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 SHOWN = 10
@@ -60,7 +63,24 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case,
     faults += [fault for case in cases for fault in channel_faults(case, num_channels)]
     if faults:
         raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
+    told = passed_over(folder, file_ending)
+    if told:
+        logger.warning("%s", told)
     return cases
+
+
+def passed_over(folder: Path, file_ending: str) -> str:
+    """Say which images of a folder have another ending than the one that is read; empty where none has."""
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+        and path.name.lower().endswith(ENDINGS)
+        and (path.is_dir() or not path.name.endswith(file_ending))
+    ]
+    if not others:
+        return ""
+    return f"{folder}: not used, for only files that end in {file_ending} are read: {listed(others)}."
 
 
 def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tuple[Case, ...], list[str]]:

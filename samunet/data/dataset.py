@@ -20,12 +20,14 @@ from samunet.data.cases import (
     file_faults,
     find_cases,
     group_files,
+    passed_over,
 )
 from samunet.data.geometry import Geometry, grid_differences
 from samunet.data.groups import Origins, origins_of_cases, read_origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import file_kind, read_image, read_label, segmentation_ending
 from samunet.errors import SamunetError, unknown_name
+from samunet.listing import listed
 from samunet.records import read_json
 from samunet.workspace import DATASET_FILE
 
@@ -118,6 +120,19 @@ class RawDataset:
             json=content,
             faults=tuple(faults),
         )
+
+    def unused_files(self) -> list[str]:
+        """In words, images and labels that no case has, as by another ending or a missing partner."""
+        if "dataset" in self.json:
+            return []
+        images, labels = self.folder / "imagesTr", self.folder / "labelsTr"
+        found = [passed_over(images, self.file_ending)]
+        if labels.is_dir():
+            known = {f"{name}{self.label_ending}" for name in self.case_names}
+            alone = sorted(file.name for file in labels.glob(f"[!.]*{self.label_ending}"))
+            alone = [name for name in alone if name not in known]
+            found += [f"{labels}: labels without an image: {listed(alone)}."] if alone else []
+        return [told for told in found if told]
 
     @property
     def groups(self) -> Mapping[str, str]:

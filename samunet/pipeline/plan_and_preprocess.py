@@ -83,6 +83,8 @@ def extract(
     dataset = RawDataset.load(workspace.raw_folder(name), strict=not request.verify)
     if request.verify:
         verify(dataset, request.workers, screen)
+    for told in dataset.unused_files():
+        logger.warning("%s", told)
     told = undeclared(dataset.groups, dataset.case_names)
     if told:
         logger.warning("%s: %s. Splits by group are refused until all cases have one.", name, told)

@@ -287,3 +287,21 @@ def test_the_real_datasets_load(real_data: Path) -> None:
         dataset = RawDataset.load(folder)
         assert len(dataset.cases) == dataset.json["numTraining"]
         assert dataset.read(dataset.cases[0]).label is not None
+
+
+def test_images_and_labels_that_no_case_has_are_told(
+    tiny_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of another ending, or without a partner: else half of a dataset may be left out in silence."""
+    raw = tiny_copy / "raw" / "Dataset901_Tiny3D"
+    assert RawDataset.load(raw).unused_files() == []
+    for file in (raw / "imagesTr").glob("tiny_003*"):
+        file.unlink()
+    (raw / "imagesTr" / "tiny_010_0000.NII.GZ").touch()
+    (raw / "imagesTr" / "tiny_011_0000.mha").touch()
+    (raw / "imagesTr" / "notes.txt").touch()
+    images, labels = RawDataset.load(raw).unused_files()
+    assert images.endswith("are read: tiny_010_0000.NII.GZ, tiny_011_0000.mha.")
+    assert labels == f"{raw / 'labelsTr'}: labels without an image: tiny_003.nii.gz."
+    assert len(find_cases(raw / "imagesTr", ".nii.gz", 2)) == 5
+    assert images in caplog.text
