@@ -44,6 +44,7 @@ def build_parser() -> CommandParser:
         metavar="FILE",
         help="its dataset.json, instead of -d (default: the one that prediction left in PREDICTIONS)",
     )
+    parser.add_argument("-pfile", type=Path, metavar="FILE", help="nnU-Net's; has no effect")
     parser.add_argument(
         "-o",
         dest="output",
@@ -90,6 +91,9 @@ def _run(arguments: argparse.Namespace) -> int:
             f"-o {output}: name the JSON file, such as {output.with_suffix('.json')}; the table is written "
             "beside it as .csv."
         )
+    _check_folders(arguments)
+    if arguments.pfile is not None and not arguments.json:
+        print("-pfile has no effect here: label files are read alike whatever the plan.")
     file, origins = _dataset_json(arguments)
     declared = Declared.read(file)
     with progress_bar("Scoring") as progress:
@@ -114,6 +118,25 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.desam_protocol:
         _score_by_protocol(evaluation, output.with_name(f"{output.stem}_desam_protocol.json"), arguments.json)
     return 0
+
+
+def _check_folders(arguments: argparse.Namespace) -> None:
+    """Refuse what is no folder, and scores beside raw labels, as when both are swapped."""
+    from samunet.inference.output_folder import refuse_raw_data
+
+    for name, folder in (("LABELS", arguments.reference), ("PREDICTIONS", arguments.prediction)):
+        if not folder.is_dir():
+            kind = "is no folder" if folder.exists() else "does not exist"
+            raise SamunetError(
+                f"{name}, {folder}, {kind}. Name the folder of the reference label maps first."
+            )
+    try:
+        refuse_raw_data(arguments.output.parent if arguments.output else arguments.prediction)
+    except SamunetError as fault:
+        raise SamunetError(
+            f"The scores would be written into raw data, {arguments.prediction}. Are both folders swapped? "
+            "The references come first, then the predictions; or say where the scores go with -o."
+        ) from fault
 
 
 def _score_by_protocol(evaluation: Evaluation, output: Path, quiet: bool) -> None:

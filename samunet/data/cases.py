@@ -168,7 +168,7 @@ def file_faults(case: Case, num_channels: int) -> list[str]:
     """What is wrong with a case's channels, and with its label where it is not there."""
     faults = channel_faults(case, num_channels)
     if case.label is not None and not case.label.is_file():
-        faults.append(f"Case {case.name}: {absent(case.label, 'label file')}")
+        faults.append(f"Case {case.name}: {absent_label(case.label)}")
     return faults
 
 
@@ -177,6 +177,21 @@ def absent(path: Path, kind: str = "file") -> str:
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {os.readlink(path)}, which is not there."
     return f"There is no {kind} {path}."
+
+
+def absent_label(label: Path) -> str:
+    """Say that a label map is not there, and what lies there in its place."""
+    told = absent(label, "label file")
+    ending = next((e for e in ENDINGS if label.name.endswith(e)), label.suffix)
+    stem = label.name[: -len(ending)]
+    there = [f"{stem}_0000{ending}", *(f"{stem}{e}" for e in ENDINGS if e != ending)]
+    found = next((name for name in there if (label.parent / name).is_file()), None)
+    if found is None:
+        return told
+    jpeg = " JPEG changes label values, so labels of JPEG images are PNG files." * found.endswith(
+        (".jpg", ".jpeg")
+    )
+    return f"{told} {found} lies there: label maps have no channel, and the ending {ending}.{jpeg}"
 
 
 def empty_folder(folder: Path, file_ending: str, num_channels: int) -> str:

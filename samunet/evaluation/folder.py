@@ -132,6 +132,12 @@ def evaluate_folder(
     return Evaluation(scores.labels, scores.tolerance_mm, scores.cases, skipped)
 
 
+def _seen(folder: Path) -> str:
+    """What a folder holds."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return f"It holds {listed(names, 3)}." if names else "It is empty."
+
+
 def pair_files(
     reference_folder: Path, prediction_folder: Path, file_ending: str, chill: bool = False
 ) -> tuple[list[Pair], tuple[str, ...]]:
@@ -143,6 +149,10 @@ def pair_files(
     ending = segmentation_ending(file_ending)
     references = _files(reference_folder, ending)
     predictions = _files(prediction_folder, ending)
+    if not references:
+        raise SamunetError(
+            f"{reference_folder} holds no label maps with the ending {ending}. {_seen(reference_folder)}"
+        )
     missing = sorted(set(references) - set(predictions))
     surplus = sorted(set(predictions) - set(references))
     if missing and (not chill or len(missing) == len(references)):

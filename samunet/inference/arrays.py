@@ -53,6 +53,8 @@ def as_image(
         SamunetError: shape, channels or spacing do not fit.
     """
     channels = len(channel_names)
+    if spacing_mm is not None and np.ndim(spacing_mm) != 1:
+        raise SamunetError(f"spacing_mm: give a value for each axis, such as (3, 1, 1), not {spacing_mm!r}.")
     flat = array.ndim == 2 or (array.ndim == 3 and spacing_mm is not None and len(spacing_mm) == 2)
     if flat:
         spacing_mm = (FLAT_SPACING_MM, *((1.0, 1.0) if spacing_mm is None else spacing_mm[-2:]))

@@ -95,9 +95,11 @@ class EnsemblePredictor:
             settings: keyword arguments of `Predictor.load`.
 
         Raises:
-            SamunetError: what `Predictor.load` refuses, a folder given twice, or models of other labels or
-                channels.
+            SamunetError: what `Predictor.load` refuses, no list, a folder given twice, or models of other
+                labels or channels.
         """
+        if isinstance(model_folders, (str, Path)):
+            raise SamunetError(f"An ensemble is of several models: give a list, not {model_folders} alone.")
         resolved = [str(Path(folder).resolve()) for folder in model_folders]
         twice = sorted({folder for folder in resolved if resolved.count(folder) > 1})
         if twice:

@@ -123,6 +123,8 @@ def _is_complete(target: Target, made_so: str) -> bool:
 
 def _cases(task: FolderTask, source: Path | str | Sequence[Case]) -> Sequence[Case]:
     if not isinstance(source, (str, Path)):
+        if not all(isinstance(case, Case) for case in source):
+            raise SamunetError("Give a folder of images, one image file, or cases (`find_cases`), not names.")
         return source
     path = Path(source)
     if path.is_file():

@@ -104,7 +104,7 @@ class Predictor:
     def load(
         cls,
         model_folder: Path | str,
-        folds: Sequence[Fold] | None = None,
+        folds: Sequence[Fold] | Fold | None = None,
         checkpoint: str = FINAL,
         *,
         device: str | None = None,
@@ -117,7 +117,7 @@ class Predictor:
 
         Args:
             model_folder: folder with fold_K inside.
-            folds: which to average; None takes every fold that has the checkpoint.
+            folds: which to average, or one (`0`, `"all"`); None takes every fold that has the checkpoint.
             checkpoint: file name in each fold's folder.
             device: `cuda`, `mps`, `cpu`; None or `auto` takes CUDA, else the CPU.
             step_size: tile step over tile size.
@@ -131,6 +131,7 @@ class Predictor:
             SamunetError: no such folder, fold or checkpoint; folds of different configurations; a setting
                 that training has fixed, or out of its range.
         """
+        folds = (folds,) if isinstance(folds, (int, str)) else folds
         if folds is not None and not folds:
             raise SamunetError("folds: name one or more, or give None for all that are trained.")
         folder = Path(model_folder)

@@ -73,3 +73,32 @@ def test_an_ending_that_is_none(
     words = ["-i", *folders[:2], "-o", str(tmp_path / "out"), "-djfile", str(file)]
     assert ensemble.main(words) == 2
     assert "`file_ending` must be an ending" in capsys.readouterr().err
+
+
+def test_swapped_folders_leave_nothing_in_the_raw_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, predicted = tmp_path / "Dataset001_X" / "labelsTr", tmp_path / "predicted"
+    write(labels / "a.nii.gz")
+    write(predicted / "a.nii.gz")
+    write_json(tmp_path / "Dataset001_X" / "dataset.json", DECLARED)
+    file = ["-djfile", str(tmp_path / "Dataset001_X" / "dataset.json"), "-np", "1"]
+    assert evaluate_folder.main([str(predicted), str(labels), *file]) == 2
+    assert "Are both folders swapped?" in capsys.readouterr().err
+    assert [path.name for path in labels.iterdir()] == ["a.nii.gz"]
+    assert evaluate_folder.main([str(labels), str(predicted), *file, "-pfile", "plans.json"]) == 0
+    assert "-pfile has no effect" in capsys.readouterr().out
+
+
+def test_folders_that_hold_nothing_to_score_are_named(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, predicted, *rest = folders
+    assert evaluate_folder.main([labels, str(tmp_path / "nope"), *rest]) == 2
+    assert f"PREDICTIONS, {tmp_path / 'nope'}, does not exist" in capsys.readouterr().err
+    assert evaluate_folder.main([labels, str(tmp_path / "predicted/a.nii.gz"), *rest]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    write_json(tmp_path / "pictures.json", {**DECLARED, "file_ending": ".png"})
+    djfile = ["-djfile", str(tmp_path / "pictures.json")]
+    assert evaluate_folder.main([labels, predicted, *rest, *djfile]) == 2
+    assert f"{labels} holds no label maps with the ending .png. It holds a.nii.gz." in capsys.readouterr().err

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from samunet.data.cases import absent_label
 from samunet.data.dataset import Case, RawDataset, find_cases
 from samunet.errors import SamunetError
 from samunet.records import hash_files
@@ -305,3 +306,19 @@ def test_images_and_labels_that_no_case_has_are_told(
     assert labels == f"{raw / 'labelsTr'}: labels without an image: tiny_003.nii.gz."
     assert len(find_cases(raw / "imagesTr", ".nii.gz", 2)) == 5
     assert images in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "told"),
+    [
+        ("a_0000.nii.gz", "a.nii.gz", "a_0000.nii.gz lies there: label maps have no channel"),
+        ("a.nii", "a.nii.gz", "a.nii lies there: label maps have no channel, and the ending .nii.gz."),
+        ("a.jpg", "a.png", "labels of JPEG images are PNG files"),
+        ("b.nii.gz", "a.nii.gz", "There is no label file"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_label_is_told(name: str, wanted: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    said = absent_label(tmp_path / wanted)
+    assert said.startswith(f"There is no label file {tmp_path / wanted}.")
+    assert told in said

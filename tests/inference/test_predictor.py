@@ -21,6 +21,7 @@ from samunet.data.cases import Case
 from samunet.data.geometry import FLAT_SPACING_MM
 from samunet.errors import SamunetError
 from samunet.inference.arrays import as_image
+from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.files import FileOptions, FilesOutcome
 from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
@@ -436,3 +437,18 @@ def test_settings_are_written_beside_the_predictions(tmp_path: Path) -> None:
 def test_methods_without_prediction_settings_refuse(model: Path) -> None:
     with pytest.raises(SamunetError, match="It has no setting that can be"):
         load(model, settings={"learning_rate": 1.0})
+
+
+def test_what_python_users_give_by_mistake_is_told(tmp_path: Path) -> None:
+    """Values that the command line takes, or a word where a list is meant."""
+    write_fold(tmp_path / "model", 0)
+    predictor = Predictor.load(tmp_path / "model", 0, device="cpu")
+    assert predictor.folds == (0,)
+    with pytest.raises(SamunetError, match=r"Fold all is not trained"):
+        Predictor.load(tmp_path / "model", "all", device="cpu")
+    with pytest.raises(SamunetError, match=r"give a list, not .*model alone"):
+        EnsemblePredictor.load(tmp_path / "model")
+    with pytest.raises(SamunetError, match="Give a folder of images, one image file, or cases"):
+        predictor.predict_files(["a_0000.nii.gz"], tmp_path / "out")
+    with pytest.raises(SamunetError, match="give a value for each axis"):
+        predictor.predict(np.zeros((2, 4, 8, 8), np.float32), spacing_mm=1.0)
