@@ -9,9 +9,9 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.inference.files import single_model_arguments
-from samunet.listing import fold_words
+from samunet.listing import fold_words, listed
 from samunet.pipeline.run_commands import DEFAULT_STEP
-from samunet.workspace import ARGUMENTS_FILE, FINAL
+from samunet.workspace import ARGUMENTS_FILE, FINAL, fold_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ def predicted_as(validation: Path, again: str) -> PredictedAs:
         again: command that validates the fold again.
 
     Raises:
-        SamunetError: that is not written down, or they are not of one model; names the command.
+        SamunetError: that is not written down, or they are not of one model, or of other folds than this one;
+            names the command.
     """
     file = validation / ARGUMENTS_FILE
     if not file.is_file():
@@ -64,6 +65,12 @@ def predicted_as(validation: Path, again: str) -> PredictedAs:
         )
     try:
         arguments = single_model_arguments(validation)
+        own = fold_of(validation.parent)
+        if arguments.get("folds", [own]) != [own]:
+            raise SamunetError(
+                f"{validation} holds predictions by other folds, {listed(arguments['folds'])}, which were "
+                f"trained on its cases; validate again: {again}"
+            )
         return PredictedAs(**{key: arguments[key] for key in KEYS})
     except (AttributeError, KeyError, TypeError) as fault:
         raise SamunetError(

@@ -167,6 +167,16 @@ def test_one_fold_that_was_predicted_otherwise(made: MadeUp, changes: dict[str, 
     assert "samunet_train 950 2d_unet 2 --val" in str(fault.value)
 
 
+def test_predictions_of_other_folds_are_no_out_of_fold_ones(made: MadeUp) -> None:
+    """As after `samunet_predict -o .../fold_2/validation`, which all folds predict."""
+    validation = made.workspace.model_folder(DATASET, "2d_unet") / "fold_2" / "validation"
+    write_predicted(validation, folds=[2])
+    gather(made)
+    write_predicted(validation, folds=[0, 1, 2, 3, 4])
+    with pytest.raises(SamunetError, match=r"by other folds, 0, 1, 2, 3, 4, which .* 2d_unet 2 --val"):
+        gather(made)
+
+
 def test_folds_that_were_predicted_otherwise_alike(made: MadeUp) -> None:
     folder = made.workspace.model_folder(DATASET, "2d_unet")
     for validation in folder.glob("fold_*/validation"):
