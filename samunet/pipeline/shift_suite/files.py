@@ -203,7 +203,7 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=9)
     title = f"{result.dataset}, fold {result.fold}, {_cases(result)}: {metric} on changed images"
-    title += " (hollow: of the objects found, some are missed)" * (metric in DISTANCES)
+    title += "\n(hollow: some objects are missed, the mean is of those found)" * (metric in DISTANCES)
     figure.suptitle(title, fontsize=10)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
