@@ -17,7 +17,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.export import write_case
-from samunet.inference.output_folder import check_output
+from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import (
     PROBABILITIES,
     Probabilities,
@@ -211,7 +211,8 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
 
     Raises:
         SamunetError: fewer than two folders, one that does not exist or is the output, no case that all
-            have, or an output that is of a raw dataset or holds another command's results.
+            have, or an output that is of a raw dataset, or holds another command's results or label maps that
+            it would replace.
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(folders, output)
@@ -228,6 +229,8 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
         raise SamunetError(
             f"No case has its probabilities in every folder ({counts}). Predict with --save_probabilities."
         )
+    ending = segmentation_ending(options.file_ending)
+    refuse_foreign_files(output, [output / f"{name}{ending}" for name in common], ENSEMBLE_ARGUMENTS_FILE)
     record, start = EnsembleArguments(members=tuple(map(Member.of, folders))), time.perf_counter()
     remove_partials(output)
     write_json(output / ENSEMBLE_ARGUMENTS_FILE, record)  # an interruption leaves no word on replaced cases

@@ -162,6 +162,12 @@ def test_a_folder_of_predictions_is_not_overwritten_by_their_mean(tmp_path: Path
     write_json(out / "predict_args.json", {})
     with pytest.raises(SamunetError, match="holds results of samunet_predict"):
         ensemble_folders([one, other], out, OPTIONS)
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / "a.nii.gz").write_bytes(b"labels")
+    with pytest.raises(SamunetError, match=r"holds a\.nii\.gz, which this command did not make"):
+        ensemble_folders([one, other], manual, OPTIONS)
+    assert (manual / "a.nii.gz").read_bytes() == b"labels"
     write_json(one / "predict_args.json", {})
     (one / "predict_args.json").write_text("{")
     with pytest.raises(SamunetError, match="not valid JSON"):
