@@ -336,9 +336,7 @@ def main() -> None:
     for task, bench in benches.items():
         bench.results.require(setup)
         prepare(bench, task, arguments)
-    for number in range(
-        ROUNDS
-    ):  # round after round: what slows a machine down for minutes meets no arm twice
+    for number in range(ROUNDS):  # one after the other: what slows a machine for minutes meets no arm twice
         for run in planned(arguments):
             if len(benches[run.task].results.steps.get(run.schedule, ())) <= number:
                 decide_schedule(benches[run.task], run, arguments)

@@ -130,11 +130,12 @@ def _check_folders(arguments: argparse.Namespace) -> None:
             raise SamunetError(
                 f"{name}, {folder}, {kind}. Name the folder of the reference label maps first."
             )
+    place = arguments.output.parent if arguments.output else arguments.prediction
     try:
-        refuse_raw_data(arguments.output.parent if arguments.output else arguments.prediction)
+        refuse_raw_data(place)
     except SamunetError as fault:
         raise SamunetError(
-            f"The scores would be written into raw data, {arguments.prediction}. Are both folders swapped? "
+            f"The scores would be written into raw data, {place}. Are both folders swapped? "
             "The references come first, then the predictions; or say where the scores go with -o."
         ) from fault
 

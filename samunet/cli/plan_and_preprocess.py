@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
     """How to go on: the recommended configuration, unless cases were prepared for others alone."""
     from samunet.pipeline.goal_split import training_for_goal
+    from samunet.pipeline.replaced_plan import setting_flags
     from samunet.pipeline.run_commands import TrainedAs
     from samunet.planning.methods import ALIASES
 
@@ -84,7 +85,6 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
     if asked and chosen not in asked:
         chosen = asked[0]
     splits, settings = training_for_goal(plan, fingerprint.groups, len(fingerprint.cases))
-    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     trained = TrainedAs(dataset=plan.dataset, configuration=chosen, plans=plan.name, splits=splits)
     # A single case cannot be held out.
-    return trained.command([0 if len(fingerprint.cases) > 1 else "all"], *flags)
+    return trained.command([0 if len(fingerprint.cases) > 1 else "all"], *setting_flags(settings))

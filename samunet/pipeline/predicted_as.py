@@ -10,6 +10,7 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.inference.files import single_model_arguments
 from samunet.listing import fold_words, listed
+from samunet.pipeline.replaced_plan import setting_flags
 from samunet.pipeline.run_commands import DEFAULT_STEP
 from samunet.workspace import ARGUMENTS_FILE, FINAL, fold_of
 
@@ -38,8 +39,8 @@ class PredictedAs:
 
     def flags(self) -> list[str]:
         """Those of `samunet_train` that predict the validation cases so again, as far as it has any."""
-        changed = [word for key, value in self.settings.items() for word in ("--set", f"{key}={value}")]
-        return ["--val", *(["-chk", self.checkpoint] if self.checkpoint != FINAL else []), *changed]
+        checkpoint = ["-chk", self.checkpoint] if self.checkpoint != FINAL else []
+        return ["--val", *checkpoint, *setting_flags(self.settings)]
 
 
 KEYS = tuple(part.name for part in fields(PredictedAs))

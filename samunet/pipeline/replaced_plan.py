@@ -149,13 +149,17 @@ def planning_command(plan: Plan) -> str:
         words += ["-overwrite_target_spacing", *(f"{mm:.12g}" for mm in told["spacing"])]
     words += ["-encoder", str(told["encoder"])] if told.get("encoder") else []
     words += ["-w", str(told["weights"])] if told.get("weights") else []
-    for key, value in told.get("settings", {}).items():
-        words += ["--set", f"{key}={setting_text(value)}"]
+    words += setting_flags(told.get("settings", {}))
     words += ["--goal", plan.goal] if plan.goal != DEFAULT_GOAL else []
     words += ["--hours", f"{budget.hours:g}"] if budget.hours != DEFAULT_HOURS else []
     if budget.device == "cuda" and budget.gflops == assumed_gflops(budget.memory_gb):
         words += ["-gpu_memory_target", f"{budget.memory_gb:g}"]
     return shlex.join(words)
+
+
+def setting_flags(settings: Mapping[str, Any]) -> list[str]:
+    """`--set KEY=VALUE` for each."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={setting_text(value)}")]
 
 
 def setting_text(value: Any) -> str:

@@ -162,12 +162,7 @@ def structural_settings(method: Method, options: Overrides) -> dict[str, object]
 
 
 def _with_configuration(plan: Plan, made: Plan, name: str) -> Plan:
-    derived = made.configurations.get(name)
-    if derived is None:
-        reasons = next(
-            (v.reasons for v in made.verdicts if v.method == name), ("The planner has no row for it.",)
-        )
-        raise SamunetError(f"{name} cannot be trained on {plan.dataset}. {' '.join(reasons)}")
+    derived = made.configuration(name)
     if made.data_hash(derived.data) != plan.data_hash(derived.data):
         raise SamunetError(
             f"{name} needs other preprocessed cases than plan {plan.name} has. Plan with these settings: "

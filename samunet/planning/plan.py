@@ -200,9 +200,13 @@ class Plan:
         """The configuration of that name.
 
         Raises:
-            SamunetError: there is none; lists the closest.
+            SamunetError: there is none; says why the planner made none, or lists the closest.
         """
         if name not in self.configurations:
+            for verdict in self.verdicts:
+                if verdict.method == name and verdict.status == "unsuitable":
+                    reasons = " ".join(verdict.reasons)
+                    raise SamunetError(f"{name} cannot be trained on {self.dataset}. {reasons}")
             raise unknown_name(f"configuration of plan {self.name}", name, self.configurations)
         return self.configurations[name]
 

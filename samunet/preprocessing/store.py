@@ -134,7 +134,9 @@ class CaseStore:
 
     def _is_whole(self, name: str, suffix: str, entry: CaseEntry) -> bool:
         file = self._path(name, suffix)
-        return file.is_file() and file.stat().st_size == entry.sizes.get(suffix, file.stat().st_size)
+        if not file.is_file():
+            return False
+        return suffix not in entry.sizes or file.stat().st_size == entry.sizes[suffix]
 
     def note_copy(self, name: str, key: str) -> None:
         """Keep the key that a copy of the case's raw files has."""

@@ -26,7 +26,7 @@ from samunet.pipeline.demo.page import DemoPage, MethodResult, draw_comparisons,
 from samunet.pipeline.demo.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.qc.predictions import assess
-from samunet.pipeline.replaced_plan import setting_text
+from samunet.pipeline.replaced_plan import setting_flags
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.records import read_json
@@ -295,10 +295,8 @@ def _commands(options: DemoOptions) -> tuple[str, ...]:
     lines = [["samunet_plan_and_preprocess", "-d", "900", "-c", *names, "-encoder", ENCODER, *device]]
     for method in DEMO_METHODS:
         minutes, settings = method.chosen(options.quick)
-        changed = [
-            word for key, value in settings.items() for word in ("--set", f"{key}={setting_text(value)}")
-        ]
-        chosen = ["--time_budget", f"{minutes:g}", "--seed", str(options.seed), *changed, *device]
+        chosen = ["--time_budget", f"{minutes:g}", "--seed", str(options.seed)]
+        chosen += [*setting_flags(settings), *device]
         lines.append(["samunet_train", "900", method.name, FOLD, "--tag", TAG, *chosen])
         lines.append(["samunet_predict", "-i", images, "-o", f"OUT_{method.name}", "-d", "900"])
         lines[-1] += ["-c", method.name, "--tag", TAG, *device]

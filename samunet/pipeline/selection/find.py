@@ -12,6 +12,7 @@ from samunet.evaluation.bootstrap import FEWEST_UNITS, RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc.model import calibrate
+from samunet.pipeline.replaced_plan import setting_flags
 from samunet.pipeline.selection.ensembles import make_ensembles
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
@@ -172,7 +173,7 @@ def _commands(
         words = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-m", *map(str, folders)]
     words += ["-f", *map(str, members[0].folds)]
     words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
-    words += [word for key, value in members[0].settings.items() for word in ("--set", f"{key}={value}")]
+    words += setting_flags(members[0].settings)
     commands.append(shlex.join(words))
     if has_rules:
         words = ["samunet_apply_postprocessing", "-i", "OUTPUT", "-o", "OUTPUT_POSTPROCESSED"]

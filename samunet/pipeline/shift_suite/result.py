@@ -93,14 +93,13 @@ class SuiteResult:
 
     @cached_property
     def _falls(self) -> dict[tuple[str, str], Interval]:
-        """Method, condition -> its fall; drawn once for table, record and picture."""
-        return {
-            (method, outcome.condition.name): self._draw([outcome.dice, outcomes[0].dice]).differences(
-                [(0, 1)]
-            )[0]
-            for method, outcomes in self.outcomes.items()
-            for outcome in outcomes
-        }
+        """Method, condition -> its fall; for table, record and picture."""
+        falls, clean = {}, 0
+        for method, outcomes in self.outcomes.items():
+            for number, outcome in enumerate(outcomes, start=clean):
+                falls[method, outcome.condition.name] = self._drawn.differences([(number, clean)])[0]
+            clean += len(outcomes)
+        return falls
 
     @cached_property
     def between(self) -> tuple[BetweenMethods, ...]:
@@ -111,12 +110,11 @@ class SuiteResult:
             return ()
         conditions = [outcome.condition for outcome in self.outcomes[methods[0]]]
         is_changed = np.array([condition.severity > 0 for condition in conditions], float)
-        drawn = self._draw([outcome.dice for outcomes in self.outcomes.values() for outcome in outcomes])
         own = np.eye(len(methods))
         changed = np.kron(own, is_changed / is_changed.sum())
         clean = np.kron(own, (1 - is_changed) / (1 - is_changed).sum())
-        ahead = drawn.combined(changed).differences(pairs)
-        kept = drawn.combined(changed - clean).differences(pairs)
+        ahead = self._drawn.combined(changed).differences(pairs)
+        kept = self._drawn.combined(changed - clean).differences(pairs)
         return tuple(
             BetweenMethods(first=methods[a], second=methods[b], changed=one, kept=other)
             for (a, b), one, other in zip(pairs, ahead, kept)
@@ -129,6 +127,13 @@ class SuiteResult:
                 return outcome
         return None
 
-    def _draw(self, dice: list[np.ndarray]) -> Bootstrap:
-        present = next(iter(self.outcomes.values()))[0].present  # the references are those of every outcome
-        return Bootstrap.draw(ScoreTable(values=np.array(dice), present=present, units=self.units))
+    @cached_property
+    def _drawn(self) -> Bootstrap:
+        """Every method under every condition, one method after the other: the same patients for all."""
+        outcomes = [outcome for of_method in self.outcomes.values() for outcome in of_method]
+        table = ScoreTable(
+            values=np.array([outcome.dice for outcome in outcomes]),
+            present=outcomes[0].present,  # the references are those of every outcome
+            units=self.units,
+        )
+        return Bootstrap.draw(table)
