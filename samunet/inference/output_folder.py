@@ -15,6 +15,7 @@ from samunet.workspace import (
     ENSEMBLE_ARGUMENTS_FILE,
     FINGERPRINT_FILE,
     POSTPROCESSING_FILE,
+    POSTPROCESSING_UNFINISHED_FILE,
     QC_FEATURES_FOLDER,
     QC_FILE,
     RUN_FILE,
@@ -29,6 +30,7 @@ RECORDS: dict[str, Command] = {
     QC_FEATURES_FOLDER: "samunet_predict",
     ENSEMBLE_ARGUMENTS_FILE: "samunet_ensemble",
     POSTPROCESSING_FILE: "samunet_apply_postprocessing",
+    POSTPROCESSING_UNFINISHED_FILE: "samunet_apply_postprocessing",
 }
 """What commands leave beside their segmentations -> the command."""
 
@@ -51,17 +53,17 @@ def check_owner(output: Path, command: Command) -> None:
         )
 
 
-def refuse_foreign_files(output: Path, files: Iterable[Path], record: str) -> None:
-    """Refuse to replace segmentations that the command did not make: it leaves `record` beside its own.
+def refuse_foreign_files(output: Path, files: Iterable[Path], *records: str) -> None:
+    """Refuse to replace segmentations that the command did not make: it leaves one of `records` beside its own.
 
     Raises:
         SamunetError: names them.
     """
     there = [file.name for file in files if file.exists()]
-    if there and not (output / record).exists():
+    if there and not any((output / record).exists() for record in records):
         raise SamunetError(
-            f"{output} holds {listed(there)}, which this command did not make (there is no {record}). Give "
-            "another output folder with -o."
+            f"{output} holds {listed(there)}, which this command did not make (there is no {records[0]}). "
+            "Give another output folder with -o."
         )
 
 

@@ -22,12 +22,17 @@ from samunet.data.readers import read_header, read_label, segmentation_ending, w
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
-from samunet.inference.output_folder import check_output
+from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.listing import listed
 from samunet.progress import Progress
 from samunet.records import read_json, read_record, write_json
 from samunet.whole_files import remove_partials
-from samunet.workspace import DATASET_FILE, PLAN_FILE, POSTPROCESSING_FILE
+from samunet.workspace import (
+    DATASET_FILE,
+    PLAN_FILE,
+    POSTPROCESSING_FILE,
+    POSTPROCESSING_UNFINISHED_FILE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -240,10 +245,13 @@ def postprocess_folder(
         raise SamunetError(f"{source} holds no label maps with the ending {ending}.")
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
+    record, unfinished = output / POSTPROCESSING_FILE, output / POSTPROCESSING_UNFINISHED_FILE
     if not _is_made_by(output, postprocessing):
         _refuse_others(output, ending, files)
-        # An interruption leaves no word on maps of which some are replaced.
-        (output / POSTPROCESSING_FILE).unlink(missing_ok=True)
+        refuse_foreign_files(output, [output / file.name for file in files], record.name, unfinished.name)
+        # An interruption leaves no word on maps of which some are replaced, but that they are ours.
+        postprocessing.save(unfinished)
+        record.unlink(missing_ok=True)
     largest = max(files, key=lambda path: path.stat().st_size)
     voxels = int(np.prod(read_header(largest, is_label=True).geometry.shape))
     changed = map_in_workers(
@@ -253,7 +261,8 @@ def postprocess_folder(
         name=lambda path: path.name,
         progress=progress,
     )
-    postprocessing.save(output / POSTPROCESSING_FILE)
+    postprocessing.save(record)
+    unfinished.unlink(missing_ok=True)
     for name in (DATASET_FILE, PLAN_FILE):
         if (source / name).is_file():
             write_json(output / name, read_json(source / name))

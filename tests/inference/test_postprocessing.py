@@ -11,6 +11,7 @@ from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
+from samunet.inference.output_folder import check_output
 from samunet.inference.postprocessing import (
     Postprocessing,
     Rule,
@@ -258,7 +259,16 @@ def test_maps_of_other_rules_are_not_taken_for_these(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match=r"out holds 1 label map\(s\) .*a\.nii\.gz"):
         postprocess_folder(second, output, LARGEST)
     (output / "a.nii.gz").unlink()
-    postprocess_folder(second, output, FILLED)  # replaces all
+    before = {file: file.read_bytes() for file in output.iterdir()}
+    with pytest.raises(SamunetError, match=r"out holds b\.nii\.gz, c\.nii\.gz, which this command did not make"):
+        postprocess_folder(second, output, FILLED)
+    assert {file: file.read_bytes() for file in output.iterdir()} == before
+
+
+def test_maps_of_other_rules_are_replaced_where_none_would_stay(tmp_path: Path) -> None:
+    source, output = folder_of_predictions(tmp_path / "in", "a", "b"), tmp_path / "out"
+    postprocess_folder(source, output, LARGEST)
+    postprocess_folder(source, output, FILLED)
     assert Postprocessing.load(output / "postprocessing.json") == FILLED
 
 
@@ -269,6 +279,9 @@ def test_an_interruption_leaves_no_word_on_maps_that_are_half_replaced(tmp_path:
     with pytest.raises(SamunetError, match=r"b\.nii\.gz"):
         postprocess_folder(source, output, FILLED)
     assert not (output / "postprocessing.json").exists()
+    with pytest.raises(SamunetError, match=r"holds results of samunet_apply_postprocessing \(postprocessing_un"):
+        check_output(output, "samunet_predict")
     folder_of_predictions(source, "b")
     postprocess_folder(source, output, FILLED)
     assert Postprocessing.load(output / "postprocessing.json") == FILLED
+    assert {file.name for file in output.glob("*.json")} == {"postprocessing.json", "dataset.json"}
