@@ -19,6 +19,10 @@ OVERLAP_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 """nnU-Net's keys."""
 OTHER_METRICS = ("SurfaceDice", "HD95", "ASSD", "VolumeError_ml", "VolumeError_percent")
 METRICS = OVERLAP_METRICS + OTHER_METRICS
+SHARES = ("Dice", "IoU", "SurfaceDice")
+"""From 0 to 1."""
+DISTANCES = ("HD95", "ASSD")
+"""In mm, lower is better; not defined for a structure that was missed."""
 MOST_SHOWN_GROUPS = 12
 """More groups are patients rather than sites, and no table for a screen."""
 

@@ -54,7 +54,10 @@ def check_owner(output: Path, command: Command) -> None:
 
 
 def refuse_foreign_files(output: Path, files: Iterable[Path], *records: str) -> None:
-    """Refuse to replace segmentations that the command did not make: it leaves one of `records` beside its own.
+    """Refuse to replace segmentations that the command did not make.
+
+    Args:
+        output: where the command's own lie beside one of `records`.
 
     Raises:
         SamunetError: names them.

@@ -260,7 +260,9 @@ def test_maps_of_other_rules_are_not_taken_for_these(tmp_path: Path) -> None:
         postprocess_folder(second, output, LARGEST)
     (output / "a.nii.gz").unlink()
     before = {file: file.read_bytes() for file in output.iterdir()}
-    with pytest.raises(SamunetError, match=r"out holds b\.nii\.gz, c\.nii\.gz, which this command did not make"):
+    with pytest.raises(
+        SamunetError, match=r"out holds b\.nii\.gz, c\.nii\.gz, which this command did not make"
+    ):
         postprocess_folder(second, output, FILLED)
     assert {file: file.read_bytes() for file in output.iterdir()} == before
 
@@ -279,7 +281,9 @@ def test_an_interruption_leaves_no_word_on_maps_that_are_half_replaced(tmp_path:
     with pytest.raises(SamunetError, match=r"b\.nii\.gz"):
         postprocess_folder(source, output, FILLED)
     assert not (output / "postprocessing.json").exists()
-    with pytest.raises(SamunetError, match=r"holds results of samunet_apply_postprocessing \(postprocessing_un"):
+    with pytest.raises(
+        SamunetError, match=r"holds results of samunet_apply_postprocessing \(postprocessing_un"
+    ):
         check_output(output, "samunet_predict")
     folder_of_predictions(source, "b")
     postprocess_folder(source, output, FILLED)

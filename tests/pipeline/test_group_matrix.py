@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ def test_a_metric_without_a_value_is_not_called_missing(
     hatches = [patch.get_hatch() for patch in axes.patches]
     assert [bool(hatch) for hatch in hatches] == [False, False, False, True, False, True]
     assert "HD95 is defined in no case" in figure.get_supxlabel()
+    assert "misses up to 100% of the objects (north -> south)" in figure.get_supxlabel().replace("\n", " ")
     text = shown(matrix, "HD95")
     assert "Scored, but HD95 is defined in no case: 2d_unet north -> south." in text
     assert "2d_unet, south -> north:" in text
@@ -253,6 +255,30 @@ def test_the_mean_over_the_others_lacks_a_value_for_the_same_reason(
     figure = drawn(collected(made), "HD95", tmp_path, monkeypatch)
     row = [text.get_text() for text in figure.axes[0].texts][4:8]
     assert row == ["0.000", "source", "missing", "missing"]
+
+
+def test_objects_that_were_missed_stand_beside_distances(tmp_path: Path) -> None:
+    """They have none, so a method that misses the difficult ones would look better for it."""
+    made = of_sites(tmp_path)
+
+    def no_second_class(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.where(truth == 2, 0, truth)
+
+    add(made, "2d_unet__single_source-north", "north", no_second_class)
+    add(made, "2d_unet__single_source-south", "south", lambda truth, _: truth)
+    matrix = collected(made)
+    cell = matrix.cells["2d_unet"]["north", "south"]
+    assert cell.mean("HD95") == 0  # of the first class
+    assert cell.missed == (cell.cases,)
+    assert cell.missed_share == 0.5
+    told = "2d_unet misses up to 50% of the objects (north -> south): they have no HD95, and the means"
+    assert told in shown(matrix, "HD95")
+    assert "misses" not in shown(matrix)
+    targets = as_json(matrix, tmp_path)["methods"]["2d_unet"]["sources"]["north"]["targets"]
+    assert targets["south"]["missed"] == [cell.cases]
+    files.save_csv(matrix, tmp_path / "matrix.csv")
+    rows = list(csv.DictReader((tmp_path / "matrix.csv").read_text().splitlines()))
+    assert {(row["source"], float(row["missed"])) for row in rows} == {("north", 0.5), ("south", 0.0)}
 
 
 @pytest.mark.parametrize("methods", [(), ("2d_unet",)])

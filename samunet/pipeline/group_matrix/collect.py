@@ -43,6 +43,7 @@ class Cell:
         folders: of these runs.
         dice: (runs, cases, classes), NaN where it is not defined.
         present: bool (cases, classes), which references hold which classes.
+        missed: of each run, objects (a class of a case) that are not found at all, and have no distance.
         units: (cases,) number of the patient of each case; the case's own where none are declared.
     """
 
@@ -51,6 +52,7 @@ class Cell:
     folders: tuple[str, ...]
     dice: np.ndarray
     present: np.ndarray
+    missed: tuple[int, ...]
     units: np.ndarray
 
     def mean(self, metric: str) -> float:
@@ -61,6 +63,11 @@ class Cell:
     def dice_interval(self) -> Interval:
         """95 % interval of the mean Dice, patients of the group drawn anew; no bounds where it has one."""
         return mean_over_runs(self.dice, self.units)
+
+    @property
+    def missed_share(self) -> float:
+        """Of the objects in the references, mean over the runs; 0 where there are none."""
+        return fmean(self.missed) / max(1, int(self.present.sum()))
 
     @property
     def num_units(self) -> int:
@@ -220,11 +227,14 @@ def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
     cases = [one.of_group(target) for one in found]
     metrics = [[case.metrics for case in entries] for entries in cases]
     dice = np.array([score_array(entries, labels.foreground, "Dice") for entries in metrics])
+    predicted = [score_array(entries, labels.foreground, "n_pred") for entries in metrics]
+    present = score_array(metrics[0], labels.foreground, "n_ref") > 0
     return Cell(
         cases=dice.shape[1],
         runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
         folders=tuple(str(one.run.folder) for one in found),
         dice=dice,
-        present=score_array(metrics[0], labels.foreground, "n_ref") > 0,
+        present=present,
+        missed=tuple(int(np.count_nonzero(present & (volumes == 0))) for volumes in predicted),
         units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
     )

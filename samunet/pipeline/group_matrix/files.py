@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
-from samunet.evaluation.scores import csv_score, json_score, shown_score
+from samunet.evaluation.scores import DISTANCES, SHARES, csv_score, json_score, shown_score
 from samunet.pipeline.group_matrix.collect import METRICS, Cell, GroupMatrix
 from samunet.pipeline.group_matrix.differences import Differences
 from samunet.pipeline.predicted_as import PredictedAs
@@ -19,9 +19,6 @@ from samunet.records import to_data, write_json
 from samunet.whole_files import atomic_path, write_text
 from samunet.workspace import BEST
 
-LOWER_IS_BETTER = ("HD95", "ASSD")
-SHARES = ("Dice", "IoU", "SurfaceDice")
-"""Metrics from 0 to 1: their pictures share one scale of colours."""
 TITLE_INCHES = 6.5
 """Width that the picture's title needs, however few groups there are."""
 NOTE_CHARACTERS = 16
@@ -58,9 +55,9 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
     undefined = [f"{method} {source} -> {target}" for method, source, target in matrix.without_value(metric)]
     if undefined:
         lines += ["", f"Scored, but {metric} is defined in no case: {', '.join(undefined)}."]
-    predicted = _predicted(matrix)
-    if predicted:
-        lines += ["", *predicted]
+    notes = [*_predicted(matrix), *_missed(matrix, metric)]
+    if notes:
+        lines += ["", *notes]
     if differences is not None:
         lines += ["", *_compared(differences)]
     if matrix.missing:
@@ -75,6 +72,22 @@ def _predicted(matrix: GroupMatrix) -> list[str]:
         for method, way in matrix.predicted.items()
         if way != PredictedAs()
     ]
+
+
+def _missed(matrix: GroupMatrix, metric: str) -> list[str]:
+    """Where a method misses most of the objects, which have no distance."""
+    told = []
+    for method, cells in matrix.cells.items():
+        if metric not in DISTANCES or not cells:
+            continue
+        place = max(sorted(cells), key=lambda place: cells[place].missed_share)
+        worst = cells[place]
+        if worst.missed_share > 0:
+            told.append(
+                f"{method} misses up to {worst.missed_share:.0%} of the objects ({' -> '.join(place)}): they "
+                f"have no {metric}, and the means are of the others."
+            )
+    return told
 
 
 def _compared(differences: Differences) -> list[str]:
@@ -95,14 +108,18 @@ def _compared(differences: Differences) -> list[str]:
 
 
 def save_csv(matrix: GroupMatrix, file: Path) -> None:
-    """One row a method, source and target: cases, runs, metrics (mean over the runs), interval of Dice."""
+    """One row a method, source and target: cases, runs, metrics (mean over the runs), interval of Dice, share
+    of the objects that were missed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "source", "target", "cases", "runs", *METRICS, "Dice_low", "Dice_high"])
+    writer.writerow(
+        ["method", "source", "target", "cases", "runs", *METRICS, "Dice_low", "Dice_high", "missed"]
+    )
     for method, cells in matrix.cells.items():
         for (source, target), cell in sorted(cells.items()):
+            means = [cell.mean(metric) for metric in METRICS]
             bounds = (cell.dice_interval.low, cell.dice_interval.high)
-            shown = [csv_score(value) for value in (*(cell.mean(metric) for metric in METRICS), *bounds)]
+            shown = [csv_score(value) for value in (*means, *bounds, cell.missed_share)]
             writer.writerow([method, source, target, cell.cases, len(cell.folders), *shown])
     write_text(file, text.getvalue())
 
@@ -120,6 +137,7 @@ def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) 
                 "mean": {m: json_score(cell.mean(m)) for m in METRICS},
                 "dice_interval": _bounds(cell.dice_interval),
                 "runs": {m: [json_score(value) for value in cell.runs[m]] for m in METRICS},
+                "missed": list(cell.missed),
                 "run_folders": list(cell.folders),
             }
         overall = {m: json_score(matrix.overall(method, m)) for m in METRICS}
@@ -203,7 +221,11 @@ def draw(matrix: GroupMatrix, metric: str, file: Path) -> None:
 def _notes(matrix: GroupMatrix, metric: str) -> list[str]:
     """What stands below the picture."""
     undefined = f"-: {metric} is defined in no case of the target, or of one of them"
-    return [*_predicted(matrix), *([undefined] if matrix.without_value(metric) else [])]
+    return [
+        *_predicted(matrix),
+        *_missed(matrix, metric),
+        *([undefined] if matrix.without_value(metric) else []),
+    ]
 
 
 def _small_interval(cell: Cell) -> str:
@@ -251,7 +273,7 @@ def _draw_panel(axes: Any, matrix: GroupMatrix, method: str, metric: str, scale:
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    colours = colormaps["cividis_r" if metric in LOWER_IS_BETTER else "cividis"]
+    colours = colormaps["cividis_r" if metric in DISTANCES else "cividis"]
     columns = (*matrix.groups, OTHERS)
     for row, source in enumerate(matrix.sources):
         for column, shown in enumerate(_row(matrix, method, source, metric)):

@@ -12,7 +12,7 @@ import numpy as np
 
 from samunet.data.readers import read_image, read_label
 from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
-from samunet.evaluation.scores import csv_score, json_score, mean_of, shown_score
+from samunet.evaluation.scores import DISTANCES, SHARES, csv_score, json_score, mean_of, shown_score
 from samunet.evaluation.shifts import SHIFTS, Condition, shifted
 from samunet.pipeline.overlays import OverlayCase, shown_slice
 from samunet.pipeline.shift_suite.result import SuiteResult
@@ -20,7 +20,6 @@ from samunet.records import write_json
 from samunet.whole_files import atomic_path, write_text
 
 METRICS = ("Dice", "IoU", "SurfaceDice", "HD95", "ASSD")
-DISTANCES = ("HD95", "ASSD")
 """Which an object that was not found at all does not have, so that missing it may lower the mean."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which all eyes tell apart; markers differ as well."""
@@ -194,7 +193,7 @@ def draw_curves(result: SuiteResult, metric: str, file: Path) -> None:
         axes.set_xlabel(SHIFTS[kind].meaning, fontsize=8)
         axes.set_title(kind.replace("_", " "), fontsize=10)
         axes.grid(alpha=0.3)
-        if metric in ("Dice", "IoU", "SurfaceDice"):
+        if metric in SHARES:
             axes.set_ylim(0, 1)
     for axes in panels[len(kinds) :]:
         axes.set_axis_off()
