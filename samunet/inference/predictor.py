@@ -44,7 +44,7 @@ from samunet.trainers.checkpoint import Checkpoint, network_from_checkpoint
 from samunet.trainers.devices import Precision, choose_device
 from samunet.trainers.identity import read_run
 from samunet.trainers.portable import load_trained, shared_checkpoint
-from samunet.trainers.settings import apply_prediction_settings
+from samunet.trainers.settings import apply_prediction_settings, differing_settings
 from samunet.workspace import DATASET_FILE, FINAL, PLAN_FILE, Fold, Workspace, fold_folder
 
 MOST_TILES = 16
@@ -125,7 +125,8 @@ class Predictor:
             weights_folder: official encoder files, for checkpoints that leave a frozen encoder out; None
                 takes the workspace's folder.
             settings: of the method, in place of the training's: those that it allows to change
-                (`Method.prediction_settings`), such as `grid_side` of `2d_desam`.
+                (`Method.prediction_settings`), such as `grid_side` of `2d_desam`. Ones that repeat what
+                the training had change nothing.
 
         Raises:
             SamunetError: no such folder, fold or checkpoint; folds of different configurations; a setting
@@ -141,23 +142,24 @@ class Predictor:
             step_size=step_size,
             mirroring=mirroring,
             checkpoint=checkpoint,
-            changed=dict(settings or {}),
         )
         weights = weights_folder or Workspace.find().weights
         members: dict[Fold, tuple[Checkpoint, nn.Module]] = {}
         trained: dict[Fold, str] = {}
+        changed: dict[str, Any] = {}
         for fold in find_folds(folder, checkpoint) if folds is None else folds:
             file = checkpoint_file(folder, fold, checkpoint)
             stored = load_trained(file)
             trained[fold] = file_sha256(file)[:16]
-            network = network_from_checkpoint(_changed(stored, chosen.changed), weights)
+            changed = differing_settings(stored.plan, stored.configuration, settings or {})
+            network = network_from_checkpoint(_changed(stored, changed), weights)
             if members:
                 # At once, so that a large frozen encoder is not held once a fold.
                 first, shared = next(iter(members.values()))
                 share_encoder([(first.base_weights, shared), (stored.base_weights, network)])
             members[fold] = (replace(stored, network={}, training={}), network)
         check_alike(folder, {fold: stored for fold, (stored, _) in members.items()})
-        return cls(folder, members, chosen, trained)
+        return cls(folder, members, replace(chosen, changed=changed), trained)
 
     @property
     def device(self) -> torch.device:

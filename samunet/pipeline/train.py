@@ -354,19 +354,10 @@ def _validate(workspace: Workspace, options: TrainOptions, prepared: PreparedRun
             weights_folder=weights if weights is not None and weights.is_dir() else workspace.weights,
             save_probabilities=options.save_probabilities,
             checkpoint=options.checkpoint,
-            settings=_prediction_settings(options, prepared),
+            settings=options.settings if options.only_validate else {},
         )
     )
     quality = calibrate_when_complete(prepared.model_folder, prepared.dataset.case_names)
     if quality is not None:
         logger.info("%s", quality.text())
     return result
-
-
-def _prediction_settings(options: TrainOptions, prepared: PreparedRun) -> dict[str, Any]:
-    """What --val is to change of a trained model; settings repeated from the training change nothing."""
-    if not options.only_validate or prepared.found is None:
-        return {}
-    trained_with = prepared.found.overrides.get("settings", {})
-    absent = object()
-    return {k: v for k, v in options.settings.items() if trained_with.get(k, absent) != v}

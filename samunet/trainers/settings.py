@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from samunet.errors import SamunetError, unknown_name
@@ -84,6 +85,16 @@ def apply_prediction_settings(plan: Plan, name: str, settings: dict[str, Any]) -
             + (f"What may be set at prediction: {allowed}." if allowed else "It has no setting that can be.")
         )
     return apply_overrides(plan, name, settings)
+
+
+def differing_settings(plan: Plan, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `settings` that configuration `name` does not have already, and those that it does not know."""
+    configuration = plan.configuration(name)
+    config = build_config(get_method(configuration.method), configuration.settings)
+    fields = {key: getattr(configuration, key) for key in CONFIGURATION_FIELDS}
+    there = {**fields, **to_data(config)}
+    absent = object()
+    return {key: value for key, value in settings.items() if to_data(there.get(key, absent)) != value}
 
 
 def _check(configuration: Configuration, dimension: int) -> None:

@@ -30,6 +30,9 @@ def test_settings_of_the_prediction_are_honoured(workspace: Path) -> None:
     assert predicted_with() == {"grid_side": 1}
     assert (run / "run.json").read_bytes() == trained
 
+    assert train.main(["901", "2d_desam", "0", "--set", "top_prompts=1", "--val", *where]) == 0
+    assert predicted_with() == {}  # as planned
+
     # The checkpoint has its weights; those that the plan was made with may be gone.
     file = workspace / "preprocessed/Dataset901_Tiny3D/samunetPlans.json"
     plan = json.loads(file.read_text())
