@@ -88,7 +88,7 @@ def apply_prediction_settings(plan: Plan, name: str, settings: dict[str, Any]) -
 
 
 def differing_settings(plan: Plan, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `settings` that configuration `name` does not have already, and those that it does not know."""
+    """Those of `settings` that configuration `name` does not have already, unknown ones too."""
     configuration = plan.configuration(name)
     config = build_config(get_method(configuration.method), configuration.settings)
     fields = {key: getattr(configuration, key) for key in CONFIGURATION_FIELDS}

@@ -415,7 +415,7 @@ def test_prediction_settings_of_a_trained_model(tmp_path: Path, volume: np.ndarr
     assert not torch.equal(usual.predict_preprocessed(volume), single.predict_preprocessed(volume))
     again = load(model, mirroring=False, settings={"grid_side": 2, "top_prompts": 1, "mode": "grid_points"})
     assert torch.equal(usual.predict_preprocessed(volume), again.predict_preprocessed(volume))
-    assert again.describe() == usual.describe()  # what is repeated changes nothing, given to the training or not
+    assert again.describe() == usual.describe()  # what is repeated changes nothing
     for settings, words in (
         ({"mode": "whole_box"}, "What may be set at prediction: grid_side"),
         ({"grid_side": 0}, "at least 1"),

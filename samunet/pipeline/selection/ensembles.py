@@ -109,7 +109,7 @@ def _with_probabilities(collected: Collected) -> tuple[list[OutOfFold], tuple[st
         if not absent:
             able.append(model)
             continue
-        command = collected.trained[model.name].command(collected.folds, "--val", "--npz")
+        command = collected.folders[model.name].validation_again(collected.folds, probabilities=True)
         left_out.append(
             f"{model.name} takes part in no ensemble: the probabilities of {len(absent)} of "
             f"{len(collected.cases)} cases were not kept. {command}"
@@ -161,7 +161,7 @@ def _check_references(
         return
     folds = sorted({collected.fold_of_case[case] for case in changed})
     told = [
-        f"{model.name}: {rescoring(collected.trained[model.name], folds, probabilities=model in models)}."
+        f"{model.name}: {rescoring(collected.folders[model.name], folds, probabilities=model in models)}."
         for model in collected.models
     ]
     start = f"The labels of {counted_cases(changed)} have changed since the models were scored:"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,16 @@ class ModelFolder:
     def validation(self, fold: int) -> Path:
         """Folder of the predictions of a fold's validation cases."""
         return validation_folder(self.folder, fold)
+
+    def validation_again(self, folds: Sequence[int], *, probabilities: bool) -> str:
+        """The command that predicts the validation cases of these folds in the same way again.
+
+        Args:
+            probabilities: keep them this time.
+        """
+        first = next(iter(self.folds.values()))
+        kept = ["--npz"] if probabilities else []
+        return self.trained.command(folds, *first.predicted.flags(), *kept)
 
     def told(self) -> str:
         """All faults in one line."""

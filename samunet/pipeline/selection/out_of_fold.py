@@ -74,7 +74,7 @@ class Collected:
         cases: out-of-fold cases by name, the same for all models.
         fold_of_case: the fold that held it out.
         folds: that they come from.
-        trained: model name -> how it is trained.
+        folders: model name -> where it lies.
         left_out: in words, models that are not complete.
     """
 
@@ -83,7 +83,7 @@ class Collected:
     cases: tuple[str, ...]
     fold_of_case: dict[str, int]
     folds: tuple[int, ...]
-    trained: dict[str, TrainedAs]
+    folders: dict[str, ModelFolder]
     tolerance_mm: float
     left_out: tuple[str, ...]
 
@@ -125,7 +125,7 @@ def collect(workspace: Workspace, wanted: ModelsWanted) -> Collected:
         cases=tuple(sorted(fold_of_case)),
         fold_of_case=fold_of_case,
         folds=tuple(splits),
-        trained={model.trained.name: model.trained for model in models},
+        folders={model.trained.name: model for model in models},
         tolerance_mm=tolerances.pop(),
         left_out=left_out,
     )

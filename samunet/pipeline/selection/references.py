@@ -14,7 +14,6 @@ from samunet.evaluation.scores import Scores
 from samunet.inference.probabilities import probability_files
 from samunet.listing import fold_words
 from samunet.pipeline.reference_sizes import Sizes, label_sizes, scored_sizes
-from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.selection.model_folder import ModelFolder
 
 
@@ -25,10 +24,9 @@ def differing_cases(
     return [case for case in cases if scored_sizes(one[case]) != scored_sizes(other[case])]
 
 
-def rescoring(trained: TrainedAs, folds: Sequence[int], *, probabilities: bool) -> str:
+def rescoring(model: ModelFolder, folds: Sequence[int], *, probabilities: bool) -> str:
     """In words, that folds were scored on other labels, with the command that mends it."""
-    flags = ["--val", *(["--npz"] if probabilities else [])]
-    command = trained.command(folds, *flags)
+    command = model.validation_again(folds, probabilities=probabilities)
     return f"{fold_words(folds)} scored on other labels; validate again: {command}"
 
 
@@ -54,7 +52,7 @@ def _marked(raw: RawDataset, model: ModelFolder, now: Mapping[str, Sizes]) -> Mo
         return model
     example = model.validation(folds[0]) / f"{model.folds[folds[0]].run.val[0]}{raw.label_ending}"
     kept = probability_files(example)[0].is_file()
-    return replace(model, faults=(rescoring(model.trained, folds, probabilities=kept),))
+    return replace(model, faults=(rescoring(model, folds, probabilities=kept),))
 
 
 def _sizes_of_model(model: ModelFolder) -> dict[str, Sizes]:

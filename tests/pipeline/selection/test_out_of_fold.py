@@ -231,6 +231,16 @@ def test_scores_of_other_labels(made: MadeUp, names: tuple[str, str]) -> None:
     assert len(gather(made).models) == 2
 
 
+def test_a_model_is_validated_again_as_it_was(made: MadeUp) -> None:
+    """Labels were corrected since; its other folds stay, and only those predicted alike are pooled."""
+    for validation in made.workspace.results.glob("*/2d_unet__*/fold_*/validation"):
+        write_predicted(validation, checkpoint="checkpoint_best.pth", settings={"grid_side": 1})
+    corrected(made, made.splits[1].val[0])
+    made.add("3d_unet", missing(0.2))
+    (told,) = gather(made).left_out
+    assert told.endswith("samunet_train 950 2d_unet 1 --val -chk checkpoint_best.pth --set grid_side=1.")
+
+
 def test_what_cannot_be_asked(made: MadeUp) -> None:
     with pytest.raises(SamunetError, match=r"Unknown trained model .* '2d_linear'"):
         gather(made, "2d_linear")
