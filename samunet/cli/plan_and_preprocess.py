@@ -76,8 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
     """How to go on: the recommended configuration, unless cases were prepared for others alone."""
     from samunet.pipeline.goal_split import training_for_goal
-    from samunet.pipeline.replaced_plan import setting_flags
     from samunet.pipeline.run_commands import TrainedAs
+    from samunet.pipeline.setting_flags import setting_flags
     from samunet.planning.methods import ALIASES
 
     asked = [ALIASES.get(name, name) for name in configurations or ()]

@@ -10,8 +10,8 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.inference.files import single_model_arguments
 from samunet.listing import fold_words, listed
-from samunet.pipeline.replaced_plan import setting_flags
 from samunet.pipeline.run_commands import DEFAULT_STEP
+from samunet.pipeline.setting_flags import setting_flags
 from samunet.workspace import ARGUMENTS_FILE, FINAL, fold_of
 
 

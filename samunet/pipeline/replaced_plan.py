@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from samunet.errors import SamunetError
 from samunet.pipeline.calibrate import assumed_gflops
+from samunet.pipeline.setting_flags import setting_flags, setting_text
 from samunet.planning.plan import EXPECTED, Budget, Plan
 from samunet.records import to_data
 from samunet.whole_files import atomic_path
@@ -155,13 +155,3 @@ def planning_command(plan: Plan) -> str:
     if budget.device == "cuda" and budget.gflops == assumed_gflops(budget.memory_gb):
         words += ["-gpu_memory_target", f"{budget.memory_gb:g}"]
     return shlex.join(words)
-
-
-def setting_flags(settings: Mapping[str, Any]) -> list[str]:
-    """`--set KEY=VALUE` for each."""
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={setting_text(value)}")]
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as it is written after `--set KEY=`."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from samunet.pipeline.setting_flags import setting_flags
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.trainers.identity import RunRecord
 from samunet.workspace import DEFAULT_PLANS, FINAL, short_dataset_name
@@ -73,7 +74,7 @@ def given_flags(told: Mapping[str, Any], time_budget_minutes: float | None, seed
     """
     flags: list[str] = []
     for key, value in told.get("settings", {}).items():
-        flags += [f"--{key}", str(value)] if key in ("epochs", "iterations") else ["--set", f"{key}={value}"]
+        flags += [f"--{key}", str(value)] if key in ("epochs", "iterations") else setting_flags({key: value})
     flags += ["-encoder", str(told["encoder"])] if told.get("encoder") else []
     flags += ["-w", str(told["weights"])] if told.get("weights") else []
     if time_budget_minutes is not None:

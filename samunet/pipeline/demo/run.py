@@ -26,7 +26,7 @@ from samunet.pipeline.demo.page import DemoPage, MethodResult, draw_comparisons,
 from samunet.pipeline.demo.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.qc.predictions import assess
-from samunet.pipeline.replaced_plan import setting_flags
+from samunet.pipeline.setting_flags import setting_flags
 from samunet.pipeline.train import TrainOptions, train
 from samunet.planning.plan import Plan
 from samunet.records import read_json

@@ -12,12 +12,12 @@ from samunet.evaluation.bootstrap import FEWEST_UNITS, RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc.model import calibrate
-from samunet.pipeline.replaced_plan import setting_flags
 from samunet.pipeline.selection.ensembles import make_ensembles
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
 from samunet.pipeline.selection.record import Member, Metric, Selection
 from samunet.pipeline.selection.verdicts import Units, judge, score_table
+from samunet.pipeline.setting_flags import setting_flags
 from samunet.progress import Screen, no_screen
 from samunet.records import write_json
 from samunet.workspace import DEFAULT_PLANS, FINAL, Workspace, short_dataset_name
