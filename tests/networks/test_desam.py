@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from samunet.errors import SamunetError
 from samunet.networks.desam import ABSENT, IOU_ROWS, JUDGEMENT, DesamHead, DesamSettings, FrozenPrompts
@@ -39,6 +40,13 @@ def features(of: DesamHead, batch: int = 2) -> Features:
     depths = tuple(torch.randn(batch, MICRO.width, 4, 4) for _ in of.blocks)
     neck = torch.randn(batch, MICRO.prompt_dim, 4, 4)
     return Features(levels=(*depths, neck), output_size=(64, 64))
+
+
+def sams_parts() -> tuple[nn.Module, nn.Module]:
+    """SAM's prompt encoder and mask decoder at the sizes of `head`, random weights."""
+    prompts = modeling.PromptEncoder(32, (4, 4), (64, 64), 16)
+    transformer = modeling.TwoWayTransformer(2, 32, MICRO.decoder_heads, MICRO.decoder_mlp)
+    return prompts.eval(), modeling.MaskDecoder(transformer_dim=32, transformer=transformer).eval()
 
 
 @pytest.mark.parametrize(
@@ -76,12 +84,12 @@ def four_judged(**changes) -> DesamHead:
     """As heads of earlier versions: all parts, four judged masks, some of them not learnt."""
     built = head(**changes)
     last = built.iou_prediction_head.layers[-1]
-    built.iou_prediction_head.layers[-1] = torch.nn.Linear(last.in_features, 4)
+    built.iou_prediction_head.layers[-1] = nn.Linear(last.in_features, 4)
     return built
 
 
 def test_checkpoints_that_judge_four_masks_load():
-    older, built = torch.nn.ModuleDict({"head": four_judged()}), torch.nn.ModuleDict({"head": head()})
+    older, built = nn.ModuleDict({"head": four_judged()}), nn.ModuleDict({"head": head()})
     built.load_state_dict(older.state_dict())
     given = features(built["head"])
     tokens = built["head"].prompts.points(built["head"].grid_xy(given))
@@ -96,8 +104,8 @@ def test_checkpoints_that_judge_four_masks_load():
 def test_checkpoints_with_a_judgement_that_was_not_learnt_load_without_the_judgement_that_was_not_learnt(
     changes,
 ):
-    older = torch.nn.ModuleDict({"head": four_judged()})
-    built = torch.nn.ModuleDict({"head": head(**changes)})
+    older = nn.ModuleDict({"head": four_judged()})
+    built = nn.ModuleDict({"head": head(**changes)})
     given = {key: value + 1 for key, value in older.state_dict().items()}
     assert len(given) > len(built.state_dict())
     built.load_state_dict(given)
@@ -197,11 +205,7 @@ def test_prompts_are_sams():
 
 def test_it_starts_from_sams_decoder():
     torch.manual_seed(0)
-    package = modeling.MaskDecoder(
-        transformer_dim=32,
-        transformer=modeling.TwoWayTransformer(2, 32, MICRO.decoder_heads, MICRO.decoder_mlp),
-    )
-    prompts = modeling.PromptEncoder(32, (4, 4), (64, 64), 16)
+    prompts, package = sams_parts()
     built = head(outputs=3)
     used = built.load_decoder(prompts.state_dict(), package.state_dict())
     own = built.state_dict()
@@ -218,6 +222,49 @@ def test_it_starts_from_sams_decoder():
         rows = many.state_dict()[key]
         assert torch.equal(rows[:4], package.state_dict()[key])
         assert torch.equal(rows[4:], random[key][4:])
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@torch.no_grad()
+def test_prompts_are_judged_as_in_sam(outputs):
+    """Order of the tokens, no-mask embedding, position of the image, and which token is read: under SAM's
+    weights IoU and image stream are those of the package's decoder, whose first masks are the classes."""
+    torch.manual_seed(0)
+    prompts, decoder = sams_parts()
+    built = head(outputs=outputs)
+    built.load_decoder(prompts.state_dict(), decoder.state_dict())
+    given, points = features(built), torch.tensor([[3.0, 40.0], [60.5, 1.0], [20.0, 30.0]])
+    sparse, dense = prompts(points=(points[:, None], torch.ones(3, 1)), boxes=None, masks=None)
+    streams: list[torch.Tensor] = []
+    decoder.transformer.register_forward_hook(lambda module, inputs, output: streams.append(output[1]))
+    iou, keys = built._relevant(given, built.prompts.points(points))
+    for image in range(2):
+        neck = given.levels[-1][image : image + 1]
+        _, expected = decoder.predict_masks(neck, prompts.get_dense_pe(), sparse, dense)
+        assert torch.allclose(iou[image], expected[:, :outputs], atol=1e-5)
+        assert torch.allclose(keys[image], streams[image], atol=1e-5)
+
+
+def test_the_box_is_sams_of_the_whole_square():
+    torch.manual_seed(0)
+    prompts, decoder = sams_parts()
+    built = head(mode="whole_box")
+    built.load_decoder(prompts.state_dict(), decoder.state_dict())
+    square = torch.tensor([[0.0, 0.0, 64.0, 64.0]])
+    expected, _ = prompts(points=None, boxes=square, masks=None)
+    assert torch.allclose(built._box_tokens(), expected, atol=1e-6)
+    assert torch.allclose(built.training_tokens(None), expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_each_branch_of_the_context_sees_its_depth():
+    built = head(variant=dataclasses.replace(MICRO, depth=7))
+    assert built.blocks == (1, 3, 5)
+    given = features(built)
+    deep, middle, shallow = built.context(given)
+    assert torch.equal(deep, built.masks.deep(given.levels[2]))
+    assert torch.equal(middle, built.masks.middle(given.levels[1]))
+    assert torch.equal(shallow, built.masks.shallow(given.levels[0]))
 
 
 @pytest.mark.parametrize(
