@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from samunet.cli.common import CommandParser, add_common, add_workers, open_workspace, run_command
@@ -68,14 +68,15 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:
             pipeline.preprocess(workspace, plan, arguments.configurations, arguments.np, progress_bar)
-            command = _training_command(plan, fingerprint, arguments.configurations)
-            print(f"{name} is ready. Train with: {command}")
+            print("\n".join(_how_to_go_on(plan, fingerprint, arguments.configurations)))
     return 0
 
 
-def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None) -> str:
-    """How to go on: the recommended configuration, unless cases were prepared for others alone."""
-    from samunet.pipeline.goal_split import training_for_goal
+def _how_to_go_on(
+    plan: Plan, fingerprint: Fingerprint, configurations: Sequence[str] | None
+) -> Iterator[str]:
+    """Training the recommended configuration, unless cases were prepared for others alone."""
+    from samunet.pipeline.goal_split import same_sites_only, training_for_goal
     from samunet.pipeline.run_commands import TrainedAs
     from samunet.pipeline.setting_flags import setting_flags
     from samunet.planning.methods import ALIASES
@@ -87,4 +88,8 @@ def _training_command(plan: Plan, fingerprint: Fingerprint, configurations: Sequ
     splits, settings = training_for_goal(plan, fingerprint.groups, len(fingerprint.cases))
     trained = TrainedAs(dataset=plan.dataset, configuration=chosen, plans=plan.name, splits=splits)
     # A single case cannot be held out.
-    return trained.command([0 if len(fingerprint.cases) > 1 else "all"], *setting_flags(settings))
+    command = trained.command([0 if len(fingerprint.cases) > 1 else "all"], *setting_flags(settings))
+    yield f"{plan.dataset} is ready. Train with: {command}"
+    lack = same_sites_only(plan, fingerprint.groups, len(fingerprint.cases))
+    if lack:
+        yield lack

@@ -140,14 +140,16 @@ def _from_json(content: Any, key: str, file: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in content.items():
         if isinstance(value, list):
-            pairs = [(str(case), str(name)) for case in value]
+            pairs = [(str(case).strip(), str(name).strip()) for case in value]
         elif isinstance(value, (str, int)) and not isinstance(value, bool):
-            pairs = [(str(name), str(value))]
+            pairs = [(str(name).strip(), str(value).strip())]
         else:
             raise SamunetError(
                 f"{file}: `{key}.{name}` must be a {kind}'s name or a list of cases: {value!r}."
             )
         for case, one in pairs:
+            if not case or not one:
+                raise SamunetError(f"{file}: `{key}.{name}` has an empty name of a case or {kind}.")
             if found.setdefault(case, one) != one:
                 raise SamunetError(f"{file}: `{key}` puts case {case} into {found[case]!r} and {one!r}.")
     return found

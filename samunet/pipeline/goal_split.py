@@ -12,6 +12,8 @@ from samunet.errors import SamunetError
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.planning.plan import Plan
 
+GENERALIZE = "generalize"
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,14 +29,33 @@ def training_for_goal(plan: Plan, groups: Mapping[str, str], num_cases: int) -> 
         With the goal `generalize` the augmentation for other sites, and a split by group where every case is
         of one; for other goals the default scheme and no setting.
     """
-    if plan.goal != "generalize":
+    if plan.goal != GENERALIZE:
         return DEFAULT_SCHEME, {}
     is_planned = "augmentation" in plan.overrides.get("settings", {})
     settings = {} if is_planned else {"augmentation": "generalize"}
-    number = len(set(groups.values()))
-    if number < 2 or len(groups) < num_cases:
+    if _lacking(groups, num_cases):
         return DEFAULT_SCHEME, settings
-    return "leave_one_group_out" if number <= NUM_FOLDS else "group_kfold", settings
+    return "leave_one_group_out" if len(set(groups.values())) <= NUM_FOLDS else "group_kfold", settings
+
+
+def same_sites_only(plan: Plan, groups: Mapping[str, str], num_cases: int) -> str:
+    """That scores cannot be of other sites, though this is the goal, and why; empty where they can."""
+    lacking = _lacking(groups, num_cases) if plan.goal == GENERALIZE else ""
+    if not lacking:
+        return ""
+    return (
+        f"Goal generalize: {lacking}, so that no fold can keep a site out; scores will be of sites that "
+        "training saw too. Declare a site for every case in groups.csv (columns case,group)."
+    )
+
+
+def _lacking(groups: Mapping[str, str], num_cases: int) -> str:
+    """What keeps folds from being by group."""
+    if not groups:
+        return "no groups are declared"
+    if len(groups) < num_cases:
+        return f"{num_cases - len(groups)} of {num_cases} cases have no group"
+    return "" if len(set(groups.values())) > 1 else "all cases are of one group"
 
 
 def settle_for_goal(
@@ -63,6 +84,9 @@ def settle_for_goal(
             scheme,
             DEFAULT_SCHEME,
         )
+    lack = same_sites_only(plan, raw.groups, len(raw.cases))
+    if splits is None and lack:
+        logger.info("%s", lack)
     added = {key: value for key, value in wanted.items() if key not in settings}
     if added:
         told = " ".join(f"--set {key}={value}" for key, value in added.items())

@@ -28,7 +28,7 @@ class PlanningContext:
         encoder: variant the user asked for, or None for the planner's choice.
         settings: method settings the user overrode, applied to every row that knows them.
         natural_image: RGB or other non-medical 2D images.
-        groups: number of patient or site groups; 0 when none are declared.
+        sites: number of declared groups, where they are sites (`count_sites`).
     """
 
     data: dict[str, DataConfiguration]
@@ -49,7 +49,7 @@ class PlanningContext:
     encoder: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     natural_image: bool = False
-    groups: int = 0
+    sites: int = 0
     goal: str = "accuracy"
 
     def starts_adapted(self, variant: str, weights: str) -> bool:

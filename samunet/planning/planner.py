@@ -24,7 +24,7 @@ from samunet.planning.rules import (
     target_spacing,
     transpose_axes,
 )
-from samunet.planning.standing import NEVER, other_sites, sam_variants_at_hand
+from samunet.planning.standing import NEVER, count_sites, other_sites, sam_variants_at_hand
 from samunet.planning.windows import display_windows, mirroring
 
 GOALS = ("accuracy", "speed", "generalize")
@@ -163,7 +163,7 @@ def _context(fingerprint: Fingerprint, request: PlanningRequest, grid: _Grid) ->
         encoder=request.overrides.get("encoder"),
         settings=dict(request.overrides.get("settings", {})),
         natural_image=fingerprint.natural_image,
-        groups=len(set(fingerprint.groups.values())),
+        sites=count_sites(fingerprint.origins, len(fingerprint.cases)),
         goal=request.goal,
     )
     return dataclasses.replace(context, batch_dice_3d=_has_low_resolution(context))

@@ -5,6 +5,9 @@ A score is comparable between methods only within one plan; the highest that fit
 
 from __future__ import annotations
 
+from collections import Counter
+
+from samunet.data.groups import Origins
 from samunet.networks.sam.variants import SamVariant, get_variant
 from samunet.planning.candidates import PlanningContext
 from samunet.planning.memory import ENOUGH_STEPS, Schedule
@@ -30,7 +33,7 @@ Dataset002; with five cases of Datasets 001 and 008 it was 5 points behind each
 GENERALIZING = 18.0
 """A method made for sites never seen, where these are to be expected and its weights are at hand."""
 LEAST_CASES_A_GROUP = 5
-"""Groups of fewer cases on average are patients rather than sites."""
+"""Groups of fewer cases on average are patients rather than sites, unless patients are declared."""
 NEVER = float("-inf")
 """Score of what must not be recommended although it runs."""
 PRIOR_WEIGHT = 0.2
@@ -50,13 +53,25 @@ def other_sites(context: PlanningContext) -> str:
     """
     if context.goal == "generalize":
         return "You asked for a model for data from other sites (--goal generalize)"
-    if context.goal != "accuracy" or context.groups < 2:
-        return ""
-    if context.num_cases < LEAST_CASES_A_GROUP * context.groups:
+    if context.goal != "accuracy" or context.sites == 0:
         return ""
     return (
-        f"The cases are of {context.groups} declared groups, so that images to come may well be of others too"
+        f"The cases are of {context.sites} declared groups, so that images to come may well be of others too"
     )
+
+
+def count_sites(origins: Origins, num_cases: int) -> int:
+    """Number of the declared groups, where they are sites; 0 where they are none.
+
+    That takes groups of most of the cases, two of them or more with some cases each, and groups that are not
+    patients: where patients are declared they are none, else ones of few cases on average may be.
+    """
+    groups, sizes = origins.groups, Counter(origins.groups.values())
+    if 2 * len(groups) <= num_cases:
+        return 0
+    least = 2 if origins.patients else LEAST_CASES_A_GROUP
+    is_few = not origins.patients and len(groups) < least * len(sizes)
+    return 0 if is_few or sum(size >= least for size in sizes.values()) < 2 else len(sizes)
 
 
 def sam_weights_at_hand(context: PlanningContext) -> bool:

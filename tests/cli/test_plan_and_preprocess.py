@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from samunet.cli import plan_and_preprocess, train
-from samunet.pipeline.goal_split import training_for_goal
+from samunet.pipeline.goal_split import same_sites_only, training_for_goal
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,15 @@ def test_the_command_for_other_sites_has_a_split_by_group(
         str(tiny_copy),
     ]
     assert plan_and_preprocess.main(words) == 0
-    assert (
-        "Train with: samunet_train 901 2d_linear 0 --set augmentation=generalize\n" in capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "Train with: samunet_train 901 2d_linear 0 --set augmentation=generalize\n" in told
+    assert "Goal generalize: no groups are declared" in told
     rows = [f"tiny_{number:03d},{'north' if number < 3 else 'south'}" for number in range(6)]
     file = tiny_copy / "raw" / "Dataset901_Tiny3D" / "groups.csv"
     file.write_text("\n".join(["case,group", *rows]))
     assert plan_and_preprocess.main(words) == 0
     told = capsys.readouterr().out
+    assert "Goal generalize" not in told
     command = told[told.index("samunet_train 901") :].splitlines()[0]
     asked = train.build_parser().parse_args(shlex.split(command)[1:])
     assert (asked.configuration, asked.splits) == ("2d_linear", "leave_one_group_out")
@@ -129,3 +130,14 @@ def test_split_and_augmentation_of_a_plan_for_other_sites(
 ) -> None:
     plan = SimpleNamespace(goal=goal, overrides={"settings": settings})
     assert training_for_goal(plan, dict(enumerate(groups)), 6) == expected
+    told = same_sites_only(plan, dict(enumerate(groups)), 6)
+    assert bool(told) == (goal == "generalize" and expected[0] == "kfold")
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [("", "no groups are declared"), ("aab", "3 of 6 cases have no group"), ("aaaaaa", "of one group")],
+)
+def test_that_scores_cannot_be_of_other_sites_is_said(groups: str, words: str) -> None:
+    plan = SimpleNamespace(goal="generalize", overrides={})
+    assert words in same_sites_only(plan, dict(enumerate(groups)), 6)

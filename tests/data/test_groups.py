@@ -30,6 +30,7 @@ def test_table(tmp_path: Path, delimiter: str) -> None:
 def test_dataset_json_maps_either_way(tmp_path: Path) -> None:
     assert read_origins(tmp_path, {"groups": {"a": "p1", "b": 2}}).groups == {"a": "p1", "b": "2"}
     assert read_origins(tmp_path, {"groups": {"p1": ["a", "b"]}}).groups == {"a": "p1", "b": "p1"}
+    assert read_origins(tmp_path, {"groups": {"p1 ": ["a"], "b": " p1"}}).groups == {"a": "p1", "b": "p1"}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,9 @@ def test_a_broken_table_is_refused(tmp_path: Path, text: str, words: str) -> Non
     assert "groups.csv" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [["a"], {"a": 1.5}, {"p": ["a"], "q": ["a"]}])
+@pytest.mark.parametrize(
+    "content", [["a"], {"a": 1.5}, {"p": ["a"], "q": ["a"]}, {"a": " "}, {"": ["a"]}, {"p": [""]}]
+)
 def test_a_broken_map_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(SamunetError, match="`groups"):
         read_origins(tmp_path, {"groups": content})

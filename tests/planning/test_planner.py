@@ -350,6 +350,36 @@ def test_patients_are_no_sites_and_speed_is_not_overruled():
     assert quick.recommended == planned(weights="official", goal="speed").recommended
 
 
+def with_groups(sizes, patients=False):
+    """ACDC with so many of its 80 cases in each group, the others undeclared; all are patients, or none."""
+    names = [case.name for case in ACDC.cases]
+    declared = [f"site {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    own = {name: name for name in names} if patients else {}
+    return dataclasses.replace(ACDC, groups=dict(zip(names, declared)), patients=own)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "patients", "sites"),
+    [
+        ((1, 1), False, 0),  # hardly a case is declared
+        ((40,), False, 0),
+        ((79, 1), False, 0),  # one site, and a case
+        ((30, 10, 1), False, 3),
+        ((20, 21), False, 2),
+        ((20, 20), False, 0),  # half of the cases
+        ((2,) * 40, False, 0),  # may be patients
+        ((2,) * 40, True, 40),
+        ((78, 1, 1), True, 0),
+    ],
+)
+def test_groups_that_are_sites(sizes, patients, sites):
+    fingerprint = with_groups(sizes, patients)
+    plan = planned(fingerprint, weights="official")
+    told = reasons_of(plan, "2d_desam")
+    assert (plan.recommended == "2d_desam") == (sites > 0)
+    assert (f"The cases are of {sites} declared groups" in told) == (sites > 0)
+
+
 def test_low_resolution_stage_is_mentioned():
     large = tuple(
         dataclasses.replace(case, shape_after_crop=(500, 512, 512), spacing_mm=(0.7, 0.7, 0.7))
