@@ -59,7 +59,8 @@ class DesamModule(TrainingModule):
         logits = network.picture.to_slice(head.with_background(masks[:, 0]), size)
         losses = self.loss(logits, target)
         if iou is not None and inside_classes is not None:
-            error = functional.mse_loss(iou[:, 0].float(), inside_classes)
+            known = labelled_voxels(target, self.settings).flatten(1).any(1)
+            error = _mean_error(iou[:, 0].float(), inside_classes, known)
             losses = {**losses, "loss": losses["loss"] + self.iou_weight * error, "iou": error}
         return losses if self.training else {**losses, **patch_counts(logits, target, self.settings)}
 
@@ -82,6 +83,13 @@ class DesamModule(TrainingModule):
         x = (pixels % width + 0.5) * (columns / width) - 0.5
         y = (pixels // width + 0.5) * (rows / height) - 0.5
         return torch.stack([x, y], dim=1), found
+
+
+def _mean_error(found: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
+    """Mean squared error of (B, K) over the slices that are known (B,); of the others nobody can say whether
+    a prompt was good."""
+    each = functional.mse_loss(found, wanted, reduction="none").mean(1)
+    return (each * known).sum() / known.sum().clamp_min(1)
 
 
 def _draw_pixels(maps: Tensor, labelled: Tensor, numbers: Tensor) -> Tensor:

@@ -88,6 +88,18 @@ def test_no_point_falls_where_nobody_has_labelled(labels):
         assert not ((columns >= 4) & (columns < 8)).any()
 
 
+def test_a_slice_that_nobody_has_labelled_does_not_teach_what_a_prompt_is_worth():
+    module = module_of(IGNORE).eval()
+    image, draw = torch.randn(4, CHANNELS, *PATCH_2D), torch.rand(4, 3)
+    target = quadrant_target()
+    target[2:] = IGNORE.ignore_index
+    some = module({"image": image, "target": target, "draw": draw})["iou"]
+    alone = module({"image": image[:2], "target": target[:2], "draw": draw[:2]})["iou"]
+    torch.testing.assert_close(some, alone)
+    target[:] = IGNORE.ignore_index
+    assert module({"image": image, "target": target, "draw": draw})["iou"] == 0
+
+
 ABLATIONS = [{"iou_head": False}, {"fusion": False}, {"iou_head": False, "fusion": False}]
 
 
