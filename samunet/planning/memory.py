@@ -46,6 +46,12 @@ LEAST_STEPS = 1000
 """Fewer training steps than four epochs of 250 are not worth starting."""
 ENOUGH_STEPS = 5000
 """Steps after which a network of this size is trained well enough for methods to be ranked by kind."""
+MORE_LOGITS = ValueCost(cpu_bytes=9.0, gpu_bytes=20.0, flop=0.0)
+"""Per logit of a U-Net with more outputs than usual: class maps, softmax and gradients of the loss, which are
+in float32 everywhere (CPU measured with 105 outputs; GPU counted from that)."""
+USUAL_OUTPUTS = {"cpu": 3, "mps": 3, "cuda": 16}
+"""Outputs whose loss CONVOLUTION_VALUES contains: as many as were measured, and as the sets of nnU-Net's
+reference have."""
 LOGIT_COPIES = 6
 """Full-size copies of the logits that loss and softmax keep."""
 
@@ -62,6 +68,8 @@ class Load:
         frozen: the same for what runs without gradients.
         values: values per sample that are kept for the backward pass.
         value_cost: what each of them costs.
+        outputs: of a U-Net; 0 where the values contain the loss.
+        output_values: logits per sample of each of them, those of deep supervision among them.
         passing_values: largest set of values that a frozen part holds for a moment, per sample.
     """
 
@@ -73,6 +81,8 @@ class Load:
     frozen: dict[str, float] = field(default_factory=dict)
     values: float = 0.0
     value_cost: ValueCost = CONVOLUTION_VALUES
+    outputs: int = 0
+    output_values: float = 0.0
     passing_values: float = 0.0
 
 
@@ -81,9 +91,13 @@ def memory_gb(load: Load, budget: Budget) -> float:
     fixed = CPU_PROCESS_GB + CPU_WORKSPACE_GB if budget.device == "cpu" else GPU_CONTEXT_GB
     # Mixed precision on CUDA only.
     single = budget.device != "cuda"
-    per_value = load.value_cost.cpu_bytes if single else load.value_cost.gpu_bytes
+    per_value, per_logit = (
+        cost.cpu_bytes if single else cost.gpu_bytes for cost in (load.value_cost, MORE_LOGITS)
+    )
     weights = 4 * (load.parameters + load.trainable * (1 + load.optimizer_values))
-    kept = load.batch_size * (load.values * per_value + load.passing_values * (4 if single else 2))
+    more_logits = max(0, load.outputs - USUAL_OUTPUTS[budget.device]) * load.output_values
+    values = load.values * per_value + more_logits * per_logit
+    kept = load.batch_size * (values + load.passing_values * (4 if single else 2))
     return fixed + (weights + kept) / 1e9
 
 
@@ -165,3 +179,8 @@ def forecast_of(load: Load, schedule: Schedule, budget: Budget, cache_gb: float 
         parameters=load.parameters,
         trainable=load.trainable,
     )
+
+
+def output_values(patch_size: tuple[int, ...]) -> float:
+    """`Load.output_values` of a U-Net, whose levels of deep supervision have half as long an edge each."""
+    return math.prod(patch_size) / (1 - 0.5 ** len(patch_size))

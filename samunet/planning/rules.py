@@ -132,6 +132,17 @@ class UNetPatch:
     def patch_size(self) -> tuple[int, ...]:
         return self.topology.patch_size
 
+    @property
+    def too_small(self) -> str:
+        """Why no U-Net can be built for it; empty where one can."""
+        if len(self.topology.strides) > 1:
+            return ""
+        size = " x ".join(map(str, self.patch_size))
+        return (
+            f"The cases are so small that patches have {size} voxels, and a U-Net has to halve them. Plan "
+            "with a finer spacing (-overwrite_target_spacing)."
+        )
+
 
 def plan_unet_patch(request: UNetRequest) -> UNetPatch:
     """Largest patch whose cost at batch 2 stays within the memory, then the batch that fills it."""
@@ -172,16 +183,19 @@ def _start_patch(request: UNetRequest) -> list[int]:
 
 
 def _shrink(topology: UNetTopology, request: UNetRequest) -> UNetTopology:
-    """Shorten the axis that is largest relative to the median case by one step of the pooling."""
+    """Shorten the axis that is largest relative to the median case by one step of the pooling; the next one
+    where it is as short as it may be, and none where all are."""
     patch = topology.patch_size
     ratios = [(n / m, axis) for axis, (n, m) in enumerate(zip(patch, request.median_shape))]
-    axis = max(ratios)[1]
-    # The divisor falls with the size, so it is taken from the shortened patch: no valid size is skipped.
-    tentative = [n - topology.divisor[a] * (a == axis) for a, n in enumerate(patch)]
-    step = unet_topology(request.spacing_mm, tentative).divisor[axis]
-    if patch[axis] - step < MIN_EDGE:
-        return topology
-    return unet_topology(request.spacing_mm, [n - step * (a == axis) for a, n in enumerate(patch)])
+    for _, axis in sorted(ratios, reverse=True):
+        # The divisor falls with the size, so it is taken from the shortened patch: no valid size is skipped.
+        tentative = [n - topology.divisor[a] * (a == axis) for a, n in enumerate(patch)]
+        step = unet_topology(request.spacing_mm, tentative).divisor[axis]
+        # A few slices, which no pooling halves, may become one, as in nnU-Net.
+        least = 1 if request.median_shape[axis] < 2 * MIN_EDGE else MIN_EDGE
+        if patch[axis] - step >= least:
+            return unet_topology(request.spacing_mm, [n - step * (a == axis) for a, n in enumerate(patch)])
+    return topology
 
 
 def needs_low_resolution(request: UNetRequest, patch: UNetPatch) -> bool:

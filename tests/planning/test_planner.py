@@ -350,6 +350,18 @@ def test_patients_are_no_sites_and_speed_is_not_overruled():
     assert quick.recommended == planned(weights="official", goal="speed").recommended
 
 
+def test_cases_too_small_for_a_unet_are_not_planned_for_one():
+    small = tuple(
+        dataclasses.replace(case, shape=(6, 7, 7), shape_after_crop=(6, 7, 7), spacing_mm=(1, 1, 1))
+        for case in ACDC.cases
+    )
+    plan = planned(dataclasses.replace(ACDC, cases=small))
+    for method in ("2d_unet", "3d_unet", "3d_student"):
+        assert method not in plan.configurations
+        assert "a U-Net has to halve them" in reasons_of(plan, method)
+    assert plan.recommended in plan.configurations
+
+
 def with_groups(sizes, patients=False):
     """ACDC with so many of its 80 cases in each group, the others undeclared; all are patients, or none."""
     names = [case.name for case in ACDC.cases]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from samunet.data.geometry import resampled_shape
+from samunet.networks.unet_topology import unet_cost, unet_topology
+from samunet.planning import memory
+from samunet.planning.memory import Load, output_values
+from samunet.planning.plan import Budget
 from samunet.planning.rules import (
     UNetRequest,
     masked_normalization,
@@ -104,6 +110,44 @@ def test_more_memory_never_shrinks_the_patch(entries):
         patch = plan_unet_patch(requests(entries, 30, 4, memory_gb=memory_gb)[1]).patch_size
         assert np.prod(patch) >= np.prod(previous)
         previous = patch
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "memory_gb", "expected"),
+    [
+        ((8, 0.5, 0.5), (5, 1024, 1024), 8, (3, 768, 768)),
+        ((8, 0.5, 0.5), (5, 1024, 1024), 4, (3, 512, 512)),
+        ((8, 0.5, 0.5), (5, 1024, 1024), 2, (2, 448, 448)),
+        ((10, 0.3, 0.3), (4, 1500, 1500), 8, (2, 896, 896)),
+    ],
+)
+def test_few_thick_slices(spacing, shape, memory_gb, expected):
+    """nnU-Net's loop has no shortest edge: patches of fewer than four slices leave room in the plane."""
+    full = requests(([spacing] * 5, [shape] * 5), 100, 3, memory_gb=memory_gb)[1]
+    assert plan_unet_patch(full).patch_size == expected
+
+
+def test_many_classes_need_more_memory():
+    """Measured on a CPU: a step at 48 voxels a side, batch 2, grows by 0.50 GB from 3 classes to 105."""
+    budget = Budget(device="cpu", memory_gb=100, hours=1, disk_gb=1, gflops={})
+    needed = []
+    for outputs in (3, 105):
+        cost = unet_cost(unet_topology((1, 1, 1), (48, 48, 48)), 1, outputs)
+        load = Load(
+            batch_size=2,
+            parameters=cost.parameters,
+            trainable=cost.parameters,
+            optimizer_values=1,
+            trained={},
+            values=float(cost.elements),
+            outputs=outputs,
+            output_values=output_values((48, 48, 48)),
+        )
+        needed.append(memory.memory_gb(load, budget))
+    assert needed[1] - needed[0] == pytest.approx(0.50, rel=0.1)
+    assert memory.memory_gb(load, replace(budget, device="cuda")) > memory.memory_gb(
+        replace(load, outputs=16), replace(budget, device="cuda")
+    )
 
 
 def test_next_to_no_memory_still_gives_a_patch():

@@ -15,7 +15,7 @@ from samunet.networks.student_costs import (
 from samunet.networks.unet_topology import UNetTopology, unet_topology, with_widths
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.fitting import fit
-from samunet.planning.memory import CONVOLUTION_VALUES, TOKEN_VALUES, Load
+from samunet.planning.memory import CONVOLUTION_VALUES, TOKEN_VALUES, Load, output_values
 from samunet.planning.methods import (
     Method,
     MethodConfig,
@@ -82,6 +82,8 @@ def row(context: PlanningContext) -> Candidate:
     size = patch.patch_size
     if config.network != RESIDUAL_UNET:
         size = fitting_swin_patch(size)
+    elif patch.too_small:
+        return Candidate.unsuitable(NAME, patch.too_small)
     load = _load(context, data, config, size, patch.batch_size)
     fitted = fit(context, config, settings, load)
     reasons = (
@@ -134,6 +136,8 @@ def _load(
         trained=trained,
         values=weight * cost.values + cost.token_values,
         value_cost=TOKEN_VALUES if tokens else CONVOLUTION_VALUES,
+        outputs=context.num_outputs,
+        output_values=output_values(patch_size),
         passing_values=float(cost.passing_values),
     )
 

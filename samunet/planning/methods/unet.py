@@ -9,7 +9,7 @@ from samunet.networks.unet_topology import unet_cost
 from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import STUDY
 from samunet.planning.fitting import fit
-from samunet.planning.memory import Load
+from samunet.planning.memory import Load, output_values
 from samunet.planning.methods import (
     Method,
     MethodConfig,
@@ -76,6 +76,8 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
     """Plan a plain U-Net on a data configuration with nnU-Net's rules."""
     request = context.unet_request(data)
     patch = plan_unet_patch(request)
+    if patch.too_small:
+        return Candidate.unsuitable(name, patch.too_small)
     cost = unet_cost(patch.topology, context.num_channels, context.num_outputs)
     load = Load(
         batch_size=patch.batch_size,
@@ -84,6 +86,8 @@ def unet_row(context: PlanningContext, name: str, data: DataConfiguration) -> Ca
         optimizer_values=1,
         trained={f"conv{data.dimension}d": float(cost.multiply_adds)},
         values=float(cost.elements),
+        outputs=context.num_outputs,
+        output_values=output_values(patch.patch_size),
     )
     settings = known_settings(UNetConfig, context.settings)
     fitted = fit(context, build_config(get_method(name), settings), settings, load)
