@@ -120,9 +120,15 @@ class Precision:
         if self.name == "bf16" and device.type == "cpu":
             guard_shallow_convolutions(network)
 
+    @property
+    def skips_overflows(self) -> bool:
+        """Whether a step of which loss or gradients are not finite changes no weights: the scaler passes it
+        over, and lowers the scale."""
+        return self.name == "fp16"
+
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Loss scaler; does nothing unless fp16."""
-        return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        return torch.amp.GradScaler(device.type, enabled=self.skips_overflows)
 
 
 FP32 = Precision(name="fp32")

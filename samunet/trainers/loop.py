@@ -102,7 +102,11 @@ class _Session:
             iteration=state["iteration"],
             ema=state["ema"],
             best=state["best"],
-            sums=Sums({k: v.to(self.run.device) for k, v in sums["values"].items()}, sums["steps"]),
+            sums=Sums(
+                {k: v.to(self.run.device) for k, v in sums["values"].items()},
+                sums["steps"],
+                sums.get("left_out", 0),  # earlier checkpoints left none out
+            ),
             seconds=state["seconds"],
             waiting=state["waiting"],
             training_seconds=state.get("training_seconds", state["seconds"]),
@@ -153,7 +157,7 @@ class _Session:
         for iteration in range(self.progress.iteration, self.phase.iterations):
             factor = learning_rate_factor(self.phase, local_epoch, iteration)
             losses = self.step.train(lambda: meter.wait_for(stream), factor)
-            self.progress.sums.add(losses)
+            self.progress.sums.add(losses, finite_only=self.run.precision.skips_overflows)
             self.progress.iteration = iteration + 1
             meter.step(iteration, losses["loss"])
             if stop.name is not None:

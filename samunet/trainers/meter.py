@@ -22,6 +22,8 @@ from samunet.workspace import LATEST
 if TYPE_CHECKING:
     from samunet.trainers.loop_run import LoopRun
 
+MOST_OVERFLOWS = 10
+"""In a row, of losses in fp16; an isolated one is usual, as in nnU-Net."""
 CHECK_STEPS = 20
 """On a GPU the losses are looked at every so many steps, because looking waits for the GPU."""
 
@@ -38,6 +40,7 @@ class EpochMeter:
         self.first = progress.iteration
         self.pending: list[tuple[int, Tensor]] = []
         self.shown_loss = math.nan
+        self.overflows = self.overflows_in_a_row = 0
         self.check_every = 1 if run.device.type == "cpu" else CHECK_STEPS
 
     def wait_for(self, stream: BatchStream) -> dict[str, Tensor]:
@@ -51,7 +54,7 @@ class EpochMeter:
         """After a training step (with its loss), or a validation step (None); numbered through the epoch.
 
         Raises:
-            SamunetError: a loss is not finite.
+            SamunetError: a loss is not finite, or in fp16 many in a row.
         """
         if loss is not None:
             self.pending.append((iteration, loss))
@@ -69,10 +72,15 @@ class EpochMeter:
         """At the end of the epoch, or where it was interrupted.
 
         Raises:
-            SamunetError: a loss or one of the trained parameters is not finite.
+            SamunetError: a loss (in fp16 many in a row) or one of the trained parameters is not finite.
         """
         if self.pending:
             self._check()
+        if self.overflows:
+            self.run.reporter.message(
+                f"Warning: the loss of {self.overflows} step(s) of epoch {self.progress.epoch + 1} was not "
+                "finite, as happens in fp16; they changed no weights."
+            )
         # A finite loss may have an infinite gradient, which nothing shows after the last step.
         with torch.no_grad():
             finite = [parameter.isfinite().all() for parameter in trained]
@@ -107,11 +115,16 @@ class EpochMeter:
 
     def _check(self) -> None:
         values = torch.stack([loss.float() for _, loss in self.pending]).tolist()
+        most = min(MOST_OVERFLOWS, self.phase.iterations) if self.run.precision.skips_overflows else 1
         for (iteration, _), value in zip(self.pending, values):
-            if not math.isfinite(value):
+            if math.isfinite(value):
+                self.shown_loss, self.overflows_in_a_row = value, 0
+                continue
+            self.overflows += 1
+            self.overflows_in_a_row += 1
+            if self.overflows_in_a_row == most:
                 told = f"The loss became {value} in step {iteration + 1}"
                 raise _not_finite(told, self.progress, self.run.folder)
-        self.shown_loss = values[-1]
         self.pending = []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,24 +15,33 @@ class Sums:
 
     Attributes:
         values: name -> sum over steps (losses) or over voxels (`tp`, `fp`, `fn`).
-        steps: how many steps they are of.
+        steps: how many steps were added; `left_out` how many of them are in no sum.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
+    left_out: Tensor | int = 0
 
-    def add(self, parts: dict[str, Tensor]) -> None:
+    def add(self, parts: dict[str, Tensor], *, finite_only: bool = False) -> None:
+        """Add a step; with `finite_only` none of which the loss is not finite."""
+        counts = parts["loss"].detach().isfinite() if finite_only else None
+        if counts is not None:
+            self.left_out = self.left_out + ~counts
         for name, value in parts.items():
             value = value.detach()
+            if counts is not None:
+                value = torch.where(counts, value, 0)
             self.values[name] = self.values[name] + value if name in self.values else value.clone()
         self.steps += 1
 
     def means(self) -> dict[str, float]:
         """Mean per step of the scalar values."""
-        return {k: float(v) / self.steps for k, v in self.values.items() if v.ndim == 0}
+        steps = max(self.steps - int(self.left_out), 1)
+        return {k: float(v) / steps for k, v in self.values.items() if v.ndim == 0}
 
     def state(self) -> dict[str, Any]:
-        return {"values": {k: v.cpu() for k, v in self.values.items()}, "steps": self.steps}
+        values = {k: v.cpu() for k, v in self.values.items()}
+        return {"values": values, "steps": self.steps, "left_out": int(self.left_out)}
 
 
 @dataclass

@@ -208,17 +208,17 @@ def test_time_before_an_interruption_counts(request_fcn: RunRequest) -> None:
 
 
 class _Broken(TrainingModule):
-    """Losses become infinite at a step."""
+    """Losses are NaN at some steps from one on."""
 
-    def __init__(self, inner: TrainingModule, at: int) -> None:
+    def __init__(self, inner: TrainingModule, at: int, steps: int = 1) -> None:
         super().__init__(inner.network)
-        self.inner, self.at = inner, at
+        self.inner, self.at, self.steps = inner, at, steps
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = self.inner(batch)
         if self.training:
             self.at -= 1
-            if self.at == 0:
+            if -self.steps < self.at <= 0:
                 losses["loss"] = losses["loss"] * float("nan")
         return losses
 
@@ -232,6 +232,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     with pytest.raises(SamunetError, match=r"nan in step 2 of epoch 2.*checkpoint_latest\.pth"):
         train_fold(request_fcn, SilentReporter())
     assert load_checkpoint(request_fcn.folder / LATEST).epoch == 1
+
+
+def test_an_overflow_in_fp16_ends_nothing(request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler passes such a step over; continuing would meet it again, for samples do not depend on it."""
+    trainer = import_trainer("examples.small_fcn:SmallFcnTrainer")
+    build, said = trainer.build_training, []
+    monkeypatch.setattr(trainer, "build_training", lambda *a: _Broken(build(*a), 6))
+    monkeypatch.setattr(Precision, "choose", classmethod(lambda cls, *a: cls(name="fp16")))
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "message", said.append)
+    assert train_fold(request_fcn, reporter).status == "finished"
+    records = read_history(request_fcn.folder)
+    assert len(records) == 3
+    assert all(math.isfinite(record.train["loss"]) for record in records)
+    assert abs(records[1].train["loss"] / records[0].train["loss"]) > 0.5  # mean of the three that count
+    (told,) = (text for text in said if "not finite" in text)
+    assert "the loss of 1 step(s) of epoch 2" in told
+    monkeypatch.setattr(trainer, "build_training", lambda *a: _Broken(build(*a), 5, steps=4))
+    with pytest.raises(SamunetError, match="nan in step 4 of epoch 2"):
+        train_fold(replace(request_fcn, overwrite=True), SilentReporter())
 
 
 class _Steep(_Broken):
