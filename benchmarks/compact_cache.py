@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured_commands import ResultsFile, hardware
+from measured_commands import ResultsFile, hardware, run_facts
 from real_runs import Bench
 from subsets import make_training_dataset
 
@@ -228,6 +228,7 @@ def main() -> None:
     bench = Bench(arguments.data, work / "compact_cache", arguments.bin, arguments.device, results)
     prepare(bench, arguments)
     folder = train(bench, arguments, "fp16")
+    results.save("facts fp16", run_facts(folder))
     if "pairs" not in results.steps:
         record, cache = read_run(folder), cache_of(bench, arguments.dataset, "fp16")
         assert record is not None

@@ -47,7 +47,7 @@ from pathlib import Path
 from typing import Any
 
 from generalization_report import report
-from measured_commands import CommandFailed, ResultsFile, code_commit, hardware, machine_load, run_until
+from measured_commands import CommandFailed, ResultsFile, hardware, machine_load, run_facts, run_until
 from real_runs import Bench, Training, setting_words
 from subsets import dice_scores
 
@@ -294,11 +294,8 @@ def _of_cases(summary: dict[str, Any], metric: str) -> dict[str, dict[str, float
 
 
 def facts_of(bench: Bench, training: Training) -> dict[str, Any]:
-    """What a training was, from its own records: settings, schedule, weights, cache, length, versions."""
-    record = json.loads((bench.run_folder(training) / "run.json").read_text())
-    kept = ("configuration", "phases", "weights", "cache", "precision", "hardware", "versions")
-    length = bench.length(training)
-    return {**{name: record[name] for name in kept}, "length": length, "commit": code_commit()}
+    """What a training was, from its own records, and how long it took."""
+    return {**run_facts(bench.run_folder(training)), "length": bench.length(training)}
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

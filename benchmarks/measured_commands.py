@@ -194,6 +194,13 @@ def machine_load() -> tuple[float, float, float] | None:
     return os.getloadavg() if hasattr(os, "getloadavg") else None
 
 
+def run_facts(folder: Path) -> dict[str, Any]:
+    """What a training was by its own record: settings, schedule, weights, cache, versions; and the commit."""
+    record = json.loads((folder / "run.json").read_text())
+    kept = ("configuration", "phases", "weights", "cache", "precision", "hardware", "versions")
+    return {**{name: record[name] for name in kept}, "commit": code_commit()}
+
+
 def code_commit() -> str | None:
     """Commit of the repository that this file lies in, where git knows it."""
     words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
