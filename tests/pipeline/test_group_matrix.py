@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from out_of_fold_runs import DATASET, MadeUp, Predict, missing, write_predicted
+from tiny_runs import REGIONS
 
 from samunet.data.readers import read_label, write_segmentation
 from samunet.data.splits import Split
@@ -26,8 +27,8 @@ BEST = "checkpoint_best.pth"
 USUAL = missing(0.2)
 
 
-def of_sites(root: Path, sites: dict[str, str] = SITES) -> MadeUp:
-    return MadeUp(root=root, num_cases=len(sites), groups=sites)
+def of_sites(root: Path, sites: dict[str, str] = SITES, **changes: Any) -> MadeUp:
+    return MadeUp(root=root, num_cases=len(sites), groups=sites, **changes)
 
 
 def add(made: MadeUp, name: str, source: str, predict: Predict = USUAL) -> Path:
@@ -279,6 +280,22 @@ def test_objects_that_were_missed_stand_beside_distances(tmp_path: Path) -> None
     files.save_csv(matrix, tmp_path / "matrix.csv")
     rows = list(csv.DictReader((tmp_path / "matrix.csv").read_text().splitlines()))
     assert {(row["source"], float(row["missed"])) for row in rows} == {("north", 0.5), ("south", 0.0)}
+
+
+def test_regions_are_scored_as_regions(tmp_path: Path) -> None:
+    """They overlap: losing the lesion leaves `lesion` empty and takes its part from the region around it."""
+    made = of_sites(tmp_path, labels=REGIONS)
+    add(made, "2d_unet__single_source-north", "north", lambda truth, _: np.where(truth == 2, 0, truth))
+    matrix = collected(made)
+    cell = matrix.cells["2d_unet"]["north", "south"]
+    names = list(REGIONS.foreground)
+    lesion = names.index(next(name for name in names if REGIONS.labels[name] == (2,)))
+    whole = names.index(next(name for name in names if REGIONS.labels[name] == (1, 2)))
+    assert cell.dice.shape == (1, cell.cases, len(names))
+    assert (cell.dice[0, :, lesion] == 0).all()
+    # 30 of 42 voxels of each slice are left (`reference`).
+    assert cell.dice[0, :, whole] == pytest.approx(2 * 30 / (30 + 42))
+    assert cell.missed == (cell.cases,)
 
 
 @pytest.mark.parametrize("methods", [(), ("2d_unet",)])
