@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from samunet.cli.process import explain, set_up_logging, terminated_like_interrupted, write_any_name
-from samunet.data.workers import available_cores, core_quota
+from samunet.data.limits import core_quota
+from samunet.data.workers import available_cores
 from samunet.errors import SamunetError, unknown_name
 
 if TYPE_CHECKING:

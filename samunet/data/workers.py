@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
+from samunet.data.limits import core_quota, memory_left
 from samunet.errors import SamunetError
 from samunet.progress import Progress
 
@@ -24,56 +22,20 @@ MEMORY_SHARE = 0.8
 PROCESS_BYTES = 150_000_000
 """A worker process before it has read anything."""
 QUEUED_PER_WORKER = 2
-_OLDER_QUOTA = ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 GUARD = 'In a script of your own the call must stand under `if __name__ == "__main__":`.'
 """Workers start by importing the script; without the guard each ends at once."""
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be had now, bytes: the machine's, or less inside a limited container."""
+    """Memory that can be had now, bytes: the machine's, or less within a container or a job of a cluster."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    for folder, limit_file, used_file, cached in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            limit, used = (Path(folder, name).read_text().strip() for name in (limit_file, used_file))
-        except OSError:
-            continue
-        if limit.isdecimal() and used.isdecimal():
-            free = min(free, int(limit) - int(used) + _cached_bytes(Path(folder), cached))
-    return max(free, 0)
-
-
-def _cached_bytes(folder: Path, key: str) -> int:
-    """Files in the cache, which count as used and are dropped when memory is wanted."""
-    with suppress(OSError):
-        for line in (folder / "memory.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == key and value.isdecimal():
-                return int(value)
-    return 0
-
-
-def core_quota() -> int | None:
-    """Cores that a container may use at a time (rounded up), None without such a limit.
-
-    The system shows all of the machine's, and threads for all of them stop each other once the share is used.
-    """
-    for files in (("/sys/fs/cgroup/cpu.max",), _OLDER_QUOTA):
-        try:
-            words = " ".join(Path(file).read_text() for file in files).split()
-        except OSError:
-            continue
-        if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]) > 0:
-            return max(1, math.ceil(int(words[0]) / int(words[1])))
-    return None
+    free, left = int(psutil.virtual_memory().available), memory_left()
+    return max(0, free if left is None else min(free, left))
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those of its affinity, or fewer inside a limited container."""
+    """Cores that this process may use: those of its affinity, or fewer within a limited container or job."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, core_quota() or cores)
 

@@ -18,6 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from samunet.data.limits import memory_limit
 from samunet.errors import SamunetError
 from samunet.pipeline.other_work import OtherWork, are_too_few
 from samunet.planning.plan import Budget
@@ -117,18 +118,11 @@ def memory_gb(device: str) -> float:
 
 
 def main_memory_bytes() -> int:
-    """Main memory of the machine or, when smaller, of the container (cgroup) that this process runs in."""
+    """Main memory of the machine or, when smaller, of the container or job that this process runs in."""
     import psutil
 
-    limits = [int(psutil.virtual_memory().total)]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(file).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            limits.append(int(text))
-    return min(limits)
+    total, limit = int(psutil.virtual_memory().total), memory_limit()
+    return total if limit is None else min(total, limit)
 
 
 def _existing(folder: Path) -> Path:
