@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from samunet.data.open_files import most_open
 from samunet.errors import SamunetError
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import tile_grid
@@ -30,7 +31,9 @@ from samunet.records import content_hash, read_json, read_record, to_data, write
 IDENTITY_FILE = "identity.json"
 BASES_FILE = "components.npz"
 OPEN_ARRAYS = 512
-"""Memory-mapped arrays a process keeps open."""
+"""Memory-mapped arrays a process keeps open at most; each takes a file."""
+SHARE_OF_FILES = 0.5
+"""Of the files that a process may open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +258,7 @@ class EmbeddingCache:
             self._arrays.move_to_end(path)
             return self._arrays[path]
         self._arrays[path] = load_array(path, f"Delete {self.folder}.", mapped=True)
-        if len(self._arrays) > OPEN_ARRAYS:
+        if len(self._arrays) > most_open(OPEN_ARRAYS, SHARE_OF_FILES):
             self._arrays.popitem(last=False)
         return self._arrays[path]
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samunet.data.open_files import most_open
 from samunet.errors import SamunetError
 from samunet.preprocessing.boxes import read_box
 from samunet.preprocessing.restore import LogitArray
@@ -30,7 +31,9 @@ from samunet.whole_files import atomic_path
 
 IDENTITY_FILE = "identity.json"
 OPEN_CASES = 64
-"""Labelled cases a process keeps open."""
+"""Labelled cases a process keeps open at most."""
+SHARE_OF_FILES = 0.125
+"""Of the files that a process may open; the stored cases are open besides."""
 OUTSIDE_LOGIT = 10.0
 """Logit of the background above the other classes outside a case; regions have minus this there."""
 STEPS = 255
@@ -227,7 +230,7 @@ class SoftLabelStore:
         """
         if name not in self._open:
             self._open[name] = open_packed(self._path(name, ".soft.b2nd"), RUN_AGAIN)
-            if len(self._open) > OPEN_CASES:
+            if len(self._open) > most_open(OPEN_CASES, SHARE_OF_FILES):
                 self._open.popitem(last=False)
         self._open.move_to_end(name)
         return read_box(self._open[name], lower, size, 0).astype(np.float32)

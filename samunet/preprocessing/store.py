@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from samunet.data.open_files import too_many_open
 from samunet.errors import SamunetError
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations
@@ -233,12 +234,12 @@ def load_array(path: Path, again: str, *, mapped: bool = False) -> np.ndarray:
         again: what to do when the file cannot be read.
 
     Raises:
-        SamunetError: it is missing or damaged.
+        SamunetError: it is missing or damaged, or too many files are open.
     """
     try:
         return np.asanyarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise SamunetError(f"{path} is missing or damaged ({error}). {again}") from error
+        raise _unreadable(path, error, again) from error
 
 
 def open_packed(path: Path, again: str) -> Any:
@@ -248,7 +249,7 @@ def open_packed(path: Path, again: str) -> Any:
         again: what to do when the file cannot be read.
 
     Raises:
-        SamunetError: it is missing or damaged.
+        SamunetError: it is missing or damaged, or too many files are open.
     """
     import blosc2
 
@@ -257,7 +258,12 @@ def open_packed(path: Path, again: str) -> Any:
     try:
         return blosc2.open(str(path), mode="r", dparams=blosc2.DParams(nthreads=1), **mapping)
     except (OSError, RuntimeError, ValueError) as error:
-        raise SamunetError(f"{path} is missing or damaged ({error}). {again}") from error
+        raise _unreadable(path, error, again) from error
+
+
+def _unreadable(path: Path, error: Exception, again: str) -> SamunetError:
+    told = too_many_open(path, error)
+    return told or SamunetError(f"{path} is missing or damaged ({error}). {again}")
 
 
 def layout(shape: tuple[int, ...], itemsize: int, by_slice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from samunet.data.open_files import allow_open_files
 from samunet.errors import SamunetError
 
 PREFETCH = 4
@@ -74,6 +75,7 @@ class BatchStream:
     def __init__(
         self, source: SampleSource, keys: Iterator[list[Any]], workers: int, device: torch.device
     ) -> None:
+        allow_open_files()  # before there are workers, which inherit it
         loader = DataLoader(
             _Samples(source),
             batch_sampler=_Keys(keys),

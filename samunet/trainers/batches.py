@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from samunet.data.labels import OUTSIDE
+from samunet.data.open_files import most_open
 from samunet.preprocessing.boxes import read_box, read_slice
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, SoftLabelStore, decode
+from samunet.preprocessing.store import MEMBERS
 from samunet.preprocessing.streams import Sample
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
 from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, sample_generator
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from samunet.preprocessing.store import StoredCase
 
 OPEN_CASES = 64
-"""Stored cases a process keeps open."""
+"""Stored cases a process keeps open at most."""
+SHARE_OF_FILES = 0.25
+"""Of the files that a process may open; there may be cases without labels besides."""
 DRAWS = 3
 """Random numbers of a sample that are the method's own."""
 
@@ -97,7 +101,7 @@ class OpenCases:
             self._open.move_to_end(name)
             return self._open[name]
         self._open[name] = self._store.open(name)
-        if len(self._open) > OPEN_CASES:
+        if len(self._open) > most_open(OPEN_CASES, SHARE_OF_FILES, len(MEMBERS)):
             self._open.popitem(last=False)
         return self._open[name]
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.networks.features import Features
+from samunet.preprocessing import embeddings
 from samunet.preprocessing.embedding_build import (
     BuildOptions,
     ItemKey,
@@ -194,6 +195,18 @@ def test_two_processes_may_fill_one_cache(cache: EmbeddingCache, store: CaseStor
     for case, view in (("case_1", 0), ("case_1", 2), ("case_0", 1)):
         expected = source(store).sample(ItemKey(case, view, cache.entry(case, view).items[-1]))
         assert torch.equal(cache.read(case, view, -1)["level_0"], expected["image"][:, ::2, ::2].half())
+
+
+def test_a_cache_keeps_no_more_files_open_than_a_process_may(
+    cache: EmbeddingCache, store: CaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(cache, store)
+    monkeypatch.setattr(embeddings, "most_open", lambda wanted, share: 2)
+    first = cache.read("case_0", 0, 0)
+    cache.read("case_1", 2, 0)
+    assert len(cache._arrays) == 2
+    for name, value in cache.read("case_0", 0, 0).items():
+        assert torch.equal(value, first[name])
 
 
 def test_an_interrupted_view_is_not_there(cache: EmbeddingCache, store: CaseStore) -> None:

@@ -22,6 +22,29 @@ class Source:
         return {"value": torch.tensor([2.0 * key])}
 
 
+class Limits:
+    """Tells how many files its process may hold open."""
+
+    def sample(self, key: int) -> Sample:
+        import resource
+
+        return {"value": torch.tensor(resource.getrlimit(resource.RLIMIT_NOFILE)[0])}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_low_limit_of_open_files_is_raised_in_workers_too(workers: int) -> None:
+    resource = pytest.importorskip("resource", reason="a limit of Unix")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+    try:
+        stream = BatchStream(Limits(), iter([[0]]), workers, torch.device("cpu"))
+        limit = next(stream)["value"].item()
+        stream.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert limit == (1024 if before[1] == resource.RLIM_INFINITY else min(1024, before[1]))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_met_by_a_worker_is_told_without_its_traceback(workers: int) -> None:
     stream = BatchStream(Source(), iter([[0, 1], [2, 3]]), workers, torch.device("cpu"))
