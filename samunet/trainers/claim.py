@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from samunet.errors import SamunetError
-from samunet.whole_files import remove_partials
+from samunet.whole_files import partial_path, remove_partials
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+"""Numbers of the errors of file systems without locks."""
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Keep other processes from training into `folder`; the system ends the claim of one that died.
 
-    What that one left half written is removed.
+    What that one left half written is removed. Where the file system has no locks, nobody is kept away.
 
     Raises:
         SamunetError: another process has it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    missing = _missing_locks(folder)
+    if missing is not None:
+        logger.warning(
+            "The file system of %s has no locks (%s), so nothing keeps a second training out of it. See that "
+            "only one is started there at a time.",
+            folder,
+            missing.strerror,
+        )
+        remove_partials(folder)  # of long ago only: another process may be writing
+        yield
+        return
     # Beside the folder, which --overwrite removes.
     path = folder.with_name(f".{folder.name}.lock")
     lock = FileLock(path)
@@ -41,3 +60,25 @@ def claimed(folder: Path) -> Iterator[None]:
         if os.name != "nt":
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def _missing_locks(folder: Path) -> OSError | None:
+    """Why no file beside the folder can be locked; None where one can, or for another reason cannot.
+
+    Tried on a file of its own: depending on its version, filelock raises one error or another, or takes a
+    file in place of a lock, which stays when its process is killed.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    path = partial_path(folder.with_name("lock"))
+    try:
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        return problem if problem.errno in NO_LOCKS else None
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    return None
