@@ -216,9 +216,9 @@ def hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a record or plain data as indented JSON, atomically."""
-    write_text(path, json.dumps(to_data(value), indent=1) + "\n")
+def write_json(path: Path, value: Any, *, lasting: bool = False) -> None:
+    """Write a record or plain data as indented JSON, atomically; see `write_text`."""
+    write_text(path, json.dumps(to_data(value), indent=1) + "\n", lasting=lasting)
 
 
 def read_json(path: Path) -> Any:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from samunet import whole_files
 from samunet.trainers.claim import claimed
+from samunet.trainers.torch_files import write_torch
 from samunet.whole_files import (
     atomic_path,
     partial_folder,
@@ -30,6 +34,43 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         write_half()
     assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_must_outlive_a_power_failure_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a node that loses power can leave an empty file under the name of a whole one."""
+    told: list[object] = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *paths: (told.append("named"), replace(*paths)))
+    monkeypatch.setattr(os, "fsync", lambda number: (told.append(os.fstat(number).st_size), fsync(number)))
+    write_text(tmp_path / "a.txt", "text", lasting=True)
+    assert told == [4, "named"]
+    told.clear()
+    write_torch(tmp_path / "a.pth", torch.zeros(3))
+    assert told == [(tmp_path / "a.pth").stat().st_size, "named"]
+    told.clear()
+    write_text(tmp_path / "a.txt", "quick")
+    assert told == ["named"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(errno.EINVAL, "new"), (errno.ENOSYS, "new"), (errno.EIO, "old")]
+)
+def test_a_file_system_that_cannot_sync_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    """A disk that fails in it does."""
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (file := tmp_path / "a.txt").write_text("old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if text == "new" else pytest.raises(OSError, match=r"a\.txt"):
+        write_text(file, "new", lasting=True)
+    assert file.read_text() == text
     assert list(tmp_path.iterdir()) == [file]
 
 

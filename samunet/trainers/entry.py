@@ -24,6 +24,7 @@ from samunet.trainers.budget import fit_schedule, recipe_phases
 from samunet.trainers.cache_setup import prepare_cache
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, load_checkpoint
 from samunet.trainers.claim import claimed
+from samunet.trainers.continuing import load_latest
 from samunet.trainers.devices import (
     Precision,
     choose_device,
@@ -235,7 +236,7 @@ def _checkpoint_to_continue(
             f"The run in {request.folder} started from other encoder weights (SHA-256 {used}, now {now}). "
             "Give the same file with -w, or put it into the weights folder."
         )
-    return load_checkpoint(path)
+    return load_latest(path.parent, load_checkpoint)
 
 
 def _phases(trainer: type[MethodTrainer], config: Any, found: RunRecord | None) -> tuple[Phase, ...]:

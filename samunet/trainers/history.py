@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from samunet.records import from_data, to_data
-from samunet.whole_files import atomic_path, write_text
+from samunet.whole_files import atomic_path, sync, write_text
 from samunet.workspace import HISTORY_FILE, PROGRESS_FILE
 
 EMA_KEEP = 0.9
@@ -78,6 +78,7 @@ def append_history(folder: Path, record: EpochRecord) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / HISTORY_FILE, "a", encoding="utf-8") as file:
         file.write(json.dumps(_without_nan(to_data(record))) + "\n")
+        sync(file)  # the checkpoint that counts this epoch is on the disk, too
 
 
 def read_history(folder: Path) -> list[EpochRecord]:
@@ -99,7 +100,7 @@ def cut_history(folder: Path, epochs: int) -> list[EpochRecord]:
     """Keep the first `epochs` records, those that the checkpoint to be continued knows; returns them."""
     kept = [record for record in read_history(folder) if record.epoch < epochs]
     lines = [json.dumps(_without_nan(to_data(record))) + "\n" for record in kept]
-    write_text(folder / HISTORY_FILE, "".join(lines))
+    write_text(folder / HISTORY_FILE, "".join(lines), lasting=True)
     return kept
 
 

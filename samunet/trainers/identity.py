@@ -126,7 +126,7 @@ def read_run(folder: Path) -> RunRecord | None:
 
 def write_run(folder: Path, record: RunRecord) -> None:
     """Write run.json."""
-    write_json(folder / RUN_FILE, record)
+    write_json(folder / RUN_FILE, record, lasting=True)
 
 
 DEFAULT = "the default"

@@ -11,13 +11,13 @@ from zipfile import BadZipFile
 import torch
 
 from samunet.errors import SamunetError
-from samunet.whole_files import atomic_path
+from samunet.whole_files import atomic_path, sync
 
 _UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, ValueError, OSError)
 
 
 def write_torch(path: Path, data: Any) -> None:
-    """Write a checkpoint atomically; it loads with `torch.load(path, weights_only=True)`.
+    """Write a checkpoint atomically, whatever fails; it loads with `torch.load(path, weights_only=True)`.
 
     Raises:
         OSError: the disk is full, or the file cannot be written for another reason.
@@ -28,6 +28,7 @@ def write_torch(path: Path, data: Any) -> None:
             torch.save(data, file)
         except RuntimeError as error:
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        sync(file)
 
 
 def read_torch(path: Path, advice: str) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -145,6 +146,41 @@ def test_continuing_drops_history_that_the_checkpoint_does_not_know(request_fcn:
         file.write(json.dumps({**line, "epoch": 1}) + '\n{"epoch": 2, "cut o')
     train_fold(replace(request_fcn, resume=True), SilentReporter())
     assert [record.epoch for record in read_history(request_fcn.folder)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK cut off"])
+def test_where_the_latest_checkpoint_is_damaged_the_best_is_named(
+    request_fcn: RunRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Copied over the other it continues exactly, and the history with it."""
+    whole = train_fold(replace(request_fcn, folder=tmp_path / "whole"), SilentReporter())
+    best_of_first = iter([0.5, 0.1, 0.1, 0.1])
+    monkeypatch.setattr(loop, "moving_average", lambda *_: next(best_of_first))
+    folder = train_fold(request_fcn, _SignalAt(signal.SIGTERM, 14)).folder
+    monkeypatch.undo()
+    assert [load_checkpoint(folder / name).epoch for name in (BEST, LATEST)] == [1, 2]
+    history = (folder / "history.jsonl").read_bytes()
+    (folder / LATEST).write_bytes(content)
+    with pytest.raises(SamunetError, match=rf"{LATEST} cannot be read.*{BEST}.*after epoch 1\b"):
+        train_fold(replace(request_fcn, resume=True), SilentReporter())
+    assert (folder / LATEST).read_bytes() == content
+    assert (folder / "history.jsonl").read_bytes() == history
+    shutil.copy(folder / BEST, folder / LATEST)
+    assert train_fold(replace(request_fcn, resume=True), SilentReporter()).status == "finished"
+    assert_equal(weights(whole.folder / FINAL), weights(folder / FINAL))
+    expected, found = read_history(whole.folder), read_history(folder)
+    assert [(r.epoch, r.train) for r in found] == [(r.epoch, r.train) for r in expected]
+
+
+def test_a_damaged_checkpoint_without_a_whole_one_beside_it(request_fcn: RunRequest) -> None:
+    folder = train_fold(request_fcn, _SignalAt(signal.SIGTERM, 14)).folder
+    for name in (LATEST, BEST):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(
+        SamunetError, match=rf"{LATEST} cannot be read.*Copy it again, or train again"
+    ) as told:
+        train_fold(replace(request_fcn, resume=True), SilentReporter())
+    assert BEST not in str(told.value)
 
 
 def test_the_same_request_gives_the_same_weights(request_fcn: RunRequest, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from samunet.networks.sam.weights_card import CardTeacher
 from samunet.networks.token_tasks import partners, shifted_tokens
 from samunet.pipeline.pretrain.run import with_settings
 from samunet.trainers import pretrain_run
+from samunet.trainers.continuing import load_latest
 from samunet.trainers.history import read_history
-from samunet.trainers.pretrain_run import PretrainRun
+from samunet.trainers.pretrain_run import PretrainRun, load_checkpoint
 from samunet.trainers.pretrain_source import (
     Generated,
     PretrainSource,
@@ -40,7 +41,7 @@ from samunet.trainers.pretrain_teacher import Teacher
 from samunet.trainers.pretraining import TASKS, PretrainModule, PretrainNetwork, PretrainSettings
 from samunet.trainers.sampling import TRAIN, VAL, SampleKey
 from samunet.trainers.schedule import Timing, phase_seconds
-from samunet.workspace import FINAL, LATEST
+from samunet.workspace import BEST, FINAL, LATEST
 
 OWN_TASKS = tuple(task for task in TASKS if task != "teacher")
 SMALL = PretrainSettings(
@@ -315,6 +316,23 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(SamunetError, match=r"cannot be read \(OSError\)"):
         run.resume(path)
+
+
+def test_the_best_checkpoint_is_named_where_it_can_be_continued(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (tmp_path / LATEST).write_bytes(b"")
+    run.save(tmp_path / BEST, 1, {})
+    with pytest.raises(SamunetError, match=rf"{LATEST} cannot be read.*Delete the folder"):
+        load_latest(tmp_path, load_checkpoint)
+    run.save(tmp_path / BEST, 1, {"iteration": 0})
+    with pytest.raises(SamunetError, match=rf"{LATEST} cannot be read.*{BEST}.*after epoch 1\b") as told:
+        load_latest(tmp_path, load_checkpoint)
+    assert "Delete" not in str(told.value)
+    (tmp_path / LATEST).unlink()
+    with pytest.raises(SamunetError, match="to continue"):
+        load_latest(tmp_path, load_checkpoint)
+    run.save(tmp_path / LATEST, 3, {})
+    assert load_latest(tmp_path, load_checkpoint).epoch == 3
 
 
 def test_a_full_disk_is_no_fault_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

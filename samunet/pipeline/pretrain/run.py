@@ -25,6 +25,7 @@ from samunet.preprocessing.slice_room import check_slice_room
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
 from samunet.trainers.claim import claimed
+from samunet.trainers.continuing import load_latest
 from samunet.trainers.devices import choose_device, sample_workers
 from samunet.trainers.identity import clear_for_new_run, settle_replaced
 from samunet.trainers.pretrain_run import PretrainCheckpoint, PretrainRun, load_checkpoint
@@ -171,7 +172,7 @@ def _continued(options: PretrainOptions, folder: Path) -> PretrainCheckpoint | N
     """
     if not options.resume:
         return None
-    checkpoint = load_checkpoint(folder / LATEST)
+    checkpoint = load_latest(folder, load_checkpoint)
     there, now = checkpoint.time_budget_minutes, options.time_budget_minutes
     if now not in (None, there):
         told = "without a time budget" if there is None else f"with a time budget of {there:g} minutes"
