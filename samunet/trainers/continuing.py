@@ -16,8 +16,9 @@ State = TypeVar("State", bound=Restorable)
 def load_latest(folder: Path, load: Callable[[Path], State]) -> State:
     """The state that a run was left in.
 
-    An older one is only named: to go on from it gives up the epochs after it, with their lines of the
-    history, and a file that was cut off while it was copied may be whole elsewhere.
+    That of an end between the first two checkpoints is in the best one, which is written first. Otherwise an
+    older one is only named: to go on from it gives up the epochs after it, with their lines of the history,
+    and a file that was cut off while it was copied may be whole elsewhere.
 
     Args:
         folder: of the run.
@@ -26,14 +27,17 @@ def load_latest(folder: Path, load: Callable[[Path], State]) -> State:
     Raises:
         SamunetError: it cannot be read; names the best one if the training can go on from that.
     """
+    latest = folder / LATEST
+    if not latest.exists() and (folder / BEST).exists():
+        return load(folder / BEST)
     try:
-        return load(folder / LATEST)
+        return load(latest)
     except SamunetError as fault:
-        best = _whole(folder / BEST, load) if (folder / LATEST).exists() else None
+        best = _whole(folder / BEST, load) if latest.exists() else None
         if best is None:
             raise
         raise SamunetError(
-            f"{folder / LATEST} cannot be read, but {BEST} beside it can. Copy the former again from where "
+            f"{latest} cannot be read, but {BEST} beside it can. Copy the former again from where "
             f"it came; or copy {BEST} over it, and the same command goes on after epoch {best.epoch}: later "
             f"epochs are trained again, and their lines leave {HISTORY_FILE}."
         ) from fault

@@ -227,7 +227,7 @@ def _checkpoint_to_continue(
         if not request.overwrite:
             check_unclaimed(request.folder, identity)
         return None
-    path = check_resumable(request.folder, identity, found)
+    check_resumable(request.folder, identity, found)
     assert found is not None
     used = None if found.weights is None else found.weights.sha256
     now = None if pretrained is None else pretrained.sha256
@@ -236,7 +236,7 @@ def _checkpoint_to_continue(
             f"The run in {request.folder} started from other encoder weights (SHA-256 {used}, now {now}). "
             "Give the same file with -w, or put it into the weights folder."
         )
-    return load_latest(path.parent, load_checkpoint)
+    return load_latest(request.folder, load_checkpoint)
 
 
 def _phases(trainer: type[MethodTrainer], config: Any, found: RunRecord | None) -> tuple[Phase, ...]:

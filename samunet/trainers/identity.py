@@ -243,13 +243,13 @@ def check_unclaimed(folder: Path, wanted: Identity) -> None:
         )
 
 
-def check_resumable(folder: Path, wanted: Identity, found: RunRecord | None) -> Path:
-    """The checkpoint to continue from.
+def check_resumable(folder: Path, wanted: Identity, found: RunRecord | None) -> None:
+    """Make sure that the run in `folder` can be continued.
 
     Raises:
         SamunetError: there is nothing to continue, the run is finished, or it is another run.
     """
-    if found is None or not any((folder / name).exists() for name in (LATEST, FINAL)):
+    if found is None or not checkpoints_in(folder):
         raise SamunetError(
             f"There is nothing to continue in {folder}: no {LATEST}. Start the training without --c."
         )
@@ -265,4 +265,3 @@ def check_resumable(folder: Path, wanted: Identity, found: RunRecord | None) -> 
             f"The training in {folder} is finished ({FINAL} exists); there is nothing to continue. Predict "
             "with it, validate it with --val, or train anew with --overwrite."
         )
-    return folder / LATEST

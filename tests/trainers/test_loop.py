@@ -138,6 +138,16 @@ def test_a_run_goes_on_with_scaled_losses(request_fcn: RunRequest, monkeypatch: 
     assert load_checkpoint(request_fcn.folder / FINAL).training["scaler"]
 
 
+def test_an_end_between_the_first_two_checkpoints(request_fcn: RunRequest, tmp_path: Path) -> None:
+    """The best one is there and the latest is not yet: it is gone on from, not asked for `--c` in circles."""
+    whole = train_fold(replace(request_fcn, folder=tmp_path / "whole"), SilentReporter())
+    train_fold(request_fcn, _SignalAt(signal.SIGINT, 8))
+    (request_fcn.folder / LATEST).unlink()
+    assert load_checkpoint(request_fcn.folder / BEST).epoch == 1
+    assert train_fold(replace(request_fcn, resume=True), SilentReporter()).status == "finished"
+    assert_equal(weights(whole.folder / FINAL), weights(request_fcn.folder / FINAL))
+
+
 def test_continuing_drops_history_that_the_checkpoint_does_not_know(request_fcn: RunRequest) -> None:
     train_fold(request_fcn, _SignalAt(signal.SIGINT, 8))
     history = request_fcn.folder / "history.jsonl"
