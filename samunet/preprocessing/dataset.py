@@ -193,8 +193,9 @@ def is_current(case: Case, plan: Plan, data_name: str, folder: Path) -> bool:
     made_by = _made_by(plan, data_name)
     if not entry.content.startswith(made_by) or entry.content != made_by + hash_files(case.files):
         return False
-    with suppress(OSError):  # a folder that may only be read: the files are read again the next time
-        store.note_copy(case.name, key)
+    # A folder that may only be read, or is locked: the files are read again the next time.
+    with suppress(OSError, SamunetError):
+        store.note_copy(case.name, key, entry.content)
     return True
 
 
@@ -224,16 +225,22 @@ def largest_case_bytes(orders: Sequence[CaseOrder], plan: Plan) -> int:
 
 
 def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path]) -> str | None:
-    """Preprocess one case and store it; returns why it failed, or None. Runs in a worker process."""
+    """Preprocess one case and store it; returns why it failed, or None. Runs in a worker process.
+
+    What another process has stored since the order was given is left as it is.
+    """
     case = order.case
     try:
+        missing = {n: key for n, key in order.keys.items() if not is_current(case, plan, n, folders[n])}
+        if not missing:
+            return None
         image, geometry = read_image(case.images)
         label = np.zeros(image.shape[1:], np.uint8) if order.blank else None
         if case.label is not None:
             label, label_geometry = read_label(case.label)
             check_label_grid(case, geometry, label_geometry)
         bytes_hash = hash_files(case.files)
-        for name, key in order.keys.items():
+        for name, key in missing.items():
             data = plan.data[name]
             done = preprocess_case(image, label, geometry, plan, data, where=case.name)
             locations = Locations() if done.label is None else sample_locations(done.label, plan.labels)

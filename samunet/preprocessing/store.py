@@ -1,12 +1,16 @@
 """Preprocessed cases on disk: compressed arrays that are read by patch or by slice.
 
 A case is NAME.image.b2nd (float32), NAME.label.b2nd (int16), NAME.locations.npy (int32) and NAME.json. The
-JSON file is written last: without it the case does not exist.
+JSON file gets its name last: without it the case does not exist. A case is replaced when the new one is ready
+on the disk, by one process at a time.
 """
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -14,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from samunet.data.open_files import too_many_open
 from samunet.errors import SamunetError
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations
 from samunet.records import RecordError, from_data, read_json, write_json
-from samunet.whole_files import atomic_path
+from samunet.whole_files import atomic_path, partial_folder, replace_path
 
 STORE_FORMAT = 1
 BLOCK = (32, 32, 32)
@@ -32,6 +37,9 @@ SLICE_BLOCK_BYTES = 128 * 2**10
 SLICE_CHUNK_BYTES = 2 * 2**20
 """Chunks of a case that is read slice by slice hold several slices: tiny chunks cost much time."""
 MEMBERS = (".image.b2nd", ".label.b2nd", ".locations.npy")
+REPLACING_SECONDS = 2.0
+"""Longest that a reader waits for the rest of a case; files change their names in milliseconds."""
+LOCK_SECONDS = 60.0
 RUN_AGAIN = "Run `samunet_preprocess` again; finished cases are kept."
 
 
@@ -124,14 +132,27 @@ class CaseStore:
 
     def finished(self, name: str) -> CaseEntry | None:
         """The entry of a stored case; None when the case is absent, incomplete, cut off or unreadable."""
-        if not self._path(name, ".json").is_file():
-            return None
         try:
-            entry = self._entry(name)
+            entry = self._found(name)
         except SamunetError:  # written by another version: the caller writes it anew
+            return None
+        if entry is None:
             return None
         members = [suffix for suffix in MEMBERS if entry.has_label or suffix != ".label.b2nd"]
         return entry if all(self._is_whole(name, suffix, entry) for suffix in members) else None
+
+    def _found(self, name: str) -> CaseEntry | None:
+        """The entry if there is such a case; one that another process is replacing is waited for."""
+        until = time.monotonic() + REPLACING_SECONDS
+        while True:
+            try:
+                return self._entry(name)
+            except SamunetError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+            if not self._path(name, MEMBERS[0]).is_file() or time.monotonic() > until:
+                return None
+            time.sleep(0.01)
 
     def _is_whole(self, name: str, suffix: str, entry: CaseEntry) -> bool:
         file = self._path(name, suffix)
@@ -139,19 +160,41 @@ class CaseStore:
             return False
         return suffix not in entry.sizes or file.stat().st_size == entry.sizes[suffix]
 
-    def note_copy(self, name: str, key: str) -> None:
-        """Keep the key that a copy of the case's raw files has."""
-        write_json(self._path(name, ".json"), replace(self._entry(name), copied_from=key))
+    def note_copy(self, name: str, key: str, content: str) -> None:
+        """Keep the key that a copy of the case's raw files has, if the case still is of that content."""
+        with self._lock():
+            entry = self.finished(name)
+            if entry is not None and entry.content == content:
+                write_json(self._path(name, ".json"), replace(entry, copied_from=key))
 
     def open(self, name: str) -> StoredCase:
-        """The stored case of that name.
+        """The stored case of that name; its arrays are opened when they are first used.
 
         Raises:
             SamunetError: it is not there, is damaged, or was written in another format.
         """
-        if not self._path(name, ".json").is_file():
+        entry = self._found(name)
+        if entry is None:
             raise SamunetError(f"There is no preprocessed case {name} in {self.folder}. {RUN_AGAIN}")
-        return StoredCase(name, self._entry(name), self.folder)
+        return StoredCase(name, entry, self.folder)
+
+    def open_whole(self, name: str) -> StoredCase:
+        """The same with all arrays open: they stay what they are when another process replaces the case.
+
+        Raises:
+            SamunetError: as `open`.
+        """
+        while True:
+            case = self.open(name)
+            try:
+                _ = case.image, case.label, case.locations
+            except SamunetError:
+                if self.open(name).entry == case.entry:
+                    raise
+                continue
+            # Its JSON file goes before the first and comes after the last of the arrays is another.
+            if self.open(name).entry == case.entry:
+                return case
 
     def write(
         self,
@@ -162,35 +205,80 @@ class CaseStore:
         content: str = "",
         by_slice: bool = False,
     ) -> None:
-        """Store a case; it appears complete or not at all.
+        """Store a case; it appears complete or not at all, and replaces another only then.
+
+        A case that is there already, of the same `content`, stays: another process was first.
 
         Args:
             key / content: identify what the case was made from, see `CaseEntry`.
             by_slice: lay the arrays out for reading single slices instead of 3D patches.
         """
-        self.remove(name)
-        write_packed(self._path(name, ".image.b2nd"), pack(case.image, by_slice))
-        if case.label is not None:
-            write_packed(self._path(name, ".label.b2nd"), pack(case.label, by_slice))
-        rows = [*locations.classes.values(), *([] if locations.annotated is None else [locations.annotated])]
-        stacked = np.concatenate(rows) if rows else np.zeros((0, 3), np.int32)
-        with atomic_path(self._path(name, ".locations.npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, stacked.astype(np.int32, copy=False))
-        entry = CaseEntry(
-            key=key,
-            content=content,
-            record=case.record,
-            has_label=case.label is not None,
-            classes=tuple(locations.classes),
-            ends=tuple(int(n) for n in np.cumsum([len(found) for found in locations.classes.values()])),
-            annotated=None if locations.annotated is None else len(locations.annotated),
-            sizes={s: self._path(name, s).stat().st_size for s in MEMBERS if self._path(name, s).is_file()},
-        )
-        write_json(self._path(name, ".json"), entry)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with partial_folder(self.folder) as prepared:
+            fresh = CaseStore(prepared)
+            write_packed(fresh._path(name, ".image.b2nd"), pack(case.image, by_slice))
+            if case.label is not None:
+                write_packed(fresh._path(name, ".label.b2nd"), pack(case.label, by_slice))
+            annotated = [] if locations.annotated is None else [locations.annotated]
+            rows = [*locations.classes.values(), *annotated]
+            stacked = np.concatenate(rows) if rows else np.zeros((0, 3), np.int32)
+            with fresh._path(name, ".locations.npy").open("wb") as file:
+                np.save(file, stacked.astype(np.int32, copy=False))
+            counts = [len(found) for found in locations.classes.values()]
+            entry = CaseEntry(
+                key=key,
+                content=content,
+                record=case.record,
+                has_label=case.label is not None,
+                classes=tuple(locations.classes),
+                ends=tuple(int(n) for n in np.cumsum(counts)),
+                annotated=None if locations.annotated is None else len(locations.annotated),
+                sizes={s: fresh._path(name, s).stat().st_size for s in fresh._members(name)},
+            )
+            write_json(fresh._path(name, ".json"), entry)
+            self._take(name, fresh, entry)
+
+    def _take(self, name: str, fresh: CaseStore, entry: CaseEntry) -> None:
+        """Give a case that is ready on the same disk its place."""
+        with self._lock():
+            there = self.finished(name)
+            if there is not None and entry.content and there.content == entry.content:
+                return
+            self._unlink(name, (".json", *({*MEMBERS} - {*fresh._members(name)})))
+            for suffix in (*fresh._members(name), ".json"):
+                replace_path(fresh._path(name, suffix), self._path(name, suffix))
+
+    def _members(self, name: str) -> list[str]:
+        """Endings of the arrays that are there."""
+        return [suffix for suffix in MEMBERS if self._path(name, suffix).is_file()]
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time changes what is in the folder; for moments, not while arrays are packed.
+
+        Raises:
+            SamunetError: another process keeps it from doing so.
+        """
+        # Beside the folder, in which only cases lie. It is left there: who waits for it would hold a lock
+        # that nobody else sees.
+        path = self.folder.with_name(f".{self.folder.name}.lock")
+        try:
+            lock = FileLock(path).acquire(timeout=LOCK_SECONDS)
+        except Timeout as taken:
+            raise SamunetError(
+                f"Another process has kept {self.folder} locked for {LOCK_SECONDS:.0f} s. Wait until it has "
+                f"ended, or delete {path} if there is none. {RUN_AGAIN}"
+            ) from taken
+        with lock:
+            yield
 
     def remove(self, name: str) -> None:
         """Delete a case, the JSON file first, so that no half of it counts as a case."""
-        for suffix in (".json", *MEMBERS):
+        with self._lock():
+            self._unlink(name, (".json", *MEMBERS))
+
+    def _unlink(self, name: str, suffixes: tuple[str, ...]) -> None:
+        for suffix in suffixes:
             self._path(name, suffix).unlink(missing_ok=True)
 
     def _path(self, name: str, suffix: str) -> Path:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from samunet.data.geometry import Box, Geometry
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
+from samunet.preprocessing import store as module
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations, sample_locations
 from samunet.preprocessing.store import CaseStore, layout, load_array
@@ -110,7 +113,7 @@ def test_a_case_that_was_cut_off_is_not_finished(tmp_path: Path) -> None:
     assert store.finished("a") is not None  # of an earlier version
 
 
-def test_interrupted_write_is_no_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, case = CaseStore(tmp_path), some_case()
     store.write("a", case, Locations(), key="old")
 
@@ -120,8 +123,83 @@ def test_interrupted_write_is_no_case(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space"):
         store.write("a", case, Locations(), key="new")
-    assert store.names() == ()
+    assert store.open("a").entry.key == "old"
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    with pytest.raises(OSError, match="No space"):
+        store.write("b", case, Locations(), key="new")
+    assert store.names() == ("a",)
+
+
+def pieces(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_reader_finds_the_old_or_the_new_case_while_one_is_replaced(tmp_path: Path) -> None:
+    store, big = CaseStore(tmp_path / "p"), some_case((60, 120, 120))
+    store.write("a", big, Locations(), key="0")
+    keys = ("1", "2", "3")
+
+    def rewrite() -> None:
+        for key in keys:
+            store.write("a", replace(big, image=big.image + int(key)), Locations(), key=key)
+
+    writer, found = threading.Thread(target=rewrite), set()
+    writer.start()
+    while writer.is_alive():
+        case = store.open_whole("a")
+        assert case.image[0, 0, 0, 0] == pytest.approx(big.image[0, 0, 0, 0] + int(case.entry.key))
+        found.add(case.entry.key)
+    writer.join()
+    assert found <= {"0", *keys}
+    assert len(found) > 1
+    assert pieces(store.folder) == ["a.image.b2nd", "a.json", "a.label.b2nd", "a.locations.npy"]
+
+
+def test_a_case_that_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
+    """Its arrays may be open in a training."""
+    store, case = CaseStore(tmp_path / "p"), some_case()
+    store.write("a", case, Locations(), key="first", content="made-bytes")
+    before = {path: path.stat().st_mtime_ns for path in store.folder.iterdir()}
+    store.write("a", case, Locations(), key="second", content="made-bytes")
+    assert {path: path.stat().st_mtime_ns for path in store.folder.iterdir()} == before
+    store.write("a", case, Locations(), key="third", content="made-otherwise")
+    assert store.open("a").entry.key == "third"
+    (store.folder / "a.image.b2nd").write_bytes(b"cut off")
+    store.write("a", case, Locations(), key="fourth", content="made-otherwise")
+    assert store.open_whole("a").entry.key == "fourth"
+
+
+def test_a_case_without_a_label_leaves_none_of_the_one_that_it_replaces(tmp_path: Path) -> None:
+    store = CaseStore(tmp_path / "p")
+    store.write("a", some_case(), Locations())
+    store.write("a", replace(some_case(), label=None), Locations())
+    assert pieces(store.folder) == ["a.image.b2nd", "a.json", "a.locations.npy"]
+
+
+def test_the_key_of_a_copy_is_noted_at_the_case_that_was_compared(tmp_path: Path) -> None:
+    """Another process may have made the case in another way while the raw files were read."""
+    store, case = CaseStore(tmp_path / "p"), some_case()
+    store.write("a", case, Locations(), key="k", content="other-bytes")
+    store.note_copy("a", "copy", content="made-bytes")
+    assert store.open("a").entry.copied_from == ""
+    store.note_copy("a", "copy", content="other-bytes")
+    assert store.open("a").entry.copied_from == "copy"
+
+
+def test_a_case_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CaseStore(tmp_path / "p")
+    store.write("a", some_case(), Locations())
+    (store.folder / "a.json").unlink()
+    waited: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=waited.append))
+    with pytest.raises(SamunetError, match="no preprocessed case a "):
+        store.open("a")
+    assert 0 < sum(waited) < 5  # half of one: its rest may be coming
+    waited.clear()
+    store.remove("a")
+    with pytest.raises(SamunetError, match="no preprocessed case a "):
+        store.open("a")
+    assert not waited
 
 
 def test_layout_follows_use_and_shape() -> None:

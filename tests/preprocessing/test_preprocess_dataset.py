@@ -142,11 +142,15 @@ def test_no_space_left_is_one_clear_error(
     if not full.exists():
         pytest.skip("needs /dev/full")
     folder = tmp_path / "p"
-    folder.mkdir()
-    # Every array is written under a name of its own first; these names lead to a full device.
-    monkeypatch.setattr(whole_files, "partial_path", lambda path: path.with_name(f".partial.{path.name}"))
-    for case in raw.cases:
-        (folder / f".partial.{case.name}.image.b2nd").symlink_to(full)
+    whole = whole_files.partial_path
+
+    def leads_to_a_full_device(path: Path) -> Path:
+        partial = whole(path)
+        if path.name.endswith(".image.b2nd"):
+            partial.symlink_to(full)
+        return partial
+
+    monkeypatch.setattr(whole_files, "partial_path", leads_to_a_full_device)
     with pytest.raises(SamunetError, match="No space is left"):
         preprocess_folders(raw, plan, {"3d": folder}, workers=1)
     assert CaseStore(folder).names() == ()
@@ -226,3 +230,17 @@ def test_interrupted_run_leaves_no_half_case(
     monkeypatch.setattr(np, "save", original)
     report = preprocess_folders(raw, plan, {"3d": tmp_path / "p"}, workers=1)
     assert report.kept == raw.case_names[:2]
+
+
+def test_what_another_process_has_preprocessed_since_the_list_was_made_is_left_alone(
+    raw: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"3d": tmp_path / "p"}
+    orders = module._open_orders(raw.cases, plan, folders)
+    preprocess_folders(raw, plan, folders, workers=1)
+    before = modified(tmp_path / "p")
+    monkeypatch.setattr(module, "read_image", None)
+    assert len(orders) == 6
+    for order in orders:
+        assert module.preprocess_to_store(order, plan, folders) is None
+    assert modified(tmp_path / "p") == before
