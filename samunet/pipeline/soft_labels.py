@@ -15,6 +15,7 @@ from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.predictor import Predictor
 from samunet.planning.plan import Plan
 from samunet.preprocessing.dataset import preprocess_unlabelled
+from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.soft_labels import SoftLabelStore, draw_foreground, pack_case
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.trainers.batches import SoftSource
@@ -134,6 +135,10 @@ class Labelling:
         self, store: SoftLabelStore, predictor: Predictor, case: StoredCase, to_estimate: list[StoredCase]
     ) -> None:
         store.folder.mkdir(parents=True, exist_ok=True)
+        found = CaseStore(case.folder).open_whole(case.name)
+        if found.entry.key != case.entry.key:
+            raise made_anew(f"The preprocessed case {case.name} in {case.folder}", "in another way")
+        case = found
         logits = predictor.predict_preprocessed(case.image[:], LogitStorage(store.folder))
         by_slice = self.plan.data[self.data_name].dimension == 2
         packed = pack_case(logits, self.labels.identity, by_slice)

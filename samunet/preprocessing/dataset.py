@@ -25,7 +25,7 @@ from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
 from samunet.preprocessing.locations import Locations, sample_locations
-from samunet.preprocessing.store import STORE_FORMAT, CaseStore
+from samunet.preprocessing.store import STORE_FORMAT, CaseStore, content_start
 from samunet.progress import Progress
 from samunet.records import content_hash, hash_files
 from samunet.whole_files import NO_SPACE, remove_partials
@@ -190,18 +190,13 @@ def is_current(case: Case, plan: Plan, data_name: str, folder: Path) -> bool:
         return False
     if key in (entry.key, entry.copied_from):
         return True
-    made_by = _made_by(plan, data_name)
+    made_by = content_start(plan.data_hash(data_name))
     if not entry.content.startswith(made_by) or entry.content != made_by + hash_files(case.files):
         return False
     # A folder that may only be read, or is locked: the files are read again the next time.
     with suppress(OSError, SamunetError):
         store.note_copy(case.name, key, entry.content)
     return True
-
-
-def _made_by(plan: Plan, data_name: str) -> str:
-    """How a stored case's `content` begins; the hash of its raw files follows."""
-    return f"{plan.data_hash(data_name)}-"
 
 
 def largest_case_bytes(orders: Sequence[CaseOrder], plan: Plan) -> int:
@@ -244,7 +239,7 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
             data = plan.data[name]
             done = preprocess_case(image, label, geometry, plan, data, where=case.name)
             locations = Locations() if done.label is None else sample_locations(done.label, plan.labels)
-            content = _made_by(plan, name) + bytes_hash
+            content = content_start(plan.data_hash(name)) + bytes_hash
             by_slice = data.dimension == 2
             CaseStore(folders[name]).write(case.name, done, locations, key, content, by_slice)
             del done, locations  # before the next configuration needs its own memory

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, islice
 from math import prod
@@ -25,6 +25,7 @@ from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import read_box, read_slice
 from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
+from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.store import CaseStore, StoredCase
 from samunet.preprocessing.streams import BatchStream, Sample
 from samunet.progress import Progress
@@ -69,7 +70,7 @@ class ViewSource:
     """Reads and augments the items; view 0 as they are.
 
     Attributes:
-        case_folder: stored cases.
+        case_folder: stored cases; keys: what each has to be made from, as in its unit.
         patch_size: (h, w) of an item; load_size: what is read for an augmented view.
         augment / finish: for augmented views, for view 0.
     """
@@ -81,10 +82,13 @@ class ViewSource:
     seed: int
     augment: Augment
     finish: Augment
+    keys: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def sample(self, key: ItemKey) -> Sample:
         """{"image": (C, h, w) float32, "target": (T, h, w)}."""
         case = _open_case(self.case_folder, key.case)
+        if self.keys.get(key.case, case.entry.key) != case.entry.key:
+            raise made_anew(f"The preprocessed case {key.case} in {self.case_folder}", "in another way")
         if key.view == 0:
             image, label = self._read(case, key.item, self.patch_size)
             image_t, target = self.finish(image, label, 0)
@@ -104,7 +108,7 @@ class ViewSource:
 @lru_cache(maxsize=4)
 def _open_case(folder: Path, name: str) -> StoredCase:
     """Items come case by case, so a few open ones are enough."""
-    return CaseStore(folder).open(name)
+    return CaseStore(folder).open_whole(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def missing_units(cache: EmbeddingCache, store: CaseStore, views: dict[str, int]
     """
     units = []
     for case, count in views.items():
-        stored = store.open(case)
+        stored = store.open_whole(case)
         identity = cache.identity
         items = case_items(
             tuple(stored.image.shape[1:]),
@@ -205,6 +209,7 @@ def build_cache(
         network: offers `encode`; is on the options' device and in evaluation mode.
     """
     _open_case.cache_clear()  # cases may have been preprocessed anew since
+    source = replace(source, keys={unit.case: unit.key for unit in units})
     cache.prepare()
     for case in {unit.case for unit in units}:
         remove_partials(cache.folder / case)

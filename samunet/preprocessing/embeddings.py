@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from samunet.errors import SamunetError
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import tile_grid
 from samunet.preprocessing.compact import Codec, load_bases
+from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.store import load_array
 from samunet.records import content_hash, read_json, read_record, to_data, write_json
 
@@ -143,9 +145,38 @@ class EmbeddingCache:
         self.identity = identity
         self._arrays: OrderedDict[Path, np.ndarray] = OrderedDict()
         self._tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._pinned: dict[str, str] = {}
+        self._checked: dict[Path, tuple[int, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "identity": self.identity, "_arrays": OrderedDict(), "_tables": {}}
+        return {
+            "folder": self.folder,
+            "identity": self.identity,
+            "_arrays": OrderedDict(),
+            "_tables": {},
+            "_pinned": self._pinned,
+            "_checked": {},
+        }
+
+    def pin(self, cases: Iterable[str]) -> None:
+        """From now on refuse to read views of these cases that were made anew from other content."""
+        self._pinned.update({case: self.entry(case, 0).key for case in cases})
+
+    def _check_pinned(self, case: str, view: int) -> None:
+        """After an array is opened: the JSON file goes before another one takes the array's place."""
+        if case not in self._pinned:
+            return
+        marker, stamp = self.view_file(case, view, "json"), None
+        with suppress(FileNotFoundError):
+            found = marker.stat()
+            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
+            if stamp == self._checked.get(marker):  # reading it for every array would take longer than that
+                return
+        if stamp is None or self.entry(case, view).key != self._pinned[case]:
+            raise made_anew(
+                f"View {view} of case {case} in the embedding cache {self.folder}", "from other content"
+            )
+        self._checked[marker] = stamp
 
     def prepare(self) -> None:
         """Make the folder and write down the identity.
@@ -206,7 +237,9 @@ class EmbeddingCache:
     def tables(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         """Of the plain view: voxels per item and foreground output (N, K_fg), and annotated voxels (N,)."""
         if case not in self._tables:
+            self._check_pinned(case, 0)
             entry = self.entry(case, 0)
+            self._check_pinned(case, 0)
             self._tables[case] = np.asarray(entry.counts, float), np.asarray(entry.annotated, float)
         return self._tables[case]
 
@@ -248,16 +281,18 @@ class EmbeddingCache:
 
     def read(self, case: str, view: int, index: int) -> dict[str, Tensor]:
         """One item: {"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8}."""
-        arrays = {
-            name: self._array(self.view_file(case, view, f"{name}.npy"))[index] for name in self.array_names
-        }
+        arrays = {name: self._array(case, view, name)[index] for name in self.array_names}
         return self.codec.decode(arrays)
 
-    def _array(self, path: Path) -> np.ndarray:
+    def _array(self, case: str, view: int, name: str) -> np.ndarray:
+        path = self.view_file(case, view, f"{name}.npy")
         if path in self._arrays:
             self._arrays.move_to_end(path)
             return self._arrays[path]
-        self._arrays[path] = load_array(path, f"Delete {self.folder}.", mapped=True)
+        self._check_pinned(case, view)  # else an array that was just deleted would be called damaged
+        array = load_array(path, f"Delete {self.folder}.", mapped=True)
+        self._check_pinned(case, view)
+        self._arrays[path] = array
         if len(self._arrays) > most_open(OPEN_ARRAYS, SHARE_OF_FILES):
             self._arrays.popitem(last=False)
         return self._arrays[path]

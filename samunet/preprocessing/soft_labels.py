@@ -12,7 +12,7 @@ half-precision numbers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from torch import Tensor
 from samunet.data.open_files import most_open
 from samunet.errors import SamunetError
 from samunet.preprocessing.boxes import read_box
+from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.restore import LogitArray
 from samunet.preprocessing.store import load_array, open_packed, pack, write_packed
 from samunet.records import content_hash, read_json, read_record, to_data, write_json
@@ -157,16 +158,26 @@ class SoftLabelStore:
     def __init__(self, folder: Path, identity: SoftLabelIdentity) -> None:
         self.folder = Path(folder)
         self.identity = identity
+        self._pinned: dict[str, str] = {}
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._foreground: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "folder": self.folder,
-            "identity": self.identity,
-            "_open": OrderedDict(),
-            "_foreground": OrderedDict(),
-        }
+        return {**self.__dict__, "_open": OrderedDict(), "_foreground": OrderedDict()}
+
+    def pin(self, names: Iterable[str]) -> None:
+        """From now on refuse to read soft labels of these cases that were made anew from other content."""
+        self._pinned.update({name: self._entry(name).key for name in names})
+
+    def _check_pinned(self, name: str) -> None:
+        """After a file is opened: the JSON file goes before another one takes the file's place."""
+        if name not in self._pinned:
+            return
+        if not self._path(name, ".json").is_file() or self._entry(name).key != self._pinned[name]:
+            raise made_anew(f"The soft labels of case {name} in {self.folder}", "from other content")
+
+    def _entry(self, name: str) -> SoftLabelEntry:
+        return read_record(SoftLabelEntry, self._path(name, ".json"))
 
     def check_identity(self) -> None:
         """See that the folder, where there is one, holds soft labels of this identity.
@@ -201,7 +212,7 @@ class SoftLabelStore:
         path = self._path(name, ".json")
         if not path.is_file() or not self._path(name, ".soft.b2nd").is_file():
             return False
-        return read_record(SoftLabelEntry, path).key == key
+        return self._entry(name).key == key
 
     def write(self, name: str, packed: bytes, key: str, foreground: np.ndarray | None = None) -> None:
         """Store a case's packed soft labels; they appear complete or not at all.
@@ -229,7 +240,9 @@ class SoftLabelStore:
             size: voxels per axis.
         """
         if name not in self._open:
-            self._open[name] = open_packed(self._path(name, ".soft.b2nd"), RUN_AGAIN)
+            opened = open_packed(self._path(name, ".soft.b2nd"), RUN_AGAIN)
+            self._check_pinned(name)
+            self._open[name] = opened
             if len(self._open) > most_open(OPEN_CASES, SHARE_OF_FILES):
                 self._open.popitem(last=False)
         self._open.move_to_end(name)
@@ -243,6 +256,7 @@ class SoftLabelStore:
         """
         if name not in self._foreground:
             rows = load_array(self._path(name, ".foreground.npy"), RUN_AGAIN)
+            self._check_pinned(name)
             self._foreground[name] = {str(k): rows[rows[:, 0] == k, 1:] for k in np.unique(rows[:, 0])}
             if len(self._foreground) > OPEN_CASES:
                 self._foreground.popitem(last=False)

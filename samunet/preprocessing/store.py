@@ -67,6 +67,20 @@ class CaseEntry:
     annotated: int | None = None
     sizes: dict[str, int] = field(default_factory=dict, hash=False)
 
+    @property
+    def made_from(self) -> str:
+        """The same for a case that was made a second time from the same bytes."""
+        return self.content or self.key
+
+    def may_be_of(self, data_hash: str) -> bool:
+        """Whether that data configuration made the case; cases of earlier versions do not tell."""
+        return not self.content or self.content.startswith(content_start(data_hash))
+
+
+def content_start(data_hash: str) -> str:
+    """How the `content` of a case begins that a data configuration made; the hash of its files follows."""
+    return f"{data_hash}-"
+
 
 @dataclass(frozen=True)
 class StoredCase:

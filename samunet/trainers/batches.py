@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samunet.data.labels import OUTSIDE
-from samunet.data.open_files import most_open
 from samunet.preprocessing.boxes import read_box, read_slice
+from samunet.preprocessing.open_cases import OpenCases
 from samunet.preprocessing.soft_labels import SoftLabelIdentity, SoftLabelStore, decode
-from samunet.preprocessing.store import MEMBERS
+from samunet.preprocessing.store import StoredCase
 from samunet.preprocessing.streams import Sample
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings
 from samunet.trainers.sampling import TRAIN, BoxSampler, SampleKey, sample_generator
 
-if TYPE_CHECKING:
-    from samunet.preprocessing.store import StoredCase
-
-OPEN_CASES = 64
-"""Stored cases a process keeps open at most."""
-SHARE_OF_FILES = 0.25
-"""Of the files that a process may open; there may be cases without labels besides."""
 DRAWS = 3
 """Random numbers of a sample that are the method's own."""
 
@@ -53,7 +43,7 @@ class SourceSettings:
     """What both kinds of sources are made of.
 
     Attributes:
-        case_folder: stored cases.
+        case_folder: stored cases; data_hash: of the data configuration that they have to be made by.
         train / val: case names.
         seed / fold: with the key they decide every draw.
         slice_context: neighbouring slices given as channels (2D).
@@ -62,6 +52,7 @@ class SourceSettings:
     """
 
     case_folder: Path
+    data_hash: str
     train: tuple[str, ...]
     val: tuple[str, ...]
     seed: int
@@ -79,39 +70,12 @@ class SourceSettings:
         return self.augmentation.ignore_index is not None
 
 
-class OpenCases:
-    """The most recently used stored cases, opened once; opens its own in every process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: OrderedDict[str, StoredCase] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_open": OrderedDict()}
-
-    @cached_property
-    def _store(self) -> Any:
-        from samunet.preprocessing.store import CaseStore
-
-        return CaseStore(self.folder)
-
-    def get(self, name: str) -> StoredCase:
-        """The stored case of that name."""
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        self._open[name] = self._store.open(name)
-        if len(self._open) > most_open(OPEN_CASES, SHARE_OF_FILES, len(MEMBERS)):
-            self._open.popitem(last=False)
-        return self._open[name]
-
-
 class PatchSource:
     """Draws a case and a box, reads it, augments it (training) or takes it as it is (validation)."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
-        self.cases = OpenCases(settings.case_folder)
+        self.cases = OpenCases(settings.case_folder, settings.data_hash)
         augmentation = settings.augmentation
         self.augment = Augmentation(augmentation)
         self.finish = Augmentation(replace(augmentation, preset="none"))
@@ -125,7 +89,22 @@ class PatchSource:
         soft = settings.soft
         self.soft = None if soft is None else SoftLabelStore(soft.folder, soft.identity)
         extra = None if soft is None else soft.unlabelled_folder
-        self.unlabelled = None if extra is None else OpenCases(extra)
+        self.unlabelled = None if extra is None else OpenCases(extra, settings.data_hash)
+
+    def pin(self) -> None:
+        """See that all cases are there and of the plan; samples of cases made anew afterwards are refused.
+
+        Raises:
+            SamunetError: some are not.
+        """
+        settings, soft = self.settings, self.settings.soft
+        names = dict.fromkeys((*settings.train, *settings.val))
+        self.cases.pin(names)
+        if self.soft is None or soft is None:
+            return
+        self.soft.pin((*names, *soft.unlabelled))
+        if self.unlabelled is not None:
+            self.unlabelled.pin(soft.unlabelled)
 
     def sample(self, key: SampleKey) -> Sample:
         """{"image": (C, *patch) float32, "target": (1, *patch) int16 or (R[+1], *patch) bool,

@@ -93,6 +93,7 @@ def prepare_cache(
             "augmented view(s), and every step draws one of these. More of them: --set views=N; a new draw "
             "in every step: --set cache=false."
         )
+    wanted.cache.pin(setup.per_case(wanted.views))
     run.source = EmbeddingSource(wanted.cache, run.source.settings, wanted.views)
     items = wanted.cache.identity.items_per_case
     return CacheUse(mode="cached", views=wanted.views, items_per_case=items)

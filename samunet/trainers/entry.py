@@ -312,6 +312,8 @@ def _settle_samples_and_schedule(
         request.distillation.label(run.reporter)
         names = tuple(dict.fromkeys((*split.train, *split.val)))
         check_soft_labels(request.distillation.labels, request.case_folder, names)
+    assert isinstance(run.source, PatchSource)
+    run.source.pin()
     budget_minutes = run.time_budget_minutes if run.resume_from is None else None
     if budget_minutes is not None:
         run.phases = recipe_phases(run)

@@ -157,6 +157,7 @@ def source_settings(
     )
     return SourceSettings(
         case_folder=request.case_folder,
+        data_hash=plan.data_hash(configuration.data),
         train=request.split.train,
         val=request.split.val,
         seed=seed,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -170,6 +171,44 @@ def test_a_changed_case_is_encoded_again(cache: EmbeddingCache, store: CaseStore
     assert {(unit.case, unit.view) for unit in units} == {("case_1", 0), ("case_1", 1), ("case_1", 2)}
     fill(cache, store)
     assert cache.entry("case_1", 2).key == "key changed"
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_views_made_anew_from_other_content_are_not_mixed_with_those_before(
+    cache: EmbeddingCache, store: CaseStore, monkeypatch: pytest.MonkeyPatch, rebuilt: bool
+) -> None:
+    """A training reads for hours; meanwhile another one may find changed cases and encode them."""
+    monkeypatch.setattr(embeddings, "OPEN_ARRAYS", 1)
+    fill(cache, store)
+    cache.pin(VIEWS)
+    reader = pickle.loads(pickle.dumps(cache))
+    reader.read("case_1", 1, 0)
+    reader.tables("case_0")
+    path = store.folder / "case_1.json"
+    path.write_text(path.read_text().replace("key 1", "key changed"))
+    if rebuilt:
+        fill(EmbeddingCache(cache.folder, IDENTITY), store)
+    else:
+        EmbeddingCache(cache.folder, IDENTITY).forget_stale("case_1", 1, "key changed")
+    told = r"View \d of case case_1 in the embedding cache .* made anew from other content .*Train again"
+    with pytest.raises(SamunetError, match=told):
+        reader.read("case_1", 1, 0)
+    if rebuilt:
+        with pytest.raises(SamunetError, match=told):
+            reader.tables("case_1")
+    reader.read("case_0", 2, 0)
+
+
+def test_a_case_made_anew_while_the_cache_is_built_is_refused(
+    cache: EmbeddingCache, store: CaseStore
+) -> None:
+    """Else its embeddings would be taken for those of the case before."""
+    units = missing_units(cache, store, VIEWS)
+    path = store.folder / "case_1.json"
+    path.write_text(path.read_text().replace("key 1", "key changed"))
+    with pytest.raises(SamunetError, match=r"case_1 in .* was made anew"):
+        build_cache(cache, Halving(), source(store), units, options())
+    assert not cache.has("case_1", 0, "key 1")
 
 
 def test_two_processes_may_fill_one_cache(cache: EmbeddingCache, store: CaseStore) -> None:

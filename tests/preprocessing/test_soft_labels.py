@@ -121,3 +121,25 @@ def test_the_teachers_foreground(tmp_path: Path) -> None:
     assert len(many) == 20_000
     with pytest.raises(SamunetError, match=r"b\.foreground\.npy is missing"):
         store.foreground("b")
+
+
+def test_soft_labels_made_anew_from_other_content_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soft_labels, "OPEN_CASES", 1)
+    logits = torch.randn(IDENTITY.outputs, *SHAPE)
+    packed, rows = pack_case(logits, IDENTITY, by_slice=False), draw_foreground(logits, IDENTITY)
+    writer = SoftLabelStore(tmp_path, IDENTITY)
+    for name in "ab":
+        writer.write(name, packed, "key", rows)
+    writer.pin("ab")
+    reader = pickle.loads(pickle.dumps(writer))
+    for key, is_refused in (("key", False), ("other", True)):
+        writer.write("a", packed, key, rows)
+        for read in (lambda name: reader.read(name, (0, 0, 0), (2, 2, 2)), reader.foreground):
+            read("b")
+            if not is_refused:
+                read("a")
+                continue
+            with pytest.raises(SamunetError, match=r"soft labels of case a in .* made anew .*Train again"):
+                read("a")

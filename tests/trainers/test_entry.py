@@ -16,11 +16,15 @@ from samunet.networks.sam.adapters import add_adapters
 from samunet.networks.sam.variants import VARIANTS
 from samunet.networks.sam.weights import build_parts
 from samunet.planning.methods.unet import UNetConfig
+from samunet.preprocessing import open_cases
+from samunet.preprocessing.case import PreprocessedCase
+from samunet.preprocessing.locations import Locations
+from samunet.preprocessing.store import CaseStore
 from samunet.trainers import budget
 from samunet.trainers.budget import given_settings
 from samunet.trainers.checkpoint import load_checkpoint
 from samunet.trainers.entry import train_fold
-from samunet.trainers.history import read_history
+from samunet.trainers.history import EpochRecord, read_history
 from samunet.trainers.identity import _plain_keys, read_run
 from samunet.trainers.run import RunRequest
 from samunet.trainers.schedule import Timing
@@ -194,6 +198,25 @@ def test_cases_that_are_not_preprocessed_are_named(request_fcn: RunRequest) -> N
     with pytest.raises(SamunetError, match=r"2 cases of the split.*case_8, case_9"):
         train_fold(replace(request_fcn, split=split), SilentReporter())
     assert not request_fcn.folder.exists()
+
+
+def test_a_training_ends_where_its_cases_are_preprocessed_in_another_way(
+    request_fcn: RunRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PreprocessedMeanwhile(SilentReporter):
+        def epoch(self, record: EpochRecord, epochs: int) -> None:
+            store = CaseStore(request_fcn.case_folder)
+            for name in NAMES:
+                old = store.open_whole(name)
+                case = PreprocessedCase(image=old.image[:] + 9, label=old.label[:], record=old.record)
+                store.write(name, case, Locations(), key="another", content="other-bytes")
+
+    monkeypatch.setattr(open_cases, "OPEN_CASES", 1)
+    request = replace(request_fcn, settings={**request_fcn.settings, "epochs": 500})
+    with pytest.raises(SamunetError, match=r"case_\d in .* was made anew by another plan .*Train again"):
+        train_fold(request, PreprocessedMeanwhile())
+    with pytest.raises(SamunetError, match=r"4 of 4 cases in .* were made by another plan"):
+        train_fold(replace(request, resume=True, settings={}), SilentReporter())
 
 
 def test_unknown_settings_and_wrong_values(request_fcn: RunRequest) -> None:
