@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from samunet.planning.plan import Plan
-from samunet.preprocessing.streams import PREFETCH, BatchStream
+from samunet.preprocessing.streams import BatchStream, batches_ahead
 from samunet.trainers.base import Phase
 from samunet.trainers.devices import synchronize
 from samunet.trainers.sampling import VAL, Position, SampleKey, batch_keys
@@ -114,7 +114,7 @@ def measure(run: LoopRun, budget_seconds: float) -> Timing:
 def _time_batches(stream: BatchStream, workers: int, budget_seconds: float) -> float:
     """Seconds that workers take for a batch when nothing but they hold up the training; 0 without workers."""
     limit = time.monotonic() + max(TIMING_SHARE * budget_seconds, LEAST_SECONDS)
-    for _ in range(workers * PREFETCH):
+    for _ in range(batches_ahead(workers)):
         next(stream)
         if time.monotonic() > limit:
             break

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError
-from samunet.preprocessing.streams import PREFETCH, BatchStream, Sample
+from samunet.preprocessing.streams import BatchStream, Sample, batches_ahead
 from samunet.trainers import budget
 
 
@@ -71,6 +71,30 @@ def test_a_killed_worker_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch)
         next(stream)
 
 
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (1, 4), (2, 8), (3, 6), (4, 8), (5, 10), (12, 24)])
+def test_batches_that_wait_are_few_however_many_workers_there_are(workers: int, ahead: int) -> None:
+    """A batch of large slices is 100 MB, in memory and in /dev/shm."""
+    assert batches_ahead(workers) == ahead
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_come_in_the_order_of_their_keys_and_no_more_are_begun_than_may_wait(workers: int) -> None:
+    begun: list[int] = []
+
+    def keys() -> Iterator[list[int]]:
+        for number in range(10, 40):
+            begun.append(number)
+            yield [number, number + 100]
+
+    stream = BatchStream(Source(), keys(), workers, torch.device("cpu"))
+    try:
+        for number in range(10, 25):
+            assert next(stream)["value"].tolist() == [[2.0 * number], [2.0 * number + 200]]
+            assert len(begun) <= number - 10 + 1 + batches_ahead(workers)
+    finally:
+        stream.close()
+
+
 class Broken:
     """A fault of the program, or a damaged file that a library reports so."""
 
@@ -95,7 +119,7 @@ class Slow:
 
     def __next__(self) -> Sample:
         self.taken += 1
-        if self.taken > PREFETCH:
+        if self.taken > batches_ahead(1):
             self.now += 0.05
         return {}
 
