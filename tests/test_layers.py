@@ -19,7 +19,7 @@ MORE_PARAMETERS = {
 }
 """Functions with more, each with its reason."""
 
-EVERYWHERE = {"errors", "listing", "progress", "records", "whole_files", "workspace"}
+EVERYWHERE = {"errors", "file_locks", "listing", "progress", "records", "whole_files", "workspace"}
 MAY_IMPORT = {
     "data": set(),
     "networks": set(),

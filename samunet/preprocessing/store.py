@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import ceil
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from samunet.data.open_files import too_many_open
 from samunet.errors import SamunetError
+from samunet.file_locks import locked
 from samunet.preprocessing.case import PreprocessedCase, SpatialRecord
 from samunet.preprocessing.locations import Locations
 from samunet.records import RecordError, from_data, read_json, write_json
@@ -39,7 +38,6 @@ SLICE_CHUNK_BYTES = 2 * 2**20
 MEMBERS = (".image.b2nd", ".label.b2nd", ".locations.npy")
 REPLACING_SECONDS = 2.0
 """Longest that a reader waits for the rest of a case; files change their names in milliseconds."""
-LOCK_SECONDS = 60.0
 RUN_AGAIN = "Run `samunet_preprocess` again; finished cases are kept."
 
 
@@ -266,25 +264,10 @@ class CaseStore:
         """Endings of the arrays that are there."""
         return [suffix for suffix in MEMBERS if self._path(name, suffix).is_file()]
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One process at a time changes what is in the folder; for moments, not while arrays are packed.
-
-        Raises:
-            SamunetError: another process keeps it from doing so.
-        """
-        # Beside the folder, in which only cases lie. It is left there: who waits for it would hold a lock
-        # that nobody else sees.
-        path = self.folder.with_name(f".{self.folder.name}.lock")
-        try:
-            lock = FileLock(path).acquire(timeout=LOCK_SECONDS)
-        except Timeout as taken:
-            raise SamunetError(
-                f"Another process has kept {self.folder} locked for {LOCK_SECONDS:.0f} s. Wait until it has "
-                f"ended, or delete {path} if there is none. {RUN_AGAIN}"
-            ) from taken
-        with lock:
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        """Changes of what is in the folder come one after the other; the lock lies beside it, for in it lie
+        cases only."""
+        return locked(self.folder.with_name(f".{self.folder.name}.lock"))
 
     def remove(self, name: str) -> None:
         """Delete a case, the JSON file first, so that no half of it counts as a case."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from samunet.errors import SamunetError
-from samunet.whole_files import partial_path, remove_partials
+from samunet.file_locks import missing_locks
+from samunet.whole_files import remove_partials
 
 logger = logging.getLogger(__name__)
-
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-"""Numbers of the errors of file systems without locks."""
 
 
 @contextmanager
@@ -31,7 +27,7 @@ def claimed(folder: Path) -> Iterator[None]:
         SamunetError: another process has it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    missing = _missing_locks(folder)
+    missing = missing_locks(folder)
     if missing is not None:
         logger.warning(
             "The file system of %s has no locks (%s), so nothing keeps a second training out of it. See that "
@@ -60,25 +56,3 @@ def claimed(folder: Path) -> Iterator[None]:
         if os.name != "nt":
             path.unlink(missing_ok=True)
         lock.release()
-
-
-def _missing_locks(folder: Path) -> OSError | None:
-    """Why no file beside the folder can be locked; None where one can, or for another reason cannot.
-
-    Tried on a file of its own: depending on its version, filelock raises one error or another, or takes a
-    file in place of a lock, which stays when its process is killed.
-    """
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    path = partial_path(folder.with_name("lock"))
-    try:
-        with path.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as problem:
-        return problem if problem.errno in NO_LOCKS else None
-    finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-    return None

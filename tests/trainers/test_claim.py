@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from samunet.errors import SamunetError
+from samunet.file_locks import locked
 from samunet.trainers.claim import claimed
 from samunet.whole_files import partial_path
 
@@ -70,3 +71,20 @@ def test_a_second_claim_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixt
         pass
     assert list(tmp_path.iterdir()) == []
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("lockless", ["ENOLCK"], indirect=True)
+@pytest.mark.usefixtures("lockless")
+def test_preprocessing_goes_on_without_locks(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path / ".cases.lock"):
+            assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_a_lock_for_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samunet.file_locks.LOCK_SECONDS", 0.05)
+    path = tmp_path / ".cases.lock"
+    with locked(path), pytest.raises(SamunetError, match=r"\.cases\.lock locked"), locked(path):
+        pass
+    with locked(path):
+        pass
