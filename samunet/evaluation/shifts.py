@@ -4,6 +4,9 @@ Intensities are measured against each channel's own range: `low` and `high` are 
 before the change, R = high - low. The geometry never changes. What is drawn at random (the field, the noise,
 the sign of gamma) follows from (seed, case, kind), so the severities of a case differ in strength alone, and
 severity 0 is the image itself. documentation/generalization.md has the formulas.
+
+The kinds take planes of (Y, X) for slices and Z for the axis across them. A file may have its slices along
+any axis, so `shifted` turns volumes before and back after the change.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from samunet.data.geometry import slice_axis
 from samunet.errors import SamunetError, unknown_name
 
 ANISOTROPY = 2.0
@@ -35,7 +39,7 @@ class Place:
 
 
 Change = Callable[[np.ndarray, Place], np.ndarray]
-"""(image (C, Z, Y, X) float32, place) -> the same shape."""
+"""(image (C, Z, Y, X) float32, slices along Z; place) -> the same shape."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,10 @@ def _finest_mm(place: Place, shape: Sequence[int]) -> float:
 
 
 def ghosting(image: np.ndarray, place: Place) -> np.ndarray:
-    """low + (1 - s/2) (I - low) + s/2 (I - low) half the field of view along y.
+    """low + (1 - s/2) (I - low) + s/2 (I - low) half the field of view along the rows' axis Y of the slices.
 
-    It is what multiplying every second line of k-space along y by 1 - s gives.
+    It is what multiplying every second line of k-space along Y by 1 - s gives, if their number is even. Half
+    of an odd number lies between two voxels: the ghost is half a voxel beside that of k-space.
     """
     low, _ = _range(image)
     above = image - low
@@ -212,20 +217,22 @@ def shifted(
     if condition.severity == 0:
         return image.astype(np.float32)
     check_condition(condition.kind, condition.severity)
+    axis = slice_axis(spacing_mm, image.shape[1:])
+    image = np.moveaxis(image, axis + 1, 1)
     words = (condition.seed, zlib.crc32(case.encode()), list(SHIFTS).index(condition.kind))
     place = Place(
-        spacing_mm=spacing_mm,
+        spacing_mm=(spacing_mm[axis], *np.delete(spacing_mm, axis).tolist()),
         strength=condition.strength,
         rng=np.random.default_rng(np.random.SeedSequence(words)),
     )
     changed = SHIFTS[condition.kind].change(image.astype(np.float32), place).astype(np.float32)
     changed[list(colours)] = changed[list(colours)].clip(0, MOST_COLOUR)
     changed[:, masked_background(image)] = 0
-    return changed
+    return np.ascontiguousarray(np.moveaxis(changed, 1, axis + 1))
 
 
 def masked_background(image: np.ndarray) -> np.ndarray:
-    """Where an image (C, Z, Y, X) was masked out, bool (Z, Y, X).
+    """Where an image (C, Z, Y, X) with its slices along Z was masked out, bool (Z, Y, X).
 
     Voxels that are exactly 0 in all channels of an image without negative values, as far as they hang
     together with the edge of their slice: a dark voxel inside the patient is no background.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from samunet.cli import shift_suite
@@ -85,6 +86,29 @@ def test_the_suite(
     told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", *words)
     assert "files of the cases: not written down then" in told
     assert run(workspace, *words, "--overwrite") == 0
+
+
+def test_what_was_changed_across_slices_is_not_taken_up(workspace: Path, refused) -> None:
+    """Earlier commits took the first axis for the one across slices; that is true of most files."""
+    output, model = workspace / "results" / NAME / "shift_suite" / "2d_unet", "2d_unet__samunetPlans"
+    (first, *_) = json.loads((output.parents[1] / model / "fold_0/run.json").read_text())["val"]
+    for part in ("imagesTr", "labelsTr"):
+        (workspace / part).mkdir()
+        for file in (workspace / "raw" / NAME / part).glob(f"{first}*"):
+            turned = sitk.PermuteAxes(sitk.ReadImage(str(file)), (0, 2, 1))
+            sitk.WriteImage(turned, str(workspace / part / file.name.replace("tiny", "turned")))
+    words = ["-i", str(workspace / "imagesTr"), "-l", str(workspace / "labelsTr"), "--severities", "1"]
+    assert run(workspace, *words) == 0
+    files = {name: output / name / "condition.json" for name in ("clean_0", "noise_1")}
+    made = {name: json.loads(file.read_text()) for name, file in files.items()}
+    assert made["noise_1"].pop("slice_axes") == {first.replace("tiny", "turned"): 1}
+    assert "slice_axes" not in made["clean_0"]
+    files["noise_1"].write_text(json.dumps(made["noise_1"]))
+    told = refused(shift_suite.main, workspace, *QUICK, "-c", "2d", *words)
+    assert "noise_1 was made with something else (slice_axes)" in told
+    assert run(workspace, *words, "--overwrite") == 0
+    assert run(workspace, "--severities", "1", "--limit", "1", "--overwrite") == 0
+    assert "slice_axes" not in json.loads(files["noise_1"].read_text())
 
 
 def test_two_trainings_of_one_method_have_a_name_and_a_folder_each(workspace: Path, refused) -> None:

@@ -134,6 +134,60 @@ def test_ghosts_are_a_modulation_of_k_space() -> None:
     np.testing.assert_allclose(ghosting(image, place), np.fft.ifft(lines, axis=2).real, atol=1e-3)
 
 
+def turned(image: np.ndarray, axis: int) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A volume (C, slices, rows, columns) of thick slices and its spacing, with the slices along `axis`."""
+    spacing = np.insert(SPACING[1:], axis, SPACING[0])
+    return np.moveaxis(image, 1, axis + 1), tuple(spacing.tolist())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_ghosts_stay_in_their_slice(axis: int) -> None:
+    """Phases are encoded within a slice, whichever axis of the file is the one across slices."""
+    image = np.full((1, 6, 40, 36), 5.0, np.float32)
+    image[:, 2] = picture()[:1, 2]
+    volume, spacing = turned(image, axis)
+    changed = np.moveaxis(shifted(volume, spacing, "a", Condition(kind="ghosting", severity=5)), axis + 1, 1)
+    assert np.abs(changed - image)[:, 2].max() > 10
+    np.testing.assert_allclose(np.delete(changed, 2, 1), 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_the_order_of_the_axes_is_no_matter(kind: str, axis: int) -> None:
+    """A file may list its slices along any of them; the change is that of the slices."""
+    image, condition = picture(), Condition(kind=kind, severity=4)
+    volume, spacing = turned(image, axis)
+    changed = shifted(volume, spacing, "a", condition)
+    expected, _ = turned(shifted(image, SPACING, "a", condition), axis)
+    np.testing.assert_array_equal(changed, expected)
+    assert not np.array_equal(changed, volume)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_background_is_masked_slice_by_slice(axis: int) -> None:
+    """Air in the bowel of the outermost slice lies at the volume's border, not at the edge of its slice."""
+    image = picture()
+    image[:, 0, 20:22, 18:20] = 0
+    volume, spacing = turned(image, axis)
+    blurred = shifted(volume, spacing, "a", Condition(kind="blur", severity=5))
+    changed = np.moveaxis(blurred, axis + 1, 1)
+    assert (changed[:, 0, 20:22, 18:20] > 0).all()
+    assert not changed[:, :, :3].any()
+
+
+@pytest.mark.parametrize(("rows", "exact"), [(34, True), (33, False)])
+def test_ghosts_of_an_odd_number_of_lines_are_near(rows: int, exact: bool) -> None:
+    """Half of the field of view lies between two voxels then."""
+    image = picture()[:1, :, 3 : 3 + rows].astype(np.float64)
+    image -= np.percentile(image, 0.5)
+    place = Place(spacing_mm=SPACING, strength=0.4, rng=np.random.default_rng(0))
+    lines, numbers = np.fft.fft(image, axis=2), np.fft.fftfreq(rows, 1 / rows).round()
+    lines[:, :, numbers % 2 != 0] *= 1 - place.strength
+    error = (ghosting(image, place) - np.fft.ifft(lines, axis=2).real) / np.ptp(image)
+    assert (np.abs(error).max() < 1e-6) == exact
+    assert np.sqrt(np.mean(error**2)) < 0.02
+
+
 def test_a_field_is_smooth_and_scaled() -> None:
     field = smooth_field((5, 40, 50), np.random.default_rng(1))
     assert np.abs(field).max() == pytest.approx(1)

@@ -14,10 +14,10 @@ import numpy as np
 
 from samunet.data.cases import Case, file_faults, find_cases
 from samunet.data.dataset import RawDataset
-from samunet.data.geometry import Geometry
+from samunet.data.geometry import Geometry, slice_axis
 from samunet.data.groups import Origins, unit_numbers
 from samunet.data.labels import LabelSet
-from samunet.data.readers import segmentation_ending
+from samunet.data.readers import read_header, segmentation_ending
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import score_array
 from samunet.evaluation.folder import evaluate_cases
@@ -98,12 +98,14 @@ class _Bench:
     Attributes:
         contents: case name -> hash of the bytes of its files; names alone do not tell whether they are those
             that were predicted before.
+        slice_axes: case name -> axis across its slices, of those that have another one than the first.
         colours: channels that hold colours of 8 bits.
     """
 
     request: SuiteRequest
     cases: tuple[Case, ...]
     contents: Mapping[str, str]
+    slice_axes: Mapping[str, int]
     labels: LabelSet
     ending: str
     colours: tuple[int, ...]
@@ -135,6 +137,7 @@ def run_suite(workspace: Workspace, request: SuiteRequest) -> SuiteResult:
         request=request,
         cases=cases,
         contents=_contents(cases, len(dataset.channel_names)),
+        slice_axes=_slice_axes(cases),
         labels=dataset.labels,
         ending=segmentation_ending(dataset.file_ending),
         colours=tuple(
@@ -242,6 +245,13 @@ def _contents(cases: Sequence[Case], num_channels: int) -> dict[str, str]:
     return {case.name: hash_files(case.files) for case in cases}
 
 
+def _slice_axes(cases: Sequence[Case]) -> dict[str, int]:
+    """Axes that are written down with the results: earlier commits took the first one for every case's."""
+    headers = {case.name: read_header(case.images[0]).geometry for case in cases}
+    axes = {name: slice_axis(found.spacing_mm, found.shape) for name, found in headers.items()}
+    return {name: axis for name, axis in axes.items() if axis}
+
+
 def _outcomes(bench: _Bench, model: _Model, conditions: Sequence[Condition]) -> Iterator[Outcome]:
     predictor: Predictor | None = None
     for number, condition in enumerate(conditions, start=1):
@@ -273,6 +283,8 @@ def _is_done(bench: _Bench, model: _Model, condition: Condition, folder: Path) -
         "mirroring": bench.request.mirroring,
         "cases": dict(bench.contents),
     }
+    if condition.severity and bench.slice_axes:
+        made["slice_axes"] = dict(bench.slice_axes)
     file = folder / CONDITION_FILE
     before = read_json(file) if file.exists() else made
     if before != made:
