@@ -138,21 +138,31 @@ def test_only_allowed_axes_are_mirrored() -> None:
     assert upright > 45  # rotations by up to 180 degrees occur in one of five
 
 
-@pytest.mark.parametrize("part", generalizing.PARTS)
-def test_each_part_of_generalize_changes_full(part: str) -> None:
-    """The geometry stays that of `full`: the same seed gives the same target."""
-    settings = AugmentationSettings(patch_size=(16, 16), mirror_axes=(0, 1))
-    pipelines = [Augmentation(replace(settings, preset=preset)) for preset in ("full", f"generalize_{part}")]
-    rng, changed = np.random.default_rng(0), 0
-    image = rng.normal(size=(2, *settings.initial_size)).astype(np.float32)
+@pytest.mark.parametrize("preset", ["light", "generalize", *(f"generalize_{p}" for p in generalizing.PARTS)])
+@pytest.mark.parametrize("patch", [(16, 16), (4, 16, 16), (12, 12, 12)], ids=["2D", "flat", "3D"])
+def test_presets_differ_from_full_in_intensity_alone(preset: str, patch: tuple[int, ...]) -> None:
+    """Turning and scaling are drawn first, so the same seed gives the same target. Mirroring is drawn last,
+    after what the preset draws: then the targets are the same but for the axes mirrored."""
+    axes = tuple(range(len(patch)))
+    plain = AugmentationSettings(patch_size=patch)
+    rng, changed, mirrored = np.random.default_rng(0), 0, 0
+    image = rng.normal(size=(2, *plain.initial_size)).astype(np.float32)
     for seed in range(8):
-        label = rng.integers(0, 3, settings.initial_size).astype(np.int16)
-        (usual, _), (stronger, _), (again, _) = (
-            p(image.copy(), label, seed) for p in (*pipelines, pipelines[1])
+        label = rng.integers(0, 3, plain.initial_size).astype(np.int16)
+        usual, other, again = (
+            Augmentation(replace(plain, preset=name))(image.copy(), label, seed)  # type: ignore[arg-type]
+            for name in ("full", preset, preset)
         )
-        assert torch.equal(stronger, again)
-        changed += not torch.equal(usual, stronger)
+        assert torch.equal(other[0], again[0])
+        assert torch.equal(other[1], usual[1])
+        changed += not torch.equal(usual[0], other[0])
+        both = replace(plain, preset=preset, mirror_axes=axes)  # type: ignore[arg-type]
+        _, target = Augmentation(both)(image.copy(), label, seed)
+        views = [usual[1].flip([a + 1 for a in axes if chosen >> a & 1]) for chosen in range(2 ** len(axes))]
+        assert any(torch.equal(target, view) for view in views)
+        mirrored += not torch.equal(target, usual[1])
     assert changed >= 2
+    assert mirrored >= 2
 
 
 def test_a_bias_field_is_a_smooth_factor_above_the_air() -> None:
