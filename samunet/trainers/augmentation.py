@@ -64,7 +64,9 @@ class AugmentationSettings:
         mirror_axes: spatial axes of the patch that may be mirrored.
         preset: `full` (nnU-Net), `light` (rotation, scaling, mirroring), `none`; `generalize` and its parts
             are `full` with the stronger transforms of generalizing.py.
-        masked_channels: image channels that are set to 0 outside the nonzero mask again.
+        slice_context: neighbouring slices on each side that are channels too (2D): for each image channel
+            its 2 slice_context + 1 slices in ascending order.
+        masked_channels: channels that are set to 0 outside the nonzero mask again.
         regions: class indices of each region output, or None for exclusive classes.
         ignore_index: class index of ignored voxels, if any.
     """
@@ -72,6 +74,7 @@ class AugmentationSettings:
     patch_size: tuple[int, ...]
     mirror_axes: tuple[int, ...] = ()
     preset: AugmentationPreset = "full"
+    slice_context: int = 0
     masked_channels: tuple[int, ...] = ()
     regions: tuple[tuple[int, ...], ...] | None = None
     ignore_index: int | None = None
@@ -116,10 +119,37 @@ def enlarged_patch(settings: AugmentationSettings) -> tuple[int, ...]:
 
 
 class _BlurSigma:
-    """Sigma of the blur in voxels, drawn per axis; next to nothing along axes too short for the kernel."""
+    """Sigma of the blur in voxels, drawn per axis; next to nothing along axes too short for the kernel.
+
+    Also along the first spatial axis where that one counts `neighbours`, which stay apart.
+    """
+
+    def __init__(self, neighbours: bool) -> None:
+        self.first = 2 if neighbours else 1
 
     def __call__(self, shape: tuple[int, ...], dim: int) -> float:
-        return np.random.uniform(0.5, 1.0) if shape[dim] >= MIN_BLUR_SIZE else 0.05
+        return np.random.uniform(0.5, 1.0) if shape[dim] >= MIN_BLUR_SIZE and dim >= self.first else 0.05
+
+
+class _OneImage(BasicTransform):
+    """Shows transforms the slices that are channels as one image (C, slices, H, W) for each image channel.
+
+    What they draw a channel, and what they measure in it (mean, range), is then the same for neighbours.
+    Their own synchronisation draws once for all image channels too, and measures slice by slice.
+    """
+
+    def __init__(self, slices: int, transforms: list[BasicTransform]) -> None:
+        super().__init__()
+        self.slices = slices
+        self.transforms = transforms
+
+    def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
+        flat = data_dict["image"].shape
+        data_dict["image"] = data_dict["image"].reshape(-1, self.slices, *flat[1:])
+        for transform in self.transforms:
+            data_dict = transform(**data_dict)
+        data_dict["image"] = data_dict["image"].reshape(flat)
+        return data_dict
 
 
 def _spatial(settings: AugmentationSettings) -> list[BasicTransform]:
@@ -155,7 +185,8 @@ def _intensity(settings: AugmentationSettings) -> list[BasicTransform]:
         sometimes(0.15, MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **each)),
         sometimes(0.15, ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, **each)),
     ]
-    ignored = (0,) if settings.flat else None
+    neighbours = settings.slice_context > 0
+    ignored = (0,) if settings.flat or neighbours else None
     low_resolution = sometimes(
         0.25, SimulateLowResolutionTransform((0.5, 1), False, True, ignore_axes=ignored, p_per_channel=0.5)
     )
@@ -165,16 +196,20 @@ def _intensity(settings: AugmentationSettings) -> list[BasicTransform]:
         brightness_and_contrast, gammas = generalizing.brightness_and_contrast(), generalizing.gammas()
     if "resolution" in parts:
         low_resolution = generalizing.low_resolution(ignored)
-    return [
-        *([generalizing.bias_field()] if "bias_field" in parts else []),
+    transforms = [
+        *([generalizing.bias_field(neighbours)] if "bias_field" in parts else []),
         sometimes(0.1, GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True)),
         # nnU-Net times convolution against FFT while it trains; the choice changes the last bits, so it is
         # fixed here.
-        sometimes(0.2, GaussianBlurTransform(_BlurSigma(), False, False, p_per_channel=0.5, benchmark=False)),
+        sometimes(
+            0.2,
+            GaussianBlurTransform(_BlurSigma(neighbours), False, False, p_per_channel=0.5, benchmark=False),
+        ),
         *brightness_and_contrast,
         low_resolution,
         *gammas,
     ]
+    return [_OneImage(2 * settings.slice_context + 1, transforms)] if neighbours else transforms
 
 
 def _finishing(settings: AugmentationSettings) -> list[BasicTransform]:
@@ -210,7 +245,8 @@ class Augmentation:
         """Transform one sample.
 
         Args:
-            image: (C, *initial_size) float32; is not kept.
+            image: (C, *initial_size) float32, with `slice_context` (C * slices, *initial_size) as
+                `preprocessing.boxes.read_slice` orders them; is not kept.
             label: (*initial_size) class indices, -1 outside.
             seed: all that the result depends on besides the arrays.
 

@@ -46,7 +46,6 @@ class SourceSettings:
         case_folder: stored cases; data_hash: of the data configuration that they have to be made by.
         train / val: case names.
         seed / fold: with the key they decide every draw.
-        slice_context: neighbouring slices given as channels (2D).
         augmentation: of training samples.
         soft: a teacher's outputs for the same cases, or None.
     """
@@ -57,13 +56,17 @@ class SourceSettings:
     val: tuple[str, ...]
     seed: int
     fold: int | str
-    slice_context: int
     augmentation: AugmentationSettings
     soft: SoftSource | None = None
 
     def names(self, stream: int) -> tuple[str, ...]:
         """Labelled cases of a stream."""
         return self.train if stream == TRAIN else self.val
+
+    @property
+    def slice_context(self) -> int:
+        """Neighbouring slices on each side that are given as channels (2D)."""
+        return self.augmentation.slice_context
 
     @property
     def has_ignore(self) -> bool:

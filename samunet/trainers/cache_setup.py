@@ -24,6 +24,7 @@ from samunet.preprocessing.embedding_build import (
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
+from samunet.trainers.augmentation import AugmentationSettings
 from samunet.trainers.batches import PatchSource
 from samunet.trainers.cached import EmbeddingSource
 from samunet.trainers.generalizing import parts_of
@@ -133,7 +134,7 @@ class _Setup:
             with_image=self.network.head.uses_image,
             blocks=self.network.head.blocks,
             display_window=plan.data_of(configuration).display_window,
-            augmentation=to_data(augmentation),
+            augmentation=_recorded(augmentation),
             seed=CACHE_SEED,
             items_per_case=items_per_case,
             data_hash=plan.data_hash(configuration.data),
@@ -250,6 +251,18 @@ class _Setup:
         if errors:
             told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
             reporter.message(f"Relative error of {self.config.cache_storage}: {told}.")
+
+
+def _recorded(augmentation: AugmentationSettings) -> dict[str, Any]:
+    """What a cache knows of its views' augmentation.
+
+    Of single slices as earlier commits wrote it, so that their caches are found. Neighbouring slices, which
+    these changed one by one, are in a cache of another name, which is built anew.
+    """
+    data = dict(to_data(augmentation))
+    if not augmentation.slice_context:
+        del data["slice_context"]
+    return data
 
 
 def _budget_share(views: int) -> float:

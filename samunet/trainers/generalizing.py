@@ -45,15 +45,19 @@ class BiasFieldTransform(ImageOnlyTransform, LocalTransform):
     intensities that start at the air's. Normalised images are shifted, so the minimum stands for the air.
     The logarithm of the factor is one wide Gaussian bump with its centre in or near the patch, less its
     mean, scaled to a drawn strength of either sign; each channel has its own.
+
+    Args:
+        neighbours: images are (C, slices, H, W), and the few slices of a channel share a field (H, W).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, neighbours: bool = False) -> None:
         ImageOnlyTransform.__init__(self)
         LocalTransform.__init__(self, scale=_field_width, loc=(-0.5, 1.5))
+        self.first = 2 if neighbours else 1
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        channels, *shape = data_dict["image"].shape
-        return {"fields": [self._field(tuple(shape)) for _ in range(channels)]}
+        shape = data_dict["image"].shape
+        return {"fields": [self._field(tuple(shape[self.first :])) for _ in range(shape[0])]}
 
     def _field(self, shape: tuple[int, ...]) -> np.ndarray:
         bump = self._generate_kernel(shape)
@@ -100,9 +104,9 @@ def gammas() -> list[BasicTransform]:
     ]
 
 
-def bias_field() -> BasicTransform:
+def bias_field(neighbours: bool) -> BasicTransform:
     """Joins nnU-Net's, which has none; p 0.5."""
-    return RandomTransform(BiasFieldTransform(), apply_probability=0.5)
+    return RandomTransform(BiasFieldTransform(neighbours), apply_probability=0.5)
 
 
 def low_resolution(ignore_axes: tuple[int, ...] | None) -> BasicTransform:

@@ -151,6 +151,7 @@ def source_settings(
         patch_size=tuple(configuration.patch_size),
         mirror_axes=tuple(configuration.mirror_axes),
         preset=config.augmentation,
+        slice_context=context,
         masked_channels=tuple(i * slices + context for i in masked),
         regions=tuple(labels.foreground.values()) if labels.has_regions else None,
         ignore_index=labels.ignore_index,
@@ -162,7 +163,6 @@ def source_settings(
         val=request.split.val,
         seed=seed,
         fold=request.fold,
-        slice_context=context,
         augmentation=augmentation,
         soft=None if request.distillation is None else request.distillation.labels,
     )

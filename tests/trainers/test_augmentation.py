@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 
 from samunet.planning.methods import AugmentationPreset
-from samunet.trainers import generalizing
+from samunet.trainers import augmentation, generalizing
 from samunet.trainers.augmentation import Augmentation, AugmentationSettings, fixed_random
 
 VOLUME = AugmentationSettings(patch_size=(40, 56, 40), mirror_axes=(0, 1, 2))
@@ -163,6 +164,38 @@ def test_presets_differ_from_full_in_intensity_alone(preset: str, patch: tuple[i
         mirrored += not torch.equal(target, usual[1])
     assert changed >= 2
     assert mirrored >= 2
+
+
+@pytest.mark.parametrize("context", [1, 2])
+@pytest.mark.parametrize("preset", typing.get_args(AugmentationPreset))
+def test_neighbouring_slices_are_changed_alike(
+    preset: str, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are one image: what was alike stays so, whatever lies between; two image channels do not."""
+    # Noise is each voxel's own, in neighbouring slices too.
+    monkeypatch.setattr(
+        augmentation, "GaussianNoiseTransform", lambda _, **each: GaussianNoiseTransform((0, 0), **each)
+    )
+    settings = AugmentationSettings(
+        patch_size=(24, 20),
+        mirror_axes=(0, 1),
+        preset=preset,  # type: ignore[arg-type]
+        slice_context=context,
+    )
+    pipeline, rng, own = Augmentation(settings), np.random.default_rng(0), 0
+    for seed in range(30):
+        slices = rng.normal(size=(2, 2 * context + 1, *settings.initial_size)).astype(np.float32)
+        slices[:] = slices[:1, :1]
+        slices[:, context] = rng.normal(size=settings.initial_size)
+        label = rng.integers(0, 3, settings.initial_size).astype(np.int16)
+        out, _ = pipeline(slices.reshape(-1, *settings.initial_size), label, seed)
+        one, other = out.unflatten(0, (2, -1))
+        for channel in (one, other):
+            beside = [i for i in range(2 * context + 1) if i != context]
+            torch.testing.assert_close(channel[beside], channel[:1].expand(2 * context, -1, -1))
+            assert not torch.allclose(channel[context], channel[0])
+        own += not torch.equal(one, other)
+    assert (own > 5) == (preset not in ("none", "light"))
 
 
 def test_a_bias_field_is_a_smooth_factor_above_the_air() -> None:

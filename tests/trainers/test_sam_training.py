@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -312,6 +313,16 @@ def test_neighbouring_slices_are_not_cut_to_the_outline_of_the_middle_one(tmp_pa
     plan = replace(plan, data={**plan.data, configuration.data: masked})
     found = source_settings(request, plan, configuration, config_of(configuration), seed=0)
     assert found.augmentation.masked_channels == (1, 7)
+
+
+@pytest.mark.parametrize(("context", "known"), [(0, set()), (1, {"slice_context"})])
+def test_caches_of_single_slices_keep_their_names(tmp_path: Path, context: int, known: set[str]) -> None:
+    """Those with neighbours from before these were augmented as one image have other views."""
+    settings = {**SHORT, "views": 1, "slice_context": context}
+    train_fold(make_request(tmp_path, "2d_cnn", settings=settings), SilentReporter())
+    (file,) = tmp_path.rglob("identity.json")
+    earlier = {"patch_size", "mirror_axes", "preset", "masked_channels", "regions", "ignore_index"}
+    assert set(json.loads(file.read_text())["augmentation"]) == earlier | known
 
 
 def test_paper_compat_uses_the_papers_optimizer() -> None:
