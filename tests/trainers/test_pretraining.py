@@ -329,6 +329,8 @@ def test_the_best_checkpoint_is_named_where_it_can_be_continued(tmp_path: Path) 
         load_latest(tmp_path, load_checkpoint)
     assert "Delete" not in str(told.value)
     (tmp_path / LATEST).unlink()
+    assert load_latest(tmp_path, load_checkpoint).epoch == 1  # it ended between the first two
+    (tmp_path / BEST).unlink()
     with pytest.raises(SamunetError, match="to continue"):
         load_latest(tmp_path, load_checkpoint)
     run.save(tmp_path / LATEST, 3, {})
