@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from samunet.data.geometry import slice_axis
 from samunet.data.labels import LabelSet
 from samunet.whole_files import atomic_path
 
@@ -35,12 +36,24 @@ class OverlayCase:
     spacing_mm: Sequence[float]
     note: str = ""
 
+    def by_slice(self) -> OverlayCase:
+        """With the axis across the slices first, along which a file need not have them."""
+        axis = slice_axis(self.spacing_mm, self.prediction.shape)
+        return replace(
+            self,
+            image=np.moveaxis(self.image, axis + 1, 1),
+            reference=None if self.reference is None else np.moveaxis(self.reference, axis, 0),
+            prediction=np.moveaxis(self.prediction, axis, 0),
+            spacing_mm=(self.spacing_mm[axis], *np.delete(self.spacing_mm, axis).tolist()),
+        )
+
 
 def draw_overlay(case: OverlayCase, names: dict[int, str], file: Path) -> None:
-    """Write one PNG; `names` maps label values to the names of the legend."""
+    """Write one PNG of the fullest slice; `names` maps label values to the names of the legend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    case = case.by_slice()
     position = shown_slice(case)
     maps = [("reference", case.reference), ("prediction", case.prediction)]
     panels = [("image", None), *((title, m[position]) for title, m in maps if m is not None)]
@@ -75,7 +88,8 @@ def _add_legend(figure: Any, case: OverlayCase, names: dict[int, str]) -> None:
 
 
 def shown_slice(case: OverlayCase) -> int:
-    """Index of the slice with most foreground in the reference, else in the prediction, else the middle."""
+    """Index along the first axis of the slice with most foreground in the reference, else in the prediction,
+    else the middle."""
     for labels in (case.reference, case.prediction):
         if labels is not None and np.any(labels > 0):
             return int(np.count_nonzero(labels > 0, axis=(1, 2)).argmax())

@@ -57,6 +57,26 @@ def test_the_fullest_slice_of_the_reference_is_shown() -> None:
     assert shown_slice(replace(case(), reference=None)) == 4
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_are_shown_wherever_they_lie_in_the_file(tmp_path: Path, axis: int) -> None:
+    """The picture of a volume is the same, whichever axis its file has the slices along."""
+    usual = case(channels=2)
+    spacing = [1.0, 2.0]
+    spacing.insert(axis, 5.0)
+    assert usual.reference is not None
+    turned = replace(
+        usual,
+        image=np.moveaxis(usual.image, 1, axis + 1),
+        reference=np.moveaxis(usual.reference, 0, axis),
+        prediction=np.moveaxis(usual.prediction, 0, axis),
+        spacing_mm=spacing,
+    )
+    for number, one in enumerate((usual, turned)):
+        draw_overlay(one, NAMES, tmp_path / f"{number}.png")
+    pictures = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(2)]
+    assert np.array_equal(*pictures)
+
+
 def test_the_legend_names_label_values() -> None:
     plain = LabelSet(labels={"background": (0,), "organ": (2,), "lesion": (5,)})
     assert legend_names(plain) == {2: "organ", 5: "lesion"}

@@ -217,11 +217,14 @@ def draw_images(result: SuiteResult, file: Path) -> None:
     assert case.label is not None
     image, geometry = read_image(case.images)
     reference, _ = read_label(case.label)
-    spacing = geometry.spacing_mm
     shown = OverlayCase(
-        name=case.name, image=image, reference=reference, prediction=reference, spacing_mm=spacing
-    )
-    position = shown_slice(shown)
+        name=case.name,
+        image=image,
+        reference=reference,
+        prediction=reference,
+        spacing_mm=geometry.spacing_mm,
+    ).by_slice()
+    image, spacing, position = shown.image, shown.spacing_mm, shown_slice(shown)
     low, high = np.percentile(image[0, position], (0.5, 99.5))
     levels = (0, *severities)
     figure = Figure(figsize=(1.5 * len(levels), 1.55 * len(kinds) + 0.4), layout="constrained")
