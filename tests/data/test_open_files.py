@@ -14,8 +14,8 @@ import pytest
 
 from samunet.data.open_files import ENOUGH, allow_open_files, most_open
 from samunet.errors import SamunetError
-from samunet.preprocessing.store import load_array, open_packed, pack, write_packed
-from samunet.trainers.batches import OpenCases
+from samunet.preprocessing.open_cases import OpenCases
+from samunet.preprocessing.store import CaseStore, load_array, open_packed, pack, write_packed
 
 resource = pytest.importorskip("resource", reason="a limit of Unix")
 
@@ -52,8 +52,9 @@ def test_as_many_are_kept_open_as_the_limit_leaves_room_for() -> None:
 @pytest.mark.usefixtures("limit")
 def test_open_cases_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three files each, a quarter of what the process may open."""
-    cases = OpenCases(tmp_path)
-    monkeypatch.setattr(OpenCases, "_store", SimpleNamespace(open=str))
+    entry = SimpleNamespace(may_be_of=bool, made_from="")
+    monkeypatch.setattr(CaseStore, "open_whole", lambda *_: SimpleNamespace(entry=entry))
+    cases = OpenCases(tmp_path, "hash")
     for number in range(30):
         cases.get(f"case_{number}")
     assert len(cases._open) == 16
