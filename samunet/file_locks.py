@@ -15,8 +15,6 @@ from samunet.whole_files import partial_path
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 """Numbers of the errors of file systems without locks."""
-
-
 LOCK_SECONDS = 60.0
 """Longest wait for a lock that is held for moments."""
 
@@ -48,8 +46,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def missing_locks(folder: Path) -> OSError | None:
-    """Why no file beside the folder can be locked; None where one can, or for another reason cannot.
+def missing_locks(place: Path) -> OSError | None:
+    """Why no file beside a file or folder can be locked; None where one can, or for another reason cannot.
 
     Tried on a file of its own: depending on its version, filelock raises one error or another, or takes a
     file in place of a lock, which stays when its process is killed.
@@ -58,7 +56,7 @@ def missing_locks(folder: Path) -> OSError | None:
         return None
     import fcntl
 
-    path = partial_path(folder.with_name("lock"))
+    path = partial_path(place.with_name("lock"))
     try:
         with path.open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -75,6 +75,12 @@ def slice_axis(spacing_mm: Sequence[float], shape: Sequence[float]) -> int:
     return int(np.argmax(np.where(is_single, spacing, -1.0) if is_single.any() else spacing))
 
 
+def slices_first(axis: int) -> tuple[int, int, int]:
+    """Order of the three axes that puts the one across the slices first and keeps that of the others."""
+    first, second = (other for other in range(3) if other != axis)
+    return axis, first, second
+
+
 def in_all_channels(slices: Iterable[slice]) -> tuple[slice, ...]:
     """Index of a spatial box (Z, Y, X) in an array with channels or classes first."""
     return (slice(None), *slices)

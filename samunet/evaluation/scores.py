@@ -84,6 +84,11 @@ class Evaluation:
         """Class name -> cases in all, found, missed, spurious (predicted only), absent (in neither)."""
         return {name: self._count(name) for name in self.labels.foreground}
 
+    @property
+    def missed(self) -> int:
+        """Objects (a class of a case) that are not found at all, and have no distance."""
+        return sum(counted["missed"] for counted in self.counts.values())
+
     def by_group(self) -> dict[str, dict[str, Any]]:
         """Group -> number of cases, means per class, foreground mean. Empty without groups."""
         groups = sorted({case.group for case in self.cases if case.group is not None})

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.data.geometry import slice_axis
+from samunet.data.geometry import slice_axis, slices_first
 from samunet.errors import SamunetError, unknown_name
 
 ANISOTROPY = 2.0
@@ -221,7 +221,7 @@ def shifted(
     image = np.moveaxis(image, axis + 1, 1)
     words = (condition.seed, zlib.crc32(case.encode()), list(SHIFTS).index(condition.kind))
     place = Place(
-        spacing_mm=(spacing_mm[axis], *np.delete(spacing_mm, axis).tolist()),
+        spacing_mm=tuple(spacing_mm[a] for a in slices_first(axis)),
         strength=condition.strength,
         rng=np.random.default_rng(np.random.SeedSequence(words)),
     )

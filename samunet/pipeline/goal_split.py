@@ -9,6 +9,7 @@ from typing import Any
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import NUM_FOLDS, SINGLE_SOURCE
 from samunet.errors import SamunetError
+from samunet.pipeline.setting_flags import setting_flags
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.planning.plan import Plan
 
@@ -89,6 +90,6 @@ def settle_for_goal(
         logger.info("%s", lack)
     added = {key: value for key, value in wanted.items() if key not in settings}
     if added:
-        told = " ".join(f"--set {key}={value}" for key, value in added.items())
+        told = " ".join(setting_flags(added))
         logger.info("Goal generalize: %s. Another value of yours takes its place.", told)
     return splits or scheme, {**added, **settings}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samunet.data.geometry import slice_axis
+from samunet.data.geometry import slice_axis, slices_first
 from samunet.data.labels import LabelSet
 from samunet.whole_files import atomic_path
 
@@ -44,7 +44,7 @@ class OverlayCase:
             image=np.moveaxis(self.image, axis + 1, 1),
             reference=None if self.reference is None else np.moveaxis(self.reference, axis, 0),
             prediction=np.moveaxis(self.prediction, axis, 0),
-            spacing_mm=(self.spacing_mm[axis], *np.delete(self.spacing_mm, axis).tolist()),
+            spacing_mm=tuple(self.spacing_mm[a] for a in slices_first(axis)),
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samunet.data.geometry import resampled_shape, slice_axis
+from samunet.data.geometry import resampled_shape, slice_axis, slices_first
 from samunet.networks.unet_topology import MIN_EDGE, UNetTopology, unet_cost, unet_topology
 from samunet.planning.plan import Normalization
 
@@ -70,10 +70,9 @@ def transpose_axes(
     Ours, not nnU-Net's: an axis of one voxel in the median case stands before coarser ones. The slices of a
     volume file with one thin slice would be lines else.
     """
-    first = slice_axis(target_mm, median_shape)
-    forward = [first, *(axis for axis in range(3) if axis != first)]
+    forward = slices_first(slice_axis(target_mm, median_shape))
     backward = [forward.index(axis) for axis in range(3)]
-    return (forward[0], forward[1], forward[2]), (backward[0], backward[1], backward[2])
+    return forward, (backward[0], backward[1], backward[2])
 
 
 def resampled_shapes(

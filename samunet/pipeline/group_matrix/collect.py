@@ -215,7 +215,9 @@ def _places(
     places: dict[tuple[str, str], list[ScoredRun]] = {}
     for source in dict.fromkeys(one.run.source for one in scored):
         for target, cases in members.items():
-            found = [o for o in scored if o.run.source == source and len(o.of_group(target)) == len(cases)]
+            found = [
+                o for o in scored if o.run.source == source and len(o.of_group(target).cases) == len(cases)
+            ]
             if found and target != source:
                 places[source, target] = found
     return places
@@ -223,18 +225,16 @@ def _places(
 
 def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
     """Mean over runs of the same settings (seeds)."""
-    means = [one.evaluation.by_group()[target]["foreground_mean"] for one in found]
-    cases = [one.of_group(target) for one in found]
-    metrics = [[case.metrics for case in entries] for entries in cases]
+    scores = [one.of_group(target) for one in found]
+    cases = scores[0].cases
+    metrics = [[case.metrics for case in one.cases] for one in scores]
     dice = np.array([score_array(entries, labels.foreground, "Dice") for entries in metrics])
-    predicted = [score_array(entries, labels.foreground, "n_pred") for entries in metrics]
-    present = score_array(metrics[0], labels.foreground, "n_ref") > 0
     return Cell(
         cases=dice.shape[1],
-        runs={m: tuple(float(mean[m]) for mean in means) for m in METRICS},
+        runs={m: tuple(float(one.foreground_mean[m]) for one in scores) for m in METRICS},
         folders=tuple(str(one.run.folder) for one in found),
         dice=dice,
-        present=present,
-        missed=tuple(int(np.count_nonzero(present & (volumes == 0))) for volumes in predicted),
-        units=unit_numbers([case.name for case in cases[0]], origins_of(cases[0]).without_groups),
+        present=score_array(metrics[0], labels.foreground, "n_ref") > 0,
+        missed=tuple(one.missed for one in scores),
+        units=unit_numbers([case.name for case in cases], origins_of(cases).without_groups),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import CaseScores, Evaluation
+from samunet.evaluation.scores import Evaluation
 from samunet.evaluation.summary_file import read_summary
 from samunet.listing import counted_cases, listed
 from samunet.pipeline.group_matrix.runs import SourceRun, unlike
@@ -24,10 +24,10 @@ class ScoredRun:
     evaluation: Evaluation
     predicted: PredictedAs
 
-    def of_group(self, group: str) -> list[CaseScores]:
-        """The cases of a group by name."""
+    def of_group(self, group: str) -> Evaluation:
+        """Of the cases of a group, by name."""
         found = (case for case in self.evaluation.cases if case.group == group)
-        return sorted(found, key=lambda case: case.name)
+        return replace(self.evaluation, cases=tuple(sorted(found, key=lambda case: case.name)))
 
 
 def scored_runs(method: str, runs: Sequence[SourceRun], raw: RawDataset) -> list[ScoredRun]:
@@ -94,7 +94,7 @@ def check_references(counted: Iterable[tuple[ScoredRun, str]], raw: RawDataset) 
     """
     found: dict[str, list[tuple[ScoredRun, Sizes]]] = {}
     for scored, target in counted:
-        for case in scored.of_group(target):
+        for case in scored.of_group(target).cases:
             found.setdefault(case.name, []).append((scored, scored_sizes(case.metrics)))
     changed = sorted(name for name, entries in found.items() if any(s != entries[0][1] for _, s in entries))
     if not changed:

@@ -341,5 +341,5 @@ def _read(bench: _Bench, condition: Condition, folder: Path) -> Outcome:
         foreground_mean=evaluation.foreground_mean,
         dice=score_array(cases, names, "Dice"),
         present=score_array(cases, names, "n_ref") > 0,
-        missed=sum(counted["missed"] for counted in evaluation.counts.values()),
+        missed=evaluation.missed,
     )
