@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import signal
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -13,15 +17,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from samunet.data.open_files import allow_open_files
 from samunet.errors import SamunetError
+from samunet.preprocessing.ahead import Ahead, fitting_ahead, needed_bytes, scarce_shared_bytes, usual_ahead
 
-AHEAD = 8
-"""Batches that all workers together prepare ahead, as far as LEAST_AHEAD and MOST_AHEAD of each allow it:
-they take memory, and /dev/shm, of which containers have little."""
-LEAST_AHEAD = 2
-"""Batches come in the order of their keys: a worker that makes one alone waits until all before it are
-taken. Computed for times that vary by a third, twelve workers that hold up the training are a quarter slower
-with one each than with four, and a fifteenth with two."""
-MOST_AHEAD = 4
+SCARCE = {
+    "DataLoader worker (pid": "A process that prepares samples was killed, most often because memory or "
+    "/dev/shm (in containers) ran out.",
+    "unable to allocate shared memory": "/dev/shm has no room left for the samples that processes prepare: "
+    "it is small, or other programs fill it.",
+}
+"""What torch says where memory ran out, and what is told."""
+
+logger = logging.getLogger(__name__)
 
 Sample = dict[str, Tensor]
 
@@ -31,11 +37,6 @@ class SampleSource(Protocol):
 
     def sample(self, key: Any) -> Sample:
         """The sample: the same for the same key in every process."""
-
-
-def batches_ahead(workers: int) -> int:
-    """Batches that so many workers prepare before they are asked for; 0 without workers."""
-    return workers * min(MOST_AHEAD, max(LEAST_AHEAD, AHEAD // max(1, workers)))
 
 
 class _Samples(Dataset[Any]):
@@ -79,20 +80,27 @@ class BatchStream:
     Args:
         source: makes the samples.
         keys: the keys of each batch, read a little ahead of use.
-        workers: processes; 0 prepares samples in this process.
+        workers: processes, fewer where /dev/shm has no room for their batches; 0 prepares samples in this
+            process.
         device: CUDA batches come from pinned memory.
+
+    Attributes:
+        ahead: the processes that there are, and the batches that they make before they are asked for.
     """
 
     def __init__(
         self, source: SampleSource, keys: Iterator[list[Any]], workers: int, device: torch.device
     ) -> None:
         allow_open_files()  # before there are workers, which inherit it
+        first = next(keys, [])
+        self.ahead = _fitting(source, first, workers)
+        workers, each = self.ahead
         loader = DataLoader(
             _Samples(source),
-            batch_sampler=_Keys(keys),
+            batch_sampler=_Keys(chain([first], keys) if first else keys),
             collate_fn=_stacked,
             num_workers=workers,
-            prefetch_factor=batches_ahead(workers) // workers if workers else None,
+            prefetch_factor=each or None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker if workers else None,
             # Else the loader takes a number from the global generator, and a continued training, which makes
@@ -108,11 +116,11 @@ class BatchStream:
         try:
             batch = next(self._batches)
         except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):  # else the worker's own error, passed on
+            problem = next((told for sign, told in SCARCE.items() if sign in str(error)), None)
+            if problem is None:  # the worker's own error, passed on
                 raise
             raise SamunetError(
-                "A process that prepares samples was killed, most often because memory or /dev/shm (in "
-                "containers) ran out. Take fewer with -np N, or none with -np 0; a training goes on with --c."
+                f"{problem} Take fewer processes with -np N, or none with -np 0; a training goes on with --c."
             ) from error
         if isinstance(batch, _Refusal):
             raise SamunetError(batch.message)
@@ -123,6 +131,35 @@ class BatchStream:
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+
+
+def _fitting(source: SampleSource, first: list[Any], workers: int) -> Ahead:
+    """The workers whose batches fit into the shared memory; says so where these are fewer."""
+    free = scarce_shared_bytes()
+    if free is None or not workers or not first:
+        return usual_ahead(workers)
+    try:
+        sample = source.sample(first[0])
+    except SamunetError:  # told when the batch is asked for
+        return usual_ahead(workers)
+    size = len(first) * sum(value.nbytes for value in sample.values())
+    ahead = fitting_ahead(workers, size, free)
+    if ahead.workers < workers:
+        _say_fewer(ahead.workers, workers, math.ceil(needed_bytes(workers, size) / 2**30))
+    return ahead
+
+
+@cache
+def _say_fewer(workers: int, wanted: int, needed_gb: int) -> None:
+    logger.warning(
+        "/dev/shm has room for the batches of %d of the %d processes that were to prepare samples, so there "
+        "are no more; training may wait for samples. Allow more where you can (docker run --shm-size=%dg), "
+        "else -np %d asks for what there is.",
+        workers,
+        wanted,
+        needed_gb,
+        workers,
+    )
 
 
 def _start_worker(number: int) -> None:

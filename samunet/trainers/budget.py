@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from samunet.planning.plan import Plan
-from samunet.preprocessing.streams import BatchStream, batches_ahead
+from samunet.preprocessing.streams import BatchStream
 from samunet.trainers.base import Phase
 from samunet.trainers.devices import synchronize
 from samunet.trainers.sampling import VAL, Position, SampleKey, batch_keys
@@ -103,7 +103,7 @@ def measure(run: LoopRun, budget_seconds: float) -> Timing:
     with closing(BatchStream(run.source, _keys(run), run.workers, run.device)) as stream:
         train = _time_steps(run, lambda: step.train(lambda: next(stream), 0.0), budget_seconds)
         # A few steps live on batches that were made ahead. Where making them takes longer, that counts.
-        batch = _time_batches(stream, run.workers, budget_seconds / 4)
+        batch = _time_batches(stream, budget_seconds / 4)
         train = max(train, run.phases[0].accumulate * batch)
     with closing(BatchStream(run.source, _keys(run, validation=True), run.workers, run.device)) as stream:
         val = max(batch, _time_steps(run, lambda: step.validate(next(stream)), budget_seconds / 4))
@@ -111,10 +111,11 @@ def measure(run: LoopRun, budget_seconds: float) -> Timing:
     return Timing(train_step=train, val_step=val, epoch_overhead=SAVES_AN_EPOCH * _time_save(run, step))
 
 
-def _time_batches(stream: BatchStream, workers: int, budget_seconds: float) -> float:
+def _time_batches(stream: BatchStream, budget_seconds: float) -> float:
     """Seconds that workers take for a batch when nothing but they hold up the training; 0 without workers."""
     limit = time.monotonic() + max(TIMING_SHARE * budget_seconds, LEAST_SECONDS)
-    for _ in range(batches_ahead(workers)):
+    workers = stream.ahead.workers
+    for _ in range(stream.ahead.batches):
         next(stream)
         if time.monotonic() > limit:
             break

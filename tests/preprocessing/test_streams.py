@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from samunet.errors import SamunetError
-from samunet.preprocessing.streams import BatchStream, Sample, batches_ahead
+from samunet.preprocessing import streams
+from samunet.preprocessing.ahead import Ahead, fitting_ahead, needed_bytes, usual_ahead
+from samunet.preprocessing.streams import BatchStream, Sample
 from samunet.trainers import budget
 
 
@@ -66,6 +69,12 @@ def test_a_killed_worker_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stream, "_batches", killed("DataLoader worker (pid 7) is killed by signal: Killed."))
     with pytest.raises(SamunetError, match=r"was killed, .* -np 0"):
         next(stream)
+    full = (
+        "Caught RuntimeError in DataLoader worker process 0.\nunable to allocate shared memory(shm) for <f>"
+    )
+    monkeypatch.setattr(stream, "_batches", killed(full))
+    with pytest.raises(SamunetError, match=r"/dev/shm has no room left .* -np 0"):
+        next(stream)
     monkeypatch.setattr(stream, "_batches", killed("sizes differ"))
     with pytest.raises(RuntimeError, match="sizes differ"):
         next(stream)
@@ -74,7 +83,70 @@ def test_a_killed_worker_is_told_in_plain_words(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (1, 4), (2, 8), (3, 6), (4, 8), (5, 10), (12, 24)])
 def test_batches_that_wait_are_few_however_many_workers_there_are(workers: int, ahead: int) -> None:
     """A batch of large slices is 100 MB, in memory and in /dev/shm."""
-    assert batches_ahead(workers) == ahead
+    assert usual_ahead(workers).batches == ahead
+
+
+MB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("batch", "free", "ahead"),
+    [
+        (1 * MB, 64 * MB, (11, 2)),  # all that is of use
+        (4 * MB, 64 * MB, (6, 2)),
+        (17 * MB, 64 * MB, (1, 2)),  # a usual 3D batch in a container as docker makes it
+        (25 * MB, 64 * MB, (1, 1)),
+        (30 * MB, 64 * MB, (0, 0)),  # the batch in use alone
+        (100 * MB, 64 * MB, (0, 0)),
+    ],
+)
+def test_workers_are_as_many_as_shared_memory_has_room_for(
+    batch: int, free: int, ahead: tuple[int, int]
+) -> None:
+    found = fitting_ahead(11, batch, free)
+    assert found == ahead
+    assert not found.workers or (found.batches + 1) * batch <= free
+
+
+def test_the_memory_that_is_asked_for_has_room_for_all() -> None:
+    needed = math.ceil(needed_bytes(11, 17 * MB))
+    assert fitting_ahead(11, 17 * MB, needed) == usual_ahead(11)
+    assert fitting_ahead(11, 17 * MB, needed - 17 * MB).workers < 11
+
+
+class Large:
+    """Samples of 1 MB."""
+
+    def sample(self, key: int) -> Sample:
+        return {"image": torch.full((MB // 4,), float(key))}
+
+
+def test_a_stream_in_little_shared_memory_takes_fewer_workers_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "scarce_shared_bytes", lambda: 16 * MB)
+    streams._say_fewer.cache_clear()
+    for _ in range(2):
+        stream = BatchStream(Large(), iter([[n, n] for n in range(9)]), 12, torch.device("cpu"))
+        try:
+            assert stream.ahead == Ahead(3, 2)
+            assert [batch["image"][0, 0].item() for batch in stream] == list(range(9))
+        finally:
+            stream.close()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "3 of the 12 processes" in told
+    assert "--shm-size=1g" in told
+    assert "-np 3" in told
+
+
+def test_a_mistake_of_the_first_case_is_told_with_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "scarce_shared_bytes", lambda: 16 * MB)
+    stream = BatchStream(Source(), iter([[3]]), 1, torch.device("cpu"))
+    try:
+        with pytest.raises(SamunetError, match=r"^Case 3 is cut off"):
+            next(stream)
+    finally:
+        stream.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -90,7 +162,7 @@ def test_batches_come_in_the_order_of_their_keys_and_no_more_are_begun_than_may_
     try:
         for number in range(10, 25):
             assert next(stream)["value"].tolist() == [[2.0 * number], [2.0 * number + 200]]
-            assert len(begun) <= number - 10 + 1 + batches_ahead(workers)
+            assert len(begun) <= number - 10 + 1 + usual_ahead(workers).batches
     finally:
         stream.close()
 
@@ -114,12 +186,12 @@ def test_an_error_within_a_worker_is_not_taken_for_its_death() -> None:
 class Slow:
     """A stream whose workers have made some batches ahead and take a twentieth of a second for each more."""
 
-    def __init__(self) -> None:
-        self.now, self.taken = 0.0, 0
+    def __init__(self, workers: int) -> None:
+        self.now, self.taken, self.ahead = 0.0, 0, usual_ahead(workers)
 
     def __next__(self) -> Sample:
         self.taken += 1
-        if self.taken > batches_ahead(1):
+        if self.taken > self.ahead.batches:
             self.now += 0.05
         return {}
 
@@ -128,7 +200,7 @@ class Slow:
 def test_a_time_budget_sees_workers_that_are_slower_than_the_network(
     monkeypatch: pytest.MonkeyPatch, workers: int, told: float
 ) -> None:
-    stream = Slow()
+    stream = Slow(workers)
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: stream.now))
-    assert budget._time_batches(stream, workers, budget_seconds=60.0) == pytest.approx(told)
+    assert budget._time_batches(stream, budget_seconds=60.0) == pytest.approx(told)
     assert workers or not stream.taken
