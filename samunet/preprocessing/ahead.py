@@ -48,9 +48,9 @@ def fitting_ahead(workers: int, batch_bytes: int, free: int) -> Ahead:
         batch_bytes: what a batch takes.
         free: bytes of the shared memory.
     """
-    room = int(SHARE * free) // max(1, batch_bytes) - IN_USE
-    fewer = usual_ahead(min(workers, max(room // LEAST_AHEAD, min(room, 1), 0)))
-    return fewer._replace(each=min(fewer.each, room // fewer.workers)) if fewer.workers else fewer
+    room = max(0, int(SHARE * free) // max(1, batch_bytes) - IN_USE)
+    fitting = min(workers, room // LEAST_AHEAD or room)
+    return Ahead(fitting, min(usual_ahead(fitting).each, room // max(1, fitting)))
 
 
 def needed_bytes(workers: int, batch_bytes: int) -> float:

@@ -60,7 +60,7 @@ class RunRecord:
         fold / seed / train / val: which cases, and what all draws come from.
         overrides: what the user changed on the command line.
         time_budget_minutes: wanted duration; `phases` what was decided from it.
-        batch_workers: worker processes that prepared samples.
+        batch_workers: worker processes that were to prepare samples; a small /dev/shm may have allowed fewer.
         weights: pretrained file used, if any.
         distillation: teacher and share of its outputs in the loss; None for a training without a teacher.
         device / precision / hardware / versions: where it was trained.
