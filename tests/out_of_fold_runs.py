@@ -22,7 +22,7 @@ from samunet.data.splits import Split, make_splits, write_splits
 from samunet.evaluation.folder import evaluate_cases
 from samunet.inference.probabilities import ProbabilitiesRecord, new_probabilities
 from samunet.planning.plan import Plan
-from samunet.records import content_hash, write_json
+from samunet.records import content_hash, read_json, write_json
 from samunet.trainers.identity import CacheUse, RunRecord, write_run
 from samunet.workspace import Workspace, fold_folder
 
@@ -59,6 +59,24 @@ def write_predicted(
     usual = {"checkpoint": "checkpoint_final.pth", "settings": {}}
     shared = {"step_size": step_size, "mirroring": mirroring, "postprocessing": []}
     write_json(validation / "predict_args.json", {"models": [{**usual, **model}], **shared})
+
+
+def no_lesion(label: np.ndarray) -> np.ndarray:
+    """A correction that changes the voxels of a class."""
+    return np.where(label == 2, 0, label)
+
+
+def turned(label: np.ndarray) -> np.ndarray:
+    """A correction that leaves as many voxels of every class: it had been mirrored."""
+    return label[:, :, ::-1].copy()
+
+
+def as_earlier_versions(summary: Path) -> None:
+    """Take out of a summary what earlier versions did not write."""
+    content = read_json(summary)
+    for entry in content["metric_per_case"]:
+        del entry["reference_digest"]
+    write_json(summary, content)
 
 
 @dataclass(kw_only=True)
@@ -156,6 +174,13 @@ class MadeUp:
         origins = Origins(groups=self.groups, patients=self.patients)
         evaluate_cases(pairs, self.labels, origins=origins).save(validation / "summary.json")
         write_predicted(validation)
+
+    def correct(self, case: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+        """Correct the label of a case, scored before or not. Returns its file."""
+        file = self.raw / "labelsTr" / f"{case}{self.ending}"
+        label, geometry = read_label(file)
+        write_segmentation(change(label), geometry, file)
+        return file
 
     def _predict(self, file: Path, predict: Predict, seed: int, probabilities: bool) -> None:
         truth, geometry = read_label(self.raw / "labelsTr" / file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,31 @@ class Indices:
     array: np.ndarray
     other: int
 
+    @property
+    def digest(self) -> str:
+        """Of the shape and the classes, voxel by voxel: the same for every file format and integer type."""
+        known = hashlib.sha256(repr(self.array.shape).encode())
+        known.update(np.ascontiguousarray(self.array, "<u2").data)
+        return known.hexdigest()[:16]
 
-def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[str, Scores], list[str]]:
-    """Scores per class or region name, and remarks on what looks wrong.
+
+@dataclass(frozen=True, kw_only=True)
+class PairScores:
+    """Scores of a pair.
+
+    Attributes:
+        metrics: class or region name -> metric -> value.
+        reference_digest: of the reference.
+        remarks: in words, what looks wrong.
+    """
+
+    metrics: dict[str, Scores]
+    reference_digest: str
+    remarks: tuple[str, ...]
+
+
+def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> PairScores:
+    """Scores of all classes or regions of a pair of files.
 
     Raises:
         SamunetError: unreadable, or the shapes differ.
@@ -54,7 +77,11 @@ def score_pair(pair: Pair, labels: LabelSet, tolerance_mm: float) -> tuple[dict[
             remarks.append(
                 f"{path} holds label values that dataset.json does not declare; they count as none."
             )
-    return score_indices(sought, found, geometry, labels, tolerance_mm), remarks
+    return PairScores(
+        metrics=score_indices(sought, found, geometry, labels, tolerance_mm),
+        reference_digest=sought.digest,
+        remarks=tuple(remarks),
+    )
 
 
 def pair_geometry(pair: Pair, reference: Geometry, prediction: Geometry) -> Geometry:

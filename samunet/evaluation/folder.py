@@ -15,7 +15,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header, segmentation_ending
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
-from samunet.evaluation.case_scores import Pair, score_pair, shape_fault
+from samunet.evaluation.case_scores import Pair, PairScores, score_pair, shape_fault
 from samunet.evaluation.metrics import DEFAULT_TOLERANCE_MM
 from samunet.evaluation.scores import CaseScores, Evaluation
 from samunet.listing import listed
@@ -65,22 +65,31 @@ def evaluate_cases(
         name=lambda pair: pair[0].name,
         progress=progress,
     )
-    cases, known = [], origins or Origins()
-    for (reference, prediction), (metrics, remarks) in zip(pairs, scored):
-        for remark in remarks:
-            logger.warning("%s", remark)
-        name = case_name(prediction)
-        cases.append(
-            CaseScores(
-                name=name,
-                reference_file=str(reference),
-                prediction_file=str(prediction),
-                group=known.groups.get(name),
-                patient=known.patients.get(name),
-                metrics=metrics,
-            )
-        )
-    return Evaluation(labels, tolerance_mm, tuple(cases))
+    known = origins or Origins()
+    cases = tuple(case_scores(pair, found, known) for pair, found in zip(pairs, scored))
+    return Evaluation(labels, tolerance_mm, cases)
+
+
+def case_scores(pair: Pair, found: PairScores, origins: Origins) -> CaseScores:
+    """The scores of a pair as those of a case; remarks become warnings.
+
+    Args:
+        pair: (reference, prediction); the prediction's name without its ending is the case's name.
+        found: by `score_pair`.
+        origins: groups and patients of the cases.
+    """
+    for remark in found.remarks:
+        logger.warning("%s", remark)
+    name = case_name(pair[1])
+    return CaseScores(
+        name=name,
+        reference_file=str(pair[0]),
+        prediction_file=str(pair[1]),
+        group=origins.groups.get(name),
+        patient=origins.patients.get(name),
+        metrics=found.metrics,
+        reference_digest=found.reference_digest,
+    )
 
 
 def _largest(pairs: Sequence[Pair]) -> int:

@@ -30,12 +30,32 @@ Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceContent:
+    """What a case was scored against, to tell whether the label was corrected between two evaluations.
+
+    Attributes:
+        voxels: class or region name -> voxels of the reference, ignored ones not counted.
+        digest: of the reference's classes, voxel by voxel; None in the summaries of earlier versions.
+    """
+
+    voxels: dict[str, float]
+    digest: str | None
+
+    def differs(self, other: ReferenceContent) -> bool:
+        """Whether the two were not the same label; where a digest is missing, as far as voxels tell."""
+        if self.digest is None or other.digest is None:
+            return self.voxels != other.voxels
+        return self.digest != other.digest
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseScores:
     """Scores of one case.
 
     Attributes:
         group / patient: where it comes from, as far as that is declared.
         metrics: class or region name -> metric -> value, NaN where it is not defined.
+        reference_digest: see `ReferenceContent`.
     """
 
     name: str
@@ -44,6 +64,13 @@ class CaseScores:
     group: str | None
     metrics: dict[str, Scores]
     patient: str | None = None
+    reference_digest: str | None = None
+
+    @property
+    def reference(self) -> ReferenceContent:
+        """What it was scored against."""
+        voxels = {name: scores["n_ref"] for name, scores in self.metrics.items()}
+        return ReferenceContent(voxels=voxels, digest=self.reference_digest)
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,7 @@ class Evaluation:
                 "metrics": self._keyed(case.metrics),
                 "prediction_file": case.prediction_file,
                 "reference_file": case.reference_file,
+                **({} if case.reference_digest is None else {"reference_digest": case.reference_digest}),
             }
             for case in self.cases
         ]

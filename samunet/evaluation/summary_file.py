@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import METRICS, CaseScores, Scores
+from samunet.evaluation.scores import METRICS, CaseScores, ReferenceContent, Scores
 from samunet.records import read_json
 
 
@@ -30,6 +30,11 @@ class Summary:
     def cases(self) -> dict[str, dict[str, Scores]]:
         """Case name -> class or region name -> metric -> value, NaN where it is not defined."""
         return {entry.name: entry.metrics for entry in self.entries}
+
+    @property
+    def references(self) -> dict[str, ReferenceContent]:
+        """Case name -> what it was scored against."""
+        return {entry.name: entry.reference for entry in self.entries}
 
     @property
     def origins(self) -> Origins:
@@ -83,10 +88,15 @@ def _entry(entry: Mapping[str, Any], classes: Mapping[str, str]) -> CaseScores:
         name=str(entry["case"]),
         reference_file=str(entry["reference_file"]),
         prediction_file=str(entry["prediction_file"]),
-        group=None if entry["group"] is None else str(entry["group"]),
-        patient=None if entry.get("patient") is None else str(entry["patient"]),
+        group=_text_or_none(entry["group"]),
+        patient=_text_or_none(entry.get("patient")),
+        reference_digest=_text_or_none(entry.get("reference_digest")),
         metrics={
             name: {metric: float(entry["metrics"][key][metric]) for metric in METRICS}
             for key, name in classes.items()
         },
     )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -19,8 +19,15 @@ from samunet.errors import SamunetError
 from samunet.evaluation.folder import case_name, evaluate_cases, evaluate_folder
 from samunet.evaluation.metrics import count_overlap, surface_metrics
 from samunet.evaluation.scores import METRICS, OVERLAP_METRICS
+from samunet.evaluation.summary_file import read_summary
 
 CLASSES = LabelSet(labels={"background": (0,), "organ": (1,), "lesion": (2,)})
+
+
+def geometry_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(geometry.spacing_mm[::-1])
+    return image
 
 
 def predict_shifted(references: Path, predictions: Path, ending: str = ".nii.gz") -> None:
@@ -50,6 +57,25 @@ def test_scores_equal_those_of_the_whole_masks(tiny_dataset: Path, predictions: 
         surface = surface_metrics(*masks, geometry.spacing_mm, 1.3)  # cropping must change nothing
         assert {key: case.metrics[name][key] for key in surface} == surface
         assert 0 < surface["SurfaceDice"] <= 1
+
+
+def test_a_reference_is_told_by_its_classes_voxel_by_voxel(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Not by format and integer type; a mirrored one, of as many voxels, is another, read back or not."""
+    label, geometry = read_label(tiny_dataset / "labelsTr" / "tiny_001.nii.gz")
+    written = {"a": ("nii.gz", label), "b": ("nrrd", label.astype(np.int32)), "c": ("nrrd", label[:, ::-1])}
+    pairs = []
+    for name, (ending, array) in written.items():
+        pairs.append((tmp_path / f"{name}.{ending}", tmp_path / f"{name}.{ending}"))
+        sitk.WriteImage(geometry_image(array, geometry), pairs[-1][0])
+    scores = evaluate_cases(pairs, CLASSES)
+    scores.save(tmp_path / "summary.json")
+    for read in (
+        {case.name: case.reference for case in scores.cases},
+        read_summary(tmp_path / "summary.json", CLASSES).references,
+    ):
+        assert not read["a"].differs(read["b"])
+        assert read["a"].differs(read["c"])
+        assert read["a"].voxels == read["c"].voxels
 
 
 def test_absent_classes_are_nan_skipped_and_counted(tiny_dataset: Path, predictions: Path) -> None:

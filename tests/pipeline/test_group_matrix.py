@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from out_of_fold_runs import DATASET, MadeUp, Predict, missing, write_predicted
+from out_of_fold_runs import DATASET, MadeUp, Predict, missing, no_lesion, turned, write_predicted
 from tiny_runs import REGIONS
 
-from samunet.data.readers import read_label, write_segmentation
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.pipeline.group_matrix import files
@@ -68,13 +68,6 @@ def drawn(matrix: GroupMatrix, metric: str, folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Figure, "savefig", kept)
     files.draw(matrix, metric, folder / "matrix.png")
     return figures[0]
-
-
-def no_lesion(made: MadeUp, case: str) -> None:
-    """The label of a case is corrected: it has no lesion."""
-    file = made.raw / "labelsTr" / f"{case}.nii.gz"
-    label, geometry = read_label(file)
-    write_segmentation(np.where(label == 2, 0, label), geometry, file)
 
 
 @pytest.mark.parametrize(
@@ -155,15 +148,16 @@ def test_a_checkpoint_that_was_chosen_on_the_targets_is_said_to_be(
     assert "\n" in below  # wider than the picture otherwise
 
 
+@pytest.mark.parametrize("change", [no_lesion, turned])
 @pytest.mark.parametrize(("older", "newer"), [("2d_cnn", "2d_unet"), ("2d_unet", "2d_cnn")])
 def test_methods_that_were_scored_against_different_references(
-    tmp_path: Path, older: str, newer: str
+    tmp_path: Path, older: str, newer: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     """Whichever stands first; none had predicted the class where it is corrected away."""
     made = of_sites(tmp_path)
-    add(made, f"{older}__single_source-north", "north", lambda truth, _: np.where(truth == 2, 0, truth))
-    no_lesion(made, "case_04")
-    add(made, f"{newer}__single_source-north", "north", lambda truth, _: np.where(truth == 2, 0, truth))
+    add(made, f"{older}__single_source-north", "north", lambda truth, _: no_lesion(truth))
+    made.correct("case_04", change)
+    add(made, f"{newer}__single_source-north", "north", lambda truth, _: no_lesion(truth))
     message = refusal(made)
     assert "1 case (case_04) was scored against different references" in message
     commands = [line.strip() for line in message.splitlines() if "samunet_train" in line]
@@ -175,7 +169,7 @@ def test_seeds_and_sources_that_were_scored_against_different_references(tmp_pat
     made = of_sites(tmp_path, THREE)
     older = add(made, "2d_unet__seed0", "north")
     write_predicted(older, checkpoint=BEST, settings={"grid_side": 1})
-    no_lesion(made, "case_04")
+    made.correct("case_04", no_lesion)
     for name, source in (("2d_unet__seed1", "north"), ("2d_unet__seed0-east", "east")):
         write_predicted(add(made, name, source), checkpoint=BEST, settings={"grid_side": 1})
     command = (
@@ -194,7 +188,7 @@ def test_seeds_and_sources_that_were_scored_against_different_references(tmp_pat
 def test_references_that_cannot_be_read_now(tmp_path: Path) -> None:
     made = of_sites(tmp_path)
     add(made, "2d_cnn__single_source-north", "north")
-    no_lesion(made, "case_04")
+    made.correct("case_04", no_lesion)
     add(made, "2d_unet__single_source-north", "north")
     (made.raw / "labelsTr/case_04.nii.gz").write_bytes(b"")
     message = refusal(made)
@@ -207,7 +201,7 @@ def test_a_run_that_counts_for_no_target_is_not_asked_for_its_references(tmp_pat
     older = add(made, "2d_cnn__single_source-north", "north")
     (older / "case_05.nii.gz").unlink()
     made.score(older)
-    no_lesion(made, "case_04")
+    made.correct("case_04", no_lesion)
     add(made, "2d_unet__single_source-north", "north")
     assert not collected(made).cells["2d_cnn"]
 

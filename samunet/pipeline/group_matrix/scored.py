@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
-from samunet.evaluation.scores import Evaluation
+from samunet.evaluation.scores import Evaluation, ReferenceContent
 from samunet.evaluation.summary_file import read_summary
 from samunet.listing import counted_cases, listed
+from samunet.pipeline.current_label import current_label
 from samunet.pipeline.group_matrix.runs import SourceRun, unlike
 from samunet.pipeline.predicted_as import PredictedAs, predicted_as
-from samunet.pipeline.reference_sizes import Sizes, label_sizes, scored_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ def _check_predicted_alike(method: str, scored: Sequence[ScoredRun]) -> None:
 def check_references(counted: Iterable[tuple[ScoredRun, str]], raw: RawDataset) -> None:
     """See that every case was scored against the same reference by all runs.
 
-    A label that was corrected between two validations has other voxels of a class; then it is read, to tell
-    which of them came before. That all came before is not noticed.
+    Where validations differ the label is read, to tell which of them came before it was corrected. That all
+    came before is not noticed.
 
     Args:
         counted: runs, and the target groups that each of them counts for.
@@ -92,28 +92,28 @@ def check_references(counted: Iterable[tuple[ScoredRun, str]], raw: RawDataset) 
     Raises:
         SamunetError: it was not; names the cases, and the command for every run to be validated again.
     """
-    found: dict[str, list[tuple[ScoredRun, Sizes]]] = {}
+    found: dict[str, list[tuple[ScoredRun, ReferenceContent]]] = {}
     for scored, target in counted:
         for case in scored.of_group(target).cases:
-            found.setdefault(case.name, []).append((scored, scored_sizes(case.metrics)))
-    changed = sorted(name for name, entries in found.items() if any(s != entries[0][1] for _, s in entries))
+            found.setdefault(case.name, []).append((scored, case.reference))
+    changed = sorted(n for n, entries in found.items() if any(r.differs(entries[0][1]) for _, r in entries))
     if not changed:
         return
     were = "was" if len(changed) == 1 else "were"
     start = f"{counted_cases(changed)} {were} scored against different references"
     commands = {
         scored.run.command(*scored.predicted.flags())
-        for name, now in _sizes_now(changed, raw, start).items()
+        for name, now in _current_labels(changed, raw, start).items()
         for scored, then in found[name]
-        if then != now
+        if then.differs(now)
     }
     told = f"{start}: labels were corrected between the validations. Validate again:"
     raise SamunetError("\n".join([told, *(f"  {command}" for command in sorted(commands))]))
 
 
-def _sizes_now(names: Sequence[str], raw: RawDataset, start: str) -> Mapping[str, Sizes]:
+def _current_labels(names: Sequence[str], raw: RawDataset, start: str) -> Mapping[str, ReferenceContent]:
     try:
-        return {name: label_sizes(raw, name) for name in names}
+        return {name: current_label(raw, name) for name in names}
     except SamunetError as fault:
         raise SamunetError(
             f"{start}, and the labels do not tell which validations are outdated: {fault}"

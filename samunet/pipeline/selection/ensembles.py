@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -17,9 +17,9 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
-from samunet.evaluation.case_scores import score_pair
-from samunet.evaluation.folder import BYTES_PER_VOXEL, case_name
-from samunet.evaluation.scores import CaseScores, Evaluation, Scores
+from samunet.evaluation.case_scores import PairScores, score_pair
+from samunet.evaluation.folder import BYTES_PER_VOXEL, case_scores
+from samunet.evaluation.scores import CaseScores, Evaluation
 from samunet.evaluation.summary_file import read_summary
 from samunet.inference.ensemble import average_probabilities
 from samunet.inference.probabilities import probability_files
@@ -92,7 +92,10 @@ def make_ensembles(
             name=lambda task: task.target.name,
             progress=progress,
         )
-        results = dict(zip((task.target for task in tasks), scored))
+        results = {
+            task.target: case_scores((task.reference, task.target), found, collected.raw.origins)
+            for task, found in zip(tasks, scored)
+        }
         _check_references(collected, able, results)
         for one in planned:
             if not one.is_there:
@@ -141,22 +144,20 @@ def _is_scored(folder: Path, collected: Collected) -> bool:
     """Whether there are scores of the predictions, on the labels that the models were scored on."""
     if not (folder / SUMMARY_FILE).is_file():
         return False
-    found = read_summary(folder / SUMMARY_FILE, collected.raw.labels).cases
-    return not differing_cases(found, collected.models[0].scores, collected.cases)
+    found = read_summary(folder / SUMMARY_FILE, collected.raw.labels).references
+    return not differing_cases(found, collected.models[0].references, collected.cases)
 
 
 def _check_references(
-    collected: Collected,
-    models: Sequence[OutOfFold],
-    results: dict[Path, tuple[dict[str, Scores], list[str]]],
+    collected: Collected, models: Sequence[OutOfFold], results: Mapping[Path, CaseScores]
 ) -> None:
     """See that ensembles, which are scored now, are scored on the same labels as their members.
 
     Raises:
         SamunetError: labels have changed since; names the command for each model.
     """
-    fresh = {case_name(target): metrics for target, (metrics, _) in results.items()}
-    changed = differing_cases(fresh, collected.models[0].scores, collected.cases)
+    fresh = {entry.name: entry.reference for entry in results.values()}
+    changed = differing_cases(fresh, collected.models[0].references, collected.cases)
     if not changed:
         return
     folds = sorted({collected.fold_of_case[case] for case in changed})
@@ -183,36 +184,17 @@ def _target(planned: _Planned, collected: Collected, case: str) -> Path:
     return planned.folder / f"{case}{collected.raw.label_ending}"
 
 
-def _average_and_score(
-    task: _Task, labels: LabelSet, tolerance_mm: float
-) -> tuple[dict[str, Scores], list[str]]:
+def _average_and_score(task: _Task, labels: LabelSet, tolerance_mm: float) -> PairScores:
     """Average and score one case; what an interrupted run has written is kept."""
     if not task.target.is_file():
         average_probabilities(task.members, labels, task.target)
     return score_pair((task.reference, task.target), labels, tolerance_mm)
 
 
-def _finish(
-    planned: _Planned, collected: Collected, results: dict[Path, tuple[dict[str, Scores], list[str]]]
-) -> None:
+def _finish(planned: _Planned, collected: Collected, results: Mapping[Path, CaseScores]) -> None:
     """Write the scores; summary.json says that the ensemble is complete."""
-    cases = []
-    for case in collected.cases:
-        target = _target(planned, collected, case)
-        metrics, remarks = results[target]
-        for remark in remarks:
-            logger.warning("%s", remark)
-        cases.append(
-            CaseScores(
-                name=case,
-                reference_file=str(collected.reference(case)),
-                prediction_file=str(target),
-                group=collected.raw.origins.groups.get(case),
-                patient=collected.raw.origins.patients.get(case),
-                metrics=metrics,
-            )
-        )
-    Evaluation(collected.raw.labels, collected.tolerance_mm, tuple(cases)).save(planned.folder / SUMMARY_FILE)
+    cases = tuple(results[_target(planned, collected, case)] for case in collected.cases)
+    Evaluation(collected.raw.labels, collected.tolerance_mm, cases).save(planned.folder / SUMMARY_FILE)
 
 
 def _candidate(planned: _Planned, collected: Collected) -> OutOfFold:
@@ -223,5 +205,6 @@ def _candidate(planned: _Planned, collected: Collected) -> OutOfFold:
         members=tuple(member for model in planned.members for member in model.members),
         predictions={case: _target(planned, collected, case) for case in collected.cases},
         scores=summary.cases,
+        references=summary.references,
         sources={name: digest for model in planned.members for name, digest in model.sources.items()},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from samunet.data.dataset import RawDataset
 from samunet.data.splits import SCHEMES, Split, read_splits
 from samunet.errors import SamunetError, unknown_name
-from samunet.evaluation.scores import Scores
+from samunet.evaluation.scores import ReferenceContent, Scores
 from samunet.listing import fold_words, listed
 from samunet.networks.sam.variants import get_variant
 from samunet.pipeline.run_commands import TrainedAs
@@ -55,6 +55,7 @@ class OutOfFold:
     Attributes:
         predictions: case -> segmentation file.
         scores: case -> class -> metric -> value.
+        references: case -> what it was scored against.
         sources: file below results/DATASET -> SHA-256.
     """
 
@@ -63,6 +64,7 @@ class OutOfFold:
     members: tuple[Member, ...]
     predictions: dict[str, Path]
     scores: dict[str, dict[str, Scores]]
+    references: dict[str, ReferenceContent]
     sources: dict[str, str]
 
 
@@ -213,12 +215,13 @@ def _out_of_fold(
         checkpoint=first.predicted.checkpoint,
         settings=first.predicted.settings,
     )
-    predictions, scores, sources = {}, {}, {}
+    predictions, scores, references, sources = {}, {}, {}, {}
     for fold, split in splits.items():
-        validation = model.validation(fold)
+        validation, summary = model.validation(fold), model.folds[fold].summary
+        found, content = summary.cases, summary.references
         for case in split.val:
             predictions[case] = validation / f"{case}{raw.label_ending}"
-            scores[case] = model.folds[fold].summary.cases[case]
+            scores[case], references[case] = found[case], content[case]
         digest = file_digest(validation / SUMMARY_FILE)
         assert digest is not None
         name = (validation / SUMMARY_FILE).relative_to(workspace.results / model.trained.dataset)
@@ -229,6 +232,7 @@ def _out_of_fold(
         members=(member,),
         predictions=predictions,
         scores=scores,
+        references=references,
         sources=sources,
     )
 

@@ -1,7 +1,7 @@
 """Scores are compared only where all of them were made against the same labels.
 
-A label that was corrected after a model was validated gives the models scored before and after it different
-voxels of a class, which is how it is noticed.
+A label that was corrected after a model was validated is noticed because the models scored before and after
+that have different references in their summaries.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from samunet.data.dataset import RawDataset
-from samunet.evaluation.scores import Scores
+from samunet.evaluation.scores import ReferenceContent
 from samunet.inference.probabilities import probability_files
 from samunet.listing import fold_words
-from samunet.pipeline.reference_sizes import Sizes, label_sizes, scored_sizes
+from samunet.pipeline.current_label import current_label
 from samunet.pipeline.selection.model_folder import ModelFolder
 
 
 def differing_cases(
-    one: Mapping[str, Mapping[str, Scores]], other: Mapping[str, Mapping[str, Scores]], cases: Iterable[str]
+    one: Mapping[str, ReferenceContent], other: Mapping[str, ReferenceContent], cases: Iterable[str]
 ) -> list[str]:
-    """Cases (-> class -> metric) of which two models were scored on different labels."""
-    return [case for case in cases if scored_sizes(one[case]) != scored_sizes(other[case])]
+    """Cases that two models were scored on different labels of."""
+    return [case for case in cases if one[case].differs(other[case])]
 
 
 def rescoring(model: ModelFolder, folds: Sequence[int], *, probabilities: bool) -> str:
@@ -38,15 +38,14 @@ def mark_outdated(raw: RawDataset, models: Sequence[ModelFolder]) -> list[ModelF
     Raises:
         SamunetError: a label file cannot be read.
     """
-    sizes = [_sizes_of_model(model) for model in models if not model.faults]
-    doubtful = [case for case in (sizes[0] if sizes else ()) if any(s[case] != sizes[0][case] for s in sizes)]
-    now = {case: label_sizes(raw, case) for case in doubtful}
+    scored = [_references(model) for model in models if not model.faults]
+    doubtful = {case for one in scored for case in differing_cases(one, scored[0], scored[0])}
+    now = {case: current_label(raw, case) for case in sorted(doubtful)}
     return [model if model.faults or not now else _marked(raw, model, now) for model in models]
 
 
-def _marked(raw: RawDataset, model: ModelFolder, now: Mapping[str, Sizes]) -> ModelFolder:
-    then = _sizes_of_model(model)
-    outdated = {case for case, sizes in now.items() if then[case] != sizes}
+def _marked(raw: RawDataset, model: ModelFolder, now: Mapping[str, ReferenceContent]) -> ModelFolder:
+    outdated = set(differing_cases(_references(model), now, now))
     folds = [number for number, fold in model.folds.items() if outdated & set(fold.run.val)]
     if not folds:
         return model
@@ -55,8 +54,10 @@ def _marked(raw: RawDataset, model: ModelFolder, now: Mapping[str, Sizes]) -> Mo
     return replace(model, faults=(rescoring(model, folds, probabilities=kept),))
 
 
-def _sizes_of_model(model: ModelFolder) -> dict[str, Sizes]:
-    """Case -> sizes, of the cases that its folds held out."""
-    return {
-        case: scored_sizes(fold.summary.cases[case]) for fold in model.folds.values() for case in fold.run.val
-    }
+def _references(model: ModelFolder) -> dict[str, ReferenceContent]:
+    """Of the cases that its folds held out."""
+    found: dict[str, ReferenceContent] = {}
+    for fold in model.folds.values():
+        references = fold.summary.references
+        found |= {case: references[case] for case in fold.run.val}
+    return found

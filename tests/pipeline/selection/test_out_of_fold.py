@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, GEOMETRY, MadeUp, missing, write_predicted
+from out_of_fold_runs import (
+    DATASET,
+    GEOMETRY,
+    MadeUp,
+    as_earlier_versions,
+    missing,
+    no_lesion,
+    turned,
+    write_predicted,
+)
 from shared_models import make_fingerprint
 from tiny_runs import REGIONS
 
-from samunet.data.readers import read_label, write_segmentation
+from samunet.data.readers import write_segmentation
 from samunet.data.splits import Split, write_splits
 from samunet.errors import SamunetError
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, collect
@@ -198,19 +208,13 @@ def test_other_tolerances(made: MadeUp) -> None:
         gather(made)
 
 
-def corrected(made: MadeUp, case: str) -> Path:
-    """The label of a case, corrected since it was scored: it has no lesion. Returns its file."""
-    file = made.raw / "labelsTr" / f"{case}.nii.gz"
-    label, geometry = read_label(file)
-    write_segmentation(np.where(label == 2, 0, label), geometry, file)
-    return file
-
-
+@pytest.mark.parametrize("change", [no_lesion, turned])
 @pytest.mark.parametrize("names", [("2d_cnn__wide", "2d_unet"), ("2d_unet", "3d_unet")])
-def test_scores_of_other_labels(made: MadeUp, names: tuple[str, str]) -> None:
+def test_scores_of_other_labels(
+    made: MadeUp, names: tuple[str, str], change: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """Whichever model stands first, the one that was scored before the label was corrected is left out."""
-    case = made.splits[1].val[0]
-    label = corrected(made, case)
+    label = made.correct(made.splits[1].val[0], change)
     (newer,) = {*names} - {"2d_unet"}
     made.add(newer, missing(0.2))
     found = gather(made)
@@ -231,11 +235,24 @@ def test_scores_of_other_labels(made: MadeUp, names: tuple[str, str]) -> None:
     assert len(gather(made).models) == 2
 
 
+def test_scores_of_earlier_versions(made: MadeUp) -> None:
+    """Their summaries hold no digest of the references, so that voxels are all there is to tell by."""
+    for summary in made.workspace.results.glob("*/*/fold_*/validation/summary.json"):
+        as_earlier_versions(summary)
+    made.correct(made.splits[1].val[0], turned)
+    made.add("3d_unet", missing(0.2))
+    assert len(gather(made).models) == 2
+    made.correct(made.splits[2].val[0], no_lesion)
+    made.add("3d_unet", missing(0.2))
+    (told,) = gather(made).left_out
+    assert told.startswith("2d_unet: fold 2 scored on other labels")
+
+
 def test_a_model_is_validated_again_as_it_was(made: MadeUp) -> None:
     """Labels were corrected since; its other folds stay, and only those predicted alike are pooled."""
     for validation in made.workspace.results.glob("*/2d_unet__*/fold_*/validation"):
         write_predicted(validation, checkpoint="checkpoint_best.pth", settings={"grid_side": 1})
-    corrected(made, made.splits[1].val[0])
+    made.correct(made.splits[1].val[0], no_lesion)
     made.add("3d_unet", missing(0.2))
     (told,) = gather(made).left_out
     assert told.endswith("samunet_train 950 2d_unet 1 --val -chk checkpoint_best.pth --set grid_side=1.")

@@ -89,7 +89,7 @@ def test_the_counted_dice_is_that_of_applied_rules(tmp_path: Path, labels: Label
         prediction, geometry = read_label(pair[1])
         applied = Postprocessing(labels=labels, rules=(*settled, rule)).apply(prediction, geometry)
         write_segmentation(applied, geometry, tmp_path / "applied.nii.gz")
-        scores, _ = score_pair((pair[0], tmp_path / "applied.nii.gz"), labels, 2.0)
+        scores = score_pair((pair[0], tmp_path / "applied.nii.gz"), labels, 2.0).metrics
         expected = [scores[name]["Dice"] for name in labels.foreground]
         assert counted.after[number] == pytest.approx(expected, abs=1e-12), rule
         changed += not np.allclose(counted.after[number], counted.before)
