@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from samunet.errors import SamunetError
 from samunet.pipeline.other_work import OtherWork, are_too_few
 from samunet.planning.plan import Budget
 from samunet.records import content_hash, read_record, write_json
+from samunet.whole_files import room_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class BudgetRequest:
 
 def make_budget(request: BudgetRequest) -> Budget:
     """Measure (or read) what this machine offers, with what the user fixed taken over."""
-    disk_gb = shutil.disk_usage(_existing(request.disk)).free / 1e9
+    disk_gb = room_bytes(request.disk.resolve()) / 1e9
     if request.gpu_memory_gb is not None and request.device in ("auto", "cuda"):
         import torch
 
@@ -123,13 +123,6 @@ def main_memory_bytes() -> int:
 
     total, limit = int(psutil.virtual_memory().total), memory_limit()
     return total if limit is None else min(total, limit)
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def _gflops(device: str, request: BudgetRequest) -> dict[str, float]:

@@ -13,12 +13,15 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import get_method
 from samunet.planning.plan import Plan
+from samunet.planning.standing import shown_hours
 from samunet.trainers.portable import MODEL_FILE
 from samunet.workspace import DEFAULT_PLANS, Workspace
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+FAR_LONGER = 2.0
+"""A recommendation for that many times the hours that a training gets may be another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,18 @@ def configuration_name(configuration: str, method: str | None, recommended: str)
             f"Leave one of them out."
         )
     return replaced.name
+
+
+def recommended_for_longer(plan: Plan, minutes: float | None) -> str:
+    """That a training gets far fewer minutes than the plan recommends a method for; else empty."""
+    if minutes is None or not plan.recommended or plan.budget.hours * 60 < FAR_LONGER * minutes:
+        return ""
+    hours = minutes / 60
+    command = planning_command(replace(plan, budget=replace(plan.budget, hours=round(hours, 2))))
+    return (
+        f"The plan recommends {plan.recommended} for trainings of up to {shown_hours(plan.budget.hours)}; "
+        f"for {shown_hours(hours)} it may recommend another method: {command}"
+    )
 
 
 def find_model(workspace: Workspace, request: ModelRequest) -> Path:

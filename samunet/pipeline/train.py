@@ -12,7 +12,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError
 from samunet.inference.probabilities import Storage
-from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.models import AUTO, configuration_name, load_plan, recommended_for_longer
 from samunet.pipeline.preprocessed_cases import (
     preprocess_command,
     preprocessed_names,
@@ -195,6 +195,9 @@ def prepare_run(workspace: Workspace, options: TrainOptions, say: Say | None = N
     say = say or SaidOnce()
     stored = load_plan(workspace, options.dataset, options.plans)
     name = configuration_name(options.configuration, options.method, stored.recommended)
+    longer = recommended_for_longer(stored, options.time_budget_minutes)
+    if longer and options.configuration == AUTO and options.method is None:
+        say(longer)
     model_folder = workspace.model_folder(stored.dataset, name, stored.name, options.run_tag)
     if is_shared_model(model_folder):
         raise SamunetError(

@@ -153,7 +153,7 @@ class Budget:
         device: `cuda`, `mps` or `cpu`.
         memory_gb: GPU memory, or RAM on a CPU.
         hours: longest training of one fold that the user accepts.
-        disk_gb: free disk for caches.
+        disk_gb: what a cache may take of the free disk, as training allows it.
         gflops: sustained throughput of a training step by kind of work (`conv2d`, `conv3d`, `vit`), GFLOP/s
             (2 x multiply-adds, forward and backward), measured on the machine or assumed for a GPU class.
     """

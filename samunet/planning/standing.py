@@ -163,7 +163,7 @@ def shortage(forecast: Forecast, schedule: Schedule, context: PlanningContext) -
             f"It needs about {forecast.memory_gb:.1f} GB of {kind}; {budget.memory_gb:g} GB may be used."
         )
     if forecast.cache_gb > budget.disk_gb:
-        found.append(f"It needs {forecast.cache_gb:.1f} GB of disk; {budget.disk_gb:g} GB are free.")
+        found.append(f"It needs {forecast.cache_gb:.1f} GB of disk; {budget.disk_gb:g} GB may be used.")
     if not schedule.fits:
         found.append(
             f"Its shortest useful schedule ({schedule.steps} steps) takes about "

@@ -78,7 +78,7 @@ def prepare_cache(
     wanted = setup.wanted(started) if earlier is None else setup.repeated(earlier)
     needed, limit = setup.needed_gb(wanted), setup.limit_gb()
     if needed > limit:
-        reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB are free"
+        reason = f"the embedding cache needs {needed:.1f} GB, {limit:.1f} GB may be used"
         if earlier is not None:
             raise SamunetError(f"This run was trained from a cache, and {reason}. Make room to continue it.")
         run.reporter.message(

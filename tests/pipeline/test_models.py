@@ -10,7 +10,13 @@ from shared_models import make_fingerprint
 from tiny_runs import make_configuration, make_plan
 
 from samunet.errors import SamunetError
-from samunet.pipeline.models import ModelRequest, configuration_name, find_model, load_plan
+from samunet.pipeline.models import (
+    ModelRequest,
+    configuration_name,
+    find_model,
+    load_plan,
+    recommended_for_longer,
+)
 from samunet.records import write_json
 from samunet.workspace import Workspace
 
@@ -44,6 +50,16 @@ def test_names(configuration: str, method: str | None, expected: str) -> None:
 def test_refusals(configuration: str, method: str | None, recommended: str, words: str) -> None:
     with pytest.raises(SamunetError, match=words):
         configuration_name(configuration, method, recommended)
+
+
+def test_a_recommendation_for_far_longer_trainings_is_told() -> None:
+    plan = replace(make_plan(make_configuration("2d_cnn")), recommended="2d_cnn")  # for an hour
+    told = recommended_for_longer(plan, 15)
+    assert told.startswith("The plan recommends 2d_cnn for trainings of up to 1.0 hours; for 15 minutes")
+    assert told.endswith("--hours 0.25")
+    for minutes in (None, 31, 60, 600):
+        assert not recommended_for_longer(plan, minutes)
+    assert not recommended_for_longer(replace(plan, recommended=""), 15)
 
 
 @pytest.fixture

@@ -112,6 +112,18 @@ def test_few_cases_with_official_weights_take_a_sam_head():
         assert golden.golden_plan(FINGERPRINTS[name], "12 GB", "official").recommended.endswith("_unet")
 
 
+@pytest.mark.parametrize("name", ["Dataset002_ACDC", "Dataset003_MSCMR_LGE"])
+@pytest.mark.parametrize("hours", [0.5, 1.0, 2.0, 4.0])
+def test_the_probe_is_not_recommended_where_another_method_fits(name: str, hours: float) -> None:
+    """`2d_linear` fits hours that cut the schedules of the others very short."""
+    weights = {"vit_b": "official", "vit_tiny": "shipped"}
+    budget = replace(golden.BUDGETS["cpu"], hours=hours)
+    plan = make_plan(with_cases(FINGERPRINTS[name], 5), PlanningRequest(budget=budget, weights=weights))
+    others = {v.method for v in plan.verdicts if v.status in ("fits", "recommended")} - {"2d_linear"}
+    assert others
+    assert plan.recommended in others
+
+
 def test_a_small_encoders_own_weights_are_not_taken_for_sams():
     few = with_cases(FINGERPRINTS["Dataset002_ACDC"], 5)
     for goal in ("accuracy", "generalize"):

@@ -13,7 +13,7 @@ from samunet.data.dataset import RawDataset
 from samunet.data.splits import Split, kept_together, load_or_create_splits, select_fold
 from samunet.errors import SamunetError, unknown_name
 from samunet.pipeline.goal_split import settle_for_goal
-from samunet.pipeline.models import configuration_name, load_plan
+from samunet.pipeline.models import configuration_name, load_plan, recommended_for_longer
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
 from samunet.pipeline.replaced_plan import MEMORY_ROUNDING
 from samunet.pipeline.replan import Overrides, replan
@@ -118,6 +118,9 @@ def run_all(workspace: Workspace, options: RunAllOptions, screen: Screen = no_sc
     options = replace(options, splits=scheme, settings=settings)
     names = chosen_methods(made, options.configurations)
     say = SaidOnce()
+    longer = recommended_for_longer(made, options.time_budget_minutes)
+    if longer and options.configurations is None:
+        say(longer)
     cases = _cases(workspace, raw, options, say)
     methods = _check_methods(workspace, options, made, names, say)
     trainings = _trainings(workspace, options, made, names, tuple(cases))

@@ -292,6 +292,7 @@ def test_an_ensemble_scored_on_other_labels_is_scored_again(tmp_path: Path) -> N
     folder = made.workspace.fold_ensemble_folder(DATASET, "samunetPlans", ["2d_cnn", "2d_unet"])
     content = read_json(folder / "summary.json")
     content["metric_per_case"][0]["metrics"]["2"] |= {"n_ref": 0, "Dice": math.nan}
+    content["metric_per_case"][0]["reference_digest"] = "of another label"
     write_json(folder / "summary.json", content)
     assert find(made, ensembles=True) == first
 
