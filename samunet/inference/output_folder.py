@@ -119,6 +119,20 @@ def refuse_raw_data(output: Path, raw: Path | None = None) -> None:
         )
 
 
+def refuse_dataset(output: Path) -> None:
+    """Refuse a raw dataset itself, wherever it lies: predictions bring a dataset.json of their own.
+
+    Raises:
+        SamunetError: there is a dataset.json beside folders of raw data; names both.
+    """
+    held = [name for name in RAW_FOLDERS if (output / name).is_dir()]
+    if held and (output / DATASET_FILE).is_file():
+        raise SamunetError(
+            f"{output} is a raw dataset ({DATASET_FILE} beside {', '.join(held)}); that file would be "
+            "replaced. Give an output folder elsewhere with -o."
+        )
+
+
 def _is_raw_or_dataset(output: Path, raw: Path) -> bool:
     """Whether a folder is the raw folder, directly in it, or a dataset that is linked from there."""
     datasets = [folder.resolve() for folder in raw.iterdir()] if raw.is_dir() else []
@@ -136,6 +150,7 @@ def check_output(output: Path, command: Command, raw: Path | None = None) -> Non
             command's results.
     """
     refuse_raw_data(output, raw)
+    refuse_dataset(output)
     if raw is not None:  # a command of the user's; a training puts its validation into its fold
         refuse_results(output)
     check_owner(output, command)

@@ -91,21 +91,26 @@ def test_raw_data_are_no_place_for_predictions(raw: Path, tmp_path: Path) -> Non
     refuse_raw_data(tmp_path / "out", tmp_path / "absent")
 
 
-def test_nothing_is_predicted_averaged_or_postprocessed_into_labels(raw: Path, tmp_path: Path) -> None:
-    labels = raw / "Dataset001_A" / "labelsTr"
+@pytest.mark.parametrize("place", ["labelsTr", ""])
+def test_nothing_is_predicted_averaged_or_postprocessed_into_a_dataset(
+    place: str, raw: Path, tmp_path: Path
+) -> None:
+    dataset = tmp_path / "elsewhere"  # no folder of a workspace
+    labels = dataset / place
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     write_fold(model := tmp_path / "2d_unet__tinyPlans", 0)
     write_images(images := tmp_path / "in", ("a",))
     predictor = load(model, mirroring=False)
     (other := tmp_path / "other").mkdir()
     options = EnsembleOptions(labels=predictor.plan.labels, file_ending=".nii.gz")
     rules = Postprocessing(labels=predictor.plan.labels, rules=())
-    with pytest.raises(SamunetError, match="of the raw dataset"):
+    with pytest.raises(SamunetError, match="raw dataset"):
         predictor.predict_files(images, labels)
-    with pytest.raises(SamunetError, match="of the raw dataset"):
+    with pytest.raises(SamunetError, match="raw dataset"):
         ensemble_folders([images, other], labels, options)
-    with pytest.raises(SamunetError, match="of the raw dataset"):
+    with pytest.raises(SamunetError, match="raw dataset"):
         postprocess_folder(images, labels, rules)
-    assert not list(labels.iterdir())
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
 
 @pytest.mark.parametrize("main", [predict.main, ensemble.main, apply_postprocessing.main])
