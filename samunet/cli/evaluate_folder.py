@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
             f"-o {output}: name the JSON file, such as {output.with_suffix('.json')}; the table is written "
             "beside it as .csv."
         )
-    _check_folders(arguments)
+    _check_folders(arguments, output)
     if arguments.pfile is not None and not arguments.json:
         print("-pfile has no effect here: label files are read alike whatever the plan.")
     file, origins = _dataset_json(arguments)
@@ -120,9 +120,11 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_folders(arguments: argparse.Namespace) -> None:
-    """Refuse what is no folder, and scores beside raw labels, as when both are swapped."""
-    from samunet.inference.output_folder import refuse_raw_data
+def _check_folders(arguments: argparse.Namespace, output: Path) -> None:
+    """Refuse what is no folder, scores beside raw labels, as when both are swapped, and the name of a
+    training's own scores."""
+    from samunet.inference.output_folder import refuse_raw_data, refuse_results
+    from samunet.workspace import SUMMARY_FILE
 
     for name, folder in (("LABELS", arguments.reference), ("PREDICTIONS", arguments.prediction)):
         if not folder.is_dir():
@@ -130,13 +132,21 @@ def _check_folders(arguments: argparse.Namespace) -> None:
             raise SamunetError(
                 f"{name}, {folder}, {kind}. Name the folder of the reference label maps first."
             )
-    place = arguments.output.parent if arguments.output else arguments.prediction
     try:
-        refuse_raw_data(place)
+        refuse_raw_data(output.parent)
     except SamunetError as fault:
         raise SamunetError(
-            f"The scores would be written into raw data, {place}. Are both folders swapped? "
+            f"The scores would be written into raw data, {output.parent}. Are both folders swapped? "
             "The references come first, then the predictions; or say where the scores go with -o."
+        ) from fault
+    if output.name != SUMMARY_FILE:
+        return
+    try:
+        refuse_results(output.parent)
+    except SamunetError as fault:
+        raise SamunetError(
+            f"The scores would be written to {output}, where a training keeps its own, by which models are "
+            "compared and bounds are made. Name another file with -o, such as -o scores.json."
         ) from fault
 
 

@@ -90,6 +90,23 @@ def test_swapped_folders_leave_nothing_in_the_raw_data(
     assert "-pfile has no effect" in capsys.readouterr().out
 
 
+def test_the_scores_of_a_training_are_not_replaced(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Selection and bounds stand on those of all classes at the usual tolerance."""
+    validation = tmp_path / "model" / "fold_0" / "validation"
+    write_json(validation.parent / "run.json", {})
+    (tmp_path / "predicted").rename(validation)
+    (validation / "summary.json").write_text("the training's")
+    words = [folders[0], str(validation), "-np", "1"]
+    for flags in ([], ["-o", str(validation / "summary.json")]):
+        assert evaluate_folder.main([*words, *flags]) == 2
+        assert "Name another file with -o" in capsys.readouterr().err
+    assert (validation / "summary.json").read_text() == "the training's"
+    assert not (validation / "summary.csv").exists()
+    assert evaluate_folder.main([*words, "-o", str(validation / "loose.json")]) == 0
+
+
 def test_folders_that_hold_nothing_to_score_are_named(
     folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
