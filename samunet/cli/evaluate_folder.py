@@ -81,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.cli.screen import progress_bar
+    from samunet.data.readers import segmentation_ending
     from samunet.evaluation.declared import Declared
     from samunet.evaluation.folder import evaluate_folder
+    from samunet.inference.finished import refuse_unfinished
     from samunet.workspace import SUMMARY_FILE
 
     output = arguments.output or arguments.prediction / SUMMARY_FILE
@@ -96,6 +98,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("-pfile has no effect here: label files are read alike whatever the plan.")
     file, origins = _dataset_json(arguments)
     declared = Declared.read(file)
+    refuse_unfinished(arguments.prediction, segmentation_ending(declared.file_ending))
     with progress_bar("Scoring") as progress:
         evaluation = evaluate_folder(
             arguments.reference,

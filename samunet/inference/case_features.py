@@ -17,13 +17,12 @@ import numpy as np
 
 from samunet.data.geometry import Geometry, bounding_box, in_all_channels, voxel_volume_mm3
 from samunet.data.labels import LabelSet
-from samunet.inference.files import flat_arguments
+from samunet.inference.finished import features_file, prediction_hash
 from samunet.inference.pass_statistics import PassFigures
 from samunet.planning.fingerprint import ChannelStatistics
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import SpatialRecord
-from samunet.records import content_hash, write_json
-from samunet.workspace import QC_FEATURES_FOLDER
+from samunet.records import write_json
 
 FEATURES_VERSION = 1
 SAMPLED_VALUES = 1_000_000
@@ -79,25 +78,6 @@ class CaseFeatures:
     arguments_hash: str
     input: InputFacts
     classes: dict[str, ClassFeatures]
-
-
-def features_file(folder: Path, case: str) -> Path:
-    """Where the features of a case lie beside its prediction."""
-    return folder / QC_FEATURES_FOLDER / f"{case}.json"
-
-
-def arguments_hash(arguments: Mapping[str, Any]) -> str:
-    """Identifies how a folder was predicted by one model (`single_model_arguments`), wherever that lies."""
-    return content_hash({key: value for key, value in arguments.items() if key != "model"})
-
-
-def prediction_hash(arguments: Mapping[str, Any]) -> str:
-    """The same of the whole content of predict_args.json, be it of one model or of an ensemble."""
-    models = arguments["models"]
-    if len(models) == 1:
-        return arguments_hash(flat_arguments(arguments))
-    placeless = [{key: value for key, value in model.items() if key != "model"} for model in models]
-    return content_hash({**arguments, "models": placeless})
 
 
 class FeatureWriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.export import write_case
+from samunet.inference.finished import unfinished_cases
 from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import (
     PROBABILITIES,
@@ -141,6 +142,8 @@ class EnsembleOutcome:
         output: folder of the results.
         done: cases that were averaged.
         missing: case -> folders that lack its probabilities; these cases are left out.
+        unfinished: case -> folders where its probabilities are not of the prediction that the folder says it
+            is of; left out too.
         failed: case -> reason.
         seconds: wall-clock time.
     """
@@ -148,12 +151,13 @@ class EnsembleOutcome:
     output: Path
     done: tuple[str, ...]
     missing: dict[str, tuple[Path, ...]]
+    unfinished: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
     def complete(self) -> bool:
-        return not (self.missing or self.failed)
+        return not (self.missing or self.unfinished or self.failed)
 
     def text(self) -> str:
         """The outcome in plain words, the faults one a line."""
@@ -161,6 +165,12 @@ class EnsembleOutcome:
         if self.missing:
             lines.append(f"Left out: {len(self.missing)} of which probabilities are missing.")
             lines += [f"  {name}: none in {', '.join(map(str, at))}" for name, at in self.missing.items()]
+        if self.unfinished:
+            lines.append(
+                f"Left out: {len(self.unfinished)} with probabilities left by an earlier prediction, or "
+                f"by one that did not finish ({ARGUMENTS_FILE} does not hold for them); predict these again."
+            )
+            lines += [f"  {name}: in {', '.join(map(str, at))}" for name, at in self.unfinished.items()]
         if self.failed:
             lines.append(f"Not averaged: {len(self.failed)}.")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
@@ -205,7 +215,8 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
     """Average the cases of several prediction folders; a bad case is reported and the others finish.
 
     Args:
-        folders: each with CASE.probabilities.npy of the cases; cases that one of them lacks are left out.
+        folders: each with CASE.probabilities.npy of the cases; cases that one of them lacks, or has not
+            finished, are left out.
         output: folder for CASE.ext and ensemble_args.json.
         options: labels and what to keep.
 
@@ -218,12 +229,11 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
     _check_folders(folders, output)
     check_output(output, "samunet_ensemble")
     found = [_cases(folder) for folder in folders]
+    old = [set(unfinished_cases(folder, PROBABILITIES)) for folder in folders]
     every = sorted(set().union(*found))
-    missing = {
-        name: tuple(folder for folder, names in zip(folders, found) if name not in names) for name in every
-    }
-    missing = {name: at for name, at in missing.items() if at}
-    common = [name for name in every if name not in missing]
+    missing = _places(every, [(folder, set(every) - names) for folder, names in zip(folders, found)])
+    unfinished = _places([name for name in every if name not in missing], list(zip(folders, old)))
+    common = [name for name in every if name not in missing and name not in unfinished]
     if not common:
         counts = ", ".join(f"{folder}: {len(names)}" for folder, names in zip(folders, found))
         raise SamunetError(
@@ -241,9 +251,16 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
         output=output,
         done=done,
         missing=missing,
+        unfinished=unfinished,
         failed={name: failed[name] for name in sorted(failed)},
         seconds=time.perf_counter() - start,
     )
+
+
+def _places(names: Sequence[str], faulty: Sequence[tuple[Path, Set[str]]]) -> dict[str, tuple[Path, ...]]:
+    """Case -> the folders in which it is faulty, for every case that is so in one."""
+    found = {name: tuple(folder for folder, cases in faulty if name in cases) for name in names}
+    return {name: at for name, at in found.items() if at}
 
 
 def _average_cases(

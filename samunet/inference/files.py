@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from samunet.data.cases import Case
 from samunet.data.geometry import Geometry
-from samunet.errors import SamunetError
-from samunet.inference.postprocessing import Postprocessing
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.inference.probabilities import Storage
 from samunet.records import read_json, write_json
 from samunet.workspace import ARGUMENTS_FILE
+
+if TYPE_CHECKING:  # which asks what is finished, and so reads this
+    from samunet.inference.postprocessing import Postprocessing
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any
 from samunet.data.cases import Case, channel_faults, find_cases, group_files
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.case_features import features_file, prediction_hash
 from samunet.inference.files import (
     CaseStages,
     FileOptions,
@@ -20,6 +19,7 @@ from samunet.inference.files import (
     run_cases,
     select_part,
 )
+from samunet.inference.finished import features_file, is_finished, prediction_hash
 from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import probability_files, storage_of
@@ -114,11 +114,11 @@ def predict_folder(
 
 def _is_complete(target: Target, made_so: str) -> bool:
     """Whether all that is asked for is there, made by these networks in this way; features come last."""
-    features = features_file(target.file.parent, target.case)
-    wanted = [target.file, features]
+    wanted = [target.file]
     if storage_of(target.options.save_probabilities) is not None:
         wanted += probability_files(target.file)
-    return all(file.exists() for file in wanted) and read_json(features).get("arguments_hash") == made_so
+    there = all(file.exists() for file in wanted)
+    return there and is_finished(target.file.parent, target.case, made_so)
 
 
 def _cases(task: FolderTask, source: Path | str | Sequence[Case]) -> Sequence[Case]:

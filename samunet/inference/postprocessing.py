@@ -22,6 +22,7 @@ from samunet.data.readers import read_header, read_label, segmentation_ending, w
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.evaluation.declared import Declared, labels_text
+from samunet.inference.finished import refuse_unfinished
 from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.listing import listed
 from samunet.progress import Progress
@@ -231,9 +232,9 @@ def postprocess_folder(
         Number of cases, and of those that were changed.
 
     Raises:
-        SamunetError: no label maps, the same folder twice, an output that is of a raw dataset or holds
-            another command's results or label maps of other rules that would stay there, other labels in
-            dataset.json or in a map.
+        SamunetError: no label maps, or some that an earlier prediction left, the same folder twice, an output
+            that is of a raw dataset or holds another command's results or label maps of other rules that
+            would stay there, other labels in dataset.json or in a map.
     """
     source, output = Path(source), Path(output)
     if source.resolve() == output.resolve():
@@ -243,6 +244,7 @@ def postprocess_folder(
     files = _label_maps(source, ending)
     if not files:
         raise SamunetError(f"{source} holds no label maps with the ending {ending}.")
+    refuse_unfinished(source, ending)
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
     record, unfinished = output / POSTPROCESSING_FILE, output / POSTPROCESSING_UNFINISHED_FILE

@@ -12,9 +12,10 @@ from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import read_summary
-from samunet.inference.case_features import CaseFeatures, ClassFeatures, arguments_hash, features_file
+from samunet.inference.case_features import CaseFeatures, ClassFeatures
 from samunet.inference.envelope import Envelope
 from samunet.inference.files import single_model_arguments
+from samunet.inference.finished import arguments_hash, features_file
 from samunet.pipeline.predicted_as import KEYS as PREDICTED_AS
 from samunet.pipeline.trained_cases import unseen_cases
 from samunet.planning.fingerprint import Fingerprint

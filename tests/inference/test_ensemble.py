@@ -12,9 +12,10 @@ from tiny_runs import CLASSES, REGIONS, abandoned
 from samunet.data.geometry import Geometry
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.inference import ensemble
 from samunet.inference.ensemble import EnsembleOptions, average_probabilities, ensemble_folders
+from samunet.inference.finished import features_file, prediction_hash
 from samunet.inference.probabilities import (
     ProbabilitiesRecord,
     Storage,
@@ -135,6 +136,7 @@ def test_what_was_averaged_is_written_down(tmp_path: Path, monkeypatch: pytest.M
         save(folder / "a.nii.gz", softmaxed(0))
     used = {"models": [{"model": "2d_cnn__samunetPlans"}], "step_size": 0.5}
     write_json(one / "predict_args.json", used)
+    write_json(features_file(one, "a"), {"arguments_hash": prediction_hash(used)})
     options = replace(OPTIONS, save_probabilities=True)
     ensemble_folders([one, other], out, options)
     written = read_json(out / "ensemble_args.json")

@@ -19,10 +19,10 @@ from samunet.inference.case_features import (
     class_features,
     component_sizes,
     even_step,
-    features_file,
     input_facts,
 )
 from samunet.inference.envelope import Envelope
+from samunet.inference.finished import features_file
 from samunet.inference.pass_statistics import PassFigures
 from samunet.planning.case_measurement import CaseArrays, measure_arrays
 from samunet.planning.fingerprint import ChannelStatistics

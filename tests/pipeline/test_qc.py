@@ -19,7 +19,8 @@ from samunet.data.geometry import Geometry
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import METRICS, CaseScores, Evaluation
-from samunet.inference.case_features import CaseFeatures, arguments_hash, features_file
+from samunet.inference.case_features import CaseFeatures
+from samunet.inference.finished import arguments_hash, features_file
 from samunet.inference.postprocessing import Postprocessing, Rule
 from samunet.pipeline.out_of_fold import read_fold
 from samunet.pipeline.postprocessed_cases import RulesAfter

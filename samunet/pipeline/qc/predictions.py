@@ -13,15 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
-from samunet.inference.case_features import (
-    CaseFeatures,
-    ClassFeatures,
-    arguments_hash,
-    features_file,
-    prediction_hash,
-)
+from samunet.inference.case_features import CaseFeatures, ClassFeatures
 from samunet.inference.envelope import Envelope, Flag
 from samunet.inference.files import single_model_arguments
+from samunet.inference.finished import arguments_hash, features_file, prediction_hash
 from samunet.pipeline.out_of_fold import (
     SETTINGS,
     feature_values,

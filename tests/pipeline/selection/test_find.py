@@ -13,8 +13,9 @@ from tiny_runs import REGIONS, abandoned
 
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
-from samunet.inference.case_features import CaseFeatures, arguments_hash, class_features, features_file
+from samunet.inference.case_features import CaseFeatures, class_features
 from samunet.inference.files import single_model_arguments
+from samunet.inference.finished import arguments_hash, features_file
 from samunet.pipeline.qc.model import QCModel, calibrate
 from samunet.pipeline.selection import Selection, load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
