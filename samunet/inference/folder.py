@@ -25,7 +25,7 @@ from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import read_json, write_json
 from samunet.whole_files import remove_partials
-from samunet.workspace import ARGUMENTS_FILE
+from samunet.workspace import ARGUMENTS_FILE, QC_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ def predict_folder(
         # A segmentation stays until its successor is there; without its features it counts for nothing.
         for case in chosen:
             features_file(output, case.name).unlink(missing_ok=True)
+        _forget_quality(output, made_so)
     check_arguments(output, task.arguments, continuing=options.skip_existing)
     for name, content in task.records.items():
         write_json(output / name, content)
@@ -110,6 +111,19 @@ def predict_folder(
         failed=failed,
         seconds=time.perf_counter() - start,
     )
+
+
+def _forget_quality(output: Path, made_so: str) -> None:
+    """Remove a qc.json that judges an earlier prediction; that of another part of this one stays."""
+    file = output / QC_FILE
+    if not file.is_file():
+        return
+    try:
+        judged = read_json(file)
+    except SamunetError:  # nobody can tell what it says
+        judged = None
+    if not isinstance(judged, dict) or judged.get("arguments_hash") != made_so:
+        file.unlink(missing_ok=True)
 
 
 def _is_complete(target: Target, made_so: str) -> bool:

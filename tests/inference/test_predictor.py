@@ -23,9 +23,11 @@ from samunet.errors import SamunetError
 from samunet.inference.arrays import as_image
 from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.files import FileOptions, FilesOutcome
+from samunet.inference.finished import prediction_hash, unfinished_cases
 from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
 from samunet.inference.predictor import Predictor
+from samunet.records import read_json, write_json
 from samunet.trainers.checkpoint import BaseWeights, load_checkpoint
 
 
@@ -265,6 +267,9 @@ def test_continuing_a_run_that_died_keeps_no_segmentation_of_another_model(
     out = tmp_path / "out"
     first.predict_files(tmp_path / "in", out)
     earlier = (out / "c.nii.gz").read_bytes()
+    write_json(out / "qc.json", {"arguments_hash": prediction_hash(read_json(out / "predict_args.json"))})
+    first.predict_files(tmp_path / "in" / "a_0000.nii.gz", out)
+    assert (out / "qc.json").exists()  # of the same prediction, perhaps by another part of it
     predict, predicted = second.predict_observed, iter((True, False))
 
     def dying(*arguments: Any) -> Any:
@@ -275,6 +280,8 @@ def test_continuing_a_run_that_died_keeps_no_segmentation_of_another_model(
     with pytest.raises(AssertionError, match="gone"):
         second.predict_files(tmp_path / "in", out)
     assert (out / "c.nii.gz").read_bytes() == earlier  # until its successor is there
+    assert unfinished_cases(out, ".nii.gz") == ("b", "c")
+    assert not (out / "qc.json").exists()  # it judged the first model's
     monkeypatch.undo()
     outcome = second.predict_files(tmp_path / "in", out, FileOptions(skip_existing=True))
     assert (outcome.skipped, outcome.done) == (("a",), ("b", "c"))
