@@ -16,6 +16,10 @@ class SamunetError(ValueError):
     """
 
 
+class NoSpaceError(SamunetError):
+    """The disk is full: what is worked on is not at fault, and nothing else would fare better."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SamunetError:
     """Build the error for a name that does not exist: it lists the closest and all known names."""
     names = sorted(set(known))

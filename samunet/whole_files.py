@@ -56,6 +56,31 @@ def check_room(folder: Path, needed: float, what: str, advice: str) -> None:
         )
 
 
+def take_space(file: IO[bytes], size: int, folder: Path) -> None:
+    """Take the disk space of a new file in a folder.
+
+    Raises:
+        OSError: there is none, one of `NO_SPACE`.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def lacks_space(folder: Path, size: int) -> bool:
+    """Whether a folder has no room for so many bytes, by the disk or by a quota, which only trying tells."""
+    probe = partial_path(folder / "space")
+    try:
+        with probe.open("xb") as file:
+            take_space(file, max(1, size), folder)
+    except OSError as error:
+        return error.errno in NO_SPACE
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
+
+
 def shown_bytes(size: float) -> str:
     """A size on the disk as text, in GB or MB of 1e9 and 1e6 bytes."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

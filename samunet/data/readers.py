@@ -10,7 +10,8 @@ import numpy as np
 from samunet.data import pictures, tiff, volumes
 from samunet.data.damage import nonfinite
 from samunet.data.geometry import Geometry, Header, grid_differences
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
+from samunet.whole_files import NO_SPACE
 
 ENDINGS = (*volumes.ENDINGS, *pictures.ENDINGS, *tiff.ENDINGS)
 """Supported file endings; a longer one stands before its own end (.nii.gz before .gz)."""
@@ -150,12 +151,24 @@ def write_segmentation(segmentation: np.ndarray, geometry: Geometry, path: Path)
     The smallest integer type that holds the values is used: unsigned 8, unsigned 16, else signed 32 bits.
 
     Raises:
-        SamunetError: the kind of file cannot hold label maps or these values.
+        SamunetError: the kind of file cannot hold label maps or these values, or the name cannot be used.
+        NoSpaceError: the disk is full.
     """
     assert segmentation.shape == geometry.shape, (segmentation.shape, geometry.shape)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind, array = file_kind(path), _smallest_type(segmentation)
+    try:
+        _write(_smallest_type(segmentation), geometry, path)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise NoSpaceError(
+            f"No space is left on the disk for {path} ({error.strerror}). Free some, or choose another place."
+        ) from error
+
+
+def _write(array: np.ndarray, geometry: Geometry, path: Path) -> None:
+    kind = file_kind(path)
     if kind == "volume":
         volumes.write(array, geometry, path)
     elif kind == "tiff":

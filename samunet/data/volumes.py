@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from samunet.data.damage import check_complete, count_nonfinite_nifti, nonfinite
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.data.nifti import read_compressed_voxels
 from samunet.errors import SamunetError
-from samunet.whole_files import partial_folder, replace_path
+from samunet.whole_files import lacks_space, partial_folder, replace_path
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
 HEADERS = {
@@ -136,11 +136,13 @@ def _write_checked(image: Any, temporary: Path, path: Path) -> None:
         sitk.WriteImage(image, str(temporary), True)
         check_complete(temporary)  # a full disk can leave a cut-off file without an error
     except (RuntimeError, SamunetError) as error:
-        free_mb = shutil.disk_usage(temporary.parent).free / 1e6
+        for left in temporary.parent.iterdir():
+            left.unlink()
+        size = sitk.GetArrayViewFromImage(image).nbytes
+        if lacks_space(temporary.parent, size):  # SimpleITK does not tell
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         reason = str(error).strip().splitlines()[-1]
-        raise SamunetError(
-            f"{path} cannot be written ({reason}); {free_mb:.0f} MB are free there."
-        ) from error
+        raise SamunetError(f"{path} cannot be written ({reason}).") from error
 
 
 def _geometry(path: Path, image: Any) -> tuple[Geometry, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from samunet.data.geometry import grid_differences, in_all_channels
 from samunet.data.labels import LabelSet
 from samunet.data.readers import segmentation_ending
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.inference.export import write_case
 from samunet.inference.finished import unfinished_cases
 from samunet.inference.output_folder import check_output, refuse_foreign_files
@@ -224,6 +224,7 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
         SamunetError: fewer than two folders, one that does not exist or is the output, no case that all
             have, or an output that is of a raw dataset, or holds another command's results or label maps that
             it would replace.
+        NoSpaceError: the disk is full.
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(folders, output)
@@ -235,9 +236,10 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
     unfinished = _places([name for name in every if name not in missing], list(zip(folders, old)))
     common = [name for name in every if name not in missing and name not in unfinished]
     if not common:
-        counts = ", ".join(f"{folder}: {len(names)}" for folder, names in zip(folders, found))
+        counts = ", ".join(f"{folder}: {len(n - o)}" for folder, n, o in zip(folders, found, old))
         raise SamunetError(
-            f"No case has its probabilities in every folder ({counts}). Predict with --save_probabilities."
+            f"No case has its probabilities in every folder ({counts}; those that {ARGUMENTS_FILE} does not "
+            "hold for are not counted). Predict with --save_probabilities."
         )
     ending = segmentation_ending(options.file_ending)
     refuse_foreign_files(output, [output / f"{name}{ending}" for name in common], ENSEMBLE_ARGUMENTS_FILE)
@@ -279,6 +281,8 @@ def _average_cases(
                 output / f"{name}{ending}",
                 save_probabilities=options.save_probabilities,
             )
+        except NoSpaceError:  # nor is there any for the others
+            raise
         except SamunetError as fault:
             failed[name] = str(fault)
 

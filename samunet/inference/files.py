@@ -104,8 +104,11 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
     """Predict cases in order, at most three in memory; the fault of one leaves the others alone.
 
     Returns:
-        Names that are done, and the reason per case that failed. Anything but a user's mistake (no space,
-        no memory) ends the run.
+        Names that are done, and the reason per case that failed. Anything but a user's mistake (no memory,
+        a defect) ends the run.
+
+    Raises:
+        NoSpaceError: the disk is full.
     """
     done: list[str] = []
     failed: dict[str, str] = {}
@@ -117,6 +120,8 @@ def run_cases(cases: Sequence[Case], stages: CaseStages) -> tuple[list[str], dic
                 start = time.perf_counter()
                 result = stages.predict(ready)
                 seconds = time.perf_counter() - start
+            except NoSpaceError:  # nor is there any for the others
+                raise
             except SamunetError as fault:
                 failed[case.name] = str(fault)
                 logger.error(
@@ -154,6 +159,8 @@ def _settle(written: tuple[Case, Future[Any]] | None, done: list[str], failed: d
     try:
         future.result()
         done.append(case.name)
+    except NoSpaceError:
+        raise
     except SamunetError as fault:
         failed[case.name] = str(fault)
         logger.error("%s cannot be written; the reason is below", case.name)

@@ -33,7 +33,7 @@ class LogitsOnDisk:
         """Logits to be filled in.
 
         Raises:
-            SamunetError: no space is left.
+            NoSpaceError: no space is left.
         """
         file = tempfile.TemporaryFile(dir=folder, prefix=".samunet_logits_")  # noqa: SIM115 - lives as long as this
         reserve(

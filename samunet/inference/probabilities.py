@@ -6,9 +6,6 @@ lies beside it. Unlike nnU-Net's .npz neither side ever holds all classes at ful
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +16,9 @@ import numpy as np
 
 from samunet.data.geometry import Geometry
 from samunet.data.readers import ENDINGS
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.records import read_record, write_json
-from samunet.whole_files import atomic_path
+from samunet.whole_files import NO_SPACE, atomic_path, take_space
 
 Storage = Literal["fp16", "uint8"]
 STORAGES: tuple[Storage, ...] = get_args(Storage)
@@ -99,7 +96,7 @@ def new_probabilities(segmentation: Path, record: ProbabilitiesRecord) -> Iterat
     """Probabilities to be filled in; with their JSON they lie beside `segmentation` once the block succeeds.
 
     Raises:
-        SamunetError: no space is left.
+        NoSpaceError: no space is left.
     """
     file, record_file = probability_files(segmentation)
     with atomic_path(file) as temporary:
@@ -163,16 +160,13 @@ def reserve(file: IO[bytes], size: int, folder: Path, what: str, advice: str) ->
     """Take the disk space of a file to be mapped now: a full disk under a memory map kills the process.
 
     Raises:
-        SamunetError: no space is left; `what` is for, and what to do about it.
+        NoSpaceError: no space is left; `what` is for, and what to do about it.
     """
     try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        elif shutil.disk_usage(folder).free < size:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        take_space(file, size, folder)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
-        raise SamunetError(
+        raise NoSpaceError(
             f"No space is left for {what} ({size / 1e9:.2f} GB). Free some disk space, or {advice}."
         ) from error

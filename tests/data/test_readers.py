@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import logging
+import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +16,18 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from samunet import whole_files
 from samunet.data.geometry import Geometry, Header
 from samunet.data.readers import (
     files_of,
+    has_alpha,
     read_header,
     read_image,
     read_label,
     segmentation_ending,
     write_segmentation,
 )
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.whole_files import remove_partials
 
 OBLIQUE = (0.0, -0.8, 0.6, 1.0, 0.0, 0.0, 0.0, 0.6, 0.8)
@@ -449,3 +455,30 @@ def test_files_of_what_is_written(tmp_path: Path, volume: np.ndarray) -> None:
         write_segmentation((volume > 0).astype(np.uint8), geometry, folder / f"a{ending}")
         assert sorted(files_of(folder / f"a{ending}")) == sorted(folder.iterdir())
     assert files_of(tmp_path / "gone.mhd") == (tmp_path / "gone.mhd",)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mhd", ".png", ".tif"])
+def test_a_full_disk_is_no_fault_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """SimpleITK does not tell why it could not write."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("ITK ERROR: could not write")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    geometry = Geometry(shape=(1, 3, 4), spacing_mm=(9.0, 1.0, 1.0), is_2d=True)
+    path = tmp_path / f"a{ending}"
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    if ending in VOLUMES:
+        with pytest.raises(SamunetError, match="could not write") as other:
+            write_segmentation(np.ones((1, 3, 4), int), geometry, path)
+        assert not isinstance(other.value, NoSpaceError)
+    monkeypatch.setattr(whole_files, "take_space", full)
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(NoSpaceError, match=rf"No space is left on the disk for {path} \(No space left"):
+        write_segmentation(np.ones((1, 3, 4), int), geometry, path)
+    assert not list(tmp_path.iterdir())

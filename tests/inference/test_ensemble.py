@@ -157,6 +157,23 @@ def test_what_was_averaged_is_written_down(tmp_path: Path, monkeypatch: pytest.M
     assert read_json(out / "ensemble_args.json")["cases"] == []  # it may speak of no case of the earlier ones
 
 
+def test_a_full_disk_ends_the_averaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        for name in "abcdef":
+            save(folder / f"{name}.nii.gz", softmaxed(0))
+    asked = []
+
+    def full(segmentations: list[Path], *_: object, **__: object) -> None:
+        asked.append(segmentations)
+        raise NoSpaceError("No space is left")
+
+    monkeypatch.setattr(ensemble, "average_probabilities", full)
+    with pytest.raises(NoSpaceError):
+        ensemble_folders([one, other], tmp_path / "out", replace(OPTIONS, workers=1))
+    assert len(asked) < 6
+
+
 def test_a_folder_of_predictions_is_not_overwritten_by_their_mean(tmp_path: Path) -> None:
     one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "out"
     for folder in (one, other):

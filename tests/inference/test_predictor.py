@@ -19,7 +19,7 @@ from tiny_runs import CHANNELS, CLASSES, REGIONS
 
 from samunet.data.cases import Case
 from samunet.data.geometry import FLAT_SPACING_MM
-from samunet.errors import SamunetError
+from samunet.errors import NoSpaceError, SamunetError
 from samunet.inference.arrays import as_image
 from samunet.inference.ensemble_predictor import EnsemblePredictor
 from samunet.inference.files import FileOptions, FilesOutcome
@@ -363,6 +363,24 @@ def test_other_errors_end_the_run(model: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("samunet.inference.predictor.export_case", no_space)
     with pytest.raises(OSError, match="No space"):
         load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("stage", ["forward.predict_logits", "predictor.export_case"])
+def test_a_full_disk_ends_the_run(
+    stage: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each other case would be computed, and fail too."""
+    write_images(tmp_path / "in", ("a", "b", "c", "d"))
+    asked = []
+
+    def full(*arguments: object, **more: object) -> None:
+        asked.append(arguments)
+        raise NoSpaceError("No space is left")
+
+    monkeypatch.setattr(f"samunet.inference.{stage}", full)
+    with pytest.raises(NoSpaceError):
+        load(model, mirroring=False).predict_files(tmp_path / "in", tmp_path / "out")
+    assert len(asked) <= 2
 
 
 def test_one_file_is_a_case_with_all_its_channels(model: Path, tmp_path: Path) -> None:
