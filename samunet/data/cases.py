@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.data.readers import ENDINGS, files_of, read_header
+from samunet.data.readers import ENDINGS, files_of, name_fault, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
 
@@ -145,6 +145,9 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
 
     Where the file names already give one file per channel nothing is opened.
     """
+    misnamed = [fault for fault in map(name_fault, case.images) if fault]
+    if misnamed:
+        return misnamed
     missing = [path for path in case.images if not path.is_file()]
     if missing:
         return [f"Case {case.name}: {absent(path)}" for path in missing]
@@ -167,7 +170,9 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
 def file_faults(case: Case, num_channels: int) -> list[str]:
     """What is wrong with a case's channels, and with its label where it is not there."""
     faults = channel_faults(case, num_channels)
-    if case.label is not None and not case.label.is_file():
+    if case.label is not None and name_fault(case.label):
+        faults.append(name_fault(case.label))
+    elif case.label is not None and not case.label.is_file():
         faults.append(f"Case {case.name}: {absent_label(case.label)}")
     return faults
 

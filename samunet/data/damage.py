@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import struct
@@ -24,6 +25,11 @@ def truncated(path: Path, reason: str) -> SamunetError:
     return SamunetError(
         f"{path} is truncated or damaged ({reason}). Copy or write it again, or take it out of the dataset."
     )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the system did not let a file be read, whatever it holds; a senseless offset is damage."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
 def nonfinite(path: Path, count: int) -> SamunetError:

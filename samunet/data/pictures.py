@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from samunet.data.damage import truncated
+from samunet.data.damage import is_refusal, truncated
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.errors import SamunetError
 from samunet.whole_files import atomic_path
@@ -68,6 +68,8 @@ def _open(path: Path) -> Image.Image:
             "which has no such limit, with all its images and `file_ending` likewise."
         ) from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        if is_refusal(error):
+            raise
         raise truncated(path, str(error)) from error
 
 
@@ -81,6 +83,8 @@ def _read_pillow(path: Path, palette_indices: bool) -> np.ndarray:
                 return np.asarray(image)
             return np.asarray(image if mode in CHANNELS else image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
+            if is_refusal(error):
+                raise
             raise truncated(path, str(error)) from error
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from samunet.whole_files import NO_SPACE
 
 ENDINGS = (*volumes.ENDINGS, *pictures.ENDINGS, *tiff.ENDINGS)
 """Supported file endings; a longer one stands before its own end (.nii.gz before .gz)."""
+OF_NO_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Numbers of errors in opening a file that are no fault of that file."""
 
 
 def file_kind(path: Path | str) -> str:
@@ -62,11 +67,12 @@ def read_header(path: Path, is_label: bool = False) -> Header:
     Raises:
         SamunetError: missing, unreadable or of an unknown kind.
     """
-    path = _existing(path)
-    kind = file_kind(path)
-    if kind == "volume":
-        return volumes.read_header(path)
-    return pictures.read_header(path) if kind == "picture" else tiff.read_header(path, is_label)
+    with _refusals(path):
+        path = _existing(path)
+        kind = file_kind(path)
+        if kind == "volume":
+            return volumes.read_header(path)
+        return pictures.read_header(path) if kind == "picture" else tiff.read_header(path, is_label)
 
 
 def has_alpha(path: Path) -> bool:
@@ -75,11 +81,12 @@ def has_alpha(path: Path) -> bool:
     Raises:
         SamunetError: missing, unreadable or of an unknown kind.
     """
-    path = _existing(path)
-    kind = file_kind(path)
-    if kind == "picture":
-        return pictures.read_header(path).num_channels == 4
-    return kind == "tiff" and tiff.has_alpha(path)
+    with _refusals(path):
+        path = _existing(path)
+        kind = file_kind(path)
+        if kind == "picture":
+            return pictures.read_header(path).num_channels == 4
+        return kind == "tiff" and tiff.has_alpha(path)
 
 
 def read_image(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
@@ -125,7 +132,8 @@ def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
     Raises:
         SamunetError: missing, truncated, lossy, several channels, or values that are not integers.
     """
-    path = _existing(path)
+    with _refusals(path):
+        path = _existing(path)
     if path.name.lower().endswith(pictures.LOSSY):
         raise SamunetError(f"{path}: JPEG changes label values, so it cannot hold a label map. Use .png.")
     array, geometry = _read(path, is_label=True)
@@ -156,6 +164,9 @@ def write_segmentation(segmentation: np.ndarray, geometry: Geometry, path: Path)
     """
     assert segmentation.shape == geometry.shape, (segmentation.shape, geometry.shape)
     path = Path(path)
+    fault = name_fault(path)
+    if fault:
+        raise SamunetError(fault)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(_smallest_type(segmentation), geometry, path)
@@ -193,17 +204,60 @@ def check_finite(array: np.ndarray, path: Path) -> None:
 
 def _read(path: Path, is_label: bool = False) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) in the file's own type."""
-    path = _existing(path)
-    kind = file_kind(path)
-    if kind == "volume":
-        return volumes.read(path)
-    return pictures.read(path, palette_indices=is_label) if kind == "picture" else tiff.read(path, is_label)
+    with _refusals(path):
+        path = _existing(path)
+        kind = file_kind(path)
+        if kind == "volume":
+            return volumes.read(path)
+        if kind == "picture":
+            return pictures.read(path, palette_indices=is_label)
+        return tiff.read(path, is_label)
+
+
+def name_fault(path: Path) -> str:
+    """What is wrong with a path that is not valid UTF-8, empty where nothing is.
+
+    SimpleITK ends the whole process at one, and tables and pages are written in UTF-8.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        return f"{shown} is a name that is not valid UTF-8, which cannot be used. Rename the file or folder."
+    return ""
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """What the system refuses in the block is the fault of this file, and of no other.
+
+    Raises:
+        SamunetError: instead of OSError, with its reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OF_NO_FILE:
+            raise
+        raise SamunetError(
+            f"{path} cannot be read ({error.strerror or error}). Check its permissions and the disk it is on."
+        ) from error
 
 
 def _existing(path: Path) -> Path:
+    """The path of a file that is there and may be opened.
+
+    Raises:
+        SamunetError: there is none, or its name cannot be used.
+        OSError: the system does not open it.
+    """
     path = Path(path)
+    fault = name_fault(path)
+    if fault:
+        raise SamunetError(fault)
     if not path.is_file():
         raise SamunetError(f"There is no file {path}.")
+    path.open("rb").close()
     return path
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from samunet.data.damage import check_complete, truncated
+from samunet.data.damage import check_complete, is_refusal, truncated
 from samunet.data.geometry import Geometry, Header
 from samunet.data.pictures import flat_geometry, read_by_itk
 from samunet.errors import SamunetError
@@ -102,6 +102,8 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
     except SamunetError:
         raise
     except STUMBLES as error:
+        if is_refusal(error):
+            raise
         told = str(error).splitlines() or [type(error).__name__]
         raise truncated(path, told[0][:SHOWN]) from error
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +170,23 @@ def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(SamunetError, match=r"CASE_0000\.nii\.gz, CASE_0001\.nii\.gz.*It is empty"):
         find_cases(tmp_path, ".nii.gz", 2)
     Image.new("L", (8, 8)).save(tmp_path / "scan.png")
-    with pytest.raises(SamunetError, match=r"scan\.png\. If \.png is meant"):
+    with pytest.raises(SamunetError, match=r"scan\.png\. If \.png is meant, convert the images to \.nii\.gz"):
         find_cases(tmp_path, ".nii.gz", 1)
     with pytest.raises(SamunetError, match="no folder"):
         find_cases(tmp_path / "nowhere", ".png", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_the_fault_of_its_case(folder: Path) -> None:
+    for place in ("imagesTr", "labelsTr"):
+        for file in (folder / place).glob("tiny_001*"):
+            file.rename(file.with_name(file.name.replace("tiny_001", os.fsdecode(b"M\xfcller"))))
+    with pytest.raises(SamunetError) as caught:
+        RawDataset.load(folder)
+    assert "M\\xfcller_0001.nii.gz is a name that is not valid UTF-8" in str(caught.value)
+    assert "M\\xfcller.nii.gz is a name that is not valid UTF-8" in str(caught.value)
+    with pytest.raises(SamunetError, match=r"M.*xfcller_0000.* is a name"):
+        find_cases(folder / "imagesTr", ".nii.gz", 2)
 
 
 def test_rgba_for_rgb_is_explained(tmp_path: Path) -> None:

@@ -457,6 +457,50 @@ def test_files_of_what_is_written(tmp_path: Path, volume: np.ndarray) -> None:
     assert files_of(tmp_path / "gone.mhd") == (tmp_path / "gone.mhd",)
 
 
+NO_TEXT = b"M\xfcller_0000"
+"""A name in Latin-1."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".png", ".tif"])
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, ending: str) -> None:
+    """SimpleITK ends the whole process at it."""
+    path = tmp_path / (os.fsdecode(NO_TEXT) + ending)
+    path.write_bytes(b"whatever")
+    geometry = Geometry(shape=(1, 3, 4), spacing_mm=(1.0, 1.0, 1.0), is_2d=True)
+    for use in (
+        read_header,
+        read_label,
+        has_alpha,
+        lambda path: read_image([path]),
+        lambda path: write_segmentation(np.zeros((1, 3, 4), int), geometry, path),
+    ):
+        with pytest.raises(SamunetError, match=r"M\\xfcller_0000\..* not valid UTF-8.* Rename the file"):
+            use(path)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".png", ".tif"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOENT])
+def test_a_file_that_the_system_does_not_open_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, number: int
+) -> None:
+    path = tmp_path / f"a_0000{ending}"
+    write_segmentation(
+        np.ones((1, 3, 4), int), Geometry(shape=(1, 3, 4), spacing_mm=(9.0, 1.0, 1.0), is_2d=True), path
+    )
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (read_header, read_label, has_alpha, lambda path: read_image([path])):
+        with pytest.raises(SamunetError, match=rf"a_0000.*cannot be read \({os.strerror(number)}\)"):
+            read(path)
+    number = errno.EMFILE  # no fault of this file
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+        read_header(path)
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".mhd", ".png", ".tif"])
 def test_a_full_disk_is_no_fault_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
