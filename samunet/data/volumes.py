@@ -26,6 +26,10 @@ HEADERS = {
 """Endings of headers in text that may name other files for their voxels -> separator, and keys for it."""
 
 
+LEAST_DETERMINANT = 1e-3
+"""Of a direction matrix; that of the axes of a grid is 1 or -1."""
+
+
 def read_header(path: Path) -> Header:
     """Geometry and channels without the voxels."""
     reader = sitk.ImageFileReader()
@@ -158,6 +162,8 @@ def _geometry(path: Path, image: Any) -> tuple[Geometry, int]:
         )
     direction = np.eye(3)
     direction[:used, :used] = np.array(image.GetDirection()).reshape(dimension, dimension)[:used, :used]
+    if dimension == 2 and abs(np.linalg.det(direction)) < LEAST_DETERMINANT:
+        raise _turned(path)
     origin = [*image.GetOrigin()[:used], 0.0][:3]
     is_2d = dimension == 2
     flat = [FLAT_SPACING_MM * max(spacing)] if is_2d else []
@@ -183,7 +189,17 @@ def _unreadable(path: Path, error: RuntimeError) -> SamunetError:
             f"{path} has a sheared direction matrix, which SimpleITK refuses. Resample it to a right-angled "
             "grid, or correct the sform/qform of its header."
         )
+    if "determinant is 0" in text:
+        return _turned(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return SamunetError(
         f"{path} cannot be read ({lines[-1] if lines else text}). It may be truncated or damaged."
+    )
+
+
+def _turned(path: Path) -> SamunetError:
+    return SamunetError(
+        f"{path} has a direction matrix (sform or qform) that turns its plane out of x and y, as of a "
+        "sagittal or coronal slice; a 2D file cannot keep that. Write it as a volume of one slice, or with "
+        "the identity as its direction, and its label alike."
     )

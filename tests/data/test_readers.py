@@ -479,6 +479,33 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path, ending: str) -> None:
             use(path)
 
 
+def turned_plane(path: Path, rows: tuple[float, ...]) -> None:
+    """A NIfTI file of one plane whose sform has these rows."""
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(30, dtype=np.int16).reshape(5, 6)), str(path))
+    whole = bytearray((gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes()))
+    struct.pack_into("<2h", whole, 252, 0, 1)  # no qform, the sform counts
+    struct.pack_into("<12f", whole, 280, *rows)
+    path.write_bytes(gzip.compress(bytes(whole)) if path.suffix == ".gz" else bytes(whole))
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0),  # sagittal
+        (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0),  # coronal
+    ],
+)
+def test_a_plane_that_2d_files_cannot_place_is_refused(
+    tmp_path: Path, ending: str, rows: tuple[float, ...]
+) -> None:
+    """It could be read, but its segmentation not be written."""
+    turned_plane(path := tmp_path / f"a_0000{ending}", rows)
+    for read in (read_header, read_label, lambda path: read_image([path])):
+        with pytest.raises(SamunetError, match=r"a_0000\.nii.* a 2D file cannot keep that"):
+            read(path)
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".png", ".tif"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOENT])
 def test_a_file_that_the_system_does_not_open_is_named(
