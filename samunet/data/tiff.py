@@ -20,6 +20,7 @@ from samunet.data.damage import check_complete, is_refusal, truncated
 from samunet.data.geometry import Geometry, Header
 from samunet.data.pictures import flat_geometry, read_by_itk
 from samunet.errors import SamunetError
+from samunet.listing import listed
 from samunet.records import read_json
 from samunet.whole_files import atomic_path, write_text
 
@@ -109,13 +110,12 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _voxels(file: tifffile.TiffFile, path: Path) -> np.ndarray:
-    """The first image; through SimpleITK where it is packed in a way that tifffile alone does not know."""
+    """All slices; through SimpleITK where they are packed in a way that tifffile alone does not know."""
     try:
-        return np.asarray(file.asarray())
-    except MemoryError as error:
-        announced, present = file.series[0].nbytes, path.stat().st_size
-        if announced > LARGEST_RATIO * present:
-            raise truncated(path, f"it announces {announced} bytes, and has {present}") from error
+        images = [np.asarray(series.asarray()) for series in file.series]
+        return images[0] if len(images) == 1 else np.stack(images)
+    except MemoryError:
+        _check_announced(file, path)
         raise
     except (ValueError, RuntimeError) as error:
         if "imagecodecs" not in str(error):
@@ -123,14 +123,35 @@ def _voxels(file: tifffile.TiffFile, path: Path) -> np.ndarray:
         return read_by_itk(path)
 
 
+def _check_announced(file: tifffile.TiffFile, path: Path) -> None:
+    """Refuse a file that announces more than it can hold, however it is packed."""
+    announced, present = sum(series.nbytes for series in file.series), path.stat().st_size
+    if announced > LARGEST_RATIO * present:
+        raise truncated(path, f"it announces {announced} bytes, and has {present}")
+
+
 def _series(file: tifffile.TiffFile, path: Path) -> tuple[tuple[int, ...], str]:
-    """Shape and axis letters of the first image; axes of length one are left out."""
+    """Shape and axis letters of what a file holds; axes of length one are left out.
+
+    Pages that were written one by one are images of their own to tifffile, and the slices of a stack here.
+    """
     if not file.series:
         raise truncated(path, "it holds no image")
     series = file.series[0]
     if 0 in series.shape:
         raise truncated(path, f"it announces the shape {series.shape}")
-    kept = [(n, a) for n, a in zip(series.shape, series.axes) if n > 1 or a in "YX" or a in STACK_AXES]
+    kinds = {(image.shape, image.axes, str(image.dtype)) for image in file.series}
+    if len(kinds) > 1:
+        _check_announced(file, path)
+        told = listed(sorted(f"{axes} {shape} {kind}" for shape, axes, kind in kinds), between="; ")
+        raise SamunetError(
+            f"{path} holds {len(file.series)} images of different kinds ({told}), so they are no slices of "
+            "one stack. Keep one of them, such as the one without its preview or smaller copies."
+        )
+    shape, axes = series.shape, series.axes
+    if len(file.series) > 1:
+        shape, axes = (len(file.series), *shape), f"I{axes}"
+    kept = [(n, a) for n, a in zip(shape, axes) if n > 1 or a in "YX" or a in STACK_AXES]
     return tuple(n for n, _ in kept), "".join(a for _, a in kept)
 
 

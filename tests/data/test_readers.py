@@ -214,6 +214,30 @@ def test_a_stack_without_spacing_is_said(tmp_path: Path, caplog: pytest.LogCaptu
     assert not read_header(tmp_path / "c_0000.tif").spacing_known
 
 
+def test_pages_that_were_written_one_by_one_are_a_stack(tmp_path: Path) -> None:
+    """To tifffile each is an image of its own, and only the first one was read."""
+    stack = np.random.default_rng(3).integers(0, 255, (4, 10, 11)).astype(np.uint8)
+
+    def save(name: str, pages: list[np.ndarray], **more: object) -> Path:
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            for page in pages:
+                file.write(page, contiguous=False, **more)
+        return tmp_path / name
+
+    for more in ({}, {"metadata": None}, {"compression": "zlib"}):
+        path = save("c_0000.tif", list(stack), **more)
+        np.testing.assert_array_equal(read_image([path])[0][0], stack)
+        header = read_header(path)
+        assert (header.geometry.shape, header.num_channels) == (stack.shape, 1)
+        np.testing.assert_array_equal(read_label(path)[0], stack)
+    coloured = save("rgb_0000.tif", [np.stack([page] * 3, -1) for page in stack])
+    assert read_image([coloured])[0].shape == (3, 4, 10, 11)
+    mixed = save("mixed_0000.tif", [stack[0], stack[0][::2, ::2]])
+    for read in (read_header, lambda path: read_image([path])):
+        with pytest.raises(SamunetError, match=r"mixed_0000\.tif holds 2 images of different kinds"):
+            read(mixed)
+
+
 def test_tiff_compressions_beyond_tifffile_and_channel_axes(tmp_path: Path) -> None:
     stack = np.random.default_rng(4).integers(0, 255, (5, 10, 11)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(stack), str(tmp_path / "packbits.tif"), True)
