@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,11 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[Case,
     folder = Path(folder)
     if not folder.is_dir():
         raise SamunetError(absent(folder, "folder"))
-    cases, faults = group_files(folder, file_ending, num_channels)
+    cases, of_names = group_files(folder, file_ending, num_channels)
     if not cases:
-        raise SamunetError(empty_folder(folder, file_ending, num_channels))
-    faults += [fault for case in cases for fault in channel_faults(case, num_channels)]
+        advice = f"convert the images to {file_ending}, which alone is read here"
+        raise SamunetError(empty_folder(folder, file_ending, num_channels, advice))
+    faults = [*of_names.values(), *(f for case in cases for f in channel_faults(case, num_channels))]
     if faults:
         raise SamunetError("\n".join([f"{folder} cannot be used:", *faults]))
     told = passed_over(folder, file_ending)
@@ -83,10 +84,13 @@ def passed_over(folder: Path, file_ending: str) -> str:
     return f"{folder}: not used, for only files that end in {file_ending} are read: {listed(others)}."
 
 
-def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tuple[Case, ...], list[str]]:
-    """Group the images of a folder into cases by their names; also what is wrong with the names.
+def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tuple[Case, ...], dict[str, str]]:
+    """Group the images of a folder into cases by their names.
 
     A link to a file that is gone belongs to its case, so that `channel_faults` tells of it.
+
+    Returns:
+        The cases, and by the case what is wrong with its files' names.
     """
     suffixed: dict[str, dict[int, Path]] = {}
     plain: dict[str, Path] = {}
@@ -99,16 +103,18 @@ def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tupl
             suffixed.setdefault(match[1], {})[int(match[2])] = path
         elif stem:
             plain[stem] = path
-    faults = [
-        f"{plain[name]}: case {name} also has files with a channel suffix; keep one kind."
+    faults = {
+        name: f"{plain[name]}: case {name} also has files with a channel suffix; keep one kind."
         for name in sorted(plain.keys() & suffixed.keys())
-    ]
+    }
     cases = [Case(name, tuple(f for _, f in sorted(files.items()))) for name, files in suffixed.items()]
     cases += [Case(name, (path,)) for name, path in plain.items() if name not in suffixed]
     for name, files in suffixed.items():
         missing = sorted(set(range(max(files) + 1)) - set(files))
-        if missing:
-            faults.append(f"{folder}: case {name} lacks the file(s) of channel {listed(missing, SHOWN)}.")
+        if missing and name not in faults:
+            hint = _whole_files_hint(list(files.values()), num_channels)
+            told = listed(missing, SHOWN)
+            faults[name] = f"{folder}: case {name} lacks the file(s) of channel {told}.{hint}"
     return tuple(sorted(cases, key=lambda case: case.name)), faults
 
 
@@ -159,12 +165,30 @@ def channel_faults(case: Case, num_channels: int) -> list[str]:
         return [f"Case {case.name}: {error}"]
     if found == num_channels:
         return []
-    hint = " (RGBA? Save it without the transparency channel.)" if found == 4 and num_channels == 3 else ""
-    names = ", ".join(path.name for path in case.images)
+    rgba = " (RGBA? Save it without the transparency channel.)" if found == 4 and num_channels == 3 else ""
+    hint = rgba or _whole_files_hint(case.images, num_channels)
+    names = listed([path.name for path in case.images], SHOWN)
     return [
         f"Case {case.name} has {found} channel(s) in {names}; dataset.json declares {num_channels}, so the "
         f"files {_expected_names(case.name, case.images[0], num_channels)} are expected.{hint}"
     ]
+
+
+def _whole_files_hint(images: Sequence[Path], num_channels: int) -> str:
+    """What to do where each file of a case alone has all channels, as colour pictures of a film have; else
+    nothing."""
+    try:
+        whole = num_channels > 1 and all(read_header(f).num_channels == num_channels for f in images)
+    except SamunetError:
+        return ""
+    if not whole:
+        return ""
+    ending = next((e for e in ENDINGS if images[0].name.lower().endswith(e)), images[0].suffix)
+    named = f"{images[0].name[: -len(ending)]}_0000{ending}"
+    return (
+        f" Each file alone has all {num_channels} channels: if each is a case of its own, append _0000 to "
+        f"every name ({named}), for four digits at the end are a channel."
+    )
 
 
 def file_faults(case: Case, num_channels: int) -> list[str]:
@@ -199,12 +223,14 @@ def absent_label(label: Path) -> str:
     return f"{told} {found} lies there: label maps have no channel, and the ending {ending}.{jpeg}"
 
 
-def empty_folder(folder: Path, file_ending: str, num_channels: int) -> str:
-    """Say what was found in a folder without images, and what was expected."""
+def empty_folder(
+    folder: Path, file_ending: str, num_channels: int, advice: str = "correct `file_ending` in dataset.json"
+) -> str:
+    """Say what was found in a folder without images, what was expected, and `advice` for other endings."""
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     others = sorted({e for name in names for e in ENDINGS if name.lower().endswith(e) and e != file_ending})
     seen = f"It holds {len(names)} other files, such as {', '.join(names[:3])}." if names else "It is empty."
-    hint = f" If {' or '.join(others)} is meant, correct `file_ending` in dataset.json." if others else ""
+    hint = f" If {' or '.join(others)} is meant, {advice}." if others else ""
     wanted = ", ".join(f"CASE_{c:04d}{file_ending}" for c in range(min(num_channels, 3)))
     return f"{folder} holds no images with the ending {file_ending} (expected names: {wanted}). {seen}{hint}"
 

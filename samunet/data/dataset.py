@@ -265,7 +265,8 @@ def _find_training_cases(
         missing = [absent(f, "folder") for f in needed if not f.is_dir()]
         if missing:
             return (), missing
-        found, faults = group_files(images, ending, num_channels)
+        found, of_names = group_files(images, ending, num_channels)
+        faults = list(of_names.values())
         label_ending = segmentation_ending(ending)
         cases = tuple(Case(c.name, c.images, labels / f"{c.name}{label_ending}") for c in found)
         faults += [] if cases else [empty_folder(images, ending, num_channels)]

@@ -154,11 +154,11 @@ def single_case(file: Path, file_ending: str, num_channels: int) -> Case:
     """
     if not file.name.endswith(file_ending):
         raise SamunetError(f"{file}: this model was trained on files with the ending {file_ending}.")
-    cases, _ = group_files(file.parent, file_ending, num_channels)
+    cases, of_names = group_files(file.parent, file_ending, num_channels)
     case = next((case for case in cases if file in case.images), None)
     if case is None:
         raise SamunetError(f"{file}: its name is no name of a case. Rename it, or give its folder.")
-    faults = channel_faults(case, num_channels)
+    faults = [of_names[case.name]] if case.name in of_names else channel_faults(case, num_channels)
     if faults:
         raise SamunetError("\n".join(faults))
     return case

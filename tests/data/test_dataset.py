@@ -176,6 +176,17 @@ def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
         find_cases(tmp_path / "nowhere", ".png", 1)
 
 
+def test_pictures_of_a_film_are_no_channels(tmp_path: Path) -> None:
+    """Each of them has all three, so the four digits are a number."""
+    for numbers, told in (((1, 2, 3), "lacks the file"), (range(4), "has 12 channel")):
+        (folder := tmp_path / told).mkdir()
+        for number in numbers:
+            Image.new("RGB", (8, 8)).save(folder / f"frame_{number:04d}.png")
+        first = f"frame_{min(numbers):04d}"
+        with pytest.raises(SamunetError, match=rf"{told}.*append _0000 to every name \({first}_0000\.png\)"):
+            find_cases(folder, ".png", 3)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_text_is_the_fault_of_its_case(folder: Path) -> None:
     for place in ("imagesTr", "labelsTr"):

@@ -403,6 +403,11 @@ def test_a_file_is_named_as_in_its_folder(tmp_path: Path) -> None:
             single_case(file, ".png", 2)
     both = tuple(tmp_path / f"scan[1]_000{channel}.png" for channel in range(2))
     assert single_case(both[1], ".png", 2) == Case("scan[1]", both)
+    third = both[1].rename(tmp_path / "scan[1]_0002.png")
+    for file in (both[0], third):
+        with pytest.raises(SamunetError, match=r"scan\[1\] lacks the file\(s\) of channel 1"):
+            single_case(file, ".png", 2)  # the third channel is not the second
+    third.rename(both[1])
     both[0].unlink()
     both[0].symlink_to(tmp_path / "gone.png")
     with pytest.raises(SamunetError, match=r"scan.*is a link to .*gone\.png, which is not there"):
