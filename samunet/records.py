@@ -225,10 +225,20 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        SamunetError: the file is absent or is not JSON.
+        SamunetError: the file is absent or is not JSON, or an object in it has a key twice.
     """
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(key for key in found if [name for name, _ in pairs].count(key) > 1)
+            raise SamunetError(f"{path}: the key {twice!r} stands twice in one object. Keep one of them.")
+        return found
+
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=distinct)
+    except SamunetError:
+        raise
     except FileNotFoundError as error:
         raise SamunetError(f"There is no file {path}.") from error
     except (ValueError, RecursionError) as error:  # also bytes that are no text, and numbers without end

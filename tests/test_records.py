@@ -154,6 +154,14 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         read_record(Outer, tmp_path / "b.json")
 
 
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    """Python keeps the last one without a word, and half of the labels are gone."""
+    file = tmp_path / "dataset.json"
+    file.write_text('{"labels": {"background": 0, "organ": 1, "organ": 2}, "a": {"organ": 1}}')
+    with pytest.raises(SamunetError, match=r"dataset\.json: the key 'organ' stands twice in one object"):
+        read_json(file)
+
+
 def test_unknown_names_show_the_closest() -> None:
     message = str(unknown_name("method", "2d_cn", ["2d_cnn", "other"]))
     assert message == "Unknown method '2d_cn'. Did you mean 2d_cnn? Known: 2d_cnn, other."

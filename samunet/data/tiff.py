@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import struct
 import zlib
@@ -40,9 +41,9 @@ LARGEST_RATIO = 1100
 
 
 def sidecar(path: Path) -> Path | None:
-    """The JSON file with the spacing of a stack: CASE.json for CASE_0000.tif and for CASE.tif."""
+    """The JSON file with the spacing of a stack: that of its own name, else CASE.json for CASE_0000.tif."""
     stem = path.name[: -len(path.suffix)]
-    for name in (re.sub(r"_\d{4}$", "", stem), stem):
+    for name in (stem, re.sub(r"_\d{4}$", "", stem)):
         if (path.parent / f"{name}.json").is_file():
             return path.parent / f"{name}.json"
     return None
@@ -200,7 +201,7 @@ def _is_triple(spacing: Any) -> bool:
 
 def _read_spacing(path: Path) -> tuple[float, float, float]:
     spacing = _stated_spacing(path)
-    if not _is_triple(spacing) or not all(isinstance(s, (int, float)) and s > 0 for s in spacing):
+    if not _is_triple(spacing) or not all(isinstance(s, (int, float)) and 0 < s < math.inf for s in spacing):
         raise SamunetError(
             f"{path}: key `spacing` must list three positive numbers in mm (z, y, x): {spacing!r}."
         )

@@ -154,6 +154,10 @@ def _geometry(path: Path, image: Any) -> tuple[Geometry, int]:
     size, dimension = image.GetSize(), len(image.GetSize())
     if dimension not in (2, 3, 4):
         raise SamunetError(f"{path} has {dimension} dimensions; samunet reads planes, volumes and 4D files.")
+    if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise SamunetError(
+            f"{path} holds complex numbers. Write what is to be seen of them as real ones, as the magnitude."
+        )
     used = min(dimension, 3)
     spacing = [abs(s) for s in image.GetSpacing()[:used]]
     if not all(np.isfinite(spacing)) or min(spacing) <= 0:

@@ -238,6 +238,16 @@ def test_pages_that_were_written_one_by_one_are_a_stack(tmp_path: Path) -> None:
             read(mixed)
 
 
+def test_a_spacing_file_of_the_very_name_comes_first(tmp_path: Path) -> None:
+    for name, spacing in (("img", 9.0), ("img_2019", 2.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"spacing": [spacing, 1.0, 1.0]}))
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((5, 10, 11), np.uint8))
+        assert read_header(tmp_path / f"{name}.tif").geometry.spacing_mm[0] == spacing
+    (tmp_path / "img_2019.json").write_text('{"spacing": [2.0, 1.0, Infinity]}')
+    with pytest.raises(SamunetError, match=r"img_2019\.json: key `spacing`.*positive numbers"):
+        read_header(tmp_path / "img_2019.tif")
+
+
 def test_tiff_compressions_beyond_tifffile_and_channel_axes(tmp_path: Path) -> None:
     stack = np.random.default_rng(4).integers(0, 255, (5, 10, 11)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(stack), str(tmp_path / "packbits.tif"), True)
@@ -527,6 +537,18 @@ def test_a_plane_that_2d_files_cannot_place_is_refused(
     turned_plane(path := tmp_path / f"a_0000{ending}", rows)
     for read in (read_header, read_label, lambda path: read_image([path])):
         with pytest.raises(SamunetError, match=r"a_0000\.nii.* a 2D file cannot keep that"):
+            read(path)
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    """Only their real part would be seen."""
+    path = tmp_path / "a_0000.nii"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 5, 6), np.float64)), str(path))
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<2h", whole, 70, 32, 64)  # pairs of float32 in the place of float64
+    path.write_bytes(bytes(whole))
+    for read in (read_header, lambda path: read_image([path])):
+        with pytest.raises(SamunetError, match=r"a_0000\.nii holds complex numbers"):
             read(path)
 
 
