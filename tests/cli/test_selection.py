@@ -8,8 +8,10 @@ import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
 
 from samunet.cli import apply_postprocessing, find_best_configuration
+from samunet.inference.finished import features_file, prediction_hash
 from samunet.inference.postprocessing import Postprocessing, Rule
 from samunet.pipeline.selection import load_selection
+from samunet.records import read_json, write_json
 
 
 @pytest.fixture
@@ -51,6 +53,9 @@ def test_refusals(made: MadeUp, more: list[str], message: str, capsys: pytest.Ca
 def test_apply_postprocessing(made: MadeUp, capsys: pytest.CaptureFixture[str]) -> None:
     source = made.workspace.model_folder(DATASET, "2d_unet") / "fold_0" / "validation"
     (source / "dataset.json").write_bytes((made.raw / "dataset.json").read_bytes())
+    finished = {"arguments_hash": prediction_hash(read_json(source / "predict_args.json"))}
+    for file in source.glob("*.nii.gz"):
+        write_json(features_file(source, file.name.removesuffix(".nii.gz")), finished)
     rules = Postprocessing(
         labels=made.labels, rules=(Rule(kind="minimum_size", target="organ", minimum_mm3=1e6),)
     )
