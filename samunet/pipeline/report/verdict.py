@@ -79,7 +79,11 @@ def _ensembles(selection: Selection) -> str:
 
 
 def _comparisons(selection: Selection) -> Table | None:
-    rows = [(f"{c.first} - {c.second}", _difference(c.difference), c.word) for c in selection.comparisons] + [
+    prior = selection.prior
+    rows = [(f"{c.first} - {c.second}", _difference(c.difference), c.word) for c in selection.comparisons]
+    if prior.difference is not None:
+        rows.append((prior.difference_of, _difference(prior.difference), prior.word))
+    rows += [
         (f"{gain.name} - best single", _difference(gain.gain), "helps" if gain.is_shown else "not shown")
         for gain in selection.ensembles
     ]

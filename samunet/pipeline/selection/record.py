@@ -18,6 +18,7 @@ from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
 Kind = Literal["sam", "own weights", "encoder without prior", "unet", "other", "ensemble"]
 Metric = Literal["Dice", "SurfaceDice"]
+PriorWord = Literal["helps", "does not help", "undecided", "not compared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +103,21 @@ class PriorVerdict:
         word: `not compared` where one of the two sides is missing.
         encoder: kind of the models on SAM's encoder that were compared, `sam` where there are any; the others
             say nothing of SAM's prior.
-        difference: best of the one kind minus best of the other.
+        sam / unet: models that the text is of: one is shown to beat all of the other kind, or the two are not
+            told apart.
+        difference: best of the one kind minus best of the other, whichever these are; not `sam` minus `unet`,
+            which stands among the comparisons.
         text: in plain words.
+        difference_of: what `difference` is of, in words.
     """
 
-    word: Literal["helps", "does not help", "undecided", "not compared"]
+    word: PriorWord
     encoder: Prior
     sam: str | None
     unet: str | None
     difference: Estimate | None
     text: str
+    difference_of: str = "best of each kind"
 
 
 @dataclass(frozen=True, kw_only=True)

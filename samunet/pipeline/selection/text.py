@@ -100,7 +100,7 @@ def _prior(selection: Selection) -> Iterator[str]:
     prior = selection.prior
     yield prior.text
     if prior.difference is not None:
-        yield f"  best of each kind, {prior.sam} - {prior.unet}: {_gain(prior.difference)}"
+        yield f"  {prior.difference_of}, whichever these are: {_gain(prior.difference)}"
 
 
 def _ensembles(selection: Selection) -> Iterator[str]:

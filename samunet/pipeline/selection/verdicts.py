@@ -36,9 +36,16 @@ from samunet.pipeline.selection.record import (
     Estimate,
     Metric,
     PriorVerdict,
+    PriorWord,
 )
 
 Pair = tuple[int, int]
+MODELS: dict[Prior, str] = {
+    "sam": "SAM model",
+    "own weights": "model on an encoder with own weights",
+    "encoder without prior": "model on an encoder without weights",
+}
+"""Those whose best is compared with the best U-Net."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,32 +197,78 @@ def _prior(
             difference=None,
             text=f"Whether SAM helps is not known: {_lacking(bool(ours))}",
         )
-    pairs = [(a, b) for a in ours for b in unets]
-    ordered = [
-        differences[pair] if pair in differences else _negative(differences[pair[::-1]]) for pair in pairs
-    ]
-    found = Estimate.of(best_against_best(ordered, pairs, ours))
-    sam, unet = (candidates[max(group, key=lambda i: bootstrap.observed[i])].name for group in (ours, unets))
-    word = "undecided"
+    ordered = {
+        (a, b): differences[a, b] if (a, b) in differences else _negative(differences[b, a])
+        for a in ours
+        for b in unets
+    }
+    found = Estimate.of(best_against_best(list(ordered.values()), list(ordered), ours))
+    word: PriorWord = "undecided"
     if enough:
         word = "helps" if found.is_above_zero else "does not help" if found.is_below_zero else "undecided"
+    named = _named((ours, unets), _beaten(ordered) if enough else {}, bootstrap.observed)
+    best = [max(group, key=lambda i: bootstrap.observed[i]) for group in (ours, unets)]
+    sam, unet = (candidates[i].name for i in named)
+    higher = "" if word == "undecided" else next((candidates[b].name for b in best if b not in named), "")
     return PriorVerdict(
-        word=word,  # type: ignore[arg-type]
+        word=word,
         encoder=encoder,
         sam=sam,
         unet=unet,
         difference=found,
-        text=_prior_text(word if enough else "too few", sam, unet, encoder),
+        difference_of=f"best {MODELS[encoder]} - best U-Net",
+        text=_prior_text(word if enough else "too few", (sam, unet), encoder, higher),
     )
+
+
+def _beaten(differences: Mapping[Pair, Interval]) -> dict[int, set[int]]:
+    """Model -> those of the other kind that it is shown to beat."""
+    beaten: dict[int, set[int]] = {}
+    for (first, second), difference in differences.items():
+        if difference.low > 0:
+            beaten.setdefault(first, set()).add(second)
+        if difference.high < 0:
+            beaten.setdefault(second, set()).add(first)
+    return beaten
+
+
+def _named(
+    kinds: tuple[Sequence[int], Sequence[int]], beaten: Mapping[int, set[int]], observed: np.ndarray
+) -> tuple[int, int]:
+    """Of each kind the model that the sentence may name.
+
+    One is shown to beat all of the other kind, whose best stands beside it. Where none is, they are two that
+    are not told apart: a model with a higher mean than all of the other kind is beaten by none of them. Of
+    several the highest mean is taken.
+    """
+
+    def best(group: Sequence[int]) -> int:
+        return max(group, key=lambda i: observed[i])
+
+    sides = (kinds, kinds[::-1])
+    winners = [i for own, other in sides for i in own if beaten.get(i, set()).issuperset(other)]
+    leader = best(winners or [*kinds[0], *kinds[1]])
+    other = kinds[1] if leader in kinds[0] else kinds[0]
+    partner = best([i for i in other if i not in beaten.get(leader, set())] or other)
+    return (leader, partner) if other is kinds[1] else (partner, leader)
 
 
 def _lacking(has_sam: bool) -> str:
     if has_sam:
-        return "no U-Net is trained on these folds to compare with (2d_unet, 3d_unet)."
-    return "no method on SAM's encoder is trained on these folds to compare with."
+        return "no U-Net is among the models compared (2d_unet, 3d_unet)."
+    return "no method on SAM's encoder is among the models compared."
 
 
-def _prior_text(word: str, sam: str, unet: str, encoder: Prior) -> str:
+def _prior_text(word: str, named: tuple[str, str], encoder: Prior, higher: str) -> str:
+    """The sentence on the prior.
+
+    Args:
+        word: of the verdict, or `too few`.
+        named: model on SAM's encoder and U-Net of which it may be said.
+        encoder: kind of the models on SAM's encoder.
+        higher: model of the winning kind with a higher mean than the named one, if there is any.
+    """
+    sam, unet = named
     what, lack = {
         "sam": ("SAM", ""),
         "own weights": (
@@ -227,13 +280,15 @@ def _prior_text(word: str, sam: str, unet: str, encoder: Prior) -> str:
             " It says nothing of SAM's prior, for no weights of it were used.",
         ),
     }[encoder]
+    use = f"{unet} beats every model with it" if higher else f"use {unet}"
     text = {
-        "helps": f"{what} helps here: {sam} beats every U-Net.",
-        "does not help": f"{what} does not help here: use {unet}.",
-        "too few": f"undecided whether {what} helps here: too few cases tell {sam} and {unet} apart.",
-        "undecided": f"undecided whether {what} helps here: {sam} and {unet} are too close for these cases.",
+        "helps": f"{what} helps here: {sam} beats every U-Net",
+        "does not help": f"{what} does not help here: {use}",
+        "too few": f"undecided whether {what} helps here: too few cases tell {sam} and {unet} apart",
+        "undecided": f"undecided whether {what} helps here: {sam} and {unet} are too close for these cases",
     }[word]
-    return text[0].upper() + text[1:] + lack
+    but = f"; {higher} has a higher mean, but is not shown to" if higher else ""
+    return f"{text[0].upper()}{text[1:]}{but}.{lack}"
 
 
 def _ensemble_gains(
