@@ -81,6 +81,11 @@ class ScoreTable:
         np.logical_or.at(found, self.units, self.present)
         return found
 
+    @property
+    def num_counted(self) -> int:
+        """Patients that make any class count."""
+        return int(self.held.any(axis=1).sum())
+
     def means(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Mean over the classes of the means over the cases.
 
@@ -153,7 +158,7 @@ class Bootstrap:
         return cls(
             observed=table.means()[0],
             replicates=kept,
-            num_units=int(table.held.any(axis=1).sum()),
+            num_units=table.num_counted,
             fewest_units=int(of_class[of_class > 0].min(initial=units)),
         )
 

@@ -19,7 +19,7 @@ import numpy as np
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_header
 from samunet.data.workers import map_in_workers, worker_count
-from samunet.evaluation.bootstrap import Bootstrap, ScoreTable
+from samunet.evaluation.bootstrap import FEWEST_UNITS, Bootstrap, ScoreTable
 from samunet.evaluation.case_scores import Pair, pair_geometry
 from samunet.evaluation.folder import BYTES_PER_VOXEL
 from samunet.inference.postprocessing import Rule, part_indices, voxel_mm3
@@ -80,7 +80,7 @@ def learn_postprocessing(
     Args:
         pairs: reference and out-of-fold prediction of every case.
         labels: of the dataset.
-        units: of the cases, in the order of the pairs; with too few of them nothing is learned.
+        units: of the cases, in the order of the pairs; with too few that hold any class nothing is learned.
         seed: of the parts and of the bootstrap.
         workers: processes.
         progress: called with (cases done, all cases) in every round.
@@ -103,7 +103,10 @@ def learn_postprocessing(
             name=lambda pair: pair[1].name,
             progress=progress,
         )
-        judged = _judge(steps, _measured(scored, tried), units, seed)
+        measured = _measured(scored, tried)
+        if _num_counted(measured, units) < FEWEST_UNITS:
+            return Learned(rules=(), steps=())
+        judged = _judge(steps, measured, units, seed)
         accepted = _together(steps, [step.accepted for step in judged], labels, judged)
         if not accepted:
             return Learned(rules=settled, steps=(*told, *judged))
@@ -144,6 +147,12 @@ def _measured(scored: Sequence[RuleScores], tried: Sequence[Rule]) -> _Measured:
         after=dict(zip(tried, after)),
         present=np.stack([case.present for case in scored]),
     )
+
+
+def _num_counted(measured: _Measured, units: Units) -> int:
+    """Units whose references hold any class, as the models are compared by."""
+    values = measured.before[None]
+    return ScoreTable(values=values, present=measured.present, units=units.of_case).num_counted
 
 
 def _judge(steps: Sequence[_Step], measured: _Measured, units: Units, seed: int) -> list[PostprocessingStep]:

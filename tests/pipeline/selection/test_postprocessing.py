@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,6 +190,19 @@ def test_too_few_patients_learn_nothing(tmp_path: Path) -> None:
         array[0, 12:14, 12:16] = 1
 
     assert learn(write_pairs(tmp_path, stray, number=5)) == Learned(rules=(), steps=())
+
+
+def test_cases_without_any_class_are_no_patients_to_learn_on(tmp_path: Path) -> None:
+    """Twelve cases, four of which hold a class: their models are not compared either."""
+    numbers = itertools.count()
+
+    def mostly_empty(rng: np.random.Generator) -> np.ndarray:
+        return truth(rng) if next(numbers) < 4 else np.zeros(GEOMETRY.shape, np.uint8)
+
+    def stray(array: np.ndarray, rng: np.random.Generator) -> None:
+        array[0, 12:14, 12:16] = 1
+
+    assert learn(write_pairs(tmp_path, stray, label=mostly_empty)) == Learned(rules=(), steps=())
 
 
 def test_labels_without_spacing_files_are_measured_with_their_predictions(tmp_path: Path) -> None:
