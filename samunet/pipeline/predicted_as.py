@@ -12,7 +12,7 @@ from samunet.inference.files import single_model_arguments
 from samunet.listing import fold_words, listed
 from samunet.pipeline.run_commands import DEFAULT_STEP
 from samunet.pipeline.setting_flags import setting_flags
-from samunet.workspace import ARGUMENTS_FILE, FINAL, fold_of
+from samunet.workspace import ARGUMENTS_FILE, BEST, FINAL, fold_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,16 @@ def predicted_as(validation: Path, again: str) -> PredictedAs:
             f"{file} does not say how the cases were predicted ({type(fault).__name__}: {fault}); validate "
             f"again: {again}"
         ) from fault
+
+
+def chosen_on(checkpoint: str, cases: str) -> str:
+    """Why the scores of a checkpoint are too good, in words; empty unless its epoch was chosen by them.
+
+    Args:
+        checkpoint: file name.
+        cases: what its validation cases are called, `the target cases`.
+    """
+    return f"the epoch was chosen on {cases}, so the scores are optimistic" if checkpoint == BEST else ""
 
 
 def told_apart(ways: Mapping[int, PredictedAs]) -> str:

@@ -14,7 +14,7 @@ from samunet.evaluation.bootstrap import FEWEST_UNITS, Interval
 from samunet.evaluation.scores import DISTANCES, SHARES, csv_score, json_score, shown_score
 from samunet.pipeline.group_matrix.collect import METRICS, Cell, GroupMatrix
 from samunet.pipeline.group_matrix.differences import Differences
-from samunet.pipeline.predicted_as import PredictedAs
+from samunet.pipeline.predicted_as import PredictedAs, chosen_on
 from samunet.records import to_data, write_json
 from samunet.whole_files import atomic_path, write_text
 from samunet.workspace import BEST
@@ -25,8 +25,6 @@ NOTE_CHARACTERS = 16
 """Of the notes below the picture that an inch has room for."""
 MISSING = "missing"
 """Stands in the picture where nothing is scored."""
-CHOSEN = "; the epoch was chosen on the target cases, so the scores are optimistic"
-"""Of the best checkpoint: its validation cases are the targets here."""
 OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
@@ -67,11 +65,12 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
 
 def _predicted(matrix: GroupMatrix) -> list[str]:
     """Methods whose cases were predicted otherwise than a training does by itself."""
-    return [
-        f"{method} is predicted with {way.text()}{CHOSEN if way.checkpoint == BEST else ''}."
-        for method, way in matrix.predicted.items()
-        if way != PredictedAs()
-    ]
+    ways = {method: way for method, way in matrix.predicted.items() if way != PredictedAs()}
+    told = []
+    for method, way in ways.items():
+        chosen = chosen_on(way.checkpoint, "the target cases")  # its validation cases are the targets here
+        told.append(f"{method} is predicted with {way.text()}{'; ' * bool(chosen)}{chosen}.")
+    return told
 
 
 def _missed(matrix: GroupMatrix, metric: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from samunet.errors import SamunetError
 from samunet.pipeline.report.content import Cell, Table
 from samunet.pipeline.selection.record import Estimate, Selection, load_selection, selection_command
+from samunet.pipeline.selection.text import remarks
 from samunet.workspace import Workspace
 
 
@@ -61,6 +62,7 @@ def _sentences(selection: Selection) -> tuple[str, ...]:
     if not selection.is_decidable:
         counted = selection.num_units if selection.num_counted is None else selection.num_counted
         told.append(f"With {counted} {selection.unit}s that hold any class nothing can be decided by a test.")
+    told += remarks(selection)
     told += [_ensembles(selection)] * bool(selection.ensembles)
     rules = [step.rule.text() for step in selection.postprocessing_steps if step.accepted and step.rule]
     if rules:

@@ -76,6 +76,7 @@ class CandidateScore:
         members: names of the models.
         mean: over the classes of the means over the cases.
         classes: mean per class; None for a class that no reference holds.
+        remark: why its scores are too good: a member's epoch was chosen on the cases. Empty otherwise.
     """
 
     name: str
@@ -83,6 +84,7 @@ class CandidateScore:
     members: tuple[str, ...]
     mean: Estimate
     classes: dict[str, float | None]
+    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

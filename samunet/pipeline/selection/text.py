@@ -75,6 +75,12 @@ def _table(selection: Selection) -> Iterator[str]:
         )
         left = f"{c.name:{width}}  {c.mean.value:7.4f}  {_bounds(c.mean):16}  {WORDS[c.kind]:14}"
         yield f"{left}  {classes}".rstrip()
+    yield from remarks(selection)
+
+
+def remarks(selection: Selection) -> Iterator[str]:
+    """What a reader of the scores should know of single models."""
+    yield from (f"{c.name}: {c.remark}." for c in selection.candidates if c.remark and c.kind != "ensemble")
 
 
 def _comparisons(selection: Selection) -> Iterator[str]:

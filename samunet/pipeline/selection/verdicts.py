@@ -28,6 +28,7 @@ from samunet.evaluation.bootstrap import (
 )
 from samunet.evaluation.scores import Scores
 from samunet.networks.sam.variants import Prior
+from samunet.pipeline.predicted_as import chosen_on
 from samunet.pipeline.selection.out_of_fold import OutOfFold
 from samunet.pipeline.selection.record import (
     CandidateScore,
@@ -155,6 +156,9 @@ def _scores(
             members=tuple(member.name for member in candidate.members),
             mean=Estimate.of(bootstrap.mean(i)),
             classes={n: None if np.isnan(m) else float(m) for n, m in zip(names, class_means[i])},
+            remark=next(
+                filter(None, (chosen_on(m.checkpoint, "these cases") for m in candidate.members)), ""
+            ),
         )
         for i, candidate in enumerate(candidates)
     ]

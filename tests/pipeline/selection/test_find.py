@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from out_of_fold_runs import DATASET, GEOMETRY, SHAPE, MadeUp, missing, reference
+from out_of_fold_runs import DATASET, GEOMETRY, SHAPE, MadeUp, missing, reference, write_predicted
 from tiny_quality import PASSES, facts
 from tiny_runs import REGIONS, abandoned
 
@@ -17,12 +17,14 @@ from samunet.inference.case_features import CaseFeatures, class_features
 from samunet.inference.files import single_model_arguments
 from samunet.inference.finished import arguments_hash, features_file
 from samunet.pipeline.qc.model import QCModel, calibrate
+from samunet.pipeline.report.verdict import verdict_content
 from samunet.pipeline.selection import Selection, load_selection
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.pipeline.selection.text import describe
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, to_data, write_json
+from samunet.workspace import DEFAULT_PLANS as PLANS
 
 PRETRAINED = {"encoder": "vit_b", "encoder_weights": "file"}
 OWN_WEIGHTS = {"encoder": "vit_tiny", "encoder_weights": "shipped"}
@@ -76,6 +78,19 @@ def test_sam_helps(tmp_path: Path) -> None:
     assert found.prior.word == "helps"
     assert found.prior.text == "SAM helps here: 2d_cnn beats every U-Net."
     assert found.recommended[0].name == "2d_cnn"
+
+
+def test_a_checkpoint_that_was_chosen_on_the_cases_is_remarked(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.2), seed=1)
+    folder = made.add("2d_cnn", missing(0.2), seed=2, **PRETRAINED)
+    for validation in folder.glob("fold_*/validation"):
+        write_predicted(validation, checkpoint="checkpoint_best.pth")
+    found = find(made)
+    remark = "the epoch was chosen on these cases, so the scores are optimistic"
+    assert {c.name: c.remark for c in found.candidates} == {"2d_cnn": remark, "2d_unet": ""}
+    assert describe(found).count(f"2d_cnn: {remark}.") == 1
+    assert f"2d_cnn: {remark}." in verdict_content(made.workspace, DATASET, PLANS, scored=True).sentences
 
 
 def test_undecided(tmp_path: Path) -> None:
