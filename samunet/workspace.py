@@ -223,7 +223,7 @@ class Workspace:
 
     def selection_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
         """What samunet_find_best_configuration found; the default plan's file has the plain name."""
-        return self.results / dataset / f"selection{_plan_ending(plans)}.json"
+        return self.results / dataset / selection_name(plans)
 
     def postprocessing_file(self, dataset: str, plans: str = DEFAULT_PLANS) -> Path:
         """The rules that the selection learned."""
@@ -268,6 +268,11 @@ def _scheme_name(scheme: str, plain: Callable[[str], str]) -> str:
     group = scheme.partition(":")[2]
     digits = "" if plain(group) == group else f"-{hashlib.sha256(group.encode()).hexdigest()[:8]}"
     return plain(scheme) + digits
+
+
+def selection_name(plans: str) -> str:
+    """File name of a plan's selection in results/DATASET."""
+    return f"selection{_plan_ending(plans)}.json"
 
 
 def short_dataset_name(dataset: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from out_of_fold_runs import DATASET, MadeUp, missing
 
 from samunet.cli import apply_postprocessing, find_best_configuration
+from samunet.errors import SamunetError
 from samunet.inference.finished import features_file, prediction_hash
 from samunet.inference.postprocessing import Postprocessing, Rule
 from samunet.pipeline.selection import load_selection
@@ -32,6 +35,21 @@ def test_find_best_configuration(made: MadeUp, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr().out
     assert "Left out: 2d_cnn: fold 3 not trained: samunet_train 950 2d_cnn 3." in told
     assert load_selection(made.workspace, DATASET).folds == (0, 1, 2, 3, 4)
+
+
+def test_a_stale_selection_names_the_command_that_made_it(made: MadeUp) -> None:
+    words = "950 -c 2d_unet -f 0 1 --metric SurfaceDice --no_ensembles --disable_postprocessing"
+    words += " --ignore_groups --seed 3"
+    where = ["--workspace", str(made.root), "-np", "1"]
+    assert find_best_configuration.main([*words.split(), *where]) == 0
+    found = load_selection(made.workspace, DATASET)
+    assert found.command() == f"samunet_find_best_configuration {words}"
+    made.add("2d_unet", missing(0.1), seed=9, folds=[1])
+    with pytest.raises(SamunetError, match=f"Run samunet_find_best_configuration {words} again"):
+        load_selection(made.workspace, DATASET)
+    elsewhere = replace(found, splits="single_source:south side", plans="mine").command()
+    read = find_best_configuration.build_parser().parse_args(shlex.split(elsewhere)[1:])
+    assert (read.splits, read.plans) == ("single_source:south side", "mine")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from samunet.pipeline.qc import predictions as qc
 from samunet.pipeline.qc.model import QCModel, calibrate, calibrate_when_complete
 from samunet.pipeline.qc.predictions import QCReport, assess
 from samunet.records import read_json, read_record, to_data, write_json
+from samunet.workspace import short_dataset_name
 
 PLAN = make_plan(make_configuration("2d_unet"))
 CHANNELS = replace(FINGERPRINT, channel_names=("CT", "CT"))
@@ -318,10 +319,12 @@ def test_a_calibration_for_the_rules_that_follow(model: Path, tmp_path: Path) ->
         assert changed.features.classes["organ"].passes == one.features.classes["organ"].passes
         assert changed.missed == {"organ": False, "lesion": False}
 
+    words = arguments(0, 1, postprocessing=to_data(rules.rules))
+    command = f"Calibrate: samunet_find_best_configuration {short_dataset_name(PLAN.dataset)} -p tinyPlans."
+    assert command in assess(predicted(tmp_path / "out", words), model).calibration
     made = calibrate(model, rules=after)
     assert read_record(QCModel, model / "qc_model_postprocessed.json") == made
     assert not (model / "qc_model.json").exists()
-    words = arguments(0, 1, postprocessing=to_data(rules.rules))
     assert assess(predicted(tmp_path / "out", words), model).coverage == 0.9
     other = arguments(0, 1, postprocessing=to_data((Rule(kind="fill_holes", target="organ"),)))
     assert "postprocessing was" in assess(predicted(tmp_path / "other", other), model).calibration

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samunet.inference.postprocessing import Postprocessing
 from samunet.pipeline.model_file.lineage import shared_scheme
-from samunet.pipeline.selection.record import Selection, selection_command, stale_words
+from samunet.pipeline.selection.record import Asked, Selection, newer_words, stale_words
 from samunet.records import read_record
 
 
@@ -24,7 +24,8 @@ class Selected:
     """What concerns one model; None where it was not compared, or no rules were learned for it alone.
 
     Attributes:
-        remark: why both are left out although the model was compared; empty otherwise.
+        remark: why both are left out although the model was compared, or which models it was not compared
+            with; empty otherwise.
     """
 
     selection: Selection | None = None
@@ -51,13 +52,14 @@ def selected(files: SelectionFiles | None, configuration: str, plans: str, tag: 
     if stale:
         return Selected(
             remark=f"What {files.selection} says of this model, rules of postprocessing included, is left "
-            f"out: it {stale}. Run {selection_command(selection.dataset, plans)}, then export again."
+            f"out: it {stale}. Run {selection.command()}, then export again."
         )
+    newer = newer_words(selection, files.selection.parent)
     # Hashes are of files that stay behind; commands and faults name folders of this machine.
     scheme = shared_scheme(selection.splits)
-    kept = replace(selection, splits=scheme, made_from={}, commands=(), left_out=())
+    kept = replace(selection, splits=scheme, made_from={}, commands=(), left_out=(), asked=Asked(), scored=())
     members = [(member.configuration, member.plans, member.tag) for member in selection.recommended]
     if members != [(configuration, plans, tag)] or not files.postprocessing.is_file():
-        return Selected(selection=kept)
+        return Selected(selection=kept, remark=newer)
     rules = Postprocessing.load(files.postprocessing)
-    return Selected(selection=kept, postprocessing=rules if rules.rules else None)
+    return Selected(selection=kept, postprocessing=rules if rules.rules else None, remark=newer)

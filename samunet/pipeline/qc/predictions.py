@@ -25,10 +25,18 @@ from samunet.pipeline.out_of_fold import (
     validated_folds,
 )
 from samunet.pipeline.qc.model import QCModel
+from samunet.pipeline.selection.record import remake_command
 from samunet.planning.plan import Plan
 from samunet.records import read_json, read_record, write_json
 from samunet.trainers.portable import is_shared_model
-from samunet.workspace import ARGUMENTS_FILE, PLAN_FILE, QC_FILE, QC_MODEL_AFTER_RULES_FILE, QC_MODEL_FILE
+from samunet.workspace import (
+    ARGUMENTS_FILE,
+    PLAN_FILE,
+    QC_FILE,
+    QC_MODEL_AFTER_RULES_FILE,
+    QC_MODEL_FILE,
+    selection_name,
+)
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor
@@ -261,7 +269,7 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
     """The calibration that holds for a prediction with these arguments, or None and why there is none."""
     rules = bool(arguments["postprocessing"])
     file = model_folder / (QC_MODEL_AFTER_RULES_FILE if rules else QC_MODEL_FILE)
-    command = "samunet_find_best_configuration" if rules else f"samunet_calibrate_qc -m {model_folder}"
+    command = _comparing(model_folder) if rules else f"samunet_calibrate_qc -m {model_folder}"
     again = f"Calibrate: {command}."
     if not file.is_file():
         if not validated_folds(model_folder):
@@ -288,6 +296,12 @@ def usable_model(model_folder: Path, arguments: Mapping[str, Any]) -> tuple[QCMo
         if replaced:
             return None, f"not calibrated: {'; '.join(replaced)} (samunet_train ... --val). {again}"
     return model, ""
+
+
+def _comparing(model_folder: Path) -> str:
+    """The command that learns the rules after which a model predicts, and calibrates for them."""
+    plan = Plan.load(model_folder / PLAN_FILE)
+    return remake_command(model_folder.parent / selection_name(plan.name), plan.dataset, plan.name)
 
 
 def _replaced(model: QCModel, arguments: Mapping[str, Any], validated: Set[str]) -> list[str]:

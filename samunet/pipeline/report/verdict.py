@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from samunet.errors import SamunetError
 from samunet.pipeline.report.content import Cell, Table
-from samunet.pipeline.selection.record import Estimate, Selection, load_selection, selection_command
+from samunet.pipeline.selection.record import (
+    Estimate,
+    Selection,
+    load_selection,
+    newer_words,
+    selection_command,
+)
 from samunet.pipeline.selection.text import remarks
 from samunet.workspace import Workspace
 
@@ -45,7 +51,10 @@ def verdict_content(workspace: Workspace, dataset: str, plans: str, *, scored: b
     except SamunetError as fault:  # stale: say so instead of showing a verdict on other scores
         return VerdictContent(sentences=(str(fault),))
     return VerdictContent(
-        sentences=_sentences(selection),
+        sentences=(
+            *_sentences(selection),
+            *filter(None, [newer_words(selection, workspace.results / dataset)]),
+        ),
         comparisons=_comparisons(selection),
         commands=selection.commands,
     )

@@ -15,7 +15,8 @@ from samunet.pipeline.qc.model import calibrate
 from samunet.pipeline.selection.ensembles import make_ensembles
 from samunet.pipeline.selection.out_of_fold import Collected, ModelsWanted, OutOfFold, collect
 from samunet.pipeline.selection.postprocessing import Learned, learn_postprocessing
-from samunet.pipeline.selection.record import Member, Metric, Selection
+from samunet.pipeline.selection.record import DEFAULT_METRIC, Asked, Member, Metric, Selection
+from samunet.pipeline.selection.trained_models import scored_models
 from samunet.pipeline.selection.verdicts import Units, judge, score_table
 from samunet.pipeline.setting_flags import setting_flags
 from samunet.progress import Screen, no_screen
@@ -41,7 +42,7 @@ class SelectionOptions:
     """
 
     wanted: ModelsWanted
-    metric: Metric = "Dice"
+    metric: Metric = DEFAULT_METRIC
     ensembles: bool = True
     postprocessing: bool = True
     ignore_groups: bool = False
@@ -91,6 +92,8 @@ def find_best(workspace: Workspace, options: SelectionOptions) -> Selection:
         commands=_commands(workspace, collected.raw.name, chosen.members, bool(learned.rules)),
         left_out=(*collected.left_out, *left_out),
         made_from=_sources(collected.models),
+        asked=_asked(options),
+        scored=scored_models(workspace.results / collected.raw.name, options.wanted.plans, collected.folds),
     )
     _save(workspace, selection)
     _calibrate_after_rules(workspace, selection, collected, chosen, options)
@@ -146,6 +149,16 @@ def _learn(collected: Collected, chosen: OutOfFold, units: Units, options: Selec
 
 def _sources(models: Sequence[OutOfFold]) -> dict[str, str]:
     return {name: digest for model in models for name, digest in model.sources.items()}
+
+
+def _asked(options: SelectionOptions) -> Asked:
+    return Asked(
+        configurations=options.wanted.configurations,
+        folds=options.wanted.folds,
+        ensembles=options.ensembles,
+        postprocessing=options.postprocessing,
+        ignore_groups=options.ignore_groups,
+    )
 
 
 def _save(workspace: Workspace, selection: Selection) -> None:

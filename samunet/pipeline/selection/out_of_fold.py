@@ -20,10 +20,10 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.selection.model_folder import ModelFolder, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
 from samunet.pipeline.selection.references import mark_outdated
+from samunet.pipeline.selection.trained_models import trained_models
 from samunet.planning.methods import ALIASES
 from samunet.trainers.identity import RunRecord
-from samunet.trainers.portable import is_shared_model
-from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace, fold_folders
+from samunet.workspace import DEFAULT_PLANS, SUMMARY_FILE, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -172,19 +172,15 @@ def _first_fold(wanted: ModelsWanted, configuration: str) -> str:
 def _trainings(workspace: Workspace, wanted: ModelsWanted) -> list[TrainedAs]:
     """The models to look at."""
     found = {}
-    for folder in sorted((workspace.results / wanted.dataset).glob("*__*")):
-        configuration, plans, *tags = folder.name.split("__")
-        has_folds = any(isinstance(fold, int) for fold in fold_folders(folder))
-        is_trained_here = has_folds and not is_shared_model(folder)
-        if plans == wanted.plans and len(tags) <= 1 and is_trained_here:
-            trained = TrainedAs(
-                dataset=wanted.dataset,
-                configuration=configuration,
-                plans=plans,
-                tag=tags[0] if tags else None,
-                splits=wanted.splits,
-            )
-            found[trained.name] = trained
+    for name in trained_models(workspace.results / wanted.dataset, wanted.plans):
+        configuration, _, tag = name.partition("__")
+        found[name] = TrainedAs(
+            dataset=wanted.dataset,
+            configuration=configuration,
+            plans=wanted.plans,
+            tag=tag or None,
+            splits=wanted.splits,
+        )
     if not found:
         command = _first_fold(wanted, "2d_unet")
         raise SamunetError(

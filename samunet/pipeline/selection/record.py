@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from samunet.data.groups import Unit
 from samunet.errors import SamunetError
-from samunet.evaluation.bootstrap import Interval
+from samunet.evaluation.bootstrap import SEED, Interval
 from samunet.inference.postprocessing import Postprocessing, Rule
 from samunet.networks.sam.variants import Prior
+from samunet.pipeline.selection.trained_models import scored_models
+from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.records import read_record
 from samunet.workspace import DEFAULT_PLANS, Workspace, short_dataset_name
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["sam", "own weights", "encoder without prior", "unet", "other", "ensemble"]
 Metric = Literal["Dice", "SurfaceDice"]
+DEFAULT_METRIC: Metric = "Dice"
 PriorWord = Literal["helps", "does not help", "undecided", "not compared"]
 
 
@@ -151,6 +160,23 @@ class PostprocessingStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What samunet_find_best_configuration was given besides dataset, plan, split, metric and seed.
+
+    Attributes:
+        configurations / folds: empty where none were named.
+        ensembles / postprocessing: whether they were tried.
+        ignore_groups: whether the declared groups were no units.
+    """
+
+    configurations: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    ensembles: bool = True
+    postprocessing: bool = True
+    ignore_groups: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """Content of selection.json.
 
@@ -168,6 +194,8 @@ class Selection:
         commands: that predict with the recommendation.
         left_out: in words, models and ensembles that could not be compared.
         made_from: file below results/DATASET -> SHA-256 of it.
+        asked: how the command was given.
+        scored: models of the plan that had scores of all folds then, compared or not.
     """
 
     version: Literal[2] = 2
@@ -193,10 +221,31 @@ class Selection:
     left_out: tuple[str, ...]
     made_from: dict[str, str]
     num_counted: int | None = None
+    asked: Asked = field(default_factory=Asked)
+    scored: tuple[str, ...] = ()
+
+    def command(self, also: Sequence[str] = ()) -> str:
+        """What a user types to compare in the same way again.
+
+        Args:
+            also: models that are to be compared too.
+        """
+        asked, words = self.asked, [selection_command(self.dataset, self.plans)]
+        words += ["-c", *asked.configurations, *also] if asked.configurations else []
+        words += ["-f", *map(str, asked.folds)] if asked.folds else []
+        words += ["--splits", shlex.quote(self.splits)] if self.splits != DEFAULT_SCHEME else []
+        words += ["--metric", self.metric] if self.metric != DEFAULT_METRIC else []
+        words += ["--no_ensembles"] * (not asked.ensembles)
+        words += ["--disable_postprocessing"] * (not asked.postprocessing)
+        words += ["--ignore_groups"] * asked.ignore_groups
+        words += ["--seed", str(self.seed)] if self.seed != SEED else []
+        return " ".join(words)
 
 
 def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLANS) -> Selection:
     """The dataset's selection, refused when the models that it compared were scored anew since.
+
+    Models that were trained since are named in a warning.
 
     Args:
         workspace: where the results lie.
@@ -216,12 +265,15 @@ def load_selection(workspace: Workspace, dataset: str, plans: str = DEFAULT_PLAN
         raise SamunetError(f"{error} Run {command} again.") from error
     stale = stale_words(selection, workspace.results / dataset)
     if stale:
-        raise SamunetError(f"{file} {stale}. Run {command} again.")
+        raise SamunetError(f"{file} {stale}. Run {selection.command()} again.")
+    newer = newer_words(selection, workspace.results / dataset)
+    if newer:
+        logger.warning("%s", newer)
     return selection
 
 
 def selection_command(dataset: str, plans: str) -> str:
-    """What a user types to compare the models of a plan."""
+    """What a user types to compare the models of a plan for the first time; see `Selection.command`."""
     named = "" if plans == DEFAULT_PLANS else f" -p {plans}"
     return f"samunet_find_best_configuration {short_dataset_name(dataset)}{named}"
 
@@ -240,6 +292,38 @@ def stale_words(selection: Selection, results: Path) -> str:
         f"was made from other scores than those of now ({len(stale)} of {len(selection.made_from)} summaries "
         f"changed or are gone, such as {results / stale[0]})"
     )
+
+
+def newer_words(selection: Selection, results: Path) -> str:
+    """Which trained models a selection does not know of, in words with the command that compares them.
+
+    Args:
+        selection: as stored.
+        results: results/DATASET.
+    """
+    known = {*selection.scored, *(name for found in selection.candidates for name in found.members)}
+    found = scored_models(results, selection.plans, selection.folds)
+    newer = [name for name in found if name not in known]
+    if not newer:
+        return ""
+    return (
+        f"Not among the models compared, though scored on the same folds: {', '.join(newer)}. Compare again: "
+        f"{selection.command(newer)}"
+    )
+
+
+def remake_command(file: Path, dataset: str, plans: str) -> str:
+    """The command that made a selection; where there is none to read, what makes the first.
+
+    Args:
+        file: selection.json.
+        dataset: full name.
+        plans: name of the plan.
+    """
+    with suppress(SamunetError):
+        if file.is_file():
+            return read_record(Selection, file).command()
+    return selection_command(dataset, plans)
 
 
 def file_digest(file: Path) -> str | None:

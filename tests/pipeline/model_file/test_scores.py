@@ -195,10 +195,21 @@ def test_a_stale_selection_stays_behind(tmp_path: Path) -> None:
 
     write_json(summary, {**read_json(summary), "validated": "again"})
     told = export_model(request).text()
-    assert "samunet_find_best_configuration 950 -p tinyPlans, then export again" in told
+    command = "samunet_find_best_configuration 950 -p tinyPlans --no_ensembles --disable_postprocessing"
+    assert f"{command}, then export again" in told
     with zipfile.ZipFile(request.output) as archive:
         assert not {"selection.json", "postprocessing.json"} & set(archive.namelist())
         assert "largest" not in archive.read("MODEL_CARD.md").decode()
+
+
+def test_models_that_the_selection_does_not_know_are_named(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "results", "2d_unet", (0,))
+    files, _ = select_made_up(tmp_path / "made", model)
+    for fold in range(5):
+        write_json(model.parent / f"2d_cnn__tinyPlans/fold_{fold}/validation/summary.json", {})
+    found = selected(files, "2d_unet", "tinyPlans", None)
+    assert found.postprocessing is not None
+    assert "though scored on the same folds: 2d_cnn. Compare again: samunet_find_best_" in found.remark
 
 
 def test_stale_rules_stay_out_of_the_json_beside_onnx(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_without_a_baseline_the_prior_is_not_judged(tmp_path: Path) -> None:
     made.add("2d_cnn", missing(0.1), **PRETRAINED)
     found = find(made)
     assert found.prior.word == "not compared"
-    assert "no U-Net is trained" in found.prior.text
+    assert "no U-Net is among the models compared" in found.prior.text
     assert "nothing to compare it with" in describe(found)
 
 
@@ -415,6 +415,39 @@ def test_a_stale_selection_is_refused(tmp_path: Path) -> None:
     (folder / "fold_1" / "validation" / "summary.json").unlink()
     with pytest.raises(SamunetError, match="2 of 5 summaries changed or are gone"):
         load_selection(made.workspace, DATASET)
+
+
+def newer(made: MadeUp, caplog: pytest.LogCaptureFixture) -> str:
+    """What is warned of when the selection is used, which the report says too."""
+    caplog.clear()
+    load_selection(made.workspace, DATASET)
+    told = "".join(caplog.messages)
+    assert (told in verdict_content(made.workspace, DATASET, PLANS, scored=True).sentences) == bool(told)
+    return told
+
+
+def test_models_that_the_selection_does_not_know_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = MadeUp(root=tmp_path, num_cases=6)
+    made.add("2d_unet", missing(0.3))
+    made.add("2d_cnn", missing(0.3), folds=[0, 1, 2, 4])
+    find(made, splits="kfold", seed=7)
+    assert newer(made, caplog) == ""  # left out, and said to be
+    made.add("2d_cnn", missing(0.3), folds=[3])
+    made.add("2d_linear__wide", missing(0.3))
+    made.add("3d_unet", missing(0.3), folds=[0])
+    told = newer(made, caplog)
+    assert told.startswith(
+        "Not among the models compared, though scored on the same folds: 2d_cnn, 2d_linear"
+    )
+    assert told.endswith(
+        "Compare again: samunet_find_best_configuration 950 --no_ensembles --disable_postprocessing --seed 7"
+    )
+    find(made, configurations=("2d_unet", "2d_cnn"))
+    assert newer(made, caplog) == ""  # others were not asked for
+    made.add("3d_unet", missing(0.3))
+    assert " 950 -c 2d_unet 2d_cnn 3d_unet --no_ensembles" in newer(made, caplog)
 
 
 def test_the_seed_is_kept_and_repeats(tmp_path: Path) -> None:
