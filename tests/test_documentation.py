@@ -98,3 +98,22 @@ def test_the_students_settings_have_their_lines() -> None:
     common = {field.name: field.default for field in dataclasses.fields(MethodConfig)}
     own = [f.name for f in dataclasses.fields(StudentConfig) if common.get(f.name, ...) != f.default]
     assert not [name for name in own if f"`{name}`" not in page]
+
+
+def test_every_key_of_the_selection_has_its_line() -> None:
+    from samunet.pipeline.selection import record
+
+    page = (ROOT / "documentation/selection.md").read_text(encoding="utf-8")
+    _, _, table = page.partition("## selection.json")
+    records = (
+        record.Selection,
+        record.Asked,
+        record.Member,
+        record.Estimate,
+        record.CandidateScore,
+        record.Comparison,
+        record.PriorVerdict,
+        record.EnsembleGain,
+    )
+    keys = {field.name for one in records for field in dataclasses.fields(one)}
+    assert not sorted(key for key in keys if f"`{key}`" not in table)

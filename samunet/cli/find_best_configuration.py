@@ -61,7 +61,8 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--ignore_groups",
         action="store_true",
-        help="declared groups are sites or scanners, not patients: draw single cases in the bootstrap",
+        help="declared groups are sites or scanners, not patients: draw patients (cases, where none are "
+        "declared) in the bootstrap",
     )
     parser.add_argument("--seed", type=seed_number, metavar="N", help="of the bootstrap (default 12345)")
     add_workers(parser)

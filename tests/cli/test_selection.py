@@ -52,6 +52,11 @@ def test_a_stale_selection_names_the_command_that_made_it(made: MadeUp) -> None:
     assert (read.splits, read.plans) == ("single_source:south side", "mine")
 
 
+def test_the_help_says_what_is_drawn_without_groups() -> None:
+    told = " ".join(find_best_configuration.build_parser().format_help().split())
+    assert "draw patients (cases, where none are declared) in the bootstrap" in told
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
