@@ -115,6 +115,13 @@ def unit_numbers(names: Sequence[str], origins: Origins) -> np.ndarray:
     return np.array([numbers[unit] for unit in known], int)
 
 
+def of_known_units(units: Mapping[str, str], train: Iterable[str], names: Iterable[str]) -> set[str]:
+    """The cases among `names` whose unit (`Origins.units`: patient, say) has cases in training: a network
+    that knows a patient says nothing about a new one."""
+    known = {units[name] for name in train if name in units}
+    return {name for name in names if units.get(name) in known}
+
+
 def undeclared(groups: Mapping[str, str], names: Iterable[str]) -> str:
     """`3 cases have no group: a, b, c`; empty where all or none have one."""
     lacking = sorted(name for name in names if name not in groups)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samunet.data.groups import Origins
+from samunet.data.groups import Origins, of_known_units
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.summary_file import read_summary
@@ -95,8 +95,9 @@ def read_fold(
     envelope = read_envelope(model_folder, Plan.load(folder / PLAN_FILE), arguments["configuration_hash"])
     expected = arguments_hash(arguments)
     run = read_run(folder.parent)
-    trained = set() if run is None else {units[name] for name in run.train if name in units}
-    unseen = unseen_cases(folder.parent, () if run is None else run.train, summary.cases)
+    train = () if run is None else run.train
+    known = of_known_units(units, train, summary.cases)
+    unseen = unseen_cases(folder.parent, train, summary.cases)
     for name, scores in summary.cases.items():
         if name not in unseen:
             continue
@@ -111,7 +112,7 @@ def read_fold(
         yield OutOfFoldCase(
             name=name,
             unit=units.get(name),
-            seen=units.get(name) in trained,
+            seen=name in known,
             features=features,
             distance=None if envelope is None else envelope.distance(features),
             dice={key: values["Dice"] for key, values in scores.items()},

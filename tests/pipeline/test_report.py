@@ -10,9 +10,11 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import SHORT
+from out_of_fold_runs import DATASET, MadeUp, missing
 from tiny_quality import FINGERPRINT
 
 from samunet.cli import distill, plan_and_preprocess, report, train
@@ -284,3 +286,21 @@ def test_volumes_of_planes_do_not_take_their_nominal_thickness() -> None:
     labels = LabelSet(labels={"background": (0,), "organ": (1,)})
     table = data_table(replace(FINGERPRINT, cases=cases, labels=labels))
     assert ("organ, ml", "3", "3", "3") in table.rows
+
+
+def note(made: MadeUp, **options: Any) -> str:
+    """What the page says, without pictures."""
+    asked = ReportOptions(dataset=DATASET, pictures=False, output=made.root / "r.html", **options)
+    return " ".join(" ".join(outline(write_report(made.workspace, asked)).words).split())
+
+
+@pytest.mark.parametrize("kind", ["patient", "group"])
+def test_patients_on_both_sides_of_a_fold_are_named(tmp_path: Path, kind: str) -> None:
+    made = MadeUp(root=tmp_path, **{f"{kind}s": {f"case_{i:02d}": f"p{i // 2}" for i in range(20)}})
+    made.add("2d_unet", missing(0.3))
+    told = f"of the cases are of {kind}s with other cases in the training of the fold"
+    assert told in note(made)
+    assert (told in note(made, ignore_groups=True)) == (kind == "patient")
+    apart = MadeUp(root=tmp_path / "apart", patients={f"case_{i:02d}": f"p{i}" for i in range(20)})
+    apart.add("2d_unet", missing(0.3))
+    assert "in the training of the fold" not in note(apart)

@@ -166,6 +166,8 @@ def _scores(facts: CardFacts) -> Iterator[str]:
         f"fold ({', '.join(map(str, scores.folds))}) that had not seen it. In brackets 95 % intervals "
         f"(bootstrap of the {scores.unit}s). Surface Dice at {scores.tolerance_mm:g} mm.\n"
     )
+    if scores.known.cases:
+        yield f"{scores.known.text()}\n"
     yield "| class | Dice | n | surface Dice | HD95 (mm) |"
     yield "|---|---|---|---|---|"
     for name, metrics in scores.classes.items():

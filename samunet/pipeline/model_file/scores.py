@@ -15,6 +15,8 @@ from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import mean_interval, score_array
 from samunet.evaluation.scores import json_score
 from samunet.evaluation.summary_file import Summary, read_summary
+from samunet.pipeline.known_patients import KnownPatients, known_patients
+from samunet.pipeline.out_of_fold import read_origins
 from samunet.pipeline.predicted_as import PredictedAs, predicted_as
 from samunet.trainers.identity import read_run
 from samunet.workspace import SUMMARY_FILE, validation_folder
@@ -44,6 +46,7 @@ class SharedScores:
         classes: class or region -> metric -> mean.
         per_case: case -> class -> metric -> score; None unless it was asked for.
         left_out: in words, folds without scores.
+        known: of the cases, those of patients with other cases in the training of the fold.
     """
 
     folds: tuple[int | str, ...]
@@ -55,6 +58,7 @@ class SharedScores:
     classes: dict[str, dict[str, Mean]]
     per_case: dict[str, dict[str, dict[str, float | None]]] | None
     left_out: tuple[str, ...]
+    known: KnownPatients
 
 
 def shared_scores(
@@ -98,20 +102,27 @@ def shared_scores(
         classes={name: _of_class(name, list(cases.values()), units) for name in labels.foreground},
         per_case=_plain(cases) if include_cases else None,
         left_out=read.left_out,
+        known=known_patients(
+            read_origins(model_folder, tuple(read.summaries), labels),
+            [(read.train[fold], summary.cases) for fold, summary in read.summaries.items()],
+        ),
     ), read.left_out
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Read:
-    """Summaries of the folds that have one of this checkpoint; where their cases come from."""
+    """Summaries of the folds that have one of this checkpoint, the folds' training cases; where the scored
+    ones come from."""
 
     summaries: dict[int | str, Summary]
+    train: dict[int | str, tuple[str, ...]]
     origins: Origins
     left_out: tuple[str, ...]
 
 
 def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, checkpoint: str) -> _Read:
     summaries: dict[int | str, Summary] = {}
+    trained: dict[int | str, tuple[str, ...]] = {}
     origins = Origins()
     left_out = []
     for fold in folds:
@@ -122,15 +133,16 @@ def _read(model_folder: Path, folds: Sequence[int | str], labels: LabelSet, chec
             continue
         summary = read_summary(file, labels)
         run = read_run(file.parents[1])
-        seen = set() if run is None else set(run.train) & set(summary.cases)
+        train = () if run is None else run.train
+        seen = set(train) & set(summary.cases)
         if seen:
             left_out.append(
                 f"fold {fold}: {len(seen)} of the cases that it was scored on are among those of its training"
             )
             continue
-        summaries[fold] = summary
+        summaries[fold], trained[fold] = summary, train
         origins = origins.merged(summary.origins)
-    return _Read(summaries=summaries, origins=origins, left_out=tuple(left_out))
+    return _Read(summaries=summaries, train=trained, origins=origins, left_out=tuple(left_out))
 
 
 def _why_not(fold: int | str, summary: Path, checkpoint: str) -> str | None:

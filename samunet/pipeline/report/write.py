@@ -24,6 +24,7 @@ from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Gallery, Page, Picture, Table
 from samunet.pipeline.report.intervals import dice_interval, group_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
+from samunet.pipeline.report.remarks import score_remarks
 from samunet.pipeline.report.verdict import verdict_content
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
@@ -117,7 +118,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         verdict=verdict.sentences,
         comparisons=verdict.comparisons,
         scores=content.score_table(models, overall),
-        scores_note=_scores_note(options.dataset, scored),
+        scores_note=_scores_note(options, scored),
         scores_chart=draw_scores(scored, overall, np.random.default_rng(SEED)) if scored else "",
         classes=content.class_table(models, by_class),
         groups=content.group_table(models, by_group),
@@ -147,20 +148,22 @@ def _summary(model: Model) -> str:
     )
 
 
-def _scores_note(dataset: str, scored: Sequence[Model]) -> str:
+def _scores_note(options: ReportOptions, scored: Sequence[Model]) -> str:
     if not scored:
-        command = TrainedAs(dataset=dataset, configuration="auto").command([0])
+        command = TrainedAs(dataset=options.dataset, configuration="auto").command([0])
         return f"None yet: train a fold that keeps cases out, such as {command}."
     counts = {len(model.cases) for model in scored}
     unequal = " The methods were scored on different cases; compare only the cases they share." * (
         len({tuple(case.name for case in model.cases) for model in scored}) > 1
     )
-    return (
+    remarks = score_remarks(scored, ignore_groups=options.ignore_groups)
+    note = (
         f"{' or '.join(map(str, sorted(counts)))} cases, each predicted by the fold that had not seen it. "
         f"Means over classes of means over cases; a class that is in neither map of a case does not count "
         f"there. n stands where fewer than {FEWEST_UNITS} patients (cases, where none are declared) hold the "
         f"class, of several the rarest: the interval is then too narrow, with one there is none.{unequal}"
     )
+    return f"{note} {remarks}".rstrip()
 
 
 def _key(model: Model) -> tuple[tuple[str, str], ...]:

@@ -72,6 +72,30 @@ def test_cases_on_request_and_patients_drawn_together(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["patient", "group"])
+def test_patients_on_both_sides_of_a_fold_are_named(tmp_path: Path, kind: str) -> None:
+    """Plain folds tear them: a network that knows a patient predicts the other scan of it."""
+    units = {f"case_{number:02d}": f"p{number // 2}" for number in range(20)}
+    made = MadeUp(root=tmp_path, **{f"{kind}s": units})
+    model = made.add("2d_unet", missing(0.3))
+    torn = [
+        name
+        for split in made.splits
+        for name in split.val
+        if any(units[name] == units[other] for other in split.train)
+    ]
+    scores, _ = shared_scores(model, range(5), CLASSES, FINAL)
+    assert scores is not None
+    assert (scores.known.cases, scores.known.unit) == (len(torn), kind)
+    assert f"{len(torn)} of the cases are of {kind}s with other cases in the training" in scores.known.text()
+    assert f"--splits {kind}_kfold" in scores.known.text()
+    alone, _ = shared_scores(
+        MadeUp(root=tmp_path / "alone").add("2d_unet", missing(0.3)), (0,), CLASSES, FINAL
+    )
+    assert alone is not None
+    assert alone.known.text() == ""
+
+
 def test_scores_of_another_checkpoint_and_of_other_splits(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path)
     model = made.add("2d_unet", missing(0.3), folds=(0, 1))
