@@ -301,3 +301,47 @@ def test_groups_of_one_case_alone_are_no_sources(tmp_path: Path, methods: tuple[
     assert "each of the 4 groups (patient 0, patient 1, patient 2, patient 3) has one case" in message
     assert "none can be a source" in message
     assert "column patient of groups.csv" in message
+
+
+def sites_of(patients: dict[str, list[int]]) -> dict[str, Any]:
+    """Groups and patients of sites whose cases are of these patients."""
+    pairs = [(site, f"p{patient}") for site, found in patients.items() for patient in found]
+    names = [f"case_{number:02d}" for number in range(len(pairs))]
+    groups = {name: site for name, (site, _) in zip(names, pairs)}
+    return {"sites": groups, "patients": {name: patient for name, (_, patient) in zip(names, pairs)}}
+
+
+def test_target_cases_of_patients_whom_the_source_knew_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three patients of the north were scanned in the south too, all of the east in the north."""
+    made = of_sites(tmp_path, **sites_of({"east": [1, 2], "north": [1, 2, 3], "south": [2, 3, 4, 5]}))
+    for site in ("east", "north", "south"):
+        add(made, f"2d_unet__single_source-{site}", site)
+    matrix = collected(made)
+    cells = matrix.cells["2d_unet"]
+    assert {place: cell.cases for place, cell in cells.items()} == {
+        ("east", "north"): 1,
+        ("east", "south"): 3,
+        ("north", "south"): 2,
+        ("south", "east"): 1,
+        ("south", "north"): 1,
+    }
+    assert matrix.missing == ()
+    assert matrix.to_others("2d_unet", "north", "Dice") == cells["north", "south"].mean("Dice")
+    assert matrix.overall("2d_unet", "Dice") > 0
+    told = " ".join(shown(matrix).split())
+    assert "their patients have cases in the source too: east -> north 2, east -> south 1," in told
+    assert "all patients of the target have cases in the source too: north -> east;" in told
+    left_out = as_json(matrix, tmp_path)["left_out"]
+    assert [entry["cases"] for entry in left_out if entry["all"]] == [2]
+    figure = drawn(matrix, "Dice", tmp_path, monkeypatch)
+    assert "same\npatients" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_sites_of_the_same_patients_cannot_be_tested(tmp_path: Path) -> None:
+    made = of_sites(tmp_path, **sites_of({"north": [1, 2, 3], "south": [1, 2, 3]}))
+    add(made, "2d_unet__single_source-north", "north")
+    message = refusal(made)
+    assert "every patient of a target has cases in the source too" in message
+    assert "samunet_train" not in message

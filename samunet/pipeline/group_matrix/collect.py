@@ -6,7 +6,7 @@ The cases of a validation are put into the groups that are declared now, whichev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -23,6 +23,7 @@ from samunet.evaluation.stratified import mean_over_runs
 from samunet.evaluation.summary_file import origins_of
 from samunet.listing import listed
 from samunet.pipeline.group_matrix.missing import Mending, Missing, first_command
+from samunet.pipeline.group_matrix.patients import Place, Targets, targets_of
 from samunet.pipeline.group_matrix.runs import MatrixRequest, runs_of, trained_methods
 from samunet.pipeline.group_matrix.scored import ScoredRun, check_references, scored_runs
 from samunet.pipeline.models import configuration_name
@@ -37,7 +38,7 @@ class Cell:
     """Scores of one method trained on one group and tested on another.
 
     Attributes:
-        cases: of the target group.
+        cases: of the target group, but for those whose patients have cases in the source too.
         runs: metric -> value of each run that was scored on all of them (mean over the classes of their
             means over the cases).
         folders: of these runs.
@@ -84,6 +85,9 @@ class GroupMatrix:
         cells: method -> (source, target) -> cell.
         predicted: method -> how its cases were predicted; methods that are not scored are not in it.
         missing: the empty places, each pair of a source and another group, with what fills them.
+        left_out: (source, target) -> cases of the target that do not count, because their patients have cases
+            in the source too.
+        untestable: those places where no case is left; they are neither scored nor missing.
     """
 
     dataset: str
@@ -93,6 +97,8 @@ class GroupMatrix:
     cells: dict[str, dict[tuple[str, str], Cell]]
     predicted: dict[str, PredictedAs]
     missing: tuple[Missing, ...] = field(default=())
+    left_out: dict[Place, int] = field(default_factory=dict)
+    untestable: tuple[Place, ...] = ()
 
     def value(self, method: str, source: str, target: str, metric: str) -> float:
         """NaN where nothing is known, and where the metric is defined in no case."""
@@ -100,8 +106,8 @@ class GroupMatrix:
         return math.nan if cell is None else cell.mean(metric)
 
     def others(self, source: str) -> list[str]:
-        """The other groups."""
-        return [target for target in self.groups if target != source]
+        """The other groups, but for those whose patients are all in the source."""
+        return [t for t in self.groups if t != source and (source, t) not in self.untestable]
 
     def is_scored(self, method: str, source: str, *targets: str) -> bool:
         """Whether all of these places have a cell."""
@@ -122,8 +128,9 @@ class GroupMatrix:
         return fmean(values) if values and not any(map(math.isnan, values)) else math.nan
 
     def overall(self, method: str, metric: str) -> float:
-        """Mean over the sources of `to_others`; NaN while one of them has none."""
-        values = [self.to_others(method, source, metric) for source in self.sources]
+        """Mean over the sources of `to_others`, but for those without a group to test on; NaN while one of
+        them has none."""
+        values = [self.to_others(method, source, metric) for source in self.sources if self.others(source)]
         return fmean(values) if values and not any(map(math.isnan, values)) else math.nan
 
 
@@ -149,7 +156,8 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
         for method in methods
     }
     scored = {method: scored_runs(method, found, raw) for method, found in runs.items()}
-    places = {method: _places(found, members) for method, found in scored.items()}
+    targets = targets_of(raw.origins, members, sources)
+    places = {method: _places(found, targets) for method, found in scored.items()}
     counted = [
         (one, target)
         for of_method in places.values()
@@ -161,12 +169,11 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
     for method in methods:
         mending = Mending(workspace=workspace, request=request, method=method, order=order)
         for source in sources:
-            lacking = [t for t in sorted(members) if t != source and (source, t) not in places[method]]
+            lacking = [t for t in targets.testable(source) if (source, t) not in places[method]]
             if lacking:
                 missing.append(mending.of(source, lacking, runs[method], members))
     if not counted:
-        told = "\n".join(f"  {line}" for entry in missing for line in entry.lines())
-        raise SamunetError(f"No training on a single group of {request.dataset} is scored yet. Run:\n{told}")
+        raise _nothing_scored(request.dataset, missing)
     return GroupMatrix(
         dataset=request.dataset,
         plans=request.plans,
@@ -178,7 +185,21 @@ def collect_matrix(workspace: Workspace, request: MatrixRequest) -> GroupMatrix:
         },
         predicted={method: found[0].predicted for method, found in scored.items() if found},
         missing=tuple(missing),
+        left_out=targets.left_out(),
+        untestable=targets.untestable(),
     )
+
+
+def _nothing_scored(dataset: str, missing: Sequence[Missing]) -> SamunetError:
+    """Why there is no matrix, with what can be done."""
+    if not missing:
+        return SamunetError(
+            f"No pair of groups of {dataset} can be tested: every patient of a target has cases in the "
+            "source too, so the training knew them. Test on cases of other patients, or correct the column "
+            "patient of groups.csv (`patients` in dataset.json)."
+        )
+    told = "\n".join(f"  {line}" for entry in missing for line in entry.lines())
+    return SamunetError(f"No training on a single group of {dataset} is scored yet. Run:\n{told}")
 
 
 def _members(raw: RawDataset) -> dict[str, list[str]]:
@@ -204,22 +225,18 @@ def _members(raw: RawDataset) -> dict[str, list[str]]:
     return members
 
 
-def _places(
-    scored: Sequence[ScoredRun], members: Mapping[str, Sequence[str]]
-) -> dict[tuple[str, str], list[ScoredRun]]:
+def _places(scored: Sequence[ScoredRun], targets: Targets) -> dict[Place, list[ScoredRun]]:
     """(source, target) -> the runs that count there.
 
-    A run counts for a target whose cases of today it was all scored on: means over other cases would not
-    compare.
+    A run counts for a target whose cases of today it was all scored on, as far as these count: means over
+    other cases would not compare.
     """
-    places: dict[tuple[str, str], list[ScoredRun]] = {}
-    for source in dict.fromkeys(one.run.source for one in scored):
-        for target, cases in members.items():
-            found = [
-                o for o in scored if o.run.source == source and len(o.of_group(target).cases) == len(cases)
-            ]
-            if found and target != source:
-                places[source, target] = found
+    places: dict[Place, list[ScoredRun]] = {}
+    for (source, target), cases in targets.counted.items():
+        of_source = [one for one in scored if one.run.source == source]
+        found = [one for one in of_source if len(one.of_group(target).cases) == len(cases)]
+        if found and cases:
+            places[source, target] = found
     return places
 
 

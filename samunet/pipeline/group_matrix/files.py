@@ -25,6 +25,8 @@ NOTE_CHARACTERS = 16
 """Of the notes below the picture that an inch has room for."""
 MISSING = "missing"
 """Stands in the picture where nothing is scored."""
+SAME_PATIENTS = "same\npatients"
+"""Stands where every patient of the target has cases in the source too."""
 OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
@@ -53,7 +55,7 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
     undefined = [f"{method} {source} -> {target}" for method, source, target in matrix.without_value(metric)]
     if undefined:
         lines += ["", f"Scored, but {metric} is defined in no case: {', '.join(undefined)}."]
-    notes = [*_predicted(matrix), *_missed(matrix, metric)]
+    notes = [*_predicted(matrix), *_missed(matrix, metric), *_left_out(matrix)]
     if notes:
         lines += ["", *notes]
     if differences is not None:
@@ -70,6 +72,27 @@ def _predicted(matrix: GroupMatrix) -> list[str]:
     for method, way in ways.items():
         chosen = chosen_on(way.checkpoint, "the target cases")  # its validation cases are the targets here
         told.append(f"{method} is predicted with {way.text()}{'; ' * bool(chosen)}{chosen}.")
+    return told
+
+
+def _left_out(matrix: GroupMatrix) -> list[str]:
+    """Target cases whose patients the training knew."""
+    partly = [
+        f"{source} -> {target} {number}"
+        for (source, target), number in matrix.left_out.items()
+        if (source, target) not in matrix.untestable
+    ]
+    told = []
+    if partly:
+        told.append(
+            "Cases left out, because their patients have cases in the source too: " + ", ".join(partly) + "."
+        )
+    if matrix.untestable:
+        pairs = ", ".join(" -> ".join(place) for place in matrix.untestable)
+        told.append(
+            f"Not tested, because all patients of the target have cases in the source too: {pairs}; such "
+            "targets are in no mean."
+        )
     return told
 
 
@@ -151,6 +174,16 @@ def save_json(matrix: GroupMatrix, differences: Differences | None, file: Path) 
         "groups": matrix.groups,
         "sources": matrix.sources,
         "methods": methods,
+        "left_out": [
+            {
+                "source": source,
+                "target": target,
+                "cases": number,
+                "all": (source, target) in matrix.untestable,
+                "reason": "their patients have cases in the source too",
+            }
+            for (source, target), number in matrix.left_out.items()
+        ],
         "differences": None if differences is None else _compared_record(differences),
         "missing": [
             {
@@ -223,6 +256,7 @@ def _notes(matrix: GroupMatrix, metric: str) -> list[str]:
     return [
         *_predicted(matrix),
         *_missed(matrix, metric),
+        *_left_out(matrix),
         *([undefined] if matrix.without_value(metric) else []),
     ]
 
@@ -256,6 +290,8 @@ def _row(matrix: GroupMatrix, method: str, source: str, metric: str) -> list[_Sh
         value = matrix.value(method, source, target, metric)
         if target == source:
             text = "source"
+        elif (source, target) in matrix.untestable:
+            text = SAME_PATIENTS
         elif not matrix.is_scored(method, source, target):
             text = MISSING
         else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from samunet.data.dataset import RawDataset
+from samunet.data.groups import of_known_units
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import Evaluation, ReferenceContent
 from samunet.evaluation.summary_file import read_summary
@@ -18,7 +19,8 @@ from samunet.pipeline.predicted_as import PredictedAs, predicted_as
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRun:
-    """A run with the scores of its validation, each case of the group and patient that are declared today."""
+    """A run with the scores of its validation, each case of the group and patient that are declared today;
+    cases of patients who have cases in its source too are left out."""
 
     run: SourceRun
     evaluation: Evaluation
@@ -122,8 +124,11 @@ def _current_labels(names: Sequence[str], raw: RawDataset, start: str) -> Mappin
 
 def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:
     summary, origins = read_summary(run.summary, raw.labels), raw.origins
+    source = [case for case, group in origins.groups.items() if group == run.source]
+    known = of_known_units(origins.patients, source, summary.cases)
     entries = tuple(
         replace(entry, group=origins.groups.get(entry.name), patient=origins.patients.get(entry.name))
         for entry in summary.entries
+        if entry.name not in known
     )
     return Evaluation(labels=raw.labels, tolerance_mm=summary.tolerance_mm, cases=entries)
