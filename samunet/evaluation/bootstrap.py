@@ -82,7 +82,7 @@ class ScoreTable:
         return found
 
     @property
-    def num_counted(self) -> int:
+    def num_holders(self) -> int:
         """Patients that make any class count."""
         return int(self.held.any(axis=1).sum())
 
@@ -158,7 +158,7 @@ class Bootstrap:
         return cls(
             observed=table.means()[0],
             replicates=kept,
-            num_units=table.num_counted,
+            num_units=table.num_holders,
             fewest_units=int(of_class[of_class > 0].min(initial=units)),
         )
 

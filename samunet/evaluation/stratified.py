@@ -45,8 +45,8 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
         strata: with the same candidates, and in one group with the same cases.
 
     Returns:
-        Its `num_units` are those of the smallest group, its `fewest_units` those of the rarest class in any
-        group: intervals are widened by them.
+        Its `num_units` are the fewest of any group that hold a class (below two there is no interval of a
+        difference), its `fewest_units` those of the rarest class in any group: intervals are widened by them.
     """
     generator = np.random.default_rng(seed)
     sizes = {stratum.group: stratum.table.num_units for stratum in strata}
@@ -59,7 +59,7 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
     return Bootstrap(
         observed=shares @ observed,
         replicates=replicates[~np.isnan(replicates).any(axis=1)],
-        num_units=min(sizes.values()),
+        num_units=min(stratum.table.num_holders for stratum in strata),
         fewest_units=int(of_class[of_class > 0].min()),
     )
 

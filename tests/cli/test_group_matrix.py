@@ -266,7 +266,7 @@ def test_methods_are_set_apart_with_intervals(grouped: Path, capsys: pytest.Capt
     assert content["differences"]["places"] == [["north", "south side"]]
     told = capsys.readouterr().out
     assert "2d_unet - 2d_cnn: +20.0 [" in told
-    assert "too narrow: the smallest group has 3" in told
+    assert "too narrow: in one group a class is held by 3" in told
     rows = list(csv.DictReader((grouped / "results" / NAME / "group_matrix/matrix.csv").open()))
     assert [float(row["Dice_low"]) for row in rows if row["method"] == "2d_unet"] == [low]
 

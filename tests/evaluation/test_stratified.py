@@ -76,3 +76,15 @@ def test_a_candidate_is_the_mean_of_its_runs() -> None:
     apart = draw_strata([stratum("north", scores, 1.0)], resamples=100)
     assert found.observed == pytest.approx([0.65, 0.6])
     assert found.replicates == pytest.approx(apart.replicates @ runs.T)
+
+
+def test_patients_without_the_class_are_no_witnesses() -> None:
+    """Five of six cases have no score: the one draw that is left has no spread, which is no certainty."""
+    values = np.full((2, 6, 1), np.nan)
+    values[:, 0, 0] = 0.9, 0.8
+    table = ScoreTable(values=values, present=~np.isnan(values[0]), units=np.arange(6))
+    (found,) = draw_strata([Stratum(group="north", table=table, share=1.0)], resamples=100).differences(
+        [(0, 1)]
+    )
+    assert found.value == pytest.approx(0.1)
+    assert np.isnan(found.low)

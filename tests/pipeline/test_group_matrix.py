@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from out_of_fold_runs import DATASET, MadeUp, Predict, missing, no_lesion, turned, write_predicted
+from out_of_fold_runs import DATASET, MadeUp, Predict, missing, no_lesion, reference, turned, write_predicted
 from tiny_runs import REGIONS
 
 from samunet.data.splits import Split
@@ -345,3 +345,31 @@ def test_sites_of_the_same_patients_cannot_be_tested(tmp_path: Path) -> None:
     message = refusal(made)
     assert "every patient of a target has cases in the source too" in message
     assert "samunet_train" not in message
+
+
+def holding(*cases: int) -> Callable[[np.random.Generator], np.ndarray]:
+    """References of which these cases alone hold foreground; cases are told apart by their first number."""
+    first = {int(np.random.default_rng(case).integers(1 << 30)) for case in cases}
+
+    def truth(rng: np.random.Generator) -> np.ndarray:
+        is_held = int(rng.integers(1 << 30)) in first
+        return reference(rng) * np.uint8(is_held)
+
+    return truth
+
+
+@pytest.mark.parametrize(("held", "is_compared"), [((0, 3), False), ((0, 1, 3, 4), True)])
+def test_a_single_holder_of_a_class_gives_no_interval(
+    tmp_path: Path, held: tuple[int, ...], is_compared: bool
+) -> None:
+    """However many other patients a target has: their draws change nothing, and the interval has no width."""
+    made = of_sites(tmp_path, truth=holding(*held))
+    for site in ("north", "south"):
+        add(made, f"2d_unet__single_source-{site}", site, missing(0.1))
+        add(made, f"2d_cnn__single_source-{site}", site, missing(0.5))
+    matrix = collected(made)
+    assert (differences_of(matrix) is not None) == is_compared
+    told = shown(matrix)
+    assert ("2d_unet - 2d_cnn:" in told) == is_compared
+    assert ("too narrow: in one group a class is held by 2" in told) == is_compared
+    assert ("The methods are not compared" in told) != is_compared

@@ -71,9 +71,9 @@ class Cell:
         return fmean(self.missed) / max(1, int(self.present.sum()))
 
     @property
-    def num_units(self) -> int:
-        """Patients (cases)."""
-        return int(self.units.max()) + 1
+    def num_holders(self) -> int:
+        """Patients (cases) whose references hold any class."""
+        return len(set(self.units[self.present.any(axis=1)].tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,9 @@ class Differences:
     Attributes:
         pairs: the better one of two first, those of the best method at the front; their intervals hold all at
             once, so whichever is looked at keeps its 95 %.
-        places: (source, target) that all methods are scored on, targets of a single patient left out.
-        fewest_units: patients (cases, where none are declared) of the smallest of these targets.
+        places: (source, target) that all methods are scored on, but for targets where a single patient holds
+            any class: it says nothing of others.
+        fewest_units: patients (cases, where none are declared) that hold the rarest class of any target.
     """
 
     pairs: tuple[Difference, ...]
@@ -46,14 +47,15 @@ def differences_of(matrix: GroupMatrix) -> Differences | None:
     intervals.
 
     Returns:
-        None with fewer than two methods, or without a place that all of them have.
+        None with fewer than two methods, or without a place that all of them have where two patients or more
+        hold a class.
     """
     methods = [method for method, cells in matrix.cells.items() if cells]
     first = matrix.cells[methods[0]] if methods else {}
     places = sorted(
         place
         for place, cell in first.items()
-        if cell.num_units > 1 and cell.present.any() and all(place in matrix.cells[m] for m in methods)
+        if cell.num_holders > 1 and all(place in matrix.cells[method] for method in methods)
     )
     if len(methods) < 2 or not places:
         return None

@@ -27,6 +27,7 @@ MISSING = "missing"
 """Stands in the picture where nothing is scored."""
 SAME_PATIENTS = "same\npatients"
 """Stands where every patient of the target has cases in the source too."""
+NO_PLACE = "there is no pair that all of them have, with two patients or more who hold a class in the target."
 OTHERS = "others"
 """Head of the column with the mean over the other groups."""
 
@@ -60,6 +61,8 @@ def describe(matrix: GroupMatrix, differences: Differences | None, metric: str) 
         lines += ["", *notes]
     if differences is not None:
         lines += ["", *_compared(differences)]
+    elif sum(map(bool, matrix.cells.values())) > 1:
+        lines += ["", "The methods are not compared: " + NO_PLACE]
     if matrix.missing:
         lines += ["", "Missing; run:", *(f"  {line}" for entry in matrix.missing for line in entry.lines())]
     return "\n".join(lines)
@@ -115,7 +118,7 @@ def _missed(matrix: GroupMatrix, metric: str) -> list[str]:
 def _compared(differences: Differences) -> list[str]:
     """The best method against the others."""
     best = differences.pairs[0].first
-    few = f" (too narrow: the smallest group has {differences.fewest_units})"
+    few = f" (too narrow: in one group a class is held by {differences.fewest_units})"
     lines = [
         f"Dice points between methods over {len(differences.places)} source -> target pair(s) that all have.",
         "95 % intervals, all at once; the patients (cases, where none are declared) of each group are drawn",
