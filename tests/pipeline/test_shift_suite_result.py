@@ -119,11 +119,29 @@ def test_missed_objects_stand_beside_distances(tmp_path: Path) -> None:
 
 def test_scans_of_a_patient_are_drawn_together() -> None:
     three = suite({"2d_desam": 0.02, "2d_unet": 0.04}, [number // 4 for number in range(12)])
-    assert "too narrow: there are 3" in describe(three, "Dice")
+    assert "too narrow: a class is held by 3" in describe(three, "Dice")
     one = suite({"2d_desam": 0.02, "2d_unet": 0.04}, [0] * 12)
     assert math.isnan(one.fall("2d_unet", "noise", 1).low)
     assert math.isnan(one.between[0].changed.low)
     assert "nan" not in describe(one, "Dice")
+
+
+def test_patients_without_the_class_make_no_interval_wider() -> None:
+    """Twelve cases, three of which hold it."""
+    result = suite({"2d_desam": 0.02, "2d_unet": 0.04})
+    held = np.arange(12) < 3
+    few = dataclasses.replace(
+        result,
+        outcomes={
+            name: tuple(
+                dataclasses.replace(o, dice=np.where(held[:, None], o.dice, np.nan), present=held[:, None])
+                for o in outcomes
+            )
+            for name, outcomes in result.outcomes.items()
+        },
+    )
+    assert few.fewest_units == 3
+    assert "draw patients (too narrow: a class is held by 3):" in describe(few, "Dice")
 
 
 def test_curves_have_bands(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _between(result: SuiteResult) -> list[str]:
     """How far the methods are apart."""
     if not result.between:
         return []
-    few = f" (too narrow: there are {result.num_units})" * (result.num_units < FEWEST_UNITS)
+    few = f" (too narrow: a class is held by {result.fewest_units})" * (result.fewest_units < FEWEST_UNITS)
     lines = [
         "",
         "Dice points between methods, mean over all shifts; 95 % intervals, all at once, draw "
@@ -139,6 +139,7 @@ def save_json(result: SuiteResult, file: Path) -> None:
         "cases": [case.name for case in result.cases],
         "strengths": {kind: {"values": s.strengths, "meaning": s.meaning} for kind, s in SHIFTS.items()},
         "methods": methods,
+        "fewest_units": result.fewest_units,
         "between": [
             {
                 "first": pair.first,

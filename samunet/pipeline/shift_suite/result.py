@@ -63,9 +63,9 @@ class SuiteResult:
     colours: tuple[int, ...] = ()
 
     @property
-    def num_units(self) -> int:
-        """Patients (cases)."""
-        return int(self.units.max()) + 1
+    def fewest_units(self) -> int:
+        """Patients (cases) who hold the rarest class."""
+        return self._drawn.fewest_units
 
     def value(self, method: str, kind: str, severity: int, metric: str) -> float:
         """NaN where the condition was not asked for; severity 0 is the clean images'."""
