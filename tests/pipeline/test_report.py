@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from commands import SHORT
-from out_of_fold_runs import DATASET, MadeUp, missing
+from out_of_fold_runs import DATASET, MadeUp, missing, write_predicted
 from tiny_quality import FINGERPRINT
 
 from samunet.cli import distill, plan_and_preprocess, report, train
@@ -304,3 +304,19 @@ def test_patients_on_both_sides_of_a_fold_are_named(tmp_path: Path, kind: str) -
     apart = MadeUp(root=tmp_path / "apart", patients={f"case_{i:02d}": f"p{i}" for i in range(20)})
     apart.add("2d_unet", missing(0.3))
     assert "in the training of the fold" not in note(apart)
+
+
+def test_folds_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    """One trained with other settings, one predicted in another way: the selection refuses to mix them."""
+    made = MadeUp(root=tmp_path, num_cases=10)
+    model = made.add("2d_unet", missing(0.3))
+    assert "different" not in note(made)
+    run = model / "fold_4" / "run.json"
+    run.write_text(json.dumps({**json.loads(run.read_text()), "configuration_hash": "other"}))
+    told = note(made)
+    assert "in the means: folds 0 1 2 3 and fold 4 were trained on different plans" in told
+    assert "predicted in different ways" not in told
+    write_predicted(model / "fold_1" / "validation", mirroring=False, checkpoint="checkpoint_best.pth")
+    assert "fold 1: checkpoint_best.pth, step 0.5, no mirroring), which the means mix" in note(made)
+    made.add("2d_cnn", missing(0.3))
+    assert "2d_unet: The cases were predicted in different ways" in note(made)
