@@ -320,3 +320,20 @@ def test_folds_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     assert "fold 1: checkpoint_best.pth, step 0.5, no mirroring), which the means mix" in note(made)
     made.add("2d_cnn", missing(0.3))
     assert "2d_unet: The cases were predicted in different ways" in note(made)
+
+
+def in_plan(model: Path, plans: str = "samunetPlans") -> None:
+    """The model as one of this plan."""
+    method, _, *tags = model.name.split("__")
+    moved = model.rename(model.with_name("__".join([method, plans, *tags])))
+    plan = json.loads((moved / "plan.json").read_text())
+    (moved / "plan.json").write_text(json.dumps({**plan, "name": plans}))
+
+
+def test_a_plan_and_a_tag_of_one_name_are_two_models(tmp_path: Path) -> None:
+    made = MadeUp(root=tmp_path, num_cases=10)
+    in_plan(made.add("2d_unet", missing(0.1)), "big")
+    in_plan(made.add("2d_unet__big", missing(0.5)))
+    models = collect_models(made.workspace, DATASET)
+    assert [model.title for model in models] == ["2d_unet (plan big)", "2d_unet (big)"]
+    assert [model.tag for model in models] == [None, "big"]

@@ -84,9 +84,10 @@ class Model:
 
     @property
     def title(self) -> str:
-        """`2d_cnn`, with the tag and a plan of another name than the default where there are."""
-        _, _, rest = self.folder.name.partition("__")
-        extra = [part for part in rest.split("__") if part != "samunetPlans"]
+        """`2d_cnn`, with the tag and a plan of another name than the default where there are: as different as
+        the folders, since neither has a space."""
+        _, plans, *tags = self.folder.name.split("__")
+        extra = [f"plan {plans}"] * (plans != DEFAULT_PLANS) + tags
         return " ".join([self.configuration, *(f"({part})" for part in extra)])
 
     @property
