@@ -28,6 +28,8 @@ from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Cell, data_table, weight_lines, with_interval
 from samunet.pipeline.report.pictures import panel_sizes
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
+from samunet.pipeline.selection.find import SelectionOptions, find_best
+from samunet.pipeline.selection.out_of_fold import ModelsWanted
 from samunet.planning.plan import WeightsUsed
 from samunet.workspace import Workspace
 
@@ -337,3 +339,19 @@ def test_a_plan_and_a_tag_of_one_name_are_two_models(tmp_path: Path) -> None:
     models = collect_models(made.workspace, DATASET)
     assert [model.title for model in models] == ["2d_unet (plan big)", "2d_unet (big)"]
     assert [model.tag for model in models] == [None, "big"]
+
+
+def test_the_verdict_is_of_the_plan_whose_models_were_compared(tmp_path: Path) -> None:
+    """However well a single fold of another plan does."""
+    made = MadeUp(root=tmp_path, num_cases=10)
+    in_plan(made.add("2d_unet", missing(0.0, 0.0), folds=(0,)), "big")
+    assert "Nothing has been compared yet. Run samunet_find_best_configuration 950 -p big" in note(made)
+    for name, share in (("2d_unet", 0.3), ("2d_cnn", 0.4)):
+        in_plan(made.add(name, missing(share)))
+    wanted = ModelsWanted(dataset=DATASET)
+    find_best(made.workspace, SelectionOptions(wanted=wanted, ensembles=False, postprocessing=False))
+    told = note(made)
+    assert "Recommended:" in told
+    assert "This is of the plan samunetPlans alone; models of other plans are scored too" in told
+    assert "samunet_report 950 -p big" in told
+    assert "Nothing has been compared yet" in note(made, plans="big")

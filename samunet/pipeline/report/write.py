@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.resources import files
@@ -25,12 +25,12 @@ from samunet.pipeline.report.content import Gallery, Page, Picture, Table
 from samunet.pipeline.report.intervals import dice_interval, group_interval
 from samunet.pipeline.report.pictures import draw_curves, draw_planes, draw_scores
 from samunet.pipeline.report.remarks import score_remarks
-from samunet.pipeline.report.verdict import verdict_content
+from samunet.pipeline.report.verdict import VerdictContent, verdict_content
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.whole_files import write_text
-from samunet.workspace import DATASET_FILE, Workspace
+from samunet.workspace import DATASET_FILE, Workspace, short_dataset_name
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,7 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
     fingerprint_file = workspace.fingerprint_file(options.dataset)
     fingerprint = Fingerprint.load(fingerprint_file) if fingerprint_file.exists() else None
     galleries = _galleries(workspace.raw / options.dataset, scored) if options.pictures else ()
-    plans = options.plans or models[0].plan.name
-    verdict = verdict_content(workspace, options.dataset, plans, scored=bool(scored))
+    verdict = _verdict(workspace, options, models)
     hidden = {"pictures"} if not galleries else set()
     return Page(
         dataset=options.dataset,
@@ -137,6 +136,21 @@ def _page(workspace: Workspace, options: ReportOptions, models: Sequence[Model])
         data=Table(head=("",), rows=()) if fingerprint is None else content.data_table(fingerprint),
         commands=(*training_commands(options.dataset, models), *verdict.commands),
     )
+
+
+def _verdict(workspace: Workspace, options: ReportOptions, models: Sequence[Model]) -> VerdictContent:
+    """Of the plan that was named, else of one whose models have been compared, the best model's first."""
+    names = list(dict.fromkeys(model.plan.name for model in models))
+    compared = [name for name in names if workspace.selection_file(options.dataset, name).is_file()]
+    plans = options.plans or next(iter(compared), names[0])
+    scored = {model.plan.name for model in models if model.cases}
+    found = verdict_content(workspace, options.dataset, plans, scored=bool(scored))
+    others = [name for name in names if name in scored - {plans}]
+    if not others:
+        return found
+    commands = "; ".join(f"samunet_report {short_dataset_name(options.dataset)} -p {name}" for name in others)
+    told = f"This is of the plan {plans} alone; models of other plans are scored too ({commands})."
+    return replace(found, sentences=(*found.sentences, told))
 
 
 def _summary(model: Model) -> str:
