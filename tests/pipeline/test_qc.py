@@ -187,6 +187,39 @@ def test_automatic_calibration_waits_for_all_cases(model: Path) -> None:
     assert calibrate_when_complete(model, names) is not None
 
 
+def test_calibration_after_a_validation_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    """Groups are sites, the bound is to hold for 80 %: `--val` does not take that back."""
+    model = write_model(tmp_path, patients=8, cases=3)
+    names = [f"p{patient:02d}_{number}" for patient in range(8) for number in range(3)]
+    asked = calibrate(model, by_case=True, coverage=0.8)
+    assert calibrate_when_complete(model, names) == asked
+    assert read_record(QCModel, model / "qc_model.json") == asked
+    assert asked.is_calibrated
+    assert (asked.by_case, asked.coverage) == (True, 0.8)
+    content = read_json(model / "qc_model.json")
+    del content["by_case"]  # as earlier versions wrote it
+    write_json(model / "qc_model.json", content)
+    assert not read_record(QCModel, model / "qc_model.json").by_case
+    (model / "qc_model.json").write_text("{}")
+    usual = calibrate_when_complete(model, names)
+    assert usual is not None
+    assert (usual.by_case, usual.coverage) == (False, 0.9)
+
+
+def test_a_calibration_is_not_replaced_by_one_without_cases(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of fold `all`, which has seen whatever it is scored on."""
+    before = calibrate(model)
+    names = tuple(f"p{patient:02d}_0" for patient in range(20))
+    monkeypatch.setattr("samunet.pipeline.out_of_fold.read_run", lambda folder: SimpleNamespace(train=names))
+    with pytest.raises(
+        SamunetError, match=r"no out-of-fold case to calibrate on \(-f 0 1\), so nothing was written"
+    ):
+        calibrate(model)
+    assert read_record(QCModel, model / "qc_model.json") == before
+
+
 def test_folds_must_have_been_validated_alike_and_with_features(model: Path) -> None:
     folder = model / "fold_1" / "validation"
     words = arguments(1, mirroring=False)

@@ -30,7 +30,7 @@ from samunet.pipeline.out_of_fold import (
     validated_folds,
 )
 from samunet.pipeline.postprocessed_cases import RulesAfter
-from samunet.records import read_json, to_data, write_json
+from samunet.records import read_json, read_record, to_data, write_json
 from samunet.workspace import (
     DATASET_FILE,
     QC_MODEL_AFTER_RULES_FILE,
@@ -77,6 +77,7 @@ class QCModel:
         made_from: fold -> hash of the scores and features that were read.
         trained: fold -> hash of the network's file that was validated; lacks folds that were validated
             before this was written down.
+        by_case: it was asked for that groups are no patients.
     """
 
     version: int = QC_MODEL_VERSION
@@ -90,6 +91,7 @@ class QCModel:
     made_from: dict[str, str]
     classes: dict[str, ClassQuality]
     trained: dict[str, str] = field(default_factory=dict)
+    by_case: bool = False
 
     @property
     def is_calibrated(self) -> bool:
@@ -98,14 +100,7 @@ class QCModel:
 
     def describe(self) -> str:
         """What the bounds stand on, or why there are none, in plain words."""
-        seen = ""
-        if self.num_seen:
-            seen = (
-                f" {self.num_seen} cases do not count, because training had seen other cases of their "
-                f"{self.patients_are.removesuffix('s')}: train with --splits "
-                f"{'patient' if self.patients_are == 'patients' else 'group'}_kfold or, where groups are no "
-                "patients, calibrate with samunet_calibrate_qc --by case."
-            )
+        seen = _seen_words(self.num_seen, self.patients_are)
         if self.num_patients < FEWEST_PATIENTS:
             return (
                 f"not calibrated: {self.num_patients} patients ({self.patients_are}) have out-of-fold cases; "
@@ -139,8 +134,8 @@ def calibrate(
     model_folder: Path,
     folds: Sequence[int | str] | None = None,
     *,
-    by_case: bool = False,
-    coverage: float = COVERAGE,
+    by_case: bool | None = None,
+    coverage: float | None = None,
     rules: RulesAfter | None = None,
 ) -> QCModel:
     """Fit the model folder's quality models on its out-of-fold cases and write qc_model.json.
@@ -151,26 +146,28 @@ def calibrate(
     Args:
         model_folder: results/DATASET/CONFIGURATION__PLANS.
         folds: which to use; None takes every fold that was validated.
-        by_case: declared groups are sites: a patient is what is declared as one, else a case.
-        coverage: share of patients for whom the lower bound shall hold.
+        by_case: declared groups are sites: a patient is what is declared as one, else a case. None: as in the
+            qc_model.json that is there, else no.
+        coverage: share of patients for whom the lower bound shall hold; None: as there, else 0.9.
         rules: postprocessing that follows, with the maps of all validated cases.
 
     Raises:
-        SamunetError: no fold was validated, or folds were validated in different ways or without features.
+        SamunetError: no fold was validated, folds were validated in different ways or without features, or
+            none of their cases is out of fold; what is there is left as it is.
     """
     model_folder = Path(model_folder)
-    chosen = validated_folds(model_folder) if folds is None else tuple(folds)
-    if not chosen:
-        raise SamunetError(
-            f"{model_folder} has no validated fold (fold_K/validation/summary.json). Train folds with "
-            "samunet_train first; fold `all` keeps no case out."
-        )
+    asked = _asked_before(model_folder) if None in (by_case, coverage) else _Asked()
+    by_case = asked.by_case if by_case is None else by_case
+    coverage = asked.coverage if coverage is None else coverage
+    chosen = _chosen_folds(model_folder, folds)
     labels = _labels(model_folder)
     origins = read_origins(model_folder, chosen, labels)
     if by_case:
         origins = origins.without_groups
     validated = [case for fold in chosen for case in read_fold(model_folder, fold, labels, origins.units)]
     cases = [case for case in validated if not case.seen]
+    if not cases:
+        raise _nothing_to_calibrate_on(model_folder, chosen, _seen_words(len(validated), f"{origins.unit}s"))
     settings = common_settings(model_folder, chosen)
     if rules is not None:
         cases = rules.apply(cases)
@@ -187,15 +184,35 @@ def calibrate(
         made_from={str(fold): fold_hash(model_folder, fold) for fold in chosen},
         classes={name: _calibrate_class(name, cases, patients, coverage) for name in labels.foreground},
         trained=trained_networks(model_folder, chosen),
+        by_case=by_case,
     )
     write_json(model_folder / (QC_MODEL_FILE if rules is None else QC_MODEL_AFTER_RULES_FILE), model)
     return model
 
 
+def _chosen_folds(model_folder: Path, folds: Sequence[int | str] | None) -> tuple[int | str, ...]:
+    chosen = validated_folds(model_folder) if folds is None else tuple(folds)
+    if not chosen:
+        raise SamunetError(
+            f"{model_folder} has no validated fold (fold_K/validation/summary.json). Train folds with "
+            "samunet_train first; fold `all` keeps no case out."
+        )
+    return chosen
+
+
+def _nothing_to_calibrate_on(model_folder: Path, folds: Sequence[int | str], seen: str) -> SamunetError:
+    told = " ".join(map(str, folds))
+    return SamunetError(
+        f"{model_folder} has no out-of-fold case to calibrate on (-f {told}), so nothing was written."
+        f"{seen or ' Name validated folds that keep cases out with -f.'}"
+    )
+
+
 def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QCModel | None:
     """Calibrate once the validations of the folds hold every case; None, and nothing done, before that.
 
-    A fault is logged, not raised: it must not end the training that was validated.
+    Coverage, and what a patient is, stay as they were asked for before (`samunet_calibrate_qc`). A fault is
+    logged, not raised: it must not end the training that was validated.
     """
     try:
         labels, validated = _labels(model_folder), set[str]()
@@ -205,6 +222,39 @@ def calibrate_when_complete(model_folder: Path, case_names: Sequence[str]) -> QC
     except SamunetError as fault:
         logger.warning("The predicted Dice of new cases cannot be calibrated: %s", fault)
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a user may have asked of a calibration."""
+
+    by_case: bool = False
+    coverage: float = COVERAGE
+
+
+def _asked_before(model_folder: Path) -> _Asked:
+    """As in the calibration that is there; the usual without one, or where it cannot be read."""
+    file = model_folder / QC_MODEL_FILE
+    if not file.is_file():
+        return _Asked()
+    try:
+        found = read_record(QCModel, file)
+    except SamunetError as fault:
+        logger.warning("The earlier calibration is replaced by one with the usual options: %s", fault)
+        return _Asked()
+    return _Asked(by_case=found.by_case, coverage=found.coverage)
+
+
+def _seen_words(number: int, patients_are: str) -> str:
+    """Why cases do not count, and what can be done; empty for none."""
+    if not number:
+        return ""
+    return (
+        f" {number} cases do not count, because training had seen other cases of their "
+        f"{patients_are.removesuffix('s')}: train with --splits "
+        f"{'patient' if patients_are == 'patients' else 'group'}_kfold or, where groups are no patients, "
+        "calibrate with samunet_calibrate_qc --by case."
+    )
 
 
 def _labels(model_folder: Path) -> LabelSet:
