@@ -11,7 +11,7 @@ from samunet.errors import SamunetError
 
 EXAMPLES = """\
   samunet_calibrate_qc -d 101 -c 2d_cnn              # from every validated fold
-  samunet_calibrate_qc -m MODEL_FOLDER --by case     # groups are sites, every case is a patient"""
+  samunet_calibrate_qc -m MODEL_FOLDER --by case     # groups are sites, not patients"""
 
 
 def build_parser() -> CommandParser:
@@ -32,7 +32,8 @@ def build_parser() -> CommandParser:
         "--by",
         choices=("group", "case"),
         default="group",
-        help="what a patient is: a declared group (default; a case where there are none), or always a case",
+        help="what a patient is where none are declared: a declared group (default; a case where there are "
+        "no groups), or always a case, as groups are sites",
     )
     parser.add_argument(
         "--coverage",
