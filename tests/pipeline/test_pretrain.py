@@ -344,8 +344,10 @@ def test_mistakes_get_a_message_and_exit_code_2(
 
 def test_prompts_need_labels(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tiny_copy / "raw" / "Dataset902_TinyRGB" / "imagesTr"
-    assert command(tiny_copy, "--images", str(images), "--tasks", "prompt", *QUICK) == 2
-    assert "no source has labels" in capsys.readouterr().err
+    never_drawn = ["--synthetic", "--synthetic_share", "0"]
+    for more in ([], never_drawn):
+        assert command(tiny_copy, "--images", str(images), "--tasks", "prompt", *QUICK, *more) == 2
+        assert "no source has labels" in capsys.readouterr().err
 
 
 def test_prompts_are_no_default_where_nothing_has_labels(

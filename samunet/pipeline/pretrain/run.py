@@ -293,13 +293,13 @@ def find_sources(
     collections: list[Collection] = list(slices)
     if options.synthetic:
         collections.append(Generated(settings.seed, settings.size))
-    if "prompt" in settings.tasks and not options.synthetic and not any(s.has_labels for s in slices):
-        raise SamunetError(
-            "The task prompt needs objects, and no source has labels. Add --synthetic or a labelled dataset, "
-            "or take --tasks mae."
-        )
     shares = _shares(len(slices), options)
     described = [_describe(item, share) for item, share in zip(collections, shares)]
+    if "prompt" in settings.tasks and not any(entry["labels"] and entry["share"] > 0 for entry in described):
+        raise SamunetError(
+            "The task prompt needs objects, and no source has labels (with --synthetic_share 0 or 1 "
+            "what is never drawn does not count). Add --synthetic or a labelled dataset, or take --tasks mae."
+        )
     for entry, cutting in zip(described, cuttings.values()):
         entry.update(case_names_hash=cutting.names_hash, excluded_names=list(cutting.excluded))
     for entry in described:
