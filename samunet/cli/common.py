@@ -150,14 +150,13 @@ def add_workers(parser: CommandParser) -> None:
     )
 
 
-def add_sample_workers(parser: CommandParser) -> None:
-    """Add -np of a training."""
+def add_sample_workers(parser: CommandParser, usual: str = "all cores but one, at most 12") -> None:
+    """Add -np of a training; `usual` says how many there are by default."""
     parser.add_argument(
         "-np",
         type=whole_number,
         metavar="N",
-        help="processes that prepare samples, 0 for none besides the training's own; by default all cores "
-        "but one, at most 12",
+        help=f"processes that prepare samples, 0 for none besides the training's own; by default {usual}",
     )
 
 

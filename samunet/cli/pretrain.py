@@ -46,7 +46,7 @@ def build_parser() -> CommandParser:
     _add_training(parser)
     _add_run(parser)
     add_device(parser, "to train on")
-    add_sample_workers(parser)
+    add_sample_workers(parser, "one on a CPU, else all cores but one, at most 12")
     add_common(parser)
     return parser
 
