@@ -152,7 +152,7 @@ def _measured(scored: Sequence[RuleScores], tried: Sequence[Rule]) -> _Measured:
 def _num_counted(measured: _Measured, units: Units) -> int:
     """Units whose references hold any class, as the models are compared by."""
     values = measured.before[None]
-    return ScoreTable(values=values, present=measured.present, units=units.of_case).num_counted
+    return ScoreTable(values=values, present=measured.present, units=units.of_case).num_holders
 
 
 def _judge(steps: Sequence[_Step], measured: _Measured, units: Units, seed: int) -> list[PostprocessingStep]:
