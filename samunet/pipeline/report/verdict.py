@@ -91,7 +91,9 @@ def _ensembles(selection: Selection) -> str:
 
 def _comparisons(selection: Selection) -> Table | None:
     prior = selection.prior
-    rows = [(f"{c.first} - {c.second}", _difference(c.difference), c.word) for c in selection.comparisons]
+    rows: list[tuple[str | Cell, ...]] = [
+        (f"{c.first} - {c.second}", _difference(c.difference), c.word) for c in selection.comparisons
+    ]
     if prior.difference is not None:
         rows.append((prior.difference_of, _difference(prior.difference), prior.word))
     rows += [

@@ -67,6 +67,10 @@ def test_one_beats_the_other_and_sam_does_not_help(tmp_path: Path) -> None:
     text = describe(found)
     assert "3d_unet beats 2d_cnn: +0." in text
     assert "SAM does not help here: use 3d_unet." in text
+    assert "  best SAM model - best U-Net, whichever these are: -0." in text
+    shown = verdict_content(made.workspace, DATASET, PLANS, scored=True).comparisons
+    assert shown is not None
+    assert {row[0]: row[2] for row in shown.rows}["best SAM model - best U-Net"] == "does not help"
     assert load_selection(made.workspace, DATASET) == found
 
 
