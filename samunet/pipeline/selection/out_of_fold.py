@@ -16,6 +16,7 @@ from samunet.errors import SamunetError, unknown_name
 from samunet.evaluation.scores import ReferenceContent, Scores
 from samunet.listing import fold_words, listed
 from samunet.networks.sam.variants import get_variant
+from samunet.pipeline.known_patients import known_patients
 from samunet.pipeline.run_commands import TrainedAs
 from samunet.pipeline.selection.model_folder import ModelFolder, look_at
 from samunet.pipeline.selection.record import Kind, Member, file_digest
@@ -245,20 +246,6 @@ def _kind(run: RunRecord) -> Kind:
 
 def _mention_leaks(raw: RawDataset, splits: dict[int, Split]) -> None:
     """Say it where a patient, or a group that may be one, is on both sides of a fold: scores are too good."""
-    torn: set[str] = set()
-    units = raw.origins.units
-    for split in splits.values():
-        sides = [{units[name] for name in part if name in units} for part in (split.train, split.val)]
-        torn |= sides[0] & sides[1]
-    if torn and raw.origins.unit == "patient":
-        logger.warning(
-            "%d patient(s) have cases in training and in validation of the same fold: the scores of all "
-            "models are too good. Train with --splits patient_kfold.",
-            len(torn),
-        )
-    elif torn:
-        logger.warning(
-            "%d group(s) have cases in training and in validation of the same fold. If groups are patients, "
-            "the scores of all models are too good; train with --splits group_kfold.",
-            len(torn),
-        )
+    known = known_patients(raw.origins, [(split.train, split.val) for split in splits.values()])
+    if known.cases:
+        logger.warning("%s", known.text())

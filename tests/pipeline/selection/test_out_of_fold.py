@@ -283,7 +283,7 @@ def test_patients_on_both_sides_are_said(tmp_path: Path, caplog: pytest.LogCaptu
     made.add("2d_unet", missing(0.2))
     with caplog.at_level(logging.WARNING):
         gather(made)
-    assert "3 group(s) have cases in training and in validation" in caplog.text
+    assert "of groups with other cases in the training of the fold: where groups are patients" in caplog.text
     assert "--splits group_kfold" in caplog.text
 
 
@@ -301,5 +301,5 @@ def test_sites_on_both_sides_are_no_matter_where_patients_are_declared(
     made.add("2d_unet", missing(0.2))
     with caplog.at_level(logging.WARNING):
         gather(made)
-    assert "3 patient(s) have cases in training and in validation" in caplog.text
+    assert "of patients with other cases in the training of the fold: such scores are too good" in caplog.text
     assert "--splits patient_kfold" in caplog.text
