@@ -111,7 +111,7 @@ def _conclusion(plan: Plan) -> str:
         if _has_weights(plan)
         else (
             " No method of this plan starts from SAM's own weights: `samunet_download_weights vit_b` fetches "
-            "them, then plan again. Where they are here, the hours leave no room for them."
+            "them where they are missing, then plan again; with too few --hours they stay unused."
         )
     )
     return f"Recommended: {plan.recommended}. {deciding}{weights}"
