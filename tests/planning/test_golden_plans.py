@@ -124,6 +124,18 @@ def test_the_probe_is_not_recommended_where_another_method_fits(name: str, hours
     assert plan.recommended in others
 
 
+@pytest.mark.parametrize("name", ["Dataset003_MSCMR_LGE", "Dataset004_HaN_CT"])
+def test_an_adapter_on_the_smallest_patches_is_not_recommended(name: str) -> None:
+    """It fits hours that no U-Net fits, with 8 tokens a side: a hundredth of a slice."""
+    budget = replace(golden.BUDGETS["cpu"], hours=0.5)
+    request = PlanningRequest(budget=budget, weights={"vit_tiny": "shipped"})
+    plan = make_plan(with_cases(FINGERPRINTS[name], 5), request)
+    status = {verdict.method: verdict.status for verdict in plan.verdicts}
+    assert status["3d_adapter"] == "fits"
+    assert max(plan.configuration("3d_adapter").patch_size[1:]) == 32
+    assert "The smallest patch shows too little" in " ".join(plan.configuration("3d_adapter").reasons)
+
+
 def test_a_small_encoders_own_weights_are_not_taken_for_sams():
     few = with_cases(FINGERPRINTS["Dataset002_ACDC"], 5)
     for goal in ("accuracy", "generalize"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, cast
 
 from samunet.networks.sam.variants import VARIANTS, SamVariant, get_variant
@@ -26,6 +26,7 @@ from samunet.planning.sam_options import TRAINED_WHOLE, require_weights
 from samunet.planning.sam_rows import random_reason
 from samunet.planning.standing import (
     FITTING_DIMENSION,
+    NEVER,
     PRETRAINED_MANY,
     counted_cases,
     standing_without_sam,
@@ -91,6 +92,7 @@ class AdapterConfig(MethodConfig):
 
 TOKENS_A_SIDE = (8, 12, 16, 20, 24, 28, 32)
 """Tokens along the axes of a patch, ascending; the paper's patch has 32."""
+TOO_SMALL = "The smallest patch shows too little of a case, so the method is not recommended with it."
 SMALL_CASE = 64
 """Cases that are no longer than this along any axis, in voxels, get tokens of two voxels instead of four."""
 STEP_BATCH = 2
@@ -133,6 +135,7 @@ def row(context: PlanningContext) -> Candidate:
     reached = max((i for i, option in enumerate(options) if option.comfortable), default=0)
     option = options[reached]
     beyond = options[reached + 1] if reached + 1 < len(options) else None
+    is_tiny = option is options[0] and beyond is not None
     reasons = (
         *option.fitted.lacks,
         _standing_reason(context, variant, weights),
@@ -140,6 +143,7 @@ def row(context: PlanningContext) -> Candidate:
         *_passed_over_reasons(context, variant),
         _patch_reason(data, option, tokens),
         *([] if beyond is None else [_beyond_reason(beyond)]),
+        *([TOO_SMALL] if is_tiny else []),
         *_memory_reasons(option),
         option.fitted.length_reason,
         *filter(None, [context.mirror_reason]),
@@ -158,7 +162,8 @@ def row(context: PlanningContext) -> Candidate:
         forecast=option.fitted.forecast,
         reasons=reasons,
     )
-    return option.fitted.candidate(configuration, _potential(context, variant, weights))
+    candidate = option.fitted.candidate(configuration, _potential(context, variant, weights))
+    return replace(candidate, score=NEVER) if is_tiny else candidate
 
 
 def _encoder(context: PlanningContext) -> tuple[SamVariant, str]:
