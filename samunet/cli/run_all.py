@@ -19,7 +19,7 @@ from samunet.cli.planning_flags import add_planning_flags, plan_options
 from samunet.cli.train import add_schedule, settings_of
 
 EXAMPLES = """\
-  samunet_run_all 101 --time_budget 30                  # the recommended method and its rival: 30 minutes
+  samunet_run_all 101 --hours 1 --time_budget 60        # the recommended method and its rival: an hour
                                                         # for each fold of each, validation not counted
   samunet_run_all 101 -c 2d_cnn 2d_unet 3d_unet -f 0 1"""
 
