@@ -3,7 +3,7 @@ another group."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from samunet.data.groups import Origins, of_known_units
@@ -38,6 +38,12 @@ class Targets:
         return tuple(place for place, cases in self.counted.items() if not cases)
 
 
+def known_to_source(origins: Origins, source: str, names: Iterable[str]) -> set[str]:
+    """The cases among `names` of patients who have cases in the source group, as both are declared today."""
+    own = [case for case, group in origins.groups.items() if group == source]
+    return of_known_units(origins.patients, own, names)
+
+
 def targets_of(origins: Origins, members: Mapping[str, Sequence[str]], sources: Sequence[str]) -> Targets:
     """Which cases count, by the patients that are declared today; where none are, all do.
 
@@ -49,6 +55,6 @@ def targets_of(origins: Origins, members: Mapping[str, Sequence[str]], sources: 
     for source in sources:
         for target in sorted(members):
             if target != source:
-                known = of_known_units(origins.patients, members[source], members[target])
+                known = known_to_source(origins, source, members[target])
                 counted[source, target] = tuple(case for case in members[target] if case not in known)
     return Targets(counted=counted, members=members)

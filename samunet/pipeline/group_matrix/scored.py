@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from samunet.data.dataset import RawDataset
-from samunet.data.groups import of_known_units
 from samunet.errors import SamunetError
 from samunet.evaluation.scores import Evaluation, ReferenceContent
 from samunet.evaluation.summary_file import read_summary
 from samunet.listing import counted_cases, listed
 from samunet.pipeline.current_label import current_label
+from samunet.pipeline.group_matrix.patients import known_to_source
 from samunet.pipeline.group_matrix.runs import SourceRun, unlike
 from samunet.pipeline.predicted_as import PredictedAs, predicted_as
 
@@ -124,8 +124,7 @@ def _current_labels(names: Sequence[str], raw: RawDataset, start: str) -> Mappin
 
 def _grouped_now(run: SourceRun, raw: RawDataset) -> Evaluation:
     summary, origins = read_summary(run.summary, raw.labels), raw.origins
-    source = [case for case, group in origins.groups.items() if group == run.source]
-    known = of_known_units(origins.patients, source, summary.cases)
+    known = known_to_source(origins, run.source, summary.cases)
     entries = tuple(
         replace(entry, group=origins.groups.get(entry.name), patient=origins.patients.get(entry.name))
         for entry in summary.entries

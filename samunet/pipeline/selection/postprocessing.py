@@ -104,7 +104,7 @@ def learn_postprocessing(
             progress=progress,
         )
         measured = _measured(scored, tried)
-        if _num_counted(measured, units) < FEWEST_UNITS:
+        if _num_holders(measured, units) < FEWEST_UNITS:
             return Learned(rules=(), steps=())
         judged = _judge(steps, measured, units, seed)
         accepted = _together(steps, [step.accepted for step in judged], labels, judged)
@@ -149,7 +149,7 @@ def _measured(scored: Sequence[RuleScores], tried: Sequence[Rule]) -> _Measured:
     )
 
 
-def _num_counted(measured: _Measured, units: Units) -> int:
+def _num_holders(measured: _Measured, units: Units) -> int:
     """Units whose references hold any class, as the models are compared by."""
     values = measured.before[None]
     return ScoreTable(values=values, present=measured.present, units=units.of_case).num_holders
