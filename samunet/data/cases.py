@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samunet.data.names import split_ending
 from samunet.data.readers import ENDINGS, files_of, name_fault, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
@@ -183,8 +184,8 @@ def _whole_files_hint(images: Sequence[Path], num_channels: int) -> str:
         return ""
     if not whole:
         return ""
-    ending = next((e for e in ENDINGS if images[0].name.lower().endswith(e)), images[0].suffix)
-    named = f"{images[0].name[: -len(ending)]}_0000{ending}"
+    stem, ending = split_ending(images[0])
+    named = f"{stem}_0000{ending}"
     return (
         f" Each file alone has all {num_channels} channels: if each is a case of its own, append _0000 to "
         f"every name ({named}), for four digits at the end are a channel."
@@ -211,8 +212,7 @@ def absent(path: Path, kind: str = "file") -> str:
 def absent_label(label: Path) -> str:
     """Say that a label map is not there, and what lies there in its place."""
     told = absent(label, "label file")
-    ending = next((e for e in ENDINGS if label.name.endswith(e)), label.suffix)
-    stem = label.name[: -len(ending)]
+    stem, ending = split_ending(label)
     there = [f"{stem}_0000{ending}", *(f"{stem}{e}" for e in ENDINGS if e != ending)]
     found = next((name for name in there if (label.parent / name).is_file()), None)
     if found is None:
@@ -246,5 +246,5 @@ def _is_channel(match: re.Match[str], num_channels: int, folder: Path, file_endi
 
 
 def _expected_names(name: str, example: Path, num_channels: int) -> str:
-    ending = next((e for e in ENDINGS if example.name.lower().endswith(e)), example.suffix)
+    _, ending = split_ending(example)
     return ", ".join(f"{name}_{c:04d}{ending}" for c in range(num_channels))

@@ -12,6 +12,7 @@ import numpy as np
 
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
+from samunet.data.names import files_with_ending, split_ending
 from samunet.data.readers import read_header, segmentation_ending
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
@@ -80,7 +81,7 @@ def case_scores(pair: Pair, found: PairScores, origins: Origins) -> CaseScores:
     """
     for remark in found.remarks:
         logger.warning("%s", remark)
-    name = case_name(pair[1])
+    name, _ = split_ending(pair[1])
     return CaseScores(
         name=name,
         reference_file=str(pair[0]),
@@ -178,17 +179,7 @@ def pair_files(
     return pairs, tuple(missing)
 
 
-def case_name(path: Path) -> str:
-    """File name without its ending; `.nii.gz` counts as one."""
-    name = path.name.removesuffix(".gz") if path.name.endswith(".nii.gz") else path.name
-    return name[: -len(Path(name).suffix)] if Path(name).suffix else name
-
-
 def _files(folder: Path, ending: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise SamunetError(f"There is no folder {folder}.")
-    return {
-        path.name: path
-        for path in sorted(folder.iterdir())
-        if path.name.endswith(ending) and not path.name.startswith(".") and path.is_file()
-    }
+    return {path.name: path for path in files_with_ending(folder, ending)}

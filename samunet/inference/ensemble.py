@@ -14,6 +14,7 @@ import numpy as np
 
 from samunet.data.geometry import grid_differences, in_all_channels
 from samunet.data.labels import LabelSet
+from samunet.data.names import files_with_ending
 from samunet.data.readers import segmentation_ending
 from samunet.errors import NoSpaceError, SamunetError
 from samunet.inference.export import write_case
@@ -305,4 +306,4 @@ def _check_folders(folders: Sequence[Path], output: Path) -> None:
 
 
 def _cases(folder: Path) -> set[str]:
-    return {file.name.removesuffix(PROBABILITIES) for file in folder.glob(f"[!.]*{PROBABILITIES}")}
+    return {file.name.removesuffix(PROBABILITIES) for file in files_with_ending(folder, PROBABILITIES)}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samunet.data.names import files_with_ending
 from samunet.errors import SamunetError
 from samunet.inference.files import flat_arguments
 from samunet.listing import listed
@@ -59,7 +60,7 @@ def unfinished_cases(folder: Path, ending: str) -> tuple[str, ...]:
         raise SamunetError(
             f"{file} does not say by which models this folder was predicted. Predict it again."
         ) from fault
-    names = sorted(path.name.removesuffix(ending) for path in folder.glob(f"[!.]*{ending}"))
+    names = [path.name.removesuffix(ending) for path in files_with_ending(folder, ending)]
     return tuple(name for name in names if not is_finished(folder, name, made_so))
 
 

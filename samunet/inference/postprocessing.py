@@ -18,6 +18,7 @@ import numpy as np
 
 from samunet.data.geometry import Box, Geometry, bounding_box, voxel_volume_mm3
 from samunet.data.labels import LabelSet
+from samunet.data.names import files_with_ending
 from samunet.data.readers import read_header, read_label, segmentation_ending, write_segmentation
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
@@ -241,7 +242,7 @@ def postprocess_folder(
         raise SamunetError(f"{output} holds the input; postprocessing needs an output folder of its own.")
     check_output(output, "samunet_apply_postprocessing")
     ending = _ending(source, postprocessing.labels)
-    files = _label_maps(source, ending)
+    files = files_with_ending(source, ending)
     if not files:
         raise SamunetError(f"{source} holds no label maps with the ending {ending}.")
     refuse_unfinished(source, ending)
@@ -292,7 +293,7 @@ def _is_made_by(output: Path, postprocessing: Postprocessing) -> bool:
 def _refuse_others(output: Path, ending: str, files: Sequence[Path]) -> None:
     """Refuse a folder with label maps that would stay: the record would speak of them too."""
     replaced = {file.name for file in files}
-    others = [file.name for file in _label_maps(output, ending) if file.name not in replaced]
+    others = [file.name for file in files_with_ending(output, ending) if file.name not in replaced]
     if others:
         raise SamunetError(
             f"{output} holds {len(others)} label map(s) that were made by other rules, or nobody knows how, "
@@ -319,11 +320,3 @@ def _ending(folder: Path, labels: LabelSet) -> str:
             "Take the rules of this dataset, or correct the file where it is wrong."
         )
     return segmentation_ending(found.file_ending)
-
-
-def _label_maps(folder: Path, ending: str) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.name.endswith(ending) and not file.name.startswith(".") and file.is_file()
-    ]

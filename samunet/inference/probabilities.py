@@ -15,7 +15,7 @@ from typing import IO, Any, Literal, get_args
 import numpy as np
 
 from samunet.data.geometry import Geometry
-from samunet.data.readers import ENDINGS
+from samunet.data.names import split_ending
 from samunet.errors import NoSpaceError, SamunetError
 from samunet.records import read_record, write_json
 from samunet.whole_files import NO_SPACE, atomic_path, take_space
@@ -135,10 +135,7 @@ def open_probabilities(segmentation: Path) -> tuple[Probabilities, Probabilities
 
 def probability_files(segmentation: Path) -> tuple[Path, Path]:
     """Names of the array and of its JSON beside a segmentation file CASE.ext."""
-    name = segmentation.name
-    endings = sorted(ENDINGS, key=len, reverse=True)
-    ending = next((e for e in endings if name.lower().endswith(e)), segmentation.suffix)
-    stem = name[: len(name) - len(ending)]
+    stem, _ = split_ending(segmentation)
     return segmentation.with_name(stem + PROBABILITIES), segmentation.with_name(stem + PROBABILITIES_RECORD)
 
 

@@ -16,7 +16,7 @@ from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label, write_segmentation
 from samunet.errors import SamunetError
-from samunet.evaluation.folder import case_name, evaluate_cases, evaluate_folder
+from samunet.evaluation.folder import evaluate_cases, evaluate_folder
 from samunet.evaluation.metrics import count_overlap, surface_metrics
 from samunet.evaluation.scores import METRICS, OVERLAP_METRICS
 from samunet.evaluation.summary_file import read_summary
@@ -237,10 +237,3 @@ def test_nothing_to_evaluate() -> None:
         evaluate_cases([], CLASSES)
     with pytest.raises(SamunetError, match=r"2 label file\(s\) .* do not exist: .*a\.png"):
         evaluate_cases([(Path("a.png"), Path("b.png"))], CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("file", "name"), [("a.b_1.nii.gz", "a.b_1"), ("x.png", "x"), ("x.y.tif", "x.y"), ("plain", "plain")]
-)
-def test_case_names(file: str, name: str) -> None:
-    assert case_name(Path("folder") / file) == name

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from samunet.data.names import files_with_ending
 from samunet.data.readers import segmentation_ending
 from samunet.errors import SamunetError
 from samunet.inference.case_features import CaseFeatures, ClassFeatures
@@ -318,8 +319,7 @@ def _replaced(model: QCModel, arguments: Mapping[str, Any], validated: Set[str])
 
 def _names(folder: Path, ending: str) -> dict[str, Stamp]:
     """Case -> its features' state, for every segmentation in the folder."""
-    files = sorted(f for f in folder.glob(f"*{ending}") if not f.name.startswith("."))
-    names = [file.name.removesuffix(ending) for file in files]
+    names = [file.name.removesuffix(ending) for file in files_with_ending(folder, ending)]
     return {name: _stamp(features_file(folder, name)) for name in names}
 
 
