@@ -28,7 +28,11 @@ def build_parser() -> CommandParser:
         "by a network that has not seen it, and score them together.",
         EXAMPLES,
     )
-    parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="dataset by id or name")
+    named = parser.add_mutually_exclusive_group(required=True)
+    named.add_argument(
+        "dataset", nargs="?", default=argparse.SUPPRESS, metavar="DATASET", help="dataset by id or name"
+    )
+    named.add_argument("-d", dest="dataset", metavar="DATASET", help="the same")
     parser.add_argument(
         "-c",
         dest="configuration",

@@ -115,7 +115,9 @@ def add_run(parser: CommandParser) -> None:
         help="checkpoint that --val predicts with (default checkpoint_final.pth)",
     )
     add_probabilities(group, "--npz", kept="probabilities of the validation cases")
-    group.add_argument("--overwrite", action="store_true", help="replace a run folder that does not match")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace the run that is there, a finished one too"
+    )
     group.add_argument(
         "--splits",
         metavar="SCHEME",

@@ -98,7 +98,8 @@ class Predictor:
         self.base_weights = first.base_weights
         self.shared_encoder = share_encoder([(c.base_weights, network) for c, network in members.values()])
         self.networks = [network.to(settings.device).eval() for _, network in members.values()]
-        self.mirror_axes = tuple(first.mirror_axes)
+        mirrored = [set(checkpoint.mirror_axes) for checkpoint, _ in members.values()]
+        self.mirror_axes = tuple(sorted(set.intersection(*mirrored)))
 
     @classmethod
     def load(

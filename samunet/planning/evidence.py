@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 PAGE = "documentation/experiments.md"
 STUDY = f"{PAGE}, 'The study so far'"
-RATE = f"{PAGE}, 'A kept encoder at the higher rate'"
+RATE = f"{PAGE}, 'A frozen encoder at the higher rate'"
 LOOKS = f"{PAGE}, 'The weights that ship: first looks'"
 VIEWS = f"{PAGE}, 'Frozen: the input's size and the number of stored views'"
 COMPACT_CACHE = f"{PAGE}, 'Compact embedding caches'"
@@ -72,22 +72,22 @@ def trained_too_reason(method: str, encoder: str) -> str:
     told, where = "a rule taken over from 2d_cnn and 2d_autosam, not measured with this method", STUDY
     if known is not None:
         told, where = f"{known.trained_too} and not certainly with five", known.compared
-    return f"{encoder} is trained too (--set encoder=frozen keeps it): {told} ({where})."
+    return f"{encoder} is trained too (--set encoder=frozen freezes it): {told} ({where})."
 
 
-def kept_rate_reason(method: str) -> str:
-    """Why the head on a kept small encoder learns at another rate than on SAM's own."""
+def frozen_rate_reason(method: str) -> str:
+    """Why the head on a frozen small encoder learns at another rate than on SAM's own."""
     return (
-        "The head has a rate of 1e-3 and a decay of 0.05, as where the encoder is trained too: with one "
-        "labelled volume 2d_cnn was 3 points better so than with its own 5e-4 and 0.01, not certainly with "
-        f"five{taken_over(method, '2d_cnn')} ({RATE})."
+        "The head has a learning rate of 1e-3 and a weight decay of 0.05, as where the encoder is trained "
+        "too: with one labelled volume 2d_cnn was 3 points better so than with its own 5e-4 and 0.01, not "
+        f"certainly with five{taken_over(method, '2d_cnn')} ({RATE})."
     )
 
 
-def kept_reason(method: str, encoder: str) -> str:
+def frozen_reason(method: str, encoder: str) -> str:
     """Why an encoder with SAM's weights is not trained."""
     return (
-        f"{encoder} is kept as it comes: AutoSAM's study has 67 mean Dice so and 37.8 tuned as a whole (5 "
+        f"{encoder} is frozen: AutoSAM's study has 67 mean Dice so and 37.8 fine-tuned as a whole (5 "
         f"labelled volumes, arXiv 2306.13731){taken_over(method, *AUTOSAM_HEADS)}. It gets no adapters: "
         "nothing measured speaks for them."
     )
@@ -97,7 +97,7 @@ def seeing_reason(method: str) -> str:
     """Why a head on a small encoder sees the picture."""
     return (
         "The head sees the picture too, not only its embedding (image_skip): 1 point, 8 on the demo's "
-        f"phantom, one draw of 2d_cnn on a kept encoder{taken_over(method, '2d_cnn')} ({LOOKS})."
+        f"phantom, one draw of 2d_cnn on a frozen encoder{taken_over(method, '2d_cnn')} ({LOOKS})."
     )
 
 

@@ -88,8 +88,8 @@ def _encoder(configuration: Configuration) -> str:
         return "-"
     if configuration.encoder_weights == "none":
         return f"{configuration.encoder}, from scratch"
-    tuned = "tuned" if configuration.settings.get("encoder") == "full" else "frozen"
-    return f"{configuration.encoder}, {configuration.encoder_weights}, {tuned}"
+    trained = "fine-tuned" if configuration.settings.get("encoder") == "full" else "frozen"
+    return f"{configuration.encoder}, {configuration.encoder_weights}, {trained}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -9,8 +9,8 @@ from samunet.planning.candidates import Candidate, PlanningContext
 from samunet.planning.evidence import (
     AUTOSAM_HEADS,
     compact_reason,
-    kept_rate_reason,
-    kept_reason,
+    frozen_rate_reason,
+    frozen_reason,
     large_size_reason,
     own_weights_reason,
     seeing_reason,
@@ -103,7 +103,7 @@ def _standing_reason(context: PlanningContext, spec: HeadSpec, option: SamOption
         return (
             f"No pretrained SAM weights are at hand, so {name} is trained with its head from scratch. That "
             "costs the knowledge SAM is taken for: AutoSAM's table has the pretrained frozen encoder at 67 "
-            "mean Dice with 5 labelled volumes, 37.8 when it is tuned as a whole, and a U-Net at 51.8. "
+            "mean Dice with 5 labelled volumes, 37.8 when it is fine-tuned as a whole, and a U-Net at 51.8. "
             "`samunet_download_weights vit_b` fetches official weights."
         )
     if option.variant.prior(option.weights) == "own weights":
@@ -129,9 +129,9 @@ def _way_reasons(context: PlanningContext, spec: HeadSpec, option: SamOption) ->
         reasons.append(trained_too_reason(spec.method, name))
     planned = option.fitted.settings.keys() - context.settings.keys()
     if prior == "own weights" and option.config.encoder == "frozen" and "learning_rate" in planned:
-        reasons.append(kept_rate_reason(spec.method))
+        reasons.append(frozen_rate_reason(spec.method))
     if prior == "sam" and option.config.encoder == "frozen" and not (decided or reasons):
-        reasons.append(kept_reason(spec.method, name))
+        reasons.append(frozen_reason(spec.method, name))
     if prior == "own weights" and "image_skip" in planned:
         reasons.append(seeing_reason(spec.method))
     return reasons
@@ -157,7 +157,7 @@ def _adapted_reasons(context: PlanningContext, option: SamOption) -> list[str]:
     have = f"The weights of {name} at hand have adapters from a pretraining"
     if option.config.encoder == "full":
         return [f"{have}; they are trained further with all of the encoder, as you set."]
-    kept = "so the encoder is kept as it is (--set encoder=full trains it too)"
+    kept = "so the encoder is frozen (--set encoder=full trains it too)"
     return [f"{have}, {kept}. Whether such adapters help is not measured."]
 
 

@@ -85,6 +85,11 @@ class AugmentationSettings:
         return len(self.patch_size) == 3 and max(self.patch_size) / self.patch_size[0] > ANISOTROPY
 
     @property
+    def mirrored_axes(self) -> tuple[int, ...]:
+        """Axes that are mirrored: none where patches are taken as they are."""
+        return () if self.preset == "none" else self.mirror_axes
+
+    @property
     def rotation(self) -> float:
         """Largest rotation angle, radians: 2D 180 degrees (15 for elongated patches), flat 180, 3D 30."""
         if len(self.patch_size) == 2:

@@ -78,6 +78,7 @@ class PatchSource:
 
     def __init__(self, settings: SourceSettings) -> None:
         self.settings = settings
+        self.mirrored_axes = settings.augmentation.mirrored_axes
         self.cases = OpenCases(settings.case_folder, settings.data_hash)
         augmentation = settings.augmentation
         self.augment = Augmentation(augmentation)

@@ -23,6 +23,7 @@ class EmbeddingSource:
         self.cache = cache
         self.settings = settings
         self.views = views
+        self.mirrored_axes = settings.augmentation.mirrored_axes if views > 1 else ()
 
     def sample(self, key: SampleKey) -> Sample:
         """{"level_0": (E, h, w) float16, ..., "target": (T, *patch) uint8, "draw": (DRAWS,) float32}."""

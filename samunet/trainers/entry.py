@@ -52,6 +52,7 @@ from samunet.trainers.loop import Outcome, fit
 from samunet.trainers.reporter import Reporter, make_reporter
 from samunet.trainers.run import RunRequest, TrainingRun, source_settings
 from samunet.trainers.settings import apply_overrides
+from samunet.workspace import LATEST
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def train_fold(request: RunRequest, reporter: Reporter | None = None) -> Trainin
                 _settle_samples_and_schedule(request, run, found, started)
                 with fixed_random(seed):
                     status = fit(run)
+            if status == "finished":
+                (request.folder / LATEST).unlink(missing_ok=True)  # the final one is the same
         finally:
             settle_replaced(request.folder)
     return TrainingOutcome(status=status, folder=request.folder, seconds=time.monotonic() - started)

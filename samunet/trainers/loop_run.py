@@ -41,12 +41,15 @@ class LoopRun(Protocol):
     """A run that `fit` trains; all of it is settled before the loop starts."""
 
     phases: tuple[Phase, ...]
-    source: SampleSource
     workers: int
     device: torch.device
     precision: Precision
     folder: Path
     reporter: Reporter
+
+    @property
+    def source(self) -> SampleSource:
+        """Makes the samples."""
 
     @property
     def module(self) -> TrainingModule:

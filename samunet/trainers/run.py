@@ -13,10 +13,10 @@ import torch
 from samunet.data.splits import Split
 from samunet.planning.methods import Method, MethodConfig
 from samunet.planning.plan import Configuration, Plan
-from samunet.preprocessing.streams import SampleSource
 from samunet.trainers.augmentation import AugmentationSettings
 from samunet.trainers.base import MethodTrainer, Phase, PretrainedFile, TrainingModule
-from samunet.trainers.batches import SourceSettings
+from samunet.trainers.batches import PatchSource, SourceSettings
+from samunet.trainers.cached import EmbeddingSource
 from samunet.trainers.checkpoint import BaseWeights, Checkpoint, network_state, save_checkpoint
 from samunet.trainers.devices import Precision
 from samunet.trainers.distillation import Distillation
@@ -98,7 +98,7 @@ class TrainingRun:
     precision: Precision
     module: TrainingModule
     phases: tuple[Phase, ...]
-    source: SampleSource
+    source: PatchSource | EmbeddingSource
     workers: int
     reporter: Reporter
     pretrained: PretrainedFile | None = None
@@ -133,7 +133,7 @@ class TrainingRun:
             network=network_state(self.module.network, self.base_weights),
             base_weights=self.base_weights,
             seed=self.seed,
-            mirror_axes=tuple(self.configuration.mirror_axes),
+            mirror_axes=self.source.mirrored_axes,
             overrides=self.overrides,
             training=training,
         )

@@ -23,6 +23,17 @@ MODEL = "results/Dataset901_Tiny3D/2d_unet__samunetPlans"
 ACCUMULATE = ("-d", "901", "-c", "2d", "-np", "1")
 
 
+def test_the_dataset_is_named_with_a_flag_or_without() -> None:
+    parse = accumulate_crossval_results.build_parser().parse_args
+    for words in (
+        ["901", "-c", "2d"],
+        ["-c", "2d", "901"],
+        ["-d", "901", "-c", "2d"],
+        ["-c", "2d", "-d", "901"],
+    ):
+        assert parse(words).dataset == "901"
+
+
 def test_folds_one_after_the_other(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused
 ) -> None:

@@ -28,7 +28,8 @@ from samunet.inference.folder import single_case
 from samunet.inference.folds import find_folds
 from samunet.inference.predictor import Predictor
 from samunet.records import read_json, write_json
-from samunet.trainers.checkpoint import BaseWeights, load_checkpoint
+from samunet.trainers.checkpoint import BaseWeights, load_checkpoint, save_checkpoint
+from samunet.workspace import FINAL
 
 
 @pytest.fixture
@@ -236,6 +237,13 @@ def test_files_equal_arrays(model: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/predict_args.json").read_text())["models"][0]["folds"] == [0, 1]
     assert (tmp_path / "out/plan.json").exists()
     assert {file.name for file in (tmp_path / "out/qc_features").iterdir()} == {"a.json", "b.json", "c.json"}
+
+
+def test_folds_are_mirrored_along_axes_that_all_of_them_mirrored(model: Path) -> None:
+    file = model / "fold_1" / FINAL
+    save_checkpoint(file, replace(load_checkpoint(file), mirror_axes=(1,)))
+    assert load(model).mirror_axes == (1,)
+    assert load(model, folds=(0,)).mirror_axes == (0, 1)
 
 
 def test_parts_and_existing_cases(model: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_every_record_that_is_named_is_there(kind: str, settings: dict[str, str]
 def test_what_was_measured_with_a_method_is_said_of_it(method: str, told: str, trained: str) -> None:
     found = reasons(planned(), method)
     assert told in found
-    assert "vit_tiny is trained too (--set encoder=frozen keeps it): that" in found
+    assert "vit_tiny is trained too (--set encoder=frozen freezes it): that" in found
     assert trained in found
     assert f"Not measured with {method}" not in found
 
@@ -94,8 +94,8 @@ def test_what_the_user_decided_is_not_given_reasons_for() -> None:
     for encoder in ("full", "frozen"):
         assert "is trained too (" not in reasons(planned(settings={"encoder": encoder}), "2d_cnn")
         kept = planned("official", settings={"encoder": encoder})
-        assert "is kept as it comes" not in reasons(kept, "2d_cnn")
-    assert "is kept as it comes" in reasons(planned("official"), "2d_cnn")
+        assert "is frozen: AutoSAM" not in reasons(kept, "2d_cnn")
+    assert "is frozen: AutoSAM" in reasons(planned("official"), "2d_cnn")
 
 
 def test_a_large_cache_names_what_would_keep_it_small() -> None:

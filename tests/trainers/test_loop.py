@@ -61,7 +61,7 @@ def test_a_run_leaves_its_files(request_fcn: RunRequest) -> None:
     outcome = train_fold(request_fcn, SilentReporter())
     assert outcome.status == "finished"
     names = {path.name for path in outcome.folder.iterdir()}
-    assert names == {LATEST, BEST, FINAL, "run.json", "history.jsonl", "progress.png"}
+    assert names == {BEST, FINAL, "run.json", "history.jsonl", "progress.png"}
     records = read_history(outcome.folder)
     assert [record.epoch for record in records] == [0, 1, 2]
     assert records[0].train.keys() == {"loss", "dice", "ce"}

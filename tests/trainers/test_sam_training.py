@@ -179,6 +179,25 @@ def test_cache_is_shared_and_can_be_switched_off(pretrained: RunRequest, tmp_pat
     assert not any("embedding" in text for text in fresh.messages)
 
 
+@pytest.mark.parametrize(
+    ("settings", "axes"),
+    [
+        ({"views": 2}, (0, 1)),
+        ({"views": 1}, ()),
+        ({"augmentation": "none"}, ()),
+        ({"cache": False, "augmentation": "none"}, ()),
+        ({"cache": False, "augmentation": "light"}, (0, 1)),
+    ],
+)
+def test_prediction_mirrors_what_training_mirrored(
+    settings: dict[str, Any], axes: tuple[int, ...], tmp_path: Path
+) -> None:
+    request = make_request(tmp_path, "2d_linear", settings={**SHORT, **settings})
+    assert request.plan.configuration("2d_linear").mirror_axes == (0, 1)
+    train_fold(request, SilentReporter())
+    assert load_checkpoint(request.folder / FINAL).mirror_axes == axes
+
+
 def test_a_cache_is_of_one_number_format(pretrained: RunRequest, tmp_path: Path) -> None:
     train_fold(pretrained, SilentReporter())
     listener = Listener()
