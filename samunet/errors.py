@@ -7,6 +7,13 @@ from difflib import get_close_matches
 
 CPU_ALLOCATOR = "DefaultCPUAllocator: "
 """What stands in torch's message before its reason, which depends on the platform."""
+GPU_SHORTAGES = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""Words of errors that have no type of their own: the driver, or a library beside torch, got no memory."""
 
 
 class SamunetError(ValueError):
@@ -33,3 +40,10 @@ def lacks_main_memory(problem: BaseException) -> bool:
     if isinstance(problem, RuntimeError):
         return CPU_ALLOCATOR in str(problem)
     return isinstance(problem, MemoryError)
+
+
+def lacks_gpu_memory(problem: BaseException) -> bool:
+    """Whether the memory of a GPU did not suffice; only torch's own allocator has a type for that."""
+    if type(problem).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in GPU_SHORTAGES)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from samunet.errors import lacks_main_memory
+from samunet.errors import lacks_gpu_memory, lacks_main_memory
 from samunet.whole_files import NO_SPACE
 
 _WRONG_KIND = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
@@ -64,7 +64,7 @@ def explain(problem: BaseException) -> str | None:
             "Not enough main memory. Use fewer workers (-np 1) or a machine with more; of a training you may "
             "also lower the batch, with --set batch_size=N."
         )
-    if type(problem).__name__ == "OutOfMemoryError":
+    if lacks_gpu_memory(problem):
         return (
             f"Not enough GPU memory ({str(problem).splitlines()[0]}). Free it from other programs, or use "
             "-device cpu; for a training also plan for less with -gpu_memory_target, or lower the batch with "

@@ -12,22 +12,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from samunet.errors import CPU_ALLOCATOR, SamunetError, lacks_main_memory
+from samunet.errors import CPU_ALLOCATOR, SamunetError, lacks_gpu_memory, lacks_main_memory
 from samunet.inference.logit_storage import Logits
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import CPU, Room, WindowSettings, predict_logits
+from samunet.trainers.devices import FP32
 
 logger = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-"""torch before 2.5 has it for CUDA only."""
 
 
 class Forward:
     """Runs networks over preprocessed images, in the device's number type.
 
-    Where the device's memory does not suffice, fewer tiles are run at once, then logits are gathered in main
-    memory (where they are anyway on a CPU); what sufficed once is kept for the next images.
+    An image on which half precision overflows is computed in single precision. Where the device's memory does
+    not suffice, fewer tiles are run at once, then logits are gathered in main memory (where they are anyway
+    on a CPU); what sufficed once is kept for the next images.
 
     Attributes:
         networks: in the order of the window's groups.
@@ -49,24 +48,33 @@ class Forward:
             SamunetError: they are not finite, or there is too little memory for a single tile.
         """
         room = None if storage is None else cache(storage)  # one room, however often it is tried
+        precision = self.window.precision
         while True:
-            window = self.window
+            window = replace(self.window, precision=precision)
             try:
                 with torch.inference_mode(), window.precision.autocast(window.device):
                     return predict_logits(
                         self.networks, torch.from_numpy(image), window, storage=room, observer=observer
                     )
             except FloatingPointError as fault:
-                raise SamunetError(self._not_finite()) from fault
+                if precision == FP32:
+                    raise SamunetError(self._not_finite()) from fault
+                overflows, is_main = True, False
             except (RuntimeError, MemoryError) as fault:  # torch's own error is a RuntimeError
-                is_main = lacks_main_memory(fault)
-                if not (is_main or isinstance(fault, OUT_OF_MEMORY)):
+                overflows, is_main = False, lacks_main_memory(fault)
+                if not (is_main or lacks_gpu_memory(fault)):
                     raise
                 reason = str(fault).split("\n")[0].rpartition(CPU_ALLOCATOR)[2]
             # Out of the block above, whose traceback holds the tensors of this attempt.
             if observer is not None:
                 observer.restart()
-            self.window = self._less_main_memory(window, reason) if is_main else self._smaller(window, reason)
+            if overflows:
+                logger.warning("This image overflows %s and is computed in fp32, slower.", precision.name)
+                precision = FP32
+            elif is_main:
+                self.window = self._less_main_memory(self.window, reason)
+            else:
+                self.window = self._smaller(self.window, reason)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -102,15 +110,11 @@ class Forward:
         )
 
     def _not_finite(self) -> str:
-        precision, device = self.window.precision.name, self.window.device.type
-        if precision == "fp32":
-            advice = "Take another checkpoint (-chk) or other folds (-f), or train it again"
-        else:
-            advice = f"It computed in {precision}: train it again with --set precision=fp32"
-            if device != "cpu":
-                advice += ", or see whether -device cpu can do it"
         models = " and ".join(map(str, self.models))
-        return f"{models} gives NaN or infinity for this image, which decides nothing. {advice}."
+        return (
+            f"{models} gives NaN or infinity for this image, which decides nothing. Take another checkpoint "
+            "(-chk) or other folds (-f), or train it again."
+        )
 
 
 def _fewer_tiles(window: WindowSettings, short: str) -> WindowSettings:

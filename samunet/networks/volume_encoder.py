@@ -170,7 +170,8 @@ class VolumeEncoder(nn.Module):
         nn.init.trunc_normal_(self.depth_embed, std=INITIAL_STD)
 
     def load_sam(self, state: Mapping[str, Tensor]) -> set[str]:
-        """Take over a 2D SAM encoder; the table of the slice axis becomes the mean of the others.
+        """Take over a 2D SAM encoder; the table of the slice axis becomes the mean of the others, and the
+        depth embedding zero, so that the first forward pass is not shifted.
 
         Args:
             state: keys as in the state dict of SAM's image encoder.
@@ -185,6 +186,7 @@ class VolumeEncoder(nn.Module):
         for block in self.blocks:
             assert isinstance(block, VolumeBlock)
             block.attn.set_depth_table()
+        nn.init.zeros_(self.depth_embed)
         return used
 
     def sam_keys(self) -> set[str]:

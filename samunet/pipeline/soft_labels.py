@@ -109,7 +109,8 @@ class Labelling:
             )
         started = time.monotonic()
         for done, case in enumerate(missing):
-            self._label(store, predictor, case, missing if done == 0 else [])
+            if not store.has(case.name, case.entry.key):  # another training may have labelled it meanwhile
+                self._label(store, predictor, case, missing if done == 0 else [])
             elapsed = time.monotonic() - started
             left = duration(elapsed / (done + 1) * (len(missing) - done - 1))
             reporter.status(f"soft labels  {done + 1}/{len(missing)} cases  {left} left")

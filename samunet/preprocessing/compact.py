@@ -48,15 +48,18 @@ class Codec:
         self.storage = storage
         self.bases = dict(bases or {})
 
-    def encode(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    def encode(
+        self, arrays: Mapping[str, np.ndarray], *, measured: bool = True
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """What is stored of one item.
 
         Args:
             arrays: levels (E, h, w) float32 and others, which stay as they are.
+            measured: whether the error is computed, which takes about as long as the rest.
 
         Returns:
             Arrays to store; and of each level the relative error: the root of the squared error over the
-            squared deviation from the channels' means. `fp16` gives no errors.
+            squared deviation from the channels' means. None from `fp16`, or where it is not measured.
         """
         stored: dict[str, np.ndarray] = {}
         errors: dict[str, float] = {}
@@ -67,7 +70,8 @@ class Codec:
                 stored[name] = array.astype(np.float16)
             else:
                 stored[name], stored[name + RANGE] = _to_bytes(self._reduced(name, array))
-                errors[name] = _relative_error(array, self._decoded(name, stored).numpy())
+                if measured:
+                    errors[name] = _relative_error(array, self._decoded(name, stored).numpy())
         return stored, errors
 
     def decode(self, stored: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,7 +23,7 @@ from samunet.data.labels import OUTSIDE
 from samunet.networks.features import EncodingNetwork, Features
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import read_box, read_slice
-from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
+from samunet.preprocessing.compact import LEVEL, Codec, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.store import CaseStore, StoredCase
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 FITTED_SLICES = 64
 """Slices that principal components are fitted to, about."""
+MEASURED_EVERY = 8
+"""Of so many items of a view the error of a compact kind is measured on one."""
 Augment = Callable[[np.ndarray, np.ndarray, int], tuple[Tensor, Tensor]]
 """(image (C, *load), label (*load), seed) -> (image (C, *patch), target (T, *patch)); picklable."""
 
@@ -273,7 +275,7 @@ def _in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
 
 
 def _encode(
-    stream: BatchStream, network: nn.Module, options: BuildOptions
+    stream: Iterable[Sample], network: nn.Module, options: BuildOptions
 ) -> Iterator[dict[str, np.ndarray]]:
     """Arrays by name, item by item: levels in single precision, a picture in half, and the target."""
     encoder = cast(EncodingNetwork, network)
@@ -320,9 +322,10 @@ def _write_unit(
     annotated: list[int] = []
     errors: list[dict[str, float]] = []
     with ExitStack() as replacing, ExitStack() as opened:
-        for place, item in zip(unit.items, encoded):
-            arrays, error = cache.codec.encode(item)
-            errors.append(error)
+        for number, (place, item) in enumerate(zip(unit.items, encoded)):
+            is_measured = number % MEASURED_EVERY == 0
+            arrays, error = cache.codec.encode(item, measured=is_measured)
+            errors += [error] * is_measured
             for name, array in arrays.items():
                 if name not in files:
                     path = cache.view_file(unit.case, unit.view, f"{name}.npy")
@@ -359,15 +362,40 @@ def _pixels_inside(place: Sequence[int], plane: Sequence[int], size: Sequence[in
     return prod(max(0, min(n, a + s) - max(0, a)) for a, s, n in zip(place[1:], size, plane))
 
 
+@torch.no_grad()
 def time_encoding(
-    network: nn.Module, source: ViewSource, units: Sequence[Unit], options: BuildOptions, batches: int
+    network: nn.Module,
+    source: ViewSource,
+    units: Sequence[Unit],
+    options: BuildOptions,
+    storage: str,
+    batches: int,
 ) -> float:
-    """Seconds per item of reading, augmenting and encoding, measured on the last units; nothing is kept."""
+    """Seconds per item of a build, measured on a few batches of the last units; nothing is kept.
+
+    Readers work beside a GPU. On a CPU they share its cores with the encoder, so that both times add up.
+    """
     keys = (ItemKey(unit.case, unit.view, item) for unit in reversed(units) for item in unit.items)
     stream = BatchStream(source, _in_batches(keys, options.batch_size), 0, options.device)
-    encoded = _encode(stream, network, options)
-    for _ in islice(encoded, options.batch_size):
-        pass  # the first batch allocates
-    started = time.monotonic()
-    count = sum(1 for _ in islice(encoded, batches * options.batch_size))
-    return (time.monotonic() - started) / max(count, 1)
+    codec: Codec | None = None
+    timed: list[tuple[float, float]] = []
+    for _ in range(1 + batches):
+        started = time.monotonic()
+        batch = next(stream, None)
+        if batch is None:
+            break
+        reading = time.monotonic() - started
+        items = list(_encode([batch], network, options))
+        codec = codec or _codec_for_timing(storage, items)
+        for item in items:
+            codec.encode(item, measured=False)
+        timed.append((reading / len(items), (time.monotonic() - started - reading) / len(items)))
+    reading, encoding = map(fmean, zip(*(timed[1:] or timed)))  # the first batch allocates
+    reading /= max(1, options.workers)
+    return max(reading, encoding) if options.device.type == "cuda" else reading + encoding
+
+
+def _codec_for_timing(storage: str, items: Sequence[Mapping[str, np.ndarray]]) -> Codec:
+    """A codec of the kind, as quick as the cache's own, which may have no components yet."""
+    kind = Storage.parse(storage)
+    return Codec(kind, fit_bases(items, kind.components, seed=0) if kind.kind == "pca" else None)

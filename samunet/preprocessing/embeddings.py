@@ -31,6 +31,8 @@ from samunet.preprocessing.store import load_array
 from samunet.records import content_hash, read_json, read_record, to_data, write_json
 
 IDENTITY_FILE = "identity.json"
+ITEMS = "items_per_case"
+"""The key of an identity that a time budget decides on."""
 BASES_FILE = "components.npz"
 OPEN_ARRAYS = 512
 """Memory-mapped arrays a process keeps open at most; each takes a file."""
@@ -92,7 +94,7 @@ class ViewEntry:
         items: first voxel (z, y, x) of each cached slice or tile.
         counts: for each item, voxels of each foreground output (in this view).
         annotated: voxels in each item that are not ignored.
-        errors: of compact kinds, level -> relative error (see compact.py), the mean over the items.
+        errors: of compact kinds, level -> relative error (see compact.py), the mean over some of the items.
     """
 
     key: str
@@ -204,6 +206,16 @@ class EmbeddingCache:
             for name in names
             if found.get(name) != wanted[name]
         ]
+
+    def shortened_beside(self) -> list[int]:
+        """Items a case of the caches beside this one that differ from it in nothing else, ascending."""
+        found = [read_json(path) for path in self.folder.parent.glob(f"*/{IDENTITY_FILE}")]
+        whole = {**to_data(self.identity), ITEMS: None}
+        return sorted(
+            other[ITEMS]
+            for other in found
+            if other.get(ITEMS) is not None and {**other, ITEMS: None} == whole
+        )
 
     def closest_other(self) -> str | None:
         """Why the most similar cache beside this one cannot be used, in words; None if there is none."""

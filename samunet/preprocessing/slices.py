@@ -273,9 +273,13 @@ def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
     image = np.moveaxis(image, axis + 1, 1)
     if min(image.shape[2:]) < SMALLEST_SIDE:
         return np.zeros((0, 3, *image.shape[2:]), np.uint8), None
-    shown = image if _is_colour(image) else np.stack([_windowed(channel) for channel in image])
-    matrix = channel_matrix(len(shown)).numpy()
-    pictures = np.einsum("rc,czyx->zryx", matrix, shown).round().clip(0, 255).astype(np.uint8)
+    windows = [(0.0, 1.0)] * 3 if _is_colour(image) else [_window(channel) for channel in image]
+    low, factor = (np.array(values)[:, None, None] for values in zip(*windows))
+    matrix = channel_matrix(len(image)).numpy()
+    pictures = np.empty((image.shape[1], 3, *image.shape[2:]), np.uint8)
+    for number, picture in enumerate(pictures):  # one by one: in double precision a volume takes a lot
+        shown = (image[:, number] - low) * factor
+        picture[:] = np.einsum("rc,cyx->ryx", matrix, shown).round().clip(0, 255)
     kept = pictures.max((1, 2, 3)) > pictures.min((1, 2, 3))
     if case.label is None:
         return pictures[kept], None
@@ -287,11 +291,12 @@ def _is_colour(image: np.ndarray) -> bool:
     return len(image) == 3 and image.min() >= 0 and 1 < image.max() <= 255
 
 
-def _windowed(channel: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(channel, PERCENTILES)
+def _window(channel: np.ndarray) -> tuple[float, float]:
+    """Least value that is shown, and what the distance from it is multiplied by for 0 to 255."""
+    low, high = map(float, np.percentile(channel, PERCENTILES))
     if high <= low:
         low, high = float(channel.min()), float(channel.max())
-    return (channel - low) * (255 / max(high - low, 1e-6))
+    return low, 255 / max(high - low, 1e-6)
 
 
 def scene_of_labels(labels: np.ndarray) -> Scene:

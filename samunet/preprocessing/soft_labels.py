@@ -206,9 +206,10 @@ class SoftLabelStore:
         Args:
             keys: case -> content key of the stored case.
         """
-        return [name for name, key in keys.items() if not self._has(name, key)]
+        return [name for name, key in keys.items() if not self.has(name, key)]
 
-    def _has(self, name: str, key: str) -> bool:
+    def has(self, name: str, key: str) -> bool:
+        """Whether a case is labelled, from that content."""
         path = self._path(name, ".json")
         if not path.is_file() or not self._path(name, ".soft.b2nd").is_file():
             return False
@@ -217,10 +218,14 @@ class SoftLabelStore:
     def write(self, name: str, packed: bytes, key: str, foreground: np.ndarray | None = None) -> None:
         """Store a case's packed soft labels; they appear complete or not at all.
 
+        Those that another process has finished meanwhile stay: a training may be reading them.
+
         Args:
             key: content key of the stored case.
             foreground: from `draw_foreground`, for a case without a label of its own.
         """
+        if self.has(name, key) and (foreground is None or self._path(name, ".foreground.npy").is_file()):
+            return
         if not (self.folder / IDENTITY_FILE).exists():
             write_json(self.folder / IDENTITY_FILE, self.identity)
         self._path(name, ".json").unlink(missing_ok=True)

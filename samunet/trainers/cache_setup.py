@@ -12,6 +12,7 @@ from samunet.errors import SamunetError
 from samunet.networks.sam.weights import tensors_sha256
 from samunet.networks.sam_slices import ENCODER_PREFIX, SamSliceNetwork
 from samunet.planning.sam_config import USUAL_VIEWS, SamHeadConfig
+from samunet.planning.sam_options import ENCODE_BATCH
 from samunet.preprocessing.embedding_build import (
     BuildOptions,
     Unit,
@@ -41,6 +42,10 @@ BUDGET_SHARE = 0.5
 """Part of a time budget that building the cache may take."""
 MORE_VIEWS_SHARE = 0.2
 """The same for views beyond the usual ones."""
+NEARLY = 0.85
+"""Of what a budget allows; that much is as good as all of it, and all of it may be exceeded by as much."""
+GOLDEN_SECTION = 0.618
+"""Multiples of it, less their whole part, lie far apart, however many there are."""
 LEAST_VIEWS = 2
 TIMED_BATCHES = 3
 
@@ -172,9 +177,7 @@ class _Setup:
             units = missing_units(cache, self.store, self.per_case(views))
         affordable = int(_budget_share(views) * in_budget)
         if _count(units) > affordable:
-            passes = sum(self.per_case(views).values())
-            cache = self.cache(max(1, affordable // passes))
-            units = missing_units(cache, self.store, self.per_case(views))
+            cache, units = self.shortened(affordable, views)
             self.run.reporter.message(
                 f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
                 f"{cache.identity.items_per_case} slices of each case."
@@ -182,6 +185,22 @@ class _Setup:
         elif views < wanted:
             self.run.reporter.message(f"The time budget allows {views} views a slice in the cache.")
         return _Wanted(cache=cache, units=units, views=views)
+
+    def shortened(self, affordable: int, views: int) -> tuple[EmbeddingCache, list[Unit]]:
+        """A cache of as many slices a case as can be encoded, and what it lacks; about as many will do.
+
+        No two timings are the same, and another number is another cache: folds would share nothing, and a
+        build that was interrupted would begin anew. So one of nearly that number is gone on with.
+        """
+        wanted = self.per_case(views)
+        each = affordable / sum(wanted.values())
+        for known in reversed(self.cache(None).shortened_beside()):
+            cache = self.cache(known)
+            units = missing_units(cache, self.store, wanted)
+            if known + 1 > NEARLY * each and NEARLY * _count(units) <= affordable:
+                return cache, units
+        cache = self.cache(max(1, int(each)))
+        return cache, missing_units(cache, self.store, wanted)
 
     def per_case(self, views: int) -> dict[str, int]:
         """Views wanted of every case: validation cases need the plain slices alone."""
@@ -215,7 +234,7 @@ class _Setup:
     def options(self) -> BuildOptions:
         run, labels = self.run, self.run.plan.labels
         return BuildOptions(
-            batch_size=run.batch_size,
+            batch_size=min(ENCODE_BATCH, run.batch_size),
             workers=run.workers,
             device=run.device,
             autocast=lambda: run.precision.autocast(run.device),
@@ -227,7 +246,8 @@ class _Setup:
 
     def seconds_per_item(self, units: list[Unit]) -> float:
         """Measured on the first few batches, which are not kept."""
-        timed = time_encoding(self.network, self.view_source(), units, self.options(), TIMED_BATCHES)
+        kind = self.config.cache_storage
+        timed = time_encoding(self.network, self.view_source(), units, self.options(), kind, TIMED_BATCHES)
         return max(timed, 1e-6)
 
     def build(self, wanted: _Wanted, needed: float) -> None:
@@ -245,7 +265,8 @@ class _Setup:
             left = duration(elapsed / done * (total - done))
             reporter.status(f"embedding cache  {done}/{total} slices  {done / elapsed:.1f}/s  {left} left")
 
-        build_cache(cache, self.network, self.view_source(), wanted.units, self.options(), progress)
+        units = _begun_elsewhere(wanted.units, self.run.fold)
+        build_cache(cache, self.network, self.view_source(), units, self.options(), progress)
         reporter.message(f"Embedding cache built in {duration(time.monotonic() - started)}.")
         errors = cache.mean_errors([(unit.case, unit.view) for unit in wanted.units])
         if errors:
@@ -263,6 +284,16 @@ def _recorded(augmentation: AugmentationSettings) -> dict[str, Any]:
     if not augmentation.slice_context:
         del data["slice_context"]
     return data
+
+
+def _begun_elsewhere(units: list[Unit], fold: int | str) -> list[Unit]:
+    """The units from another place on for each fold, and round.
+
+    Folds that are started side by side leave out what another one has finished: in one order all of them
+    would encode everything at the same time.
+    """
+    start = 0 if fold == "all" else int(len(units) * (int(fold) * GOLDEN_SECTION % 1))
+    return [*units[start:], *units[:start]]
 
 
 def _budget_share(views: int) -> float:

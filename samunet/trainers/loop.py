@@ -27,7 +27,7 @@ from samunet.trainers.step import TrainingStep
 from samunet.workspace import BEST, FINAL, LATEST
 
 if TYPE_CHECKING:
-    from samunet.trainers.loop_run import LoopRun
+    from samunet.trainers.loop_run import LoopRun, Restorable
 
 PICTURE_SECONDS = 30.0
 """progress.png is drawn at most this often, and at the end."""
@@ -41,7 +41,7 @@ def fit(run: LoopRun) -> Outcome:
     Raises:
         SamunetError: loss or weights are not finite; the last checkpoint is left as it was.
     """
-    session = _Session(run)
+    session = _Session(run, run.take_checkpoint())
     restart_peak_memory(run.device)
     with stop_signals() as stop:
         outcome = session.run_epochs(stop)
@@ -54,15 +54,16 @@ def fit(run: LoopRun) -> Outcome:
 class _Session:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, run: LoopRun) -> None:
+    def __init__(self, run: LoopRun, continued: Restorable | None) -> None:
         self.run = run
         self.progress = Progress()
         self.phase_index = -1
-        self.records = cut_history(run.folder, 0 if run.resume_from is None else run.resume_from.epoch)
+        epoch = 0 if continued is None else continued.epoch
+        self.records = cut_history(run.folder, epoch)
         self.drawn_at = time.monotonic()
-        self._enter_phase(self._locate(0 if run.resume_from is None else run.resume_from.epoch)[0])
-        if run.resume_from is not None:
-            self._restore()
+        self._enter_phase(self._locate(epoch)[0])
+        if continued is not None:
+            self._restore(continued)
 
     @property
     def phase(self) -> Phase:
@@ -85,9 +86,7 @@ class _Session:
             self.phase_index = index
             self.step = TrainingStep(self.run, self.phase)
 
-    def _restore(self) -> None:
-        checkpoint = self.run.resume_from
-        assert checkpoint is not None
+    def _restore(self, checkpoint: Restorable) -> None:
         load_network_state(self.run.module.network, checkpoint.network, checkpoint.base_weights)
         # A checkpoint at the end of a phase holds a network that has not entered the next one.
         self.run.module.enter_phase(self.phase)

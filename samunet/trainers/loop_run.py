@@ -67,9 +67,8 @@ class LoopRun(Protocol):
     def class_names(self) -> Sequence[str]:
         """Names of the counts `tp`, `fp`, `fn` that validation returns."""
 
-    @property
-    def resume_from(self) -> Restorable | None:
-        """Checkpoint to continue from."""
+    def take_checkpoint(self) -> Restorable | None:
+        """Checkpoint to continue from, once: a whole network and optimizer, which the run does not keep."""
 
     def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
         """Write a checkpoint after `epoch` complete epochs, atomically."""

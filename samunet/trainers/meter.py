@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,7 +84,7 @@ class EpochMeter:
         with torch.no_grad():
             finite = [parameter.isfinite().all() for parameter in trained]
         if finite and not bool(torch.stack(finite).all()):
-            raise _not_finite("Weights became infinite or NaN at the end", self.progress, self.run.folder)
+            raise _not_finite("Weights became infinite or NaN at the end", self.progress, self.run)
         synchronize(self.run.device)
         if self.is_training:
             self.progress.training_seconds = self._training_seconds()
@@ -124,7 +123,7 @@ class EpochMeter:
             self.overflows_in_a_row += 1
             if self.overflows_in_a_row == most:
                 told = f"The loss became {value} in step {iteration + 1}"
-                raise _not_finite(told, self.progress, self.run.folder)
+                raise _not_finite(told, self.progress, self.run)
         self.pending = []
 
 
@@ -133,10 +132,11 @@ def samples_per_second(run: LoopRun, phase: Phase, steps: int, seconds: float) -
     return steps * phase.accumulate * run.batch_size / max(seconds, 1e-9)
 
 
-def _not_finite(told: str, progress: Progress, folder: Path) -> SamunetError:
-    latest = folder / LATEST
+def _not_finite(told: str, progress: Progress, run: LoopRun) -> SamunetError:
+    latest = run.folder / LATEST
+    wider = "in fp32 (--overwrite --set precision=fp32) or " if run.precision.skips_overflows else ""
     kept = f"The last checkpoint is {latest}." if latest.exists() else "No checkpoint was written yet."
     return SamunetError(
         f"{told} of epoch {progress.epoch + 1}. {kept} Look at the images for extreme intensities, or start "
-        "anew with a lower rate (--overwrite --set learning_rate=...)."
+        f"anew {wider}with a lower rate (--overwrite --set learning_rate=...)."
     )

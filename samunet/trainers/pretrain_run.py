@@ -160,6 +160,11 @@ class PretrainRun:
         copied = {k: v.detach().to("cpu", torch.float32, copy=True).contiguous() for k, v in own.items()}
         return kept | copied
 
+    def take_checkpoint(self) -> PretrainCheckpoint | None:
+        """What is continued, handed over: the run does not keep it in memory."""
+        taken, self.resume_from = self.resume_from, None
+        return taken
+
     def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
         """Write a checkpoint after `epoch` complete epochs, atomically."""
         phase = self.phases[0]
@@ -177,21 +182,20 @@ class PretrainRun:
         }
         write_torch(path, content)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, checkpoint: PretrainCheckpoint) -> None:
         """Continue from a checkpoint of this pretraining; its length is kept.
 
         A checkpoint without case names is known by the rest: whether its slices are of the same cases has to
         be settled before.
 
         Raises:
-            SamunetError: there is none, it cannot be read, or it is of other settings or data.
+            SamunetError: it is of other settings or data.
         """
-        checkpoint = load_checkpoint(path)
         wanted = self.identity if checkpoint.data is not None else self._identity(_without_names(self.data))
         if checkpoint.identity != wanted:
             raise SamunetError(
-                f"{path} is of a pretraining with other settings or data. Repeat the command that started it "
-                "and add --c, or take another -o NAME."
+                f"{self.folder} holds a pretraining with other settings or data. Repeat the command that "
+                "started it and add --c, or take another -o NAME."
             )
         self._set_length(*checkpoint.length)
         self.licences = {**checkpoint.licences, **self.licences}

@@ -117,6 +117,11 @@ class TrainingRun:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.plan.labels.foreground)
 
+    def take_checkpoint(self) -> Checkpoint | None:
+        """What is continued, handed over: the run does not keep it in memory."""
+        taken, self.resume_from = self.resume_from, None
+        return taken
+
     def save(self, path: Path, epoch: int, training: dict[str, Any]) -> None:
         """Write a checkpoint after `epoch` complete epochs."""
         save_checkpoint(path, self.checkpoint(epoch, training))

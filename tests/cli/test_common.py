@@ -109,6 +109,7 @@ def fail_with(error: BaseException):
         (MemoryError(), "Not enough main memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "Not enough main memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "Not enough main memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling it"), "Not enough GPU memory"),
     ],
 )
 def test_users_mistakes_are_one_message_and_exit_2(error: BaseException, words: str, capsys) -> None:

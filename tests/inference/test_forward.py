@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from samunet.errors import SamunetError
 from samunet.inference import sliding_window
-from samunet.inference.forward import OUT_OF_MEMORY, Forward
+from samunet.inference.forward import Forward
 from samunet.inference.logit_storage import LogitStorage
 from samunet.inference.pass_statistics import PassStatistics
 from samunet.inference.sliding_window import CPU, WindowSettings
 from samunet.trainers.devices import Precision
 
+OUT_OF_MEMORY = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)  # before torch 2.5
 SHAPE = (2, 6, 18, 14)
 WINDOW = WindowSettings(patch_size=(12, 10), mirror_axes=(1,), batch_size=4)
 
@@ -42,13 +44,21 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
-@pytest.mark.parametrize("most", [2, 1])
+@pytest.mark.parametrize(
+    ("most", "error"),
+    [
+        (2, Network.error),
+        (1, Network.error),
+        (2, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        (2, RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`")),
+    ],
+)
 def test_fewer_tiles_at_once_give_the_same(
-    most: int, image: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    most: int, error: Exception, image: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network, seen = Network(), [PassStatistics(CLASSES, WINDOW, SHAPE) for _ in range(2)]
     expected = Forward([network], WINDOW, [tmp_path])(image, None, seen[0])
-    network.most = most
+    network.most, network.error = most, error
     forward, storage = Forward([network], WINDOW, [tmp_path]), LogitStorage(tmp_path)
     left = storage.left
     torch.testing.assert_close(forward(image, storage, seen[1]), expected)
@@ -118,8 +128,34 @@ def test_main_memory_that_does_not_suffice(
         forward(image)
 
 
-def test_advice_for_half_precision_is_full_precision(image: np.ndarray) -> None:
-    half = WindowSettings(patch_size=(12, 10), precision=Precision(name="bf16"))
-    broken = image * np.float32(np.nan)
-    with pytest.raises(SamunetError, match=r"model gives NaN .* bf16: train it again with --set pre"):
-        Forward([Network()], half, [Path("model")])(broken)
+class Hot(nn.Module):
+    """Three classes; a value that half precision does not hold on the way."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        large = (tiles * 1e5).to(torch.float16 if torch.is_autocast_enabled("cpu") else torch.float32)
+        return torch.cat([tiles, large.float()[:, :1] / 1e5], dim=1)
+
+
+def test_an_image_that_overflows_half_precision_is_computed_in_single(
+    image: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    half, seen = replace(WINDOW, precision=Precision(name="bf16")), []
+    for window in (WINDOW, half):
+        seen.append(PassStatistics(CLASSES, window, SHAPE))
+        forward = Forward([Hot()], window, [])
+        found = forward(image, None, seen[-1])
+        if window is WINDOW:
+            expected = found
+            assert not caplog.records
+    torch.testing.assert_close(found, expected)
+    assert "This image overflows bf16 and is computed in fp32" in caplog.text
+    assert forward.window.precision.name == "bf16"  # the next image may not
+    for name, figures in seen[0].figures().items():
+        assert seen[1].figures()[name].soft_dice == pytest.approx(figures.soft_dice)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_is_not_finite_in_single_precision_either_is_refused(precision: Any, image: np.ndarray) -> None:
+    window = WindowSettings(patch_size=(12, 10), precision=Precision(name=precision))
+    with pytest.raises(SamunetError, match=r"model gives NaN .* other folds"):
+        Forward([Network()], window, [Path("model")])(image * np.float32(np.nan))

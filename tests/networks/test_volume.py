@@ -175,12 +175,14 @@ def test_sam_weights_fill_the_encoder():
         torch.nn.init.normal_(parameter)
     state = flat.state_dict()
     encoder = VolumeEncoder(encoder_settings())
+    encoder.initialise()  # as where it is trained too
     used = encoder.load_sam(state)
     assert used == encoder.sam_keys() == {key for key in state if not key.startswith("neck.")}
     own = encoder.state_dict()
     assert all(torch.equal(own[key], state[key]) for key in used)
     attention = encoder.blocks[1].attn
     assert torch.allclose(attention.rel_pos_d, (attention.rel_pos_h + attention.rel_pos_w) / 2)
+    assert not encoder.depth_embed.any()
 
 
 def test_parameters_of_the_paper():

@@ -31,7 +31,7 @@ from samunet.records import content_hash, to_data
 from samunet.trainers.pretrain_run import load_checkpoint
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.schedule import Timing
-from samunet.workspace import Workspace
+from samunet.workspace import FINAL, LATEST, Workspace
 
 QUICK = ["-encoder", "vit_micro", "--steps", "2", "--batch", "2", "--set", "val_batches=1", "-np", "1"]
 QUICK += ["-device", "cpu"]
@@ -178,6 +178,17 @@ def test_a_run_that_goes_on_keeps_its_time_budget(
     torch.save({**content, "time_budget_minutes": None}, checkpoint)
     assert command(tmp_path, *words, "--c", "--time_budget", "5") == 2
     assert "begun without a time budget" in capsys.readouterr().err
+
+
+def test_an_end_between_the_first_two_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, run = ["--synthetic", *QUICK, "-o", "one"], tmp_path / "results" / "pretraining" / "one"
+    assert command(tmp_path, *words) == 0
+    for file in (run / LATEST, run / FINAL, tmp_path / "weights" / "one.pth"):
+        file.unlink()
+    assert command(tmp_path, *words) == 2
+    assert "holds a pretraining already" in capsys.readouterr().err
+    assert command(tmp_path, *words, "--c") == 0
+    assert (tmp_path / "weights" / "one.pth").is_file()
 
 
 @pytest.mark.parametrize(

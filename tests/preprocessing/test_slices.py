@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +242,13 @@ def test_one_case_in_ten_is_for_validation_only() -> None:
     held = {c.name for c in slices.cases(validation=True)}
     assert held == {"0", "10"}
     assert not held & {c.name for c in slices.cases(validation=False)}
+
+
+def test_cutting_takes_a_few_bytes_a_voxel() -> None:
+    """In double precision and three channels a volume of 600 slices would not fit into a laptop."""
+    image = np.random.default_rng(0).normal(size=(1, 40, 96, 96)).astype(np.float32)
+    tracemalloc.start()
+    case_slices(case(image, None, (4.0, 1.0, 1.0)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * image.size  # three of a picture, four of a copy for the percentiles, and planes

@@ -143,3 +143,14 @@ def test_soft_labels_made_anew_from_other_content_are_refused(
                 continue
             with pytest.raises(SamunetError, match=r"soft labels of case a in .* made anew .*Train again"):
                 read("a")
+
+
+def test_what_another_training_finished_is_not_written_again(tmp_path: Path) -> None:
+    packed = pack_case(torch.zeros(3, *SHAPE), IDENTITY, by_slice=True)
+    SoftLabelStore(tmp_path, IDENTITY).write("a", packed, "key")
+    before = {file.name: file.stat().st_ino for file in tmp_path.iterdir()}
+    store = SoftLabelStore(tmp_path, IDENTITY)
+    store.write("a", packed, "key")
+    assert {file.name: file.stat().st_ino for file in tmp_path.iterdir()} == before
+    store.write("a", packed, "key", draw_foreground(torch.zeros(3, *SHAPE), IDENTITY))  # without a label now
+    assert store.foreground("a") == {}

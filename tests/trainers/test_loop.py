@@ -296,7 +296,7 @@ def test_an_overflow_in_fp16_ends_nothing(request_fcn: RunRequest, monkeypatch: 
     (told,) = (text for text in said if "not finite" in text)
     assert "the loss of 1 step(s) of epoch 2" in told
     monkeypatch.setattr(trainer, "build_training", lambda *a: _Broken(build(*a), 5, steps=4))
-    with pytest.raises(SamunetError, match="nan in step 4 of epoch 2"):
+    with pytest.raises(SamunetError, match=r"nan in step 4 of epoch 2.*precision=fp32"):
         train_fold(replace(request_fcn, overwrite=True), SilentReporter())
 
 

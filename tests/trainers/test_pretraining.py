@@ -284,7 +284,7 @@ def test_stopped_and_continued_gives_the_same_as_uninterrupted(
     stopped = make_run(tmp_path / "parts", settings, reporter=_StopAt(4))
     assert stopped.train() == "interrupted"
     continued = make_run(tmp_path / "parts", settings)
-    continued.resume(tmp_path / "parts" / LATEST)
+    continued.resume(load_checkpoint(tmp_path / "parts" / LATEST))
     assert continued.train() == "finished"
     expected, found = whole.sam_state(), continued.sam_state()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -296,9 +296,9 @@ def test_stopped_and_continued_gives_the_same_as_uninterrupted(
 def test_another_pretraining_is_not_continued(tmp_path: Path) -> None:
     make_run(tmp_path).save(tmp_path / LATEST, 0, {})
     with pytest.raises(SamunetError, match="other settings"):
-        make_run(tmp_path, replace(SMALL, seed=5)).resume(tmp_path / LATEST)
+        make_run(tmp_path, replace(SMALL, seed=5)).resume(load_checkpoint(tmp_path / LATEST))
     with pytest.raises(SamunetError, match="without --c"):
-        make_run(tmp_path).resume(tmp_path / "absent.pth")
+        load_checkpoint(tmp_path / "absent.pth")
 
 
 def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,14 +308,14 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, monkeypatch: pytest
     for cut in (content[: len(content) // 2], content[:3], b""):
         path.write_bytes(cut)
         with pytest.raises(SamunetError, match=r"cannot be read.*Delete the folder"):
-            run.resume(path)
+            load_checkpoint(path)
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")  # torch's word for some damages
 
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(SamunetError, match=r"cannot be read \(OSError\)"):
-        run.resume(path)
+        load_checkpoint(path)
 
 
 def test_the_best_checkpoint_is_named_where_it_can_be_continued(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_a_time_budget_keeps_the_validation_that_it_counted_on(
     assert phase_seconds(run.phases[0], slow) <= 120
     run.save(run.folder / LATEST, 0, {})
     again = make_run(tmp_path, replace(SMALL, steps=100_000, epoch_steps=100, val_batches=4))
-    again.resume(run.folder / LATEST)
+    again.resume(load_checkpoint(run.folder / LATEST))
     assert again.phases[0].val_iterations == run.phases[0].val_iterations
 
 

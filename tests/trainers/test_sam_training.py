@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_runs import (
     CHANNELS,
+    NAMES,
     PATCH_2D,
     REGIONS,
     WEIGHTS_FILE,
@@ -26,9 +27,13 @@ from tiny_runs import (
 )
 from torch import Tensor
 
+from samunet.data.splits import Split
 from samunet.errors import SamunetError
 from samunet.inference.files import FileOptions
 from samunet.inference.predictor import Predictor, arguments_of
+from samunet.networks.sam_slices import SamSliceNetwork
+from samunet.planning.sam_options import ENCODE_BATCH
+from samunet.preprocessing.embedding_build import Unit
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
 from samunet.records import read_record, to_data
 from samunet.trainers import cache_setup, get_trainer
@@ -254,6 +259,48 @@ def test_a_time_budget_shrinks_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     (request.folder / FINAL).unlink()
     train_fold(replace(request, resume=True, settings={}), listener)
     assert len(list((tmp_path / "embeddings").iterdir())) == 1
+
+
+def test_folds_under_a_time_budget_share_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two timings are the same: another number of slices would be another cache, and nothing be shared."""
+    passes, share = 2 * 3 + 1, 5 * 60 * cache_setup.BUDGET_SHARE
+    held = []
+    for fold, affordable in enumerate((3.2, 2.85, 3.3, 5.2)):
+        monkeypatch.setattr(cache_setup, "time_encoding", lambda *a, n=affordable: share / passes / n)
+        request = make_request(
+            tmp_path, "2d_linear", settings={**SHORT, "views": 2}, time_budget_minutes=5, fold=fold
+        )
+        names = [*NAMES[fold:], *NAMES[:fold]]
+        split = Split(train=tuple(names[:3]), val=tuple(names[3:]))
+        train_fold(replace(request, split=split, folder=tmp_path / f"fold_{fold}"), SilentReporter())
+        record = read_run(tmp_path / f"fold_{fold}")
+        assert record is not None
+        held.append(record.cache.items_per_case)
+    assert held == [3, 3, 3, 5]
+    assert len(list((tmp_path / "embeddings").iterdir())) == 2
+
+
+def test_folds_begin_a_cache_in_different_places(tmp_path: Path) -> None:
+    units = [Unit(case=str(i), view=0, key="", items=(), plane=()) for i in range(100)]
+    orders = [cache_setup._begun_elsewhere(units, fold) for fold in range(5)]
+    assert all(sorted(order, key=lambda u: int(u.case)) == units for order in orders)
+    starts = sorted(int(order[0].case) for order in orders)
+    assert min(np.diff([*starts, 100 + starts[0]])) >= 14
+    assert cache_setup._begun_elsewhere(units, "all") == units
+
+
+def test_slices_are_encoded_by_as_many_as_the_plan_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, encode = [], SamSliceNetwork.encode
+
+    def counted(self: SamSliceNetwork, slices: Tensor) -> Any:
+        sizes.append(len(slices))
+        return encode(self, slices)
+
+    monkeypatch.setattr(SamSliceNetwork, "encode", counted)
+    train_fold(make_request(tmp_path, "2d_linear", settings={**SHORT, "batch_size": 16}), SilentReporter())
+    assert max(sizes) == ENCODE_BATCH
 
 
 def test_views_beyond_the_usual_ones_take_less_of_a_time_budget(

@@ -24,6 +24,7 @@ from samunet.pipeline.pretrain.result import check_target, write_half, write_rec
 from samunet.preprocessing.slice_room import check_slice_room
 from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.claim import claimed
 from samunet.trainers.continuing import load_latest
 from samunet.trainers.devices import choose_device, sample_workers
@@ -33,7 +34,7 @@ from samunet.trainers.pretrain_source import Collection, Generated, PretrainSour
 from samunet.trainers.pretrain_teacher import Teacher, card_of, load_teacher
 from samunet.trainers.pretraining import PretrainSettings
 from samunet.trainers.reporter import Reporter, make_reporter
-from samunet.workspace import LATEST, Workspace
+from samunet.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def pretrain(
         held.callback(reporter.close)
         held.enter_context(claimed(folder))
         settle_replaced(folder)
-        if (folder / LATEST).exists() and not (options.resume or options.overwrite):
+        if checkpoints_in(folder) and not (options.resume or options.overwrite):
             raise SamunetError(
                 f"{folder} holds a pretraining already. Continue it with --c, replace it with --overwrite, "
                 "or take another name with -o."
@@ -151,8 +152,9 @@ def pretrain(
             start=start,
             licences=sources.licences,
         )
-        if options.resume:
-            run.resume(folder / LATEST)
+        if continued is not None:
+            run.resume(continued)
+            del continued  # the loop takes it
         elif options.time_budget_minutes is not None:
             run.fit_to_budget(options.time_budget_minutes)
         write_record(run, descent)
