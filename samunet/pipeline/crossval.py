@@ -23,11 +23,11 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.plan import Plan
 from samunet.progress import Progress
 from samunet.records import write_json
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.whole_files import partial_folder, remove_partials, replace_folder
 from samunet.workspace import (
     DATASET_FILE,
-    LATEST,
     PLAN_FILE,
     SUMMARY_FILE,
     TABLE_FILE,
@@ -217,7 +217,7 @@ def _check_complete(
             untrained.setdefault(elsewhere[name], []).append(name)
     for fold, names in sorted(untrained.items()):
         folder = fold_folder(model_folder, fold)
-        flags = ["--c"] * (folder / LATEST).exists()
+        flags = ["--c"] * bool(checkpoints_in(folder))
         command = _command(model_folder, dataset.name, fold, read_run(folder) or first, *flags)
         faults.append(f"fold {fold} is not trained, {counted_cases(names)}: {command}")
     if faults:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from samunet.data.labels import OUTSIDE
 from samunet.networks.features import EncodingNetwork, Features
 from samunet.planning.cache_storage import Storage
 from samunet.preprocessing.boxes import read_box, read_slice
-from samunet.preprocessing.compact import LEVEL, Codec, fit_bases, save_bases
+from samunet.preprocessing.compact import LEVEL, fit_bases, save_bases
 from samunet.preprocessing.embeddings import EmbeddingCache, ViewEntry, case_items, view_seed
 from samunet.preprocessing.open_cases import made_anew
 from samunet.preprocessing.store import CaseStore, StoredCase
@@ -218,9 +217,9 @@ def build_cache(
     _prepare_components(cache, network, source, units, options)
     total, coming = sum(len(unit.items) for unit in units), deque[tuple[Unit, int]]()
     keys = _still_missing(cache, units, coming)
-    stream = BatchStream(source, _in_batches(keys, options.batch_size), options.workers, options.device)
+    stream = BatchStream(source, in_batches(keys, options.batch_size), options.workers, options.device)
     try:
-        encoded = _encode(stream, network, options)
+        encoded = encode_items(stream, network, options)
         for first in encoded:
             unit, done = coming.popleft()
             _write_unit(cache, unit, chain([first], islice(encoded, len(unit.items) - 1)), options)
@@ -260,21 +259,22 @@ def _prepare_components(
     keys = sorted({ItemKey(unit.case, 0, item) for unit in fitted for item in unit.items})
     chosen = keys[:: max(1, len(keys) // FITTED_SLICES)]
     stream = BatchStream(
-        source, _in_batches(iter(chosen), options.batch_size), options.workers, options.device
+        source, in_batches(iter(chosen), options.batch_size), options.workers, options.device
     )
     try:
-        bases = fit_bases(_encode(stream, network, options), storage.components, cache.identity.seed)
+        bases = fit_bases(encode_items(stream, network, options), storage.components, cache.identity.seed)
     finally:
         stream.close()
     save_bases(cache.bases_file, bases)
 
 
-def _in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
+def in_batches(keys: Iterator[ItemKey], size: int) -> Iterator[list[ItemKey]]:
+    """The keys, so many at a time."""
     while batch := list(islice(keys, size)):
         yield batch
 
 
-def _encode(
+def encode_items(
     stream: Iterable[Sample], network: nn.Module, options: BuildOptions
 ) -> Iterator[dict[str, np.ndarray]]:
     """Arrays by name, item by item: levels in single precision, a picture in half, and the target."""
@@ -360,42 +360,3 @@ def _count(target: np.ndarray, options: BuildOptions) -> tuple[tuple[int, ...], 
 def _pixels_inside(place: Sequence[int], plane: Sequence[int], size: Sequence[int]) -> int:
     """Pixels of an item that lie on its case; the padding around it is annotated by nobody."""
     return prod(max(0, min(n, a + s) - max(0, a)) for a, s, n in zip(place[1:], size, plane))
-
-
-@torch.no_grad()
-def time_encoding(
-    network: nn.Module,
-    source: ViewSource,
-    units: Sequence[Unit],
-    options: BuildOptions,
-    storage: str,
-    batches: int,
-) -> float:
-    """Seconds per item of a build, measured on a few batches of the last units; nothing is kept.
-
-    Readers work beside a GPU. On a CPU they share its cores with the encoder, so that both times add up.
-    """
-    keys = (ItemKey(unit.case, unit.view, item) for unit in reversed(units) for item in unit.items)
-    stream = BatchStream(source, _in_batches(keys, options.batch_size), 0, options.device)
-    codec: Codec | None = None
-    timed: list[tuple[float, float]] = []
-    for _ in range(1 + batches):
-        started = time.monotonic()
-        batch = next(stream, None)
-        if batch is None:
-            break
-        reading = time.monotonic() - started
-        items = list(_encode([batch], network, options))
-        codec = codec or _codec_for_timing(storage, items)
-        for item in items:
-            codec.encode(item, measured=False)
-        timed.append((reading / len(items), (time.monotonic() - started - reading) / len(items)))
-    reading, encoding = map(fmean, zip(*(timed[1:] or timed)))  # the first batch allocates
-    reading /= max(1, options.workers)
-    return max(reading, encoding) if options.device.type == "cuda" else reading + encoding
-
-
-def _codec_for_timing(storage: str, items: Sequence[Mapping[str, np.ndarray]]) -> Codec:
-    """A codec of the kind, as quick as the cache's own, which may have no components yet."""
-    kind = Storage.parse(storage)
-    return Codec(kind, fit_bases(items, kind.components, seed=0) if kind.kind == "pca" else None)

@@ -20,9 +20,9 @@ from samunet.preprocessing.embedding_build import (
     build_cache,
     bytes_per_item,
     missing_units,
-    time_encoding,
 )
 from samunet.preprocessing.embeddings import CacheIdentity, EmbeddingCache
+from samunet.preprocessing.encoding_time import time_encoding
 from samunet.preprocessing.store import CaseStore
 from samunet.records import to_data
 from samunet.trainers.augmentation import AugmentationSettings

@@ -35,7 +35,7 @@ def test_an_adapted_encoder_is_kept_and_cached_whatever_its_size(encoder: str, m
     chosen = planned({encoder: "file"}, (encoder,)).configuration(method)
     assert chosen.settings.get("encoder", "frozen") == "frozen"
     assert chosen.settings.get("cache", True)
-    assert "adapters from a pretraining, so the encoder is kept" in " ".join(chosen.reasons)
+    assert "adapters from a pretraining, so the encoder is frozen" in " ".join(chosen.reasons)
 
 
 def test_without_adapters_the_small_encoder_is_trained_as_before() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from samunet.data.splits import SINGLE_SOURCE, read_splits
 from samunet.pipeline.group_matrix.runs import MatrixRequest, SourceRun
 from samunet.pipeline.run_commands import TrainedAs
-from samunet.workspace import LATEST, Workspace, split_tag
+from samunet.trainers.checkpoint import checkpoints_in
+from samunet.workspace import Workspace, split_tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Mending:
         if wanted <= set(run.record.val):
             if run.is_trained:
                 return ["--val"], ""
-            return ["--c"] * (run.folder / LATEST).exists(), ""
+            return ["--c"] * bool(checkpoints_in(run.folder)), ""
         file = self.workspace.splits_file(self.request.dataset, run.splits)
         known = {case for split in read_splits(file) for case in split.val} if file.is_file() else wanted
         return ["--overwrite"], "" if wanted <= known else f"delete {file}, which lacks cases of today"

@@ -17,7 +17,7 @@ from samunet.records import read_json, write_json
 from samunet.trainers import import_trainer
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, differences, identify, read_run, settle_all_replaced
-from samunet.workspace import FINAL, LATEST, Fold, Workspace, fold_folder, fold_folders, is_validated
+from samunet.workspace import FINAL, Fold, Workspace, fold_folder, fold_folders, is_validated
 
 NEW, HALFWAY, UNSCORED, DONE = "new", "halfway", "not scored yet", "done"
 
@@ -36,7 +36,7 @@ class Training:
         """How far it has come, by the files that are there."""
         folder = fold_folder(self.model_folder, self.fold)
         if not (folder / FINAL).is_file():
-            return HALFWAY if (folder / LATEST).is_file() else NEW
+            return HALFWAY if checkpoints_in(folder) else NEW
         scored = self.fold == "all" or is_validated(self.model_folder, self.fold)
         return DONE if scored else UNSCORED
 

@@ -17,10 +17,10 @@ from samunet.pipeline.run_commands import TrainedAs
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.plan import Plan
 from samunet.records import content_hash
+from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import (
     FINAL,
-    LATEST,
     PLAN_FILE,
     SUMMARY_FILE,
     Workspace,
@@ -198,7 +198,7 @@ def _unscored(folder: Path, number: int, faults: _Faults) -> None:
     """Note how far a fold without scores has come."""
     if (folder / FINAL).is_file():
         faults.unscored.append(number)
-    elif (folder / LATEST).is_file():
+    elif checkpoints_in(folder):
         faults.unfinished.append(number)
     else:
         faults.untrained.append(number)
