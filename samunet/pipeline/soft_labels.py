@@ -107,10 +107,11 @@ class Labelling:
                 f"Mirroring makes this about {predictor.num_mirrorings} times slower; --disable_tta turns it "
                 "off."
             )
-        started = time.monotonic()
+        started, to_estimate = time.monotonic(), missing
         for done, case in enumerate(missing):
             if not store.has(case.name, case.entry.key):  # another training may have labelled it meanwhile
-                self._label(store, predictor, case, missing if done == 0 else [])
+                self._label(store, predictor, case, to_estimate)
+                to_estimate = []
             elapsed = time.monotonic() - started
             left = duration(elapsed / (done + 1) * (len(missing) - done - 1))
             reporter.status(f"soft labels  {done + 1}/{len(missing)} cases  {left} left")
