@@ -55,7 +55,7 @@ class Codec:
 
         Args:
             arrays: levels (E, h, w) float32 and others, which stay as they are.
-            measured: whether the error is computed, which takes about as long as the rest.
+            measured: whether the error is computed, which takes several times as long as the rest.
 
         Returns:
             Arrays to store; and of each level the relative error: the root of the squared error over the
