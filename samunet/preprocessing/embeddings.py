@@ -209,7 +209,7 @@ class EmbeddingCache:
 
     def shortened_beside(self) -> list[int]:
         """Items a case of the caches beside this one that differ from it in nothing else, ascending."""
-        found = [read_json(path) for path in self.folder.parent.glob(f"*/{IDENTITY_FILE}")]
+        found = [read_json(path) for path in self._identities_beside()]
         whole = {**to_data(self.identity), ITEMS: None}
         return sorted(
             other[ITEMS]
@@ -219,11 +219,13 @@ class EmbeddingCache:
 
     def closest_other(self) -> str | None:
         """Why the most similar cache beside this one cannot be used, in words; None if there is none."""
-        others = [
-            path for path in self.folder.parent.glob(f"*/{IDENTITY_FILE}") if path.parent != self.folder
-        ]
-        told = sorted((self.differences(path) for path in others), key=len)
+        told = sorted((self.differences(path) for path in self._identities_beside()), key=len)
         return "; ".join(told[0]) if told else None
+
+    def _identities_beside(self) -> list[Path]:
+        """Files of the identities of the other caches beside this one."""
+        found = self.folder.parent.glob(f"*/{IDENTITY_FILE}")
+        return [path for path in found if path.parent != self.folder]
 
     def view_file(self, case: str, view: int, suffix: str) -> Path:
         return self.folder / case / f"v{view}.{suffix}"

@@ -194,10 +194,11 @@ class _Setup:
         """
         wanted = self.per_case(views)
         each = affordable / sum(wanted.values())
-        for known in reversed(self.cache(None).shortened_beside()):
+        near = [known for known in self.cache(None).shortened_beside() if known + 1 > NEARLY * each]
+        for known in reversed(near):
             cache = self.cache(known)
             units = missing_units(cache, self.store, wanted)
-            if known + 1 > NEARLY * each and NEARLY * _count(units) <= affordable:
+            if NEARLY * _count(units) <= affordable:
                 return cache, units
         cache = self.cache(max(1, int(each)))
         return cache, missing_units(cache, self.store, wanted)
