@@ -179,15 +179,17 @@ def _whole_files_hint(images: Sequence[Path], num_channels: int) -> str:
     """What to do where each file of a case alone has all channels, as colour pictures of a film have; else
     nothing."""
     try:
-        whole = num_channels > 1 and all(read_header(f).num_channels == num_channels for f in images)
+        many = num_channels > 1 or len(images) > 1
+        whole = many and all(read_header(f).num_channels == num_channels for f in images)
     except SamunetError:
         return ""
     if not whole:
         return ""
     stem, ending = split_ending(images[0])
     named = f"{stem}_0000{ending}"
+    has = f"all {num_channels} channels" if num_channels > 1 else "the one channel"
     return (
-        f" Each file alone has all {num_channels} channels: if each is a case of its own, append _0000 to "
+        f" Each file alone has {has}: if each is a case of its own, append _0000 to "
         f"every name ({named}), for four digits at the end are a channel."
     )
 

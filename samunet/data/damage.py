@@ -16,6 +16,7 @@ from samunet.errors import SamunetError
 
 NIFTI1_HEADER, NIFTI2_HEADER = 348, 540
 NIFTI_FLOATS = {16: "f4", 64: "f8"}
+GZIP_MAGIC = b"\x1f\x8b"
 BLOCK_BYTES = 1 << 22
 GIPL_HEADER = 256
 
@@ -25,6 +26,12 @@ def truncated(path: Path, reason: str) -> SamunetError:
     return SamunetError(
         f"{path} is truncated or damaged ({reason}). Copy or write it again, or take it out of the dataset."
     )
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether a file is compressed; one that only has the name is read as it is, as SimpleITK does."""
+    with path.open("rb") as file:
+        return path.name.lower().endswith(".gz") and file.read(2) == GZIP_MAGIC
 
 
 def is_refusal(error: Exception) -> bool:
@@ -60,10 +67,10 @@ def check_complete(path: Path) -> None:
 
 
 def _check_nifti(path: Path) -> None:
-    is_gzip = path.name.lower().endswith(".gz")
-    with gzip.open(path) if is_gzip else path.open("rb") as file:
+    packed = is_gzip(path)
+    with gzip.open(path) if packed else path.open("rb") as file:
         expected = _nifti_layout(path, file.read(NIFTI2_HEADER)).end
-    present = _gzip_bytes(path, expected) if is_gzip else path.stat().st_size
+    present = _gzip_bytes(path, expected) if packed else path.stat().st_size
     if present < expected:
         raise truncated(path, f"{present} bytes of {expected}")
 
@@ -103,7 +110,7 @@ def _nifti_layout(path: Path, header: bytes) -> _NiftiLayout:
 
 def count_nonfinite_nifti(path: Path) -> int:
     """NaN and infinite voxels of a NIfTI file. SimpleITK would read them as 0 without a word."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
         layout = _nifti_layout(path, file.read(NIFTI2_HEADER))
         if layout.float_type is None:
             return 0

@@ -22,7 +22,7 @@ from samunet.data.cases import (
     group_files,
     passed_over,
 )
-from samunet.data.geometry import Geometry, grid_differences
+from samunet.data.geometry import Geometry, grid_differences, same_voxels
 from samunet.data.groups import Origins, origins_of_cases, read_origins
 from samunet.data.labels import LabelSet
 from samunet.data.readers import file_kind, read_image, read_label, segmentation_ending
@@ -184,12 +184,24 @@ def check_label_grid(case: Case, image: Geometry, label: Geometry) -> None:
     Raises:
         SamunetError: it does not; names both files and what differs.
     """
+    fault = label_grid_fault(case, image, label)
+    if fault:
+        raise SamunetError(fault)
+
+
+def label_grid_fault(case: Case, image: Geometry, label: Geometry) -> str:
+    """What to say where a label does not lie on its image's grid; empty where it does."""
     differences = label_differences(case, image, label)
-    if differences:
-        raise SamunetError(
-            f"{case.label} does not lie on the grid of {case.images[0]}: {'; '.join(differences)}. "
-            "Resample or re-export the label on the image's grid."
+    if not differences:
+        return ""
+    remedy = "Resample or re-export the label on the image's grid."
+    if same_voxels(image, label):
+        remedy = (
+            "If the two overlay voxel by voxel, only a header is wrong: give the label the image's (in "
+            "SimpleITK label.CopyInformation(image)). If they do not, resample the label onto the image's "
+            "grid."
         )
+    return f"{case.label} does not lie on the grid of {case.images[0]}: {'; '.join(differences)}. {remedy}"
 
 
 def label_differences(case: Case, image: Geometry, label: Geometry) -> list[str]:

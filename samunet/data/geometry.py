@@ -9,6 +9,8 @@ import numpy as np
 
 FLAT_SPACING_MM = 999.0
 """Through-plane spacing given to 2D images, so that the slice axis is always the coarse one."""
+SPACING_TOLERANCE = 1e-3
+"""Relative; what the rounding of headers makes of a spacing."""
 
 
 def voxel_volume_mm3(spacing_mm: Sequence[float], is_2d: bool) -> float:
@@ -93,6 +95,12 @@ def resampled_shape(
     return tuple(max(1, round(float(s / t * n))) for s, t, n in zip(spacing_mm, target_mm, shape))
 
 
+def same_voxels(one: Geometry, other: Geometry) -> bool:
+    """Whether two grids have the same shape and spacing, wherever they lie."""
+    close = np.allclose(one.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE, atol=0)
+    return one.shape == other.shape and bool(close)
+
+
 def grid_differences(one: Geometry, other: Geometry, compare_spacing: bool = True) -> list[str]:
     """What differs between two voxel grids, in words; empty when they are the same.
 
@@ -103,7 +111,7 @@ def grid_differences(one: Geometry, other: Geometry, compare_spacing: bool = Tru
         return [f"shape {one.shape} against {other.shape} (z, y, x)"]
     if not compare_spacing:
         return []
-    if not np.allclose(one.spacing_mm, other.spacing_mm, rtol=1e-3, atol=0):
+    if not same_voxels(one, other):
         return [f"spacing {_shown(one.spacing_mm)} against {_shown(other.spacing_mm)} mm (z, y, x)"]
     shift = np.abs(corners_mm(one) - corners_mm(other)).max()
     if shift <= 0.1 * min(one.spacing_mm):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from samunet.data.cases import Case
-from samunet.data.dataset import RawDataset, label_differences
+from samunet.data.dataset import RawDataset, label_grid_fault
 from samunet.data.geometry import Geometry, grid_differences
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_image, read_label
@@ -97,10 +97,8 @@ def _label_faults(case: Case, path: Path, image: Geometry | None, labels: LabelS
         labels.encode(label, str(path))
     except SamunetError as error:
         faults.append(str(error))
-    if image is not None:
-        differences = label_differences(case, image, geometry)
-        faults += [f"{path} does not lie on the grid of {case.images[0]}: {d}." for d in differences]
-    return faults
+    fault = "" if image is None else label_grid_fault(case, image, geometry)
+    return [*faults, fault] if fault else faults
 
 
 def _count_faults(dataset: RawDataset) -> list[str]:

@@ -75,9 +75,26 @@ class LabelSet:
         order = _parse_order(data.get("regions_class_order"), labels, where)
         return cls(labels=values, ignore=labels.ignore, region_order=order, listed=listed)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether an output of a network and a value of a file mean the same in both."""
+        if not isinstance(other, LabelSet):
+            return NotImplemented
+        mine, theirs = (
+            (s.labels, s.ignore, s.region_order, s.listed, s.regions_in_order) for s in (self, other)
+        )
+        return mine == theirs
+
     @property
     def has_regions(self) -> bool:
         return any(len(values) > 1 for values in self.labels.values())
+
+    @property
+    def regions_in_order(self) -> tuple[str, ...]:
+        """Names of the outputs of region data, whose order decides what is painted; empty for classes.
+
+        Hashes take it beside the labels: `==` of dictionaries and JSON with sorted keys know no order.
+        """
+        return tuple(self.foreground) if self.has_regions else ()
 
     @cached_property
     def values(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from samunet.data.damage import check_complete, count_nonfinite_nifti, nonfinite
+from samunet.data.damage import check_complete, count_nonfinite_nifti, is_gzip, nonfinite
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.data.nifti import read_compressed_voxels
 from samunet.errors import SamunetError
@@ -45,7 +45,7 @@ def read_header(path: Path) -> Header:
 def read(path: Path) -> tuple[np.ndarray, Geometry]:
     """Array (C, Z, Y, X) in the file's own type; frames of a 4D file and vector components are channels."""
     check_complete(path)
-    if path.name.lower().endswith(".nii.gz"):
+    if path.name.lower().endswith(".nii.gz") and is_gzip(path):
         plain = _read_plain_nifti(path)
         if plain is not None:
             return plain

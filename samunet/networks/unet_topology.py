@@ -58,15 +58,18 @@ class UNetCost:
     multiply_adds: int
 
 
-def unet_topology(spacing_mm: Sequence[float], patch_size: Sequence[int]) -> UNetTopology:
+def unet_topology(spacing_mm: Sequence[float], patch_size: Sequence[float]) -> UNetTopology:
     """Topology for a patch at a spacing (same axis order, two or three axes).
+
+    Args:
+        patch_size: voxels; not whole where it is the median of an even number of cases.
 
     Returns:
         the topology; its patch size is the given one padded up to a multiple of the divisor.
     """
     dimension = len(spacing_mm)
     spacing = [float(s) for s in spacing_mm]
-    size = [int(s) for s in patch_size]
+    size = [float(s) for s in patch_size]
     pools = [0] * dimension
     kernel = [1] * dimension
     strides = [(1,) * dimension]
@@ -114,7 +117,7 @@ def with_widths(topology: UNetTopology, base: int, largest: int) -> UNetTopology
     return replace(topology, features=features)
 
 
-def _axes_to_pool(spacing: Sequence[float], size: Sequence[int]) -> tuple[int, ...]:
+def _axes_to_pool(spacing: Sequence[float], size: Sequence[float]) -> tuple[int, ...]:
     large = [axis for axis in range(len(size)) if size[axis] >= 2 * MIN_EDGE]
     if not large:
         return ()

@@ -196,7 +196,8 @@ def dataset_stamp(dataset: RawDataset) -> str:
 
 def _meaning(dataset: RawDataset) -> list[object]:
     """What of dataset.json decides whether a model fits the data: neither their name nor their groups."""
-    return [dataset.channel_names, dataset.labels, dataset.file_ending]
+    labels = dataset.labels
+    return [dataset.channel_names, labels, dataset.file_ending, *labels.regions_in_order]
 
 
 def _identity(meaning: list[object], cases: Sequence[CaseFingerprint]) -> str:
@@ -217,6 +218,7 @@ def extract_fingerprint(
 
     if not dataset.cases:
         raise SamunetError(f"{dataset.folder} has no training cases. imagesTr and labelsTr must be filled.")
+    stamp = dataset_stamp(dataset)  # before: what changes while it is measured has to be noticed next time
     # Sent to the workers with every case, so without what they do not need.
     slim = dataclasses.replace(dataset, cases=(), origins=Origins(), json={})
     keep = max(1, FOREGROUND_VALUES // len(dataset.cases))
@@ -233,7 +235,7 @@ def extract_fingerprint(
     return Fingerprint(
         dataset=dataset.name,
         data_hash=_identity(_meaning(dataset), cases),
-        stamp=dataset_stamp(dataset),
+        stamp=stamp,
         file_ending=dataset.file_ending,
         channel_names=dataset.channel_names,
         labels=dataset.labels,

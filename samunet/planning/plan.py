@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError, unknown_name
+from samunet.listing import listed
 from samunet.networks.sam.variants import get_variant
-from samunet.records import content_hash, read_record, write_json
+from samunet.records import Bounds, Count, Positive, content_hash, read_record, write_json
 from samunet.workspace import PLAN_FILE
 
 PLAN_VERSION = 1
-"""A model folder's copy of its plan, whatever the plan's name."""
 RANDOM = "random"
 """`encoder_weights` of an encoder that is random on purpose."""
 
@@ -55,10 +56,10 @@ class DataConfiguration:
     """
 
     name: str
-    dimension: int
-    spacing_mm: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    max_shape: tuple[int, ...]
+    dimension: Annotated[int, Bounds(2, 3)]
+    spacing_mm: tuple[Positive, ...]
+    median_shape: tuple[Positive, ...]
+    max_shape: tuple[Count, ...]
     normalization: tuple[Normalization, ...]
     use_mask_for_norm: tuple[bool, ...]
     display_window: tuple[tuple[float, float], ...]
@@ -106,11 +107,11 @@ class Configuration:
     name: str
     method: str
     data: str
-    patch_size: tuple[int, ...]
-    batch_size: int
+    patch_size: tuple[Count, ...]
+    batch_size: Count
     encoder: str | None = None
     encoder_weights: str = "none"
-    input_size: int | None = None
+    input_size: Count | None = None
     batch_dice: bool = True
     mirror_axes: tuple[int, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -218,7 +219,8 @@ class Plan:
         data = self.data[data_name]
         used_intensity = self.intensity if "ct" in data.normalization else ()
         kept = [data.name, data.dimension, data.spacing_mm, data.normalization, data.use_mask_for_norm]
-        return content_hash([kept, self.transpose_forward, used_intensity, self.labels])
+        labels = (self.labels, *self.labels.regions_in_order)
+        return content_hash([kept, self.transpose_forward, used_intensity, *labels])
 
     def configuration_hash(self, name: str) -> str:
         """Identifies what a training reads: its configuration without forecast and reasons, and its data."""
@@ -235,8 +237,9 @@ class Plan:
         """Read a plan file.
 
         Raises:
-            SamunetError: no such file, another version, unknown or missing keys (with their path), or a name
-                that is not the file's, by which another plan's cases and models would be taken.
+            SamunetError: no such file, another version, unknown or missing keys (with their path), parts
+                that do not fit together, or a name that is not the file's, by which another plan's cases and
+                models would be taken.
         """
         path = Path(path)
         if not path.exists():
@@ -255,4 +258,40 @@ class Plan:
                 f"{path} cannot be used: its `name` is {plan.name}, whose cases and models belong to "
                 f"{plan.name}.json. For a plan of its own set it to {path.stem}, or rename the file."
             )
+        faults = list(_faults(plan))
+        if faults:
+            raise SamunetError(f"{path} cannot be used: {' '.join(faults)} Correct it, or plan again.")
         return plan
+
+
+def _faults(plan: Plan) -> Iterator[str]:
+    """What does not fit together, as after an edit by hand."""
+    forward, backward = plan.transpose_forward, plan.transpose_backward
+    if sorted(forward) != [0, 1, 2] or [forward[axis] for axis in backward if axis in forward] != [0, 1, 2]:
+        yield "`transpose_forward` must be an order of 0, 1, 2, and `transpose_backward` what undoes it."
+    channels = len(plan.channel_names)
+    if len(plan.intensity) != channels:
+        yield f"`intensity` has {len(plan.intensity)} entries for {channels} channel(s)."
+    for name, data in plan.data.items():
+        wanted = dict.fromkeys(("spacing_mm", "median_shape", "max_shape"), (data.dimension, "axes"))
+        wanted |= dict.fromkeys(
+            ("normalization", "use_mask_for_norm", "display_window"), (channels, "channel(s)")
+        )
+        for key, (number, of) in wanted.items():
+            found = len(getattr(data, key))
+            if found != number:
+                yield f"`data.{name}.{key}` has {found} entries for {number} {of}."
+        if data.name != name:
+            yield f"`data.{name}.name` is {data.name}."
+    for name, chosen in plan.configurations.items():
+        if chosen.name != name:
+            yield f"`configurations.{name}.name` is {chosen.name}."
+        if chosen.data not in plan.data:
+            known = listed(list(plan.data))
+            yield f"`configurations.{name}.data` is {chosen.data}, which is not among {known}."
+            continue
+        axes = plan.data[chosen.data].dimension
+        if len(chosen.patch_size) != axes:
+            yield f"`configurations.{name}.patch_size` has {len(chosen.patch_size)} entries for {axes} axes."
+        if not set(chosen.mirror_axes) <= set(range(axes)):
+            yield f"`configurations.{name}.mirror_axes` must be among {listed(range(axes))}."

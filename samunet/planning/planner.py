@@ -121,10 +121,13 @@ def _grid(fingerprint: Fingerprint, spacing: Any) -> _Grid:
         are_planes = all(case.is_2d for case in fingerprint.cases)
         target = (target[0] if are_planes else wanted[0], *wanted[1:])
     shapes = resampled_shapes(fingerprint.spacings_mm, fingerprint.shapes, target)
-    # A single slice stays one in the files, also where a finer spacing makes two of it.
-    median = np.minimum(np.median(fingerprint.shapes, axis=0), np.median(shapes, axis=0))
+    stored = np.asarray(fingerprint.shapes)
+    median = np.minimum(np.median(stored, axis=0), np.median(shapes, axis=0))
     forward, backward = transpose_axes(target, median.tolist())
     order = list(forward)
+    if np.median(stored, axis=0)[order[0]] == 1:
+        # Single slices stay what they are: 2D data are not resampled across them, whatever the spacing.
+        shapes[:, order[0]] = stored[:, order[0]]
     return _Grid(
         forward=forward,
         backward=backward,

@@ -173,12 +173,12 @@ def _elements(topology: UNetTopology, request: UNetRequest) -> int:
     return unet_cost(topology, request.num_inputs, request.num_labels).elements
 
 
-def _start_patch(request: UNetRequest) -> list[int]:
+def _start_patch(request: UNetRequest) -> list[float]:
     dimension = len(request.spacing_mm)
     aspect = 1 / np.asarray(request.spacing_mm, np.float64)
     volume = float(_START_EDGE[dimension] ** dimension)
     start = [round(float(a)) for a in aspect * (volume / np.prod(aspect)) ** (1 / dimension)]
-    return [int(min(s, m)) for s, m in zip(start, request.median_shape)]
+    return [min(s, m) for s, m in zip(start, request.median_shape)]
 
 
 def _shrink(topology: UNetTopology, request: UNetRequest) -> UNetTopology:

@@ -187,6 +187,35 @@ def test_pictures_of_a_film_are_no_channels(tmp_path: Path) -> None:
             find_cases(folder, ".png", 3)
 
 
+def test_numbered_patients_of_one_channel_are_no_channels(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / f"patient_{number:04d}.png")
+    with pytest.raises(SamunetError, match=r"has the one channel: .*name \(patient_0000_0000\.png\)"):
+        find_cases(tmp_path, ".png", 1)
+
+
+def test_a_label_with_a_lost_header_is_told_from_one_on_another_grid(folder: Path) -> None:
+    """Resampled, it would be emptied; with the image's header it is what it was."""
+    file = folder / "labelsTr" / "tiny_001.nii.gz"
+    image = sitk.ReadImage(str(file))
+    moved = sitk.Image(image)
+    moved.SetOrigin((-300.0, 20.0, 5.0))
+    for label, told in (
+        (moved, r"origin .*label\.CopyInformation\(image\)"),
+        (image[:, :, 1:], "shape .*re-export"),
+    ):
+        sitk.WriteImage(label, str(file))
+        dataset = RawDataset.load(folder)
+        with pytest.raises(SamunetError, match=f"does not lie on the grid of .*{told}"):
+            dataset.read(dataset.case("tiny_001"))
+    moved.CopyInformation(image)
+    sitk.WriteImage(moved, str(file))
+    dataset = RawDataset.load(folder)
+    read = dataset.read(dataset.case("tiny_001")).label
+    assert read is not None
+    np.testing.assert_array_equal(read, sitk.GetArrayFromImage(image))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_text_is_the_fault_of_its_case(folder: Path) -> None:
     for place in ("imagesTr", "labelsTr"):

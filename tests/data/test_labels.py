@@ -42,6 +42,22 @@ def test_regions() -> None:
     assert from_data(LabelSet, to_data(labels)) == labels
 
 
+def test_the_order_of_regions_is_part_of_what_they_mean() -> None:
+    """The same regions and the same order of painting mean another file when the regions change places."""
+    whole, core = ("whole", [1, 2]), ("core", [2])
+    first, second = (
+        parse(labels={"background": 0, **dict(names)}, regions_class_order=[1, 2])
+        for names in ((core, whole), (whole, core))
+    )
+    assert first != second
+    assert first.regions_in_order == ("core", "whole")
+    classes = [
+        parse(labels=dict(names)) for names in ((("background", 0), ("a", 1)), (("a", 1), ("background", 0)))
+    ]
+    assert classes[0] == classes[1]
+    assert classes[0].regions_in_order == ()
+
+
 def test_a_list_of_one_is_a_class() -> None:
     labels = parse(labels={"background": 0, "a": [1]})
     assert not labels.has_regions

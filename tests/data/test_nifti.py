@@ -42,6 +42,24 @@ def test_same_voxels_as_simpleitk(tmp_path: Path, kind: str, shape: tuple[int, .
     assert geometry == volumes.read_header(path).geometry
 
 
+def test_a_file_that_only_has_the_name_of_a_compressed_one(tmp_path: Path) -> None:
+    """A renamed .nii; SimpleITK, and so nnU-Net, reads it."""
+    array = np.random.default_rng(0).normal(size=(5, 6, 7)).astype("f4")
+    plain = write(tmp_path / "a.nii", array)
+    renamed = tmp_path / "b.nii.gz"
+    renamed.write_bytes(plain.read_bytes())
+    read, geometry = volumes.read(renamed)
+    np.testing.assert_array_equal(read[0], array)
+    assert geometry == volumes.read(plain)[1]
+    renamed.write_bytes(plain.read_bytes()[:-8])
+    with pytest.raises(SamunetError, match=r"b\.nii\.gz is truncated"):
+        volumes.read(renamed)
+    array[0, 0, 0] = np.nan
+    renamed.write_bytes(write(plain, array).read_bytes())
+    with pytest.raises(SamunetError, match="1 voxels that are NaN"):
+        volumes.read(renamed)
+
+
 def test_big_endian_voxels(tmp_path: Path) -> None:
     array = np.arange(60, dtype="i2").reshape(3, 4, 5)
     path = write(tmp_path / "a.nii.gz", array)

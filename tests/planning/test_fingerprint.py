@@ -148,6 +148,36 @@ def test_a_corrected_spacing_of_tiff_stacks_is_noticed(stack_dataset, tmp_path):
     assert corrected.data_hash != first.data_hash
 
 
+def test_regions_in_another_order_are_other_data(tiny_dataset, tmp_path):
+    dataset, file = RawDataset.load(tiny_dataset), tmp_path / "fingerprint.json"
+    names = [name for name, values in dataset.labels.labels.items() if values != (0,)]
+    every = tuple(value for value in dataset.labels.values if value)
+    regions = {"whole": every, **{f"only {name}": dataset.labels.labels[name] for name in names}}
+    found = []
+    for order in (list(regions), list(regions)[::-1]):
+        labels = LabelSet(
+            labels={"background": (0,), **{name: regions[name] for name in order}},
+            region_order=tuple(range(len(order))),
+        )
+        found.append(load_or_extract(dataclasses.replace(dataset, labels=labels), file, 1))
+    assert found[0].data_hash != found[1].data_hash
+    assert [list(one.labels.foreground) for one in found] == [list(regions), list(regions)[::-1]]
+
+
+def test_a_file_that_changes_while_it_is_measured_is_measured_again(tiny_copy, tmp_path):
+    folder = next((tiny_copy / "raw").glob("*Tiny3D"))
+    dataset, file = RawDataset.load(folder), tmp_path / "fingerprint.json"
+    image = dataset.cases[0].images[0]
+
+    def touch(done: int, total: int) -> None:
+        os.utime(image, ns=(1, 1))
+
+    first = load_or_extract(dataset, file, 1, progress=touch)
+    again = load_or_extract(dataset, file, 1)
+    assert again.stamp != first.stamp
+    assert load_or_extract(dataset, file, 1).stamp == again.stamp
+
+
 def test_groups_and_name_do_not_make_other_data(tiny_rgb_dataset):
     dataset = RawDataset.load(tiny_rgb_dataset)
     groups = {name: f"patient {number // 2}" for number, name in enumerate(dataset.case_names)}

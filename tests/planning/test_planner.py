@@ -17,6 +17,7 @@ from samunet.planning.explain import WIDTH, explain
 from samunet.planning.methods import build_config, get_method
 from samunet.planning.plan import Plan
 from samunet.planning.planner import PlanningRequest, make_plan
+from samunet.records import to_data, write_json
 
 FINGERPRINTS = golden.stored_fingerprints()
 ACDC = FINGERPRINTS["Dataset002_ACDC"]
@@ -48,6 +49,39 @@ def test_a_copied_plan_needs_a_name_of_its_own(tmp_path):
     plan.save(tmp_path / "mine.json")
     with pytest.raises(SamunetError, match=r"mine\.json .*`name` is samunetPlans.* set it to mine"):
         Plan.load(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        (("data", "3d", "spacing_mm"), [0, 1, 1], r"spacing_mm\[0\]: 0.0 must be above 0"),
+        (("data", "3d", "spacing_mm"), [-1, 1, 1], "must be above 0"),
+        (("data", "3d", "spacing_mm"), [1, 1], "`data.3d.spacing_mm` has 2 entries for 3 axes"),
+        (("data", "2d", "spacing_mm"), [1, 1, 1], "`data.2d.spacing_mm` has 3 entries for 2 axes"),
+        (("data", "3d", "dimension"), 4, "dimension: 4 must be at least 2 and at most 3"),
+        (("data", "3d", "normalization"), [], r"`data.3d.normalization` has 0 entries for 1 channel\(s\)"),
+        (("data", "2d", "use_mask_for_norm"), [True, True], "`data.2d.use_mask_for_norm` has 2 entries"),
+        (("data", "2d", "name"), "3d", "`data.2d.name` is 3d"),
+        (("intensity",), [], "`intensity` has 0 entries"),
+        (("transpose_forward",), [0, 0, 1], "`transpose_forward` must be an order of 0, 1, 2"),
+        (("transpose_backward",), [0, 1, 3], "`transpose_backward` what undoes it"),
+        (("configurations", "3d_unet", "data"), "3dx", "`configurations.3d_unet.data` is 3dx, .*2d, 3d"),
+        (("configurations", "3d_unet", "patch_size"), [64, 64], "patch_size` has 2 entries for 3 axes"),
+        (("configurations", "2d_unet", "patch_size"), [64, 0], r"patch_size\[1\]: 0 must be at least 1"),
+        (("configurations", "2d_unet", "batch_size"), 0, "batch_size: 0 must be at least 1"),
+        (("configurations", "2d_unet", "mirror_axes"), [0, 2], "mirror_axes` must be among 0, 1"),
+    ],
+)
+def test_a_plan_edited_into_nonsense_is_refused_with_the_key(tmp_path, where, value, told):
+    content = to_data(planned())
+    part = content
+    for key in where[:-1]:
+        part = part[key]
+    assert where[-1] in part
+    part[where[-1]] = value
+    write_json(tmp_path / "samunetPlans.json", content)
+    with pytest.raises(SamunetError, match=told):
+        Plan.load(tmp_path / "samunetPlans.json")
 
 
 def test_every_configuration_builds_its_settings():
@@ -251,6 +285,20 @@ def test_pictures_have_no_spacing_across(across):
     assert plan.data["2d"].spacing_mm == (2.0, 3.0)
 
 
+def test_pictures_with_pixels_of_many_sizes_stay_pictures():
+    """Across a picture the nominal spacing is a multiple of its pixel; nothing is resampled along it."""
+    nuclei = FINGERPRINTS["Dataset005_Nuclei"]
+    pixels = [(0.1, 0.12, 0.2, 0.22, 0.3)[number % 5] for number in range(len(nuclei.cases))]
+    cases = tuple(
+        dataclasses.replace(case, spacing_mm=(999 * pixel, pixel, pixel))
+        for case, pixel in zip(nuclei.cases, pixels)
+    )
+    plan = planned(dataclasses.replace(nuclei, cases=cases))
+    assert list(plan.data) == ["2d"]
+    assert plan.data["2d"].spacing_mm == (0.2, 0.2)
+    assert min(plan.data["2d"].median_shape) > 100
+
+
 @pytest.mark.parametrize("axis", [0, 2])
 @pytest.mark.parametrize("overrides", [{}, {"spacing": (0.5, 0.7, 0.6)}])
 def test_one_slice_in_a_volume_file_is_a_picture_whatever_its_thickness(axis, overrides):
@@ -264,7 +312,7 @@ def test_one_slice_in_a_volume_file_is_a_picture_whatever_its_thickness(axis, ov
     plan = planned(dataclasses.replace(ACDC, cases=cases), **overrides)
     assert plan.transpose_forward[0] == axis
     assert min(plan.configurations["2d_unet"].patch_size) >= 256
-    assert list(plan.data) == ["2d", "3d"][: 1 + bool(overrides)]  # two slices are what was asked for
+    assert list(plan.data) == ["2d"]  # also where the spacing across would make two of one
     assert "coarsest" not in explain(plan)
     assert ("the axis of one slice comes first" in explain(plan)) == (axis > 0)
 

@@ -72,6 +72,34 @@ def test_cardiac_like():
     assert (slices.patch_size, slices.batch_size) == ((224, 256), 56)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "median", "patch"),
+    [
+        ((10, 1.5, 1.5), (12.5, 224, 224), (14, 224, 224)),
+        ((1.5, 1.5), (224.5, 224), (256, 224)),
+        ((5, 0.8, 0.8), (20.5, 320, 320), (24, 320, 320)),
+        ((1, 1, 1), (64.5, 96, 96), (80, 96, 96)),
+        ((20, 1, 1), (6.5, 96, 96), (7, 96, 96)),
+    ],
+)
+def test_half_a_voxel_of_the_median_is_kept(spacing, median, patch):
+    """nnU-Net pools and pads the median of an even number of cases as it is, so a patch may grow by a step.
+
+    Worked out by hand from its rule: an axis is halved, and rounded up, while it has 8 voxels, and the
+    patch is what holds the median and can be halved as often.
+    """
+    assert unet_topology(spacing, median).patch_size == patch
+    request = UNetRequest(
+        spacing_mm=spacing,
+        median_shape=median,
+        num_inputs=1,
+        num_labels=2,
+        dataset_voxels=1e9,
+        memory_gb=80,
+    )
+    assert plan_unet_patch(request).patch_size == patch
+
+
 @pytest.mark.parametrize("num_inputs", [1, 4])
 def test_brain(num_inputs):
     flat, full = requests(BRAIN, 484, 4, num_inputs)

@@ -124,7 +124,9 @@ def _plan(workspace: Workspace, collected: Collected, members: Sequence[OutOfFol
     plans = members[0].members[0].plans
     names = [model.name for model in members]
     folder = workspace.fold_ensemble_folder(collected.raw.name, plans, names)
-    made_from = content_hash([[model.sources for model in members], collected.cases, collected.raw.labels])
+    labels = collected.raw.labels
+    sources = [model.sources for model in members]
+    made_from = content_hash([sources, collected.cases, labels, *labels.regions_in_order])
     record = EnsembleRecord(members=tuple(names), made_from=made_from)
     is_ours = (folder / RECORD).is_file() and read_json(folder / RECORD).get("made_from") == made_from
     if not is_ours:
