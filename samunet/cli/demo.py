@@ -27,7 +27,7 @@ def build_parser() -> CommandParser:
         type=Path,
         default=Path("samunet_demo"),
         metavar="FOLDER",
-        help="where everything goes (default ./samunet_demo)",
+        help="where everything goes, in place of an earlier demo's (default ./samunet_demo)",
     )
     parser.add_argument("--seed", type=seed_number, default=0, metavar="N", help="random seed (default 0)")
     parser.add_argument("--verbose", action="store_true", help="say more")

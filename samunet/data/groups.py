@@ -107,12 +107,21 @@ def origins_of_cases(origins: Origins, names: Iterable[str], ending: str, folder
     return origins.of_cases(known)
 
 
+UnitName = tuple[bool, str]
+"""A patient, say, whose cases belong together: whether it is declared, and its name, else the case's."""
+
+
+def units_in_order(names: Sequence[str], origins: Origins) -> tuple[UnitName, ...]:
+    """The units of these cases, as `unit_numbers` counts them."""
+    units = origins.units
+    return tuple(dict.fromkeys((name in units, units.get(name, name)) for name in names))
+
+
 def unit_numbers(names: Sequence[str], origins: Origins) -> np.ndarray:
     """(N,) number of the unit of each case, 0 to U - 1."""
+    numbers = {unit: number for number, unit in enumerate(units_in_order(names, origins))}
     units = origins.units
-    known = [(name in units, units.get(name, name)) for name in names]
-    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(known))}
-    return np.array([numbers[unit] for unit in known], int)
+    return np.array([numbers[name in units, units.get(name, name)] for name in names], int)
 
 
 def of_known_units(units: Mapping[str, str], train: Iterable[str], names: Iterable[str]) -> set[str]:

@@ -32,6 +32,7 @@ def evaluate_cases(
     pairs: Sequence[Pair],
     labels: LabelSet,
     *,
+    file_ending: str | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     origins: Origins | None = None,
     workers: int | None = 1,
@@ -41,6 +42,7 @@ def evaluate_cases(
 
     Args:
         pairs: (reference, prediction); the prediction's name without its ending is the case's name.
+        file_ending: of the predictions, see `split_ending`.
         labels: classes or regions to score, and the ignore label whose voxels do not count.
         tolerance_mm: of the surface Dice.
         origins: groups and patients of the cases.
@@ -67,21 +69,24 @@ def evaluate_cases(
         progress=progress,
     )
     known = origins or Origins()
-    cases = tuple(case_scores(pair, found, known) for pair, found in zip(pairs, scored))
+    cases = tuple(case_scores(pair, found, known, file_ending) for pair, found in zip(pairs, scored))
     return Evaluation(labels, tolerance_mm, cases)
 
 
-def case_scores(pair: Pair, found: PairScores, origins: Origins) -> CaseScores:
+def case_scores(
+    pair: Pair, found: PairScores, origins: Origins, file_ending: str | None = None
+) -> CaseScores:
     """The scores of a pair as those of a case; remarks become warnings.
 
     Args:
         pair: (reference, prediction); the prediction's name without its ending is the case's name.
         found: by `score_pair`.
         origins: groups and patients of the cases.
+        file_ending: of the prediction, see `split_ending`.
     """
     for remark in found.remarks:
         logger.warning("%s", remark)
-    name, _ = split_ending(pair[1])
+    name, _ = split_ending(pair[1], file_ending)
     return CaseScores(
         name=name,
         reference_file=str(pair[0]),
@@ -138,7 +143,7 @@ def evaluate_folder(
         SamunetError: predictions are missing (all are listed), or what `evaluate_cases` refuses.
     """
     pairs, skipped = pair_files(Path(reference_folder), Path(prediction_folder), file_ending, chill)
-    scores = evaluate_cases(pairs, labels, **settings)
+    scores = evaluate_cases(pairs, labels, file_ending=segmentation_ending(file_ending), **settings)
     return Evaluation(scores.labels, scores.tolerance_mm, scores.cases, skipped)
 
 

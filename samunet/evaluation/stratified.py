@@ -7,7 +7,7 @@ other patients of these groups, not on groups that nobody has seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ class Stratum:
         group: whose cases these are; strata of one group are drawn alike.
         table: scores of the candidates, or of their runs.
         share: of the mean; those of all strata sum to 1.
+        units: what each unit (patient) of the table is called, by which strata of one group that lack some
+            of them are drawn alike; None where they have all the same.
         runs: (M, rows of the table), share of each row in a candidate, whose mean is that of its runs' means;
             None where a row is a candidate.
     """
@@ -30,7 +32,12 @@ class Stratum:
     group: str
     table: ScoreTable
     share: float
+    units: tuple[Hashable, ...] | None = None
     runs: np.ndarray | None = None
+
+    @property
+    def named_units(self) -> Sequence[Hashable]:
+        return range(self.table.num_units) if self.units is None else self.units
 
     def means(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(B, M) means of the candidates, see `ScoreTable.means`."""
@@ -42,19 +49,27 @@ def draw_strata(strata: Sequence[Stratum], *, seed: int = SEED, resamples: int =
     """Means of the candidates over all strata, in the data and in the draws.
 
     Args:
-        strata: with the same candidates, and in one group with the same cases.
+        strata: with the same candidates. Those of one group are of the same patients or of some of them: as
+            many are drawn as any has, and each takes what it has of a draw.
 
     Returns:
         Its `num_units` are the fewest of any group that hold a class (below two there is no interval of a
         difference), its `fewest_units` those of the rarest class in any group: intervals are widened by them.
     """
     generator = np.random.default_rng(seed)
-    sizes = {stratum.group: stratum.table.num_units for stratum in strata}
-    times = {group: drawn_times(generator, resamples, size) for group, size in sizes.items()}
+    numbers: dict[str, dict[Hashable, int]] = {}
+    for stratum in strata:
+        of_group = numbers.setdefault(stratum.group, {})
+        for unit in stratum.named_units:
+            of_group.setdefault(unit, len(of_group))
+    times = {group: drawn_times(generator, resamples, len(units)) for group, units in numbers.items()}
     shares = np.array([stratum.share for stratum in strata])
     observed = np.array([stratum.means()[0] for stratum in strata])
-    drawn = np.array([stratum.means(times[stratum.group][:, stratum.table.units]) for stratum in strata])
-    replicates = np.tensordot(shares, drawn, axes=1)
+    drawn = []
+    for stratum in strata:
+        at = np.array([numbers[stratum.group][unit] for unit in stratum.named_units])
+        drawn.append(stratum.means(times[stratum.group][:, at[stratum.table.units]]))
+    replicates = np.tensordot(shares, np.array(drawn), axes=1)
     of_class = np.concatenate([stratum.table.held.sum(axis=0) for stratum in strata])
     return Bootstrap(
         observed=shares @ observed,

@@ -21,11 +21,11 @@ from samunet.inference.export import write_case
 from samunet.inference.finished import unfinished_cases
 from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import (
-    PROBABILITIES,
     Probabilities,
     ProbabilitiesRecord,
     Storage,
     open_probabilities,
+    probability_ending,
     slabs,
 )
 from samunet.preprocessing.restore import SLAB_BYTES, Writable, decide_labels, empty_segmentation
@@ -230,8 +230,10 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
     folders, output = [Path(folder) for folder in folders], Path(output)
     _check_folders(folders, output)
     check_output(output, "samunet_ensemble")
-    found = [_cases(folder) for folder in folders]
-    old = [set(unfinished_cases(folder, PROBABILITIES)) for folder in folders]
+    ending = segmentation_ending(options.file_ending)
+    kept = probability_ending(ending)
+    found = [{f.name.removesuffix(kept) for f in files_with_ending(folder, kept)} for folder in folders]
+    old = [set(unfinished_cases(folder, kept)) for folder in folders]
     every = sorted(set().union(*found))
     missing = _places(every, [(folder, set(every) - names) for folder, names in zip(folders, found)])
     unfinished = _places([name for name in every if name not in missing], list(zip(folders, old)))
@@ -242,7 +244,6 @@ def ensemble_folders(folders: Sequence[Path], output: Path, options: EnsembleOpt
             f"No case has its probabilities in every folder ({counts}; those that {ARGUMENTS_FILE} does not "
             "hold for are not counted). Predict with --save_probabilities."
         )
-    ending = segmentation_ending(options.file_ending)
     refuse_foreign_files(output, [output / f"{name}{ending}" for name in common], ENSEMBLE_ARGUMENTS_FILE)
     record, start = EnsembleArguments(members=tuple(map(Member.of, folders))), time.perf_counter()
     remove_partials(output)
@@ -303,7 +304,3 @@ def _check_folders(folders: Sequence[Path], output: Path) -> None:
         raise SamunetError(f"A folder is given twice: {', '.join(map(str, folders))}.")
     if output.resolve() in resolved:
         raise SamunetError(f"{output} is one of the folders to average; the ensemble needs one of its own.")
-
-
-def _cases(folder: Path) -> set[str]:
-    return {file.name.removesuffix(PROBABILITIES) for file in files_with_ending(folder, PROBABILITIES)}

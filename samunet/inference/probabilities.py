@@ -139,6 +139,11 @@ def probability_files(segmentation: Path) -> tuple[Path, Path]:
     return segmentation.with_name(stem + PROBABILITIES), segmentation.with_name(stem + PROBABILITIES_RECORD)
 
 
+def probability_ending(file_ending: str) -> str:
+    """What the name of an array has behind the case's, beside segmentations of that ending."""
+    return probability_files(Path(f"x{file_ending}"))[0].name[1:]
+
+
 def slabs(shape: Sequence[int], slab_bytes: int) -> Iterator[tuple[slice, ...]]:
     """Places (slices of z, y, x) that cover (K, Z, Y, X), each at most `slab_bytes` in float32, all classes.
 

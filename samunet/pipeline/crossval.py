@@ -144,7 +144,14 @@ def accumulate_crossval(
     pairs = [(_label(dataset, name), file) for name, file in sources.items()]
     evaluation = _as_in(
         folder,
-        evaluate_cases(pairs, plan.labels, origins=dataset.origins, workers=workers, progress=progress),
+        evaluate_cases(
+            pairs,
+            plan.labels,
+            file_ending=ending,
+            origins=dataset.origins,
+            workers=workers,
+            progress=progress,
+        ),
     )
     _gather(sources, folder, record, model_folder, evaluation)
     return CrossvalResult(folder=folder, record=record, evaluation=evaluation)

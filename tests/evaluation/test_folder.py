@@ -107,6 +107,19 @@ def test_missed_and_spurious_cases_are_counted(tiny_dataset: Path, predictions: 
     assert "missed in 1 case(s), predicted where it is not in 1" in scores.describe()
 
 
+def test_a_case_is_named_without_an_ending_of_more_parts(tmp_path: Path, tiny_dataset: Path) -> None:
+    """As everywhere else, so that its group is found and a later stage finds its scores."""
+    for name in ("tiny_000", "tiny_001"):
+        label, geometry = read_label(tiny_dataset / "labelsTr" / f"{name}.nii.gz")
+        for folder in ("labels", "predictions"):
+            write_segmentation(label, geometry, tmp_path / folder / f"{name}.seg.nrrd")
+    origins = Origins(groups={"tiny_000": "a", "tiny_001": "b"})
+    scores = evaluate_folder(
+        tmp_path / "labels", tmp_path / "predictions", CLASSES, ".seg.nrrd", origins=origins
+    )
+    assert [(case.name, case.group) for case in scores.cases] == [("tiny_000", "a"), ("tiny_001", "b")]
+
+
 def test_json_has_nnunets_keys_and_csv_one_row_per_class(
     tiny_dataset: Path, predictions: Path, tmp_path: Path
 ) -> None:

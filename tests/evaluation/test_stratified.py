@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,20 @@ def test_strata_of_one_group_are_drawn_alike() -> None:
     assert draw_strata(same, resamples=100).replicates == pytest.approx(np.full((100, 1), 0.5))
     apart = [stratum("north", gains, 0.5), stratum("south", 1 - gains, 0.5)]
     assert draw_strata(apart, resamples=100).replicates.std() > 0.05
+
+
+def test_strata_that_lack_patients_of_their_group_are_drawn_by_name() -> None:
+    """The first source knew patient a, so that its table begins with b."""
+    gains = np.array([[0.2, 0.6, 0.4, 0.8]])
+    fewer = stratum("north", gains[:, 1:], 0.5)
+    every = stratum("north", 1 - gains, 0.5)
+    for order in (slice(None), slice(None, None, -1)):
+        parts = [replace(fewer, units=tuple("bcd")), replace(every, units=tuple("abcd"))]
+        found = draw_strata(parts[order], resamples=2000)
+        assert found.observed == pytest.approx([(0.6 + 0.5) / 2])
+        # Where a is not drawn the two sources cancel out, whoever else is.
+        is_cancelled = np.isclose(found.replicates[:, 0], 0.5)
+        assert is_cancelled.mean() == pytest.approx(0.75**4, abs=0.04)  # four standard errors
 
 
 def test_the_spread_is_that_of_independent_groups() -> None:

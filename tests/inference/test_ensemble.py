@@ -71,6 +71,15 @@ def test_the_mean_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [file.name for file in (tmp_path / "plain").iterdir()] == ["a.nii.gz"]
 
 
+def test_an_ending_of_more_parts(tmp_path: Path) -> None:
+    for number in range(2):
+        save(tmp_path / f"{number}/a.seg.nrrd", softmaxed(number))
+    folders = [tmp_path / "0", tmp_path / "1"]
+    outcome = ensemble_folders(folders, tmp_path / "out", replace(OPTIONS, file_ending=".seg.nrrd"))
+    assert outcome.done == ("a",)
+    assert (tmp_path / "out/a.seg.nrrd").is_file()
+
+
 def test_regions_are_painted_above_one_half(tmp_path: Path) -> None:
     values = np.random.default_rng(0).uniform(0, 1, (2, 2, *GEOMETRY.shape)).astype(np.float16)
     files = [save(tmp_path / f"{i}/a.nii.gz", v, labels=REGIONS) for i, v in enumerate(values)]

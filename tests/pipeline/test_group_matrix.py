@@ -339,6 +339,25 @@ def test_target_cases_of_patients_whom_the_source_knew_are_left_out(
     assert "same\npatients" in [text.get_text() for text in figure.axes[0].texts]
 
 
+def test_methods_are_compared_where_sources_knew_different_patients_of_a_target(tmp_path: Path) -> None:
+    """The north's targets lack one patient for the east and another for the south."""
+    sites = {"east": [1, 6, 7], "north": [1, 2, 3, 4, 5], "south": [2, 3, 8, 9]}
+    made = of_sites(tmp_path, **sites_of(sites))
+    for site in sites:
+        add(made, f"2d_unet__single_source-{site}", site, missing(0.1))
+        add(made, f"2d_cnn__single_source-{site}", site, missing(0.5))
+    matrix = collected(made)
+    cells = matrix.cells["2d_unet"]
+    assert [len(cells[source, "north"].unit_names) for source in ("east", "south")] == [4, 3]
+    differences = differences_of(matrix)
+    assert differences is not None
+    assert {("east", "north"), ("south", "north")} <= set(differences.places)
+    (pair,) = differences.pairs
+    assert (pair.first, pair.second) == ("2d_unet", "2d_cnn")
+    assert pair.interval.low < pair.interval.value < pair.interval.high
+    assert pair.interval.value > 0.1
+
+
 def test_sites_of_the_same_patients_cannot_be_tested(tmp_path: Path) -> None:
     made = of_sites(tmp_path, **sites_of({"north": [1, 2, 3], "south": [1, 2, 3]}))
     add(made, "2d_unet__single_source-north", "north")

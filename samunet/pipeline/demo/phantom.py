@@ -226,12 +226,7 @@ def write_phantom_dataset(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise SamunetError(f"{folder} is not empty; name a new folder or delete it.")
-    for index in range(num_training + num_test):
-        part = "Tr" if index < num_training else "Ts"
-        case = generate_case(settings or PhantomSettings(), np.random.default_rng([seed, index]))
-        name = f"phantom_{index:03d}"
-        _write_volume(case.image, case.geometry, folder / f"images{part}" / f"{name}_0000{FILE_ENDING}")
-        _write_volume(case.label, case.geometry, folder / f"labels{part}" / f"{name}{FILE_ENDING}")
+    # First, so that a folder that was left half full is known for what it is.
     write_json(
         folder / DATASET_FILE,
         {
@@ -243,6 +238,12 @@ def write_phantom_dataset(
             "file_ending": FILE_ENDING,
         },
     )
+    for index in range(num_training + num_test):
+        part = "Tr" if index < num_training else "Ts"
+        case = generate_case(settings or PhantomSettings(), np.random.default_rng([seed, index]))
+        name = f"phantom_{index:03d}"
+        _write_volume(case.image, case.geometry, folder / f"images{part}" / f"{name}_0000{FILE_ENDING}")
+        _write_volume(case.label, case.geometry, folder / f"labels{part}" / f"{name}{FILE_ENDING}")
     return folder
 
 

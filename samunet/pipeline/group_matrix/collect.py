@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from samunet.data.dataset import RawDataset
-from samunet.data.groups import unit_numbers
+from samunet.data.groups import UnitName, unit_numbers, units_in_order
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval, score_array
@@ -46,6 +46,7 @@ class Cell:
         present: bool (cases, classes), which references hold which classes.
         missed: of each run, objects (a class of a case) that are not found at all, and have no distance.
         units: (cases,) number of the patient of each case; the case's own where none are declared.
+        unit_names: of these patients, by their numbers.
     """
 
     cases: int
@@ -55,6 +56,7 @@ class Cell:
     present: np.ndarray
     missed: tuple[int, ...]
     units: np.ndarray
+    unit_names: tuple[UnitName, ...]
 
     def mean(self, metric: str) -> float:
         """Mean over the runs where the metric is defined; NaN where it never is."""
@@ -244,6 +246,7 @@ def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
     """Mean over runs of the same settings (seeds)."""
     scores = [one.of_group(target) for one in found]
     cases = scores[0].cases
+    names, origins = [case.name for case in cases], origins_of(cases).without_groups
     metrics = [[case.metrics for case in one.cases] for one in scores]
     dice = np.array([score_array(entries, labels.foreground, "Dice") for entries in metrics])
     return Cell(
@@ -253,5 +256,6 @@ def _cell(found: Sequence[ScoredRun], target: str, labels: LabelSet) -> Cell:
         dice=dice,
         present=score_array(metrics[0], labels.foreground, "n_ref") > 0,
         missed=tuple(one.missed for one in scores),
-        units=unit_numbers([case.name for case in cases], origins_of(cases).without_groups),
+        units=unit_numbers(names, origins),
+        unit_names=units_in_order(names, origins),
     )

@@ -87,4 +87,4 @@ def _stratum(cells: list[Cell], target: str, share: float) -> Stratum:
         present=cells[0].present,
         units=cells[0].units,
     )
-    return Stratum(group=target, table=table, share=share, runs=runs)
+    return Stratum(group=target, table=table, share=share, units=cells[0].unit_names, runs=runs)

@@ -93,7 +93,9 @@ def make_ensembles(
             progress=progress,
         )
         results = {
-            task.target: case_scores((task.reference, task.target), found, collected.raw.origins)
+            task.target: case_scores(
+                (task.reference, task.target), found, collected.raw.origins, collected.raw.label_ending
+            )
             for task, found in zip(tasks, scored)
         }
         _check_references(collected, able, results)
