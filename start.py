@@ -85,8 +85,10 @@ def make_environment(environment: Path) -> None:
         if subprocess.run([sys.executable, "-m", "venv", str(environment)]).returncode == 0:
             return
         sys.exit(
-            f"{environment} could not be made, see above. On Debian and Ubuntu this needs a package of its "
-            "own: sudo apt install python3-venv"
+            refuse(
+                f"{environment} could not be made, see above. On Debian and Ubuntu this needs a package of "
+                "its own: sudo apt install python3-venv"
+            )
         )
     except BaseException:  # Ctrl-C too
         if not was_there:

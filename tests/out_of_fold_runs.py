@@ -170,7 +170,9 @@ class MadeUp:
     def score(self, validation: Path) -> None:
         """Write summary.json of the predictions that lie in a folder."""
         files = sorted(validation.glob(f"*{self.ending}"))
-        pairs = [(self.raw / "labelsTr" / file.name, file) for file in files]
+        pairs = {
+            file.name.removesuffix(self.ending): (self.raw / "labelsTr" / file.name, file) for file in files
+        }
         origins = Origins(groups=self.groups, patients=self.patients)
         evaluate_cases(pairs, self.labels, origins=origins).save(validation / "summary.json")
         write_predicted(validation)

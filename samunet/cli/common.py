@@ -140,13 +140,13 @@ def add_common(parser: CommandParser) -> None:
     group.add_argument("--verbose", action="store_true", help="say more")
 
 
-def add_workers(parser: CommandParser) -> None:
-    """Add -np."""
+def add_workers(parser: CommandParser, also: str = "") -> None:
+    """Add -np; `also` says what else it is the number of."""
     parser.add_argument(
         "-np",
         type=positive_int,
         metavar="N",
-        help="worker processes; by default as many as cores and free memory allow",
+        help=f"worker processes{also}; by default as many as cores and free memory allow",
     )
 
 

@@ -159,8 +159,7 @@ def _score_by_protocol(evaluation: Evaluation, output: Path, quiet: bool) -> Non
 
     cases = evaluation.cases
     scores = evaluate_by_protocol(
-        [(Path(case.reference_file), Path(case.prediction_file)) for case in cases],
-        [case.name for case in cases],
+        {case.name: (Path(case.reference_file), Path(case.prediction_file)) for case in cases},
         evaluation.labels,
         {case.name: case.group for case in cases if case.group is not None},
     )
@@ -169,7 +168,7 @@ def _score_by_protocol(evaluation: Evaluation, output: Path, quiet: bool) -> Non
         print(f"\n{scores.describe()}\nWritten: {output} and {output.with_suffix('.csv').name}")
 
 
-def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
+def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins]:
     """The dataset.json that says what the labels are; groups and patients that it or a table beside it
     declares."""
     from samunet.data.dataset import RawDataset
@@ -178,17 +177,14 @@ def _dataset_json(arguments: argparse.Namespace) -> tuple[Path, Origins | None]:
 
     if arguments.dataset is not None and arguments.djfile is not None:
         raise SamunetError("-d and -djfile say the same; keep one.")
-    if arguments.djfile is not None:
-        content = read_json(arguments.djfile)
-        known = content if isinstance(content, dict) else {}
-        return arguments.djfile, read_origins(arguments.djfile.parent, known)
     if arguments.dataset is None:
-        left = arguments.prediction / DATASET_FILE
-        if not left.is_file():
+        file = arguments.djfile or arguments.prediction / DATASET_FILE
+        if arguments.djfile is None and not file.is_file():
             raise SamunetError(
-                f"Say what the labels are with -d DATASET or -djfile FILE (there is no {left})."
+                f"Say what the labels are with -d DATASET or -djfile FILE (there is no {file})."
             )
-        return left, None
+        content = read_json(file)
+        return file, read_origins(file.parent, content if isinstance(content, dict) else {})
     workspace = open_workspace(arguments, quiet=arguments.json)
     folder = workspace.raw_folder(workspace.dataset_name(arguments.dataset))
     return folder / DATASET_FILE, RawDataset.load(folder, strict=False).declared

@@ -182,8 +182,9 @@ def _export_onnx(arguments: argparse.Namespace, workspace: Workspace, folder: Pa
     images = arguments.images
     if images is None and arguments.dataset is not None:
         images = workspace.raw_folder(workspace.dataset_name(arguments.dataset)) / "imagesTr"
-    if images is None:
-        raise SamunetError("--onnx with -m: name a folder of images with -i, to compare ONNX and PyTorch on.")
+    if images is None or (arguments.images is None and not images.is_dir()):
+        where = "--onnx with -m" if images is None else f"There is no {images}"
+        raise SamunetError(f"{where}: name a folder of images with -i, to compare ONNX and PyTorch on.")
     outcome = export_onnx(
         OnnxRequest(
             model_folder=folder,

@@ -58,7 +58,7 @@ def build_parser() -> CommandParser:
     )
     add_schedule(parser)
     add_planning_flags(parser)
-    add_workers(parser)
+    add_workers(parser, ", also of each training's samples (12 at most)")
     add_common(parser)
     return parser
 

@@ -7,16 +7,13 @@ from pathlib import Path
 from samunet.data.readers import ENDINGS
 
 
-def split_ending(file: Path | str, ending: str | None = None) -> tuple[str, str]:
+def split_ending(file: Path | str) -> tuple[str, str]:
     """Name of a file without its ending, and the ending as it is written: `("a.b_1", ".nii.gz")`.
 
-    Args:
-        ending: that of the dataset, which may have more parts than its kind of file needs (`.ome.tif`). None,
-            or where the file has another one: the supported ending, else what follows the last dot.
+    Of an ending that is not supported, what follows the last dot counts. A dataset's ending may have more
+    parts (`.ome.tif`): a case is called what is left before that.
     """
     path = Path(file)
-    if ending and path.name.endswith(ending):
-        return path.name[: -len(ending)], ending
     length = next((len(e) for e in ENDINGS if path.name.lower().endswith(e)), len(path.suffix))
     cut = len(path.name) - length
     return path.name[:cut], path.name[cut:]

@@ -21,7 +21,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from samunet.data.geometry import slice_axis
 from samunet.data.labels import LabelSet
 from samunet.data.readers import read_label
 from samunet.errors import SamunetError
-from samunet.evaluation.case_scores import Pair
+from samunet.evaluation.case_scores import Pair, pair_geometry, shape_fault
 from samunet.evaluation.scores import csv_score, mean_of
 from samunet.records import write_json
 from samunet.whole_files import write_text
@@ -126,13 +126,12 @@ class ProtocolScores:
 
 
 def evaluate_by_protocol(
-    pairs: Sequence[Pair], names: Sequence[str], labels: LabelSet, groups: Mapping[str, str] | None = None
+    pairs: Mapping[str, Pair], labels: LabelSet, groups: Mapping[str, str] | None = None
 ) -> ProtocolScores:
-    """Score pairs of label files (reference, prediction), sliced as the methods slice them.
+    """Score pairs of label files, sliced as the methods slice them.
 
     Args:
-        pairs: label files.
-        names: of the cases, in the order of the pairs.
+        pairs: case -> (reference, prediction).
         labels: classes or regions, each by itself (the paper has one class).
         groups: case -> group.
 
@@ -140,15 +139,13 @@ def evaluate_by_protocol(
         SamunetError: the shapes of a pair differ.
     """
     cases: dict[str, dict[str, float]] = {}
-    for (reference_file, prediction_file), name in zip(pairs, names, strict=True):
-        reference, geometry = read_label(reference_file)
-        prediction, _ = read_label(prediction_file)
-        if reference.shape != prediction.shape:
-            raise SamunetError(
-                f"{prediction_file} has the shape {prediction.shape} (z, y, x), but its reference "
-                f"{reference_file} has {reference.shape}."
-            )
-        axis = slice_axis(geometry.spacing_mm, reference.shape)
+    for name, pair in pairs.items():
+        reference, stated = read_label(pair[0])
+        prediction, predicted = read_label(pair[1])
+        fault = shape_fault(pair, (stated.shape, predicted.shape))
+        if fault is not None:
+            raise SamunetError(fault)
+        axis = slice_axis(pair_geometry(pair, stated, predicted).spacing_mm, reference.shape)
         reference, prediction = (np.moveaxis(array, axis, 0) for array in (reference, prediction))
         ignored = None if labels.ignore is None else reference == labels.ignore
         cases[name] = {

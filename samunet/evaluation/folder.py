@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from samunet.data.groups import Origins
 from samunet.data.labels import LabelSet
-from samunet.data.names import files_with_ending, split_ending
+from samunet.data.names import files_with_ending
 from samunet.data.readers import read_header, segmentation_ending
 from samunet.data.workers import map_in_workers, worker_count
 from samunet.errors import SamunetError
@@ -29,10 +29,9 @@ BYTES_PER_VOXEL = 40
 
 
 def evaluate_cases(
-    pairs: Sequence[Pair],
+    pairs: Mapping[str, Pair],
     labels: LabelSet,
     *,
-    file_ending: str | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     origins: Origins | None = None,
     workers: int | None = 1,
@@ -41,8 +40,7 @@ def evaluate_cases(
     """Score pairs of label files.
 
     Args:
-        pairs: (reference, prediction); the prediction's name without its ending is the case's name.
-        file_ending: of the predictions, see `split_ending`.
+        pairs: case -> (reference, prediction).
         labels: classes or regions to score, and the ignore label whose voxels do not count.
         tolerance_mm: of the surface Dice.
         origins: groups and patients of the cases.
@@ -56,37 +54,35 @@ def evaluate_cases(
         raise SamunetError("There is nothing to evaluate: no pair of a reference and a prediction was given.")
     if not tolerance_mm >= 0:
         raise SamunetError(f"The tolerance of the surface Dice must be 0 mm or more, not {tolerance_mm}.")
-    pairs = sorted(((Path(a), Path(b)) for a, b in pairs), key=lambda pair: pair[1].name)
-    absent = [str(path) for pair in pairs for path in pair if not path.is_file()]
+    names = sorted(pairs)
+    files = [(Path(pairs[name][0]), Path(pairs[name][1])) for name in names]
+    absent = [str(path) for pair in files for path in pair if not path.is_file()]
     if absent:
         raise SamunetError(f"{len(absent)} label file(s) to compare do not exist: {', '.join(absent)}.")
-    voxels = _largest(pairs)
+    voxels = _largest(files)
     scored = map_in_workers(
         partial(score_pair, labels=labels, tolerance_mm=tolerance_mm),
-        pairs,
-        worker_count(workers, BYTES_PER_VOXEL * voxels, len(pairs)),
+        files,
+        worker_count(workers, BYTES_PER_VOXEL * voxels, len(files)),
         name=lambda pair: pair[0].name,
         progress=progress,
     )
     known = origins or Origins()
-    cases = tuple(case_scores(pair, found, known, file_ending) for pair, found in zip(pairs, scored))
+    cases = tuple(case_scores(*case, origins=known) for case in zip(names, files, scored))
     return Evaluation(labels, tolerance_mm, cases)
 
 
-def case_scores(
-    pair: Pair, found: PairScores, origins: Origins, file_ending: str | None = None
-) -> CaseScores:
+def case_scores(name: str, pair: Pair, found: PairScores, *, origins: Origins) -> CaseScores:
     """The scores of a pair as those of a case; remarks become warnings.
 
     Args:
-        pair: (reference, prediction); the prediction's name without its ending is the case's name.
+        name: of the case.
+        pair: (reference, prediction).
         found: by `score_pair`.
         origins: groups and patients of the cases.
-        file_ending: of the prediction, see `split_ending`.
     """
     for remark in found.remarks:
         logger.warning("%s", remark)
-    name, _ = split_ending(pair[1], file_ending)
     return CaseScores(
         name=name,
         reference_file=str(pair[0]),
@@ -143,7 +139,7 @@ def evaluate_folder(
         SamunetError: predictions are missing (all are listed), or what `evaluate_cases` refuses.
     """
     pairs, skipped = pair_files(Path(reference_folder), Path(prediction_folder), file_ending, chill)
-    scores = evaluate_cases(pairs, labels, file_ending=segmentation_ending(file_ending), **settings)
+    scores = evaluate_cases(pairs, labels, **settings)
     return Evaluation(scores.labels, scores.tolerance_mm, scores.cases, skipped)
 
 
@@ -155,8 +151,8 @@ def _seen(folder: Path) -> str:
 
 def pair_files(
     reference_folder: Path, prediction_folder: Path, file_ending: str, chill: bool = False
-) -> tuple[list[Pair], tuple[str, ...]]:
-    """Pairs of files of equal names, and the names of the references that were left out.
+) -> tuple[dict[str, Pair], tuple[str, ...]]:
+    """Case -> pair of files of equal names; and the names of the references that were left out.
 
     Raises:
         SamunetError: a folder is missing or holds no such file, or predictions are missing.
@@ -180,8 +176,8 @@ def pair_files(
     for names, words in ((missing, "have no prediction"), (surplus, "have no reference")):
         if names:
             logger.warning("%d file(s) %s and are left out: %s.", len(names), words, listed(names, 10))
-    pairs = [(references[name], predictions[name]) for name in sorted(set(references) & set(predictions))]
-    return pairs, tuple(missing)
+    both = sorted(set(references) & set(predictions))
+    return {n.removesuffix(ending): (references[n], predictions[n]) for n in both}, tuple(missing)
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:

@@ -79,7 +79,7 @@ def surface_voxels(mask: np.ndarray) -> np.ndarray:
     """
     from scipy.ndimage import binary_erosion
 
-    flat = mask.squeeze()
+    flat = np.atleast_1d(mask.squeeze())
     return np.asarray(flat & ~binary_erosion(flat)).reshape(mask.shape)
 
 

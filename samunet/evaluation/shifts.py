@@ -58,15 +58,17 @@ class Shift:
 
 
 def _range(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles 0.5 and 99.5 of each channel, (C, 1, 1, 1)."""
-    low, high = np.percentile(image, (0.5, 99.5), axis=(1, 2, 3))
+    """Percentiles 0.5 and 99.5 of each channel, (C, 1, 1, 1), in the image's type: in a wider one everything
+    that is calculated with them would take twice the memory."""
+    low, high = np.percentile(image, (0.5, 99.5), axis=(1, 2, 3)).astype(image.dtype)
     return low[:, None, None, None], high[:, None, None, None]
 
 
 def bias_field(image: np.ndarray, place: Place) -> np.ndarray:
     """low + (I - low) exp(s f); f smooth, mean 0, max |f| = 1, see `smooth_field`."""
     low, _ = _range(image)
-    return low + (image - low) * np.exp(place.strength * smooth_field(image.shape[1:], place.rng))
+    factor = (place.strength * smooth_field(image.shape[1:], place.rng)).astype(image.dtype)
+    return low + (image - low) * np.exp(factor, out=factor)
 
 
 def smooth_field(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -75,16 +77,21 @@ def smooth_field(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
     Without tanh the corners alone would have the largest size, and the middle, where the patient is, a fifth.
     """
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape), indexing="ij")
-    field = np.zeros(tuple(shape))
+    z, y, x = np.ix_(*(np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape))
+    along_x = [np.zeros(()) for _ in range(DEGREE + 1)]  # coefficient of x ** c, (Z, Y, 1)
     for a in range(DEGREE + 1):
         for b in range(DEGREE + 1 - a):
             for c in range(DEGREE + 1 - a - b):
-                field += rng.normal() * axes[0] ** a * axes[1] ** b * axes[2] ** c
+                along_x[c] = along_x[c] + rng.normal() * z**a * y**b
+    field = np.zeros(tuple(shape))
+    for c, coefficient in enumerate(along_x):
+        field += coefficient * x**c
     field -= field.mean()
-    field = np.tanh(field / max(float(field.std()), 1e-12))
+    field /= max(float(field.std()), 1e-12)
+    np.tanh(field, out=field)
     field -= field.mean()
-    return field / max(float(np.abs(field).max()), 1e-12)
+    field /= max(float(field.max()), -float(field.min()), 1e-12)
+    return field
 
 
 def gamma(image: np.ndarray, place: Place) -> np.ndarray:
@@ -100,7 +107,8 @@ def gamma(image: np.ndarray, place: Place) -> np.ndarray:
 def noise(image: np.ndarray, place: Place) -> np.ndarray:
     """I + s R n, n normal and independent in every voxel."""
     low, high = _range(image)
-    return image + place.strength * (high - low) * place.rng.standard_normal(image.shape)
+    drawn = place.rng.standard_normal(image.shape).astype(image.dtype)
+    return image + np.float32(place.strength) * (high - low) * drawn
 
 
 def blur(image: np.ndarray, place: Place) -> np.ndarray:

@@ -141,17 +141,10 @@ def accumulate_crossval(
     )
     folder = output or crossval_folder(model_folder, numbers)
     _check_place(folder)
-    pairs = [(_label(dataset, name), file) for name, file in sources.items()]
+    pairs = {name: (_label(dataset, name), file) for name, file in sources.items()}
     evaluation = _as_in(
         folder,
-        evaluate_cases(
-            pairs,
-            plan.labels,
-            file_ending=ending,
-            origins=dataset.origins,
-            workers=workers,
-            progress=progress,
-        ),
+        evaluate_cases(pairs, plan.labels, origins=dataset.origins, workers=workers, progress=progress),
     )
     _gather(sources, folder, record, model_folder, evaluation)
     return CrossvalResult(folder=folder, record=record, evaluation=evaluation)

@@ -106,7 +106,8 @@ def _dataset(workspace: Workspace, name: str) -> dict[str, Any]:
             for fold, fold_folder in fold_folders(folder).items()
             if any((fold_folder / stored).exists() for stored in STORED)
         ]
-        for folder in sorted((workspace.results / name).glob("*__*"))
+        for folder in sorted((workspace.results / name).glob("[!.]*__*"))
+        if folder.is_dir()
     }
     return {
         "raw": (workspace.raw / name / DATASET_FILE).is_file(),

@@ -78,8 +78,8 @@ def validate(request: ValidationRequest) -> ValidationResult:
     if outcome.failed:
         raise SamunetError(outcome.text())
     ending = segmentation_ending(predictor.plan.file_ending)
-    pairs = [(_label_of(case), folder / f"{case.name}{ending}") for case in request.cases]
-    evaluation = evaluate_cases(pairs, predictor.plan.labels, file_ending=ending, origins=request.origins)
+    pairs = {case.name: (_label_of(case), folder / f"{case.name}{ending}") for case in request.cases}
+    evaluation = evaluate_cases(pairs, predictor.plan.labels, origins=request.origins)
     evaluation.save(folder / SUMMARY_FILE)
     evaluation.save_csv(folder / TABLE_FILE)
     draw_overlays(request.cases, folder, ending, evaluation)

@@ -34,7 +34,7 @@ LABELLED_CHANCE = 0.8
 """Of drawing a slice with foreground, where a case has some."""
 SMALLEST_SIDE = 16
 MIN_PART = 12
-MOST_PARTS = 200
+MOST_PARTS = 1000
 UNANNOTATED = np.iinfo(np.uint16).max
 """Stored for voxels with the dataset's ignore label, whatever its number is there."""
 MOST_FRAMES = 10
@@ -300,7 +300,8 @@ def _window(channel: np.ndarray) -> tuple[float, float]:
 
 
 def scene_of_labels(labels: np.ndarray) -> Scene:
-    """Each connected part of each class is an object.
+    """Each connected part of each class is an object; where there are too many, what is left of the smaller
+    ones and of later classes is unknown.
 
     Args:
         labels: (H, W) integers, 0 background, UNANNOTATED what belongs to nothing that is known.
@@ -308,11 +309,16 @@ def scene_of_labels(labels: np.ndarray) -> Scene:
     parts = np.where(labels == UNANNOTATED, np.int16(UNKNOWN), np.int16(0))
     count = 0
     for value in np.unique(labels):
-        if value in (0, UNANNOTATED) or count >= MOST_PARTS:
+        if value in (0, UNANNOTATED):
             continue
         found, number = connected(labels == value)
-        parts[found > 0] = found[found > 0] + count
-        count += number
+        room = min(number, MOST_PARTS - count)
+        largest = 1 + np.argsort(-np.bincount(found.ravel())[1:], kind="stable")[:room]
+        numbers = np.full(number + 1, UNKNOWN, np.int16)
+        numbers[np.sort(largest)] = np.arange(count + 1, count + 1 + room)
+        inside = found > 0
+        parts[inside] = numbers[found[inside]]
+        count += room
     sizes = np.bincount(parts[parts > 0], minlength=count + 1)
     return Scene(parts, np.zeros(count + 1, np.int16), sizes >= MIN_PART)
 

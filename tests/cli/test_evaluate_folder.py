@@ -11,7 +11,7 @@ import pytest
 from samunet.cli import ensemble, evaluate_folder
 from samunet.data.geometry import Geometry
 from samunet.data.readers import write_segmentation
-from samunet.records import write_json
+from samunet.records import read_json, write_json
 
 DECLARED = {"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 
@@ -105,6 +105,20 @@ def test_the_scores_of_a_training_are_not_replaced(
     assert (validation / "summary.json").read_text() == "the training's"
     assert not (validation / "summary.csv").exists()
     assert evaluate_folder.main([*words, "-o", str(validation / "loose.json")]) == 0
+
+
+def test_groups_are_those_of_the_dataset_json_whether_it_is_named_or_lies_there(
+    folders: list[str], tmp_path: Path
+) -> None:
+    predicted = tmp_path / "predicted"
+    write_json(predicted / "dataset.json", {**DECLARED, "groups": {"a": "north"}})
+    words = [*folders[:2], "-np", "1"]
+    found = []
+    for flags in ([], ["-djfile", str(predicted / "dataset.json")]):
+        assert evaluate_folder.main([*words, *flags, "-o", str(tmp_path / "scores.json")]) == 0
+        found.append(read_json(tmp_path / "scores.json")["by_group"])
+    assert list(found[0]) == ["north"]
+    assert found[0] == found[1]
 
 
 def test_folders_that_hold_nothing_to_score_are_named(

@@ -24,11 +24,6 @@ def test_split(file: str, parts: tuple[str, str]) -> None:
     assert split_ending(Path("folder") / file) == parts
 
 
-def test_split_by_an_ending_of_more_parts() -> None:
-    assert split_ending("x/a.b.ome.tif", ".ome.tif") == ("a.b", ".ome.tif")
-    assert split_ending("x/a.b.nii.gz", ".ome.tif") == ("a.b", ".nii.gz")
-
-
 def test_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", ".a.png", "a.tif"):
         (tmp_path / name).touch()

@@ -103,15 +103,29 @@ def test_slices_are_cut_as_the_methods_cut_them(tmp_path: Path) -> None:
             spacing = tuple(np.roll((5.0, 1.0, 1.0), axis))
             write_segmentation(array, Geometry(shape=array.shape, spacing_mm=spacing), file)
         labels = LabelSet.from_dataset_json({"labels": {"background": 0, "organ": 1}}, "here")
-        scores.append(evaluate_by_protocol([files], ["a"], labels).cases["a"]["organ"])
+        scores.append(evaluate_by_protocol({"a": files}, labels).cases["a"]["organ"])
     assert scores[0] < 0.95
     assert scores == [scores[0]] * 3
+
+
+def test_a_reference_without_spacing_is_cut_as_its_prediction(tmp_path: Path) -> None:
+    """A TIFF stack whose JSON file lies beside the prediction alone."""
+    masks = [np.stack([disc((120 + 3 * z, 130), radius) for z in range(6)], 1) for radius in (40, 33)]
+    files = (tmp_path / "labels.tif", tmp_path / "predicted.tif")
+    labels = LabelSet.from_dataset_json({"labels": {"background": 0, "organ": 1}}, "here")
+    for mask, file in zip(masks, files):
+        write_segmentation(
+            mask.astype(np.uint8), Geometry(shape=mask.shape, spacing_mm=(1.0, 5.0, 1.0)), file
+        )
+    stated = evaluate_by_protocol({"a": files}, labels).cases["a"]["organ"]
+    files[0].with_suffix(".json").unlink()
+    assert evaluate_by_protocol({"a": files}, labels).cases["a"]["organ"] == stated < 0.95
 
 
 def test_pictures_have_no_score_and_are_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, labels = tmp_path / "a.png", LabelSet(labels={"background": (0,), "disc": (1,)})
     Image.fromarray(disc().astype(np.uint8)).save(file)
-    scores = evaluate_by_protocol([(file, file)], ["a"], labels)
+    scores = evaluate_by_protocol({"a": (file, file)}, labels)
     assert "has no Dice of disc: no case holds it in two slices" in caplog.text
     assert "nan" not in scores.describe()
 

@@ -63,10 +63,11 @@ def test_a_reference_is_told_by_its_classes_voxel_by_voxel(tiny_dataset: Path, t
     """Not by format and integer type; a mirrored one, of as many voxels, is another, read back or not."""
     label, geometry = read_label(tiny_dataset / "labelsTr" / "tiny_001.nii.gz")
     written = {"a": ("nii.gz", label), "b": ("nrrd", label.astype(np.int32)), "c": ("nrrd", label[:, ::-1])}
-    pairs = []
+    pairs = {}
     for name, (ending, array) in written.items():
-        pairs.append((tmp_path / f"{name}.{ending}", tmp_path / f"{name}.{ending}"))
-        sitk.WriteImage(geometry_image(array, geometry), pairs[-1][0])
+        file = tmp_path / f"{name}.{ending}"
+        pairs[name] = (file, file)
+        sitk.WriteImage(geometry_image(array, geometry), file)
     scores = evaluate_cases(pairs, CLASSES)
     scores.save(tmp_path / "summary.json")
     for read in (
@@ -247,6 +248,6 @@ def test_workers_give_the_same(tiny_dataset: Path, predictions: Path) -> None:
 
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(SamunetError, match="nothing to evaluate"):
-        evaluate_cases([], CLASSES)
+        evaluate_cases({}, CLASSES)
     with pytest.raises(SamunetError, match=r"2 label file\(s\) .* do not exist: .*a\.png"):
-        evaluate_cases([(Path("a.png"), Path("b.png"))], CLASSES)
+        evaluate_cases({"a": (Path("a.png"), Path("b.png"))}, CLASSES)

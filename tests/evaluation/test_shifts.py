@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,17 @@ def test_severities_are_ordered_and_start_at_the_image(kind: str) -> None:
     assert distances[0] > 0
     assert distances == sorted(distances)
     assert distances[-1] > 1.3 * distances[0]
+
+
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_memory_of_a_change(kind: str) -> None:
+    """A CT of 600 slices has 157 million voxels; 24 bytes for each are 3.8 GB. Measured: 8 to 21.4."""
+    image = np.random.default_rng(0).normal(size=(1, 32, 96, 96)).astype(np.float32)
+    tracemalloc.start()
+    shifted(image, SPACING, "a", Condition(kind=kind, severity=3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 * image.size
 
 
 @pytest.mark.parametrize("kind", SHIFTS)

@@ -27,4 +27,6 @@ def test_copies_of_folds_are_no_folds(tmp_path: Path) -> None:
         (model / f"fold_{fold}").mkdir(parents=True)
         (model / f"fold_{fold}" / "checkpoint_final.pth").touch()
     (model / "fold_3").mkdir()  # begun
+    for name in ("selection__big.json", "postprocessing__big.json"):  # of a plan with another name
+        (model.parent / name).write_text("{}")
     assert collect(workspace)["datasets"]["Dataset001_A"]["trained_folds"] == {model.name: ["2", "10", "all"]}

@@ -127,6 +127,20 @@ def test_parts_of_a_class_are_objects_of_their_own() -> None:
     assert sorted(int(mask.sum()) for mask in masks) == [36, 40, 64]
 
 
+def test_of_too_many_parts_the_largest_are_kept_and_the_rest_is_unknown() -> None:
+    """A chequer board has more parts than 16 bits count; a click on one that is left out is not wrong."""
+    labels = np.indices((400, 400)).sum(axis=0) % 2
+    labels[:20, :20] = 1
+    labels[-20:, -20:] = 2
+    scene = scene_of_labels(labels)
+    assert scene.labels.min() == UNKNOWN
+    assert len(scene.parents) == module.MOST_PARTS + 1
+    assert scene.count == 1
+    assert scene.mask(int(np.flatnonzero(scene.usable)[0]))[:20, :20].all()
+    assert (scene.labels[-20:, -20:] == UNKNOWN).all()  # nothing was left for the second class
+    np.testing.assert_array_equal(scene.labels == 0, labels == 0)
+
+
 def test_excluded_cases_are_nowhere(tiny_dataset: Path, tmp_path: Path) -> None:
     dataset = RawDataset.load(tiny_dataset)
     index = slice_dataset(dataset, tmp_path, frozenset({"tiny_001", "tiny_003"}))

@@ -11,10 +11,12 @@ from typing import Any
 from samunet.errors import SamunetError
 from samunet.records import read_json
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""In a name or a licence none of these has a place."""
-STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x90\x9b\x9d]")
-"""What a terminal may obey. Line ends are not, nor are letters that a wrong decoding left at 0x80 to 0x9f."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""In a name or a licence none of these has a place: control characters, what turns the direction of writing
+around, halves of surrogate pairs, which cannot be written."""
+STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x90\x9b\x9d\ud800-\udfff]")
+"""What a terminal may obey or not show. Line ends are not, nor are letters that a wrong decoding left at 0x80
+to 0x9f."""
 DEEPEST = 50
 """Lists and objects within each other; a plan has some ten."""
 

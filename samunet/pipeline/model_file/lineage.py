@@ -139,7 +139,10 @@ def shared_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
         kept["splits"] = shared_scheme(kept["splits"])
     if "distillation" in kept:
         hidden = (*PLACES, "unlabelled")
-        kept["distillation"] = {k: v for k, v in kept["distillation"].items() if k not in hidden}
+        taught = {k: v for k, v in kept["distillation"].items() if k not in hidden}
+        if "teacher" in taught:  # CONFIGURATION__PLANS without the tag, which may name a site
+            taught["teacher"] = "__".join(str(taught["teacher"]).split("__")[:2])
+        kept["distillation"] = taught
     return kept
 
 

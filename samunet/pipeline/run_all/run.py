@@ -62,7 +62,8 @@ class RunAllOptions:
         time_budget_minutes: for each fold of each method.
         splits: scheme of the folds; None takes the goal's, which is the default one unless the goal is
             `generalize` and every case is of a group.
-        workers: processes that read and preprocess.
+        workers: processes that read and preprocess; those that prepare samples are at most as many as a
+            training takes by itself.
         ensembles: whether the probabilities of the validation cases are kept and ensembles tried.
     """
 
@@ -348,6 +349,8 @@ def _cases(workspace: Workspace, raw: RawDataset, options: RunAllOptions, say: S
 
 def _train(workspace: Workspace, options: RunAllOptions, training: Training, say: Say) -> bool:
     """Train or go on with one fold and score it; false when a signal ended it."""
+    from samunet.trainers.devices import sample_workers
+
     state, given = training.state, _overrides(options, training.configuration)
     outcome = train(
         workspace,
@@ -367,7 +370,7 @@ def _train(workspace: Workspace, options: RunAllOptions, training: Training, say
             only_validate=state == UNSCORED,
             splits=None if (state, options.scheme) == (NEW, DEFAULT_SCHEME) else options.scheme,
             save_probabilities=options.ensembles,
-            workers=options.workers,
+            workers=None if options.workers is None else min(options.workers, max(1, sample_workers())),
         ),
         say=say,
     )

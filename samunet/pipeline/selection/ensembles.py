@@ -49,6 +49,7 @@ class EnsembleRecord:
 class _Task:
     """One case of one ensemble: average, write, score."""
 
+    case: str
     members: tuple[Path, ...]
     target: Path
     reference: Path
@@ -94,7 +95,7 @@ def make_ensembles(
         )
         results = {
             task.target: case_scores(
-                (task.reference, task.target), found, collected.raw.origins, collected.raw.label_ending
+                task.case, (task.reference, task.target), found, origins=collected.raw.origins
             )
             for task, found in zip(tasks, scored)
         }
@@ -176,6 +177,7 @@ def _check_references(
 def _tasks(planned: _Planned, collected: Collected) -> list[_Task]:
     return [
         _Task(
+            case=case,
             members=tuple(model.predictions[case] for model in planned.members),
             target=_target(planned, collected, case),
             reference=collected.reference(case),

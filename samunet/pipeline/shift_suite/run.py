@@ -317,17 +317,11 @@ def _predict_and_score(bench: _Bench, predictor: Predictor, condition: Condition
     outcome = predictor.predict_files(bench.cases, folder, options)
     if outcome.failed:
         raise SamunetError(outcome.text())
-    pairs = []
+    pairs = {}
     for case in bench.cases:
         assert case.label is not None
-        pairs.append((case.label, folder / f"{case.name}{bench.ending}"))
-    evaluation = evaluate_cases(
-        pairs,
-        bench.labels,
-        file_ending=bench.ending,
-        origins=bench.origins,
-        workers=bench.request.workers,
-    )
+        pairs[case.name] = (case.label, folder / f"{case.name}{bench.ending}")
+    evaluation = evaluate_cases(pairs, bench.labels, origins=bench.origins, workers=bench.request.workers)
     evaluation.save(folder / SUMMARY_FILE)
 
 

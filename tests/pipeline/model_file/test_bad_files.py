@@ -134,6 +134,8 @@ def test_a_changed_zip(good: Path, tmp_path: Path, change: Change, words: str) -
         (lambda model: model.update(plans="a/b"), "no plain names"),
         (lambda model: model.update(tag=".."), "no plain names"),
         (lambda model: model.update(licence="free\x1b[2J"), "control characters"),
+        (lambda model: model.update(licence="free \u202egnp.exe"), "control characters"),
+        (lambda model: model.update(dataset="Dataset101_\ud800x"), "control characters"),
         (lambda model: model.update(folds=[]), "do not go with its files"),
         (lambda model: model["files"].update({"x": {"sha256": "0", "bytes": 0}}), "listed but not there"),
         (lambda model: model["files"].pop("plan.json"), "there but not listed"),

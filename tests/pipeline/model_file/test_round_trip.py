@@ -174,6 +174,12 @@ def test_a_base_that_is_to_be_stored_must_be_there(on_a_base: tuple[Path, Path],
     assert not (tmp_path / "shared.zip").exists()
 
 
+def test_a_teachers_tag_stays_behind() -> None:
+    taught = {"teacher": "2d_cnn__samunetPlans__single_source-UCL", "teacher_folder": "/x", "weight": 0.5}
+    kept = lineage.shared_overrides({"distillation": taught})["distillation"]
+    assert kept == {"teacher": "2d_cnn__samunetPlans", "weight": 0.5}
+
+
 def test_nobodys_name_leaves_the_house(tmp_path: Path) -> None:
     outcome = export(write_model(tmp_path / "results"))
     with zipfile.ZipFile(outcome.file) as archive:

@@ -40,11 +40,11 @@ def test_means_over_all_folds(tmp_path: Path) -> None:
     scores, unscored = shared_scores(model, (0, 1, 2, 3, 4), CLASSES, FINAL)
     assert scores is not None
     assert unscored == ()
-    pairs = [
-        (made.raw / "labelsTr" / file.name, file)
+    pairs = {
+        file.name.removesuffix(".nii.gz"): (made.raw / "labelsTr" / file.name, file)
         for fold in range(5)
         for file in (model / f"fold_{fold}/validation").glob("*.nii.gz")
-    ]
+    }
     expected = evaluate_cases(pairs, CLASSES)
     assert (scores.cases, scores.units, scores.unit) == (20, 20, "case")
     for name in CLASSES.foreground:
