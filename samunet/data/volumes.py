@@ -17,7 +17,8 @@ from samunet.data.nifti import read_compressed_voxels
 from samunet.errors import SamunetError
 from samunet.whole_files import lacks_space, partial_folder, replace_path
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl")
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ENDINGS = (*NIFTI_ENDINGS, ".nrrd", ".mha", ".mhd", ".gipl")
 HEADERS = {
     ".mhd": ("=", ("elementdatafile",)),
     ".mha": ("=", ("elementdatafile",)),
@@ -49,7 +50,7 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
         plain = _read_plain_nifti(path)
         if plain is not None:
             return plain
-    bad = count_nonfinite_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else 0
+    bad = count_nonfinite_nifti(path) if path.name.lower().endswith(NIFTI_ENDINGS) else 0
     if bad:
         raise nonfinite(path, bad)
     try:
@@ -127,8 +128,14 @@ def write(segmentation: np.ndarray, geometry: Geometry, path: Path) -> None:
     image.SetSpacing([float(s) for s in geometry.spacing_mm[::-1][:dimension]])
     image.SetOrigin([float(o) for o in geometry.origin_mm[:dimension]])
     image.SetDirection(direction.ravel().tolist())
-    # .mhd consists of two files that name each other, so the temporary names must be the final ones
     with partial_folder(path.parent) as folder:
+        if path.name.lower().endswith(NIFTI_ENDINGS):
+            # Of a.img.nii.gz, SimpleITK would make a.hdr.gz: it looks for an ending anywhere in the name.
+            plain = folder / f"volume{'.nii.gz' if path.suffix.lower() == '.gz' else '.nii'}"
+            _write_checked(image, plain, path)
+            replace_path(plain, path)
+            return
+        # .mhd consists of two files that name each other, so the temporary names must be the final ones
         _write_checked(image, folder / path.name, path)
         written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
         for file in written:

@@ -599,3 +599,15 @@ def test_a_full_disk_is_no_fault_of_a_file(
     with pytest.raises(NoSpaceError, match=rf"No space is left on the disk for {path} \(No space left"):
         write_segmentation(np.ones((1, 3, 4), int), geometry, path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.img.nii.gz", "a.nii.nii.gz", "a.hdr.nii", "a.IMG.nii.gz", "a.seg.nrrd"])
+def test_a_segmentation_whose_name_holds_another_ending(tmp_path: Path, name: str) -> None:
+    """Left to itself, SimpleITK writes a.hdr.gz, a.nii.gz and a.hdr for the first three."""
+    label = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    geometry = Geometry(shape=(2, 3, 4), spacing_mm=(3.0, 1.0, 0.5), origin_mm=(1.0, 2.0, 3.0))
+    write_segmentation(label, geometry, tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    read, found = read_label(tmp_path / name)
+    np.testing.assert_array_equal(read, label)
+    assert found.origin_mm == geometry.origin_mm

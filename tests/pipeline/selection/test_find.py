@@ -44,6 +44,16 @@ def words(selection: Selection) -> dict[tuple[str, str], str]:
     return {(c.first, c.second): c.word for c in selection.comparisons}
 
 
+def test_an_ending_of_more_parts(tmp_path: Path) -> None:
+    """Cases are called alike by folds, scores, ensembles and postprocessing."""
+    made = MadeUp(root=tmp_path, ending=".img.nii.gz")
+    made.add("3d_unet", missing(0.1), seed=1, probabilities=True)
+    made.add("2d_unet", missing(0.3), seed=2, probabilities=True)
+    found = find(made, ensembles=True, postprocessing=True)
+    assert len(found.candidates) == 3
+    assert words(found)["3d_unet", "2d_unet"] == "beats"
+
+
 def test_one_beats_the_other_and_sam_does_not_help(tmp_path: Path) -> None:
     made = MadeUp(root=tmp_path)
     made.add("3d_unet", missing(0.1), seed=1)
