@@ -1,7 +1,9 @@
-"""Many names in one message: the first few, and how many more there are."""
+"""What messages show: of many names the first few and how many more there are; a command to be typed."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 
 
@@ -25,3 +27,11 @@ def counted_cases(names: Sequence[str]) -> str:
 def fold_words(folds: Sequence[int]) -> str:
     """`fold 2`, or `folds 2 3`."""
     return f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))}"
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """A command as it is typed here: quoted for a POSIX shell, or for those of Windows, where 'a b' is two
+    words and a backslash no reason to quote."""
+    import subprocess
+
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from samunet.data.dataset import RawDataset
 from samunet.errors import SamunetError
-from samunet.listing import listed
+from samunet.listing import listed, shown_command
 from samunet.pipeline.replaced_plan import planning_command
 from samunet.planning.plan import Plan
 from samunet.planning.rules import normalization_scheme
@@ -21,7 +20,7 @@ def preprocess_command(stored: Plan, name: str, data_name: str) -> str:
     alike = [other for other, found in stored.configurations.items() if found.data == data_name]
     known = [name] if name in stored.configurations else alike[:1]
     words = ["samunet_preprocess", "-d", stored.dataset, "-p", stored.name]
-    return shlex.join([*words, *(["-c", *known] if known else [])])
+    return shown_command([*words, *(["-c", *known] if known else [])])
 
 
 def preprocessed_names(

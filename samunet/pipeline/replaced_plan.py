@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from samunet.errors import SamunetError
+from samunet.listing import shown_command
 from samunet.pipeline.calibrate import assumed_gflops
 from samunet.pipeline.setting_flags import setting_flags, setting_text
 from samunet.planning.plan import EXPECTED, Budget, Plan
@@ -154,4 +154,4 @@ def planning_command(plan: Plan) -> str:
     words += ["--hours", f"{budget.hours:g}"] if budget.hours != DEFAULT_HOURS else []
     if budget.device == "cuda" and budget.gflops == assumed_gflops(budget.memory_gb):
         words += ["-gpu_memory_target", f"{budget.memory_gb:g}"]
-    return shlex.join(words)
+    return shown_command(words)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from samunet.listing import shown_command
 from samunet.pipeline.setting_flags import setting_flags
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
 from samunet.trainers.identity import RunRecord
@@ -54,7 +54,7 @@ class TrainedAs:
         splits = self.splits or own or DEFAULT_SCHEME
         words += [] if splits == DEFAULT_SCHEME else ["--splits", splits]
         words += [] if like is None else self._given(like, flags)
-        return shlex.join([*words, *flags])
+        return shown_command([*words, *flags])
 
     def _given(self, run: RunRecord, flags: Sequence[str]) -> list[str]:
         """Flags that a run was given, as far as the further flags do not know them by themselves."""

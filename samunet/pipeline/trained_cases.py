@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from samunet.data.splits import Split
 from samunet.errors import SamunetError
-from samunet.listing import counted_cases
+from samunet.listing import counted_cases, shown_command
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.identity import RunRecord, read_run
 from samunet.workspace import fold_folders
@@ -71,7 +70,7 @@ def _remedy(found: RunRecord, now: SplitInUse) -> str:
     """What brings run and split together again."""
     recorded = found.overrides.get("splits") or DEFAULT_SCHEME
     if recorded != now.scheme:
-        first = f"Give {shlex.join(['--splits', recorded])}, as it was trained"
+        first = f"Give {shown_command(['--splits', recorded])}, as it was trained"
     elif found.fold == "all":
         first = "Take the cases that it was trained on"
     else:

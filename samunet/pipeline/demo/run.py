@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.folder import evaluate_folder
 from samunet.evaluation.scores import Evaluation
+from samunet.listing import shown_command
 from samunet.pipeline.demo.page import DemoPage, MethodResult, draw_comparisons, write_page
 from samunet.pipeline.demo.phantom import FILE_ENDING, PHANTOM_DATASET, write_phantom_dataset
 from samunet.pipeline.plan_and_preprocess import PlanOptions, plan, preprocess
@@ -302,7 +302,7 @@ def _commands(options: DemoOptions) -> tuple[str, ...]:
         lines.append(["samunet_train", "900", method.name, FOLD, "--tag", TAG, *chosen])
         lines.append(["samunet_predict", "-i", images, "-o", f"OUT_{method.name}", "-d", "900"])
         lines[-1] += ["-c", method.name, "--tag", TAG, *device]
-    return tuple(shlex.join([*line, *place]) for line in lines)
+    return tuple(shown_command([*line, *place]) for line in lines)
 
 
 def _machine(options: DemoOptions) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import FEWEST_UNITS, RESAMPLES, SEED
 from samunet.inference.postprocessing import Postprocessing
+from samunet.listing import shown_command
 from samunet.pipeline.postprocessed_cases import RulesAfter
 from samunet.pipeline.qc.model import calibrate
 from samunet.pipeline.selection.ensembles import make_ensembles
@@ -174,7 +174,7 @@ def _commands(
     plans = members[0].plans
     start = ["samunet_predict", "-i", "INPUT", "-o", "OUTPUT", "-d", short_dataset_name(dataset)]
     start += [] if plans == DEFAULT_PLANS else ["-p", plans]
-    commands = [shlex.join([*start, "-c", "best"])]
+    commands = [shown_command([*start, "-c", "best"])]
     tags, checkpoints = {member.tag for member in members}, {member.checkpoint for member in members}
     if len(checkpoints) > 1 or (len(members) > 1 and any(member.settings for member in members)):
         return tuple(commands)  # no other command names members of different checkpoints or settings
@@ -187,8 +187,10 @@ def _commands(
     words += ["-f", *map(str, members[0].folds)]
     words += ["-chk", members[0].checkpoint] if checkpoints != {FINAL} else []
     words += setting_flags(members[0].settings)
-    commands.append(shlex.join(words))
+    commands.append(shown_command(words))
     if has_rules:
         words = ["samunet_apply_postprocessing", "-i", "OUTPUT", "-o", "OUTPUT_POSTPROCESSED"]
-        commands.append(shlex.join([*words, "-pp_file", str(workspace.postprocessing_file(dataset, plans))]))
+        commands.append(
+            shown_command([*words, "-pp_file", str(workspace.postprocessing_file(dataset, plans))])
+        )
     return tuple(commands)

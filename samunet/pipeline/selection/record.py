@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from samunet.data.groups import Unit
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import SEED, Interval
 from samunet.inference.postprocessing import Postprocessing, Rule
+from samunet.listing import shown_command
 from samunet.networks.sam.variants import Prior
 from samunet.pipeline.selection.trained_models import scored_models
 from samunet.pipeline.trained_cases import DEFAULT_SCHEME
@@ -233,7 +233,7 @@ class Selection:
         asked, words = self.asked, [selection_command(self.dataset, self.plans)]
         words += ["-c", *asked.configurations, *also] if asked.configurations else []
         words += ["-f", *map(str, asked.folds)] if asked.folds else []
-        words += ["--splits", shlex.quote(self.splits)] if self.splits != DEFAULT_SCHEME else []
+        words += ["--splits", shown_command([self.splits])] if self.splits != DEFAULT_SCHEME else []
         words += ["--metric", self.metric] if self.metric != DEFAULT_METRIC else []
         words += ["--no_ensembles"] * (not asked.ensembles)
         words += ["--disable_postprocessing"] * (not asked.postprocessing)
