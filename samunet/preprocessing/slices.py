@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from scipy.ndimage import label as connected
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import slice_axis
+from samunet.data.groups import Origins, unit_numbers
 from samunet.data.readers import ENDINGS, file_kind, has_alpha, read_image
 from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
@@ -53,6 +54,7 @@ class Cutting:
         load: reads a case; a file with several volumes is a case of several.
         framed: a file's channels are volumes of their own.
         ignore: label value that is taken for background.
+        patients: case -> patient, as far as it is known.
     """
 
     source: str
@@ -62,6 +64,7 @@ class Cutting:
     excluded: tuple[str, ...] = ()
     framed: bool = False
     ignore: int | None = None
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,7 +96,13 @@ def dataset_cutting(dataset: RawDataset, excluded: frozenset[str]) -> Cutting:
         excluded=tuple(sorted(excluded & set(dataset.case_names))),
         load=lambda case: [_loaded(dataset, case)],
         ignore=dataset.labels.ignore,
+        patients=_patients(dataset.origins),
     )
+
+
+def _patients(origins: Origins) -> Mapping[str, str]:
+    """Declared ones; else groups, which may be patients, but hardly are where there are few."""
+    return origins.patients or (origins.groups if len(set(origins.groups.values())) >= VAL_EVERY else {})
 
 
 def _loaded(dataset: RawDataset, case: Case) -> LoadedCase:
@@ -335,10 +344,12 @@ class Slices:
     Attributes:
         folder: of the slices.
         index: of the folder.
+        patients: case -> patient, whose cases are kept for validation together.
     """
 
     folder: Path
     index: SliceIndex
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -349,11 +360,13 @@ class Slices:
         return any(case.labelled for case in self.index.cases)
 
     def cases(self, *, validation: bool) -> list[SlicedCase]:
-        """Cases with slices; one in ten is kept for validation where there are enough."""
+        """Cases with slices; those of one patient in ten are kept for validation where there are enough."""
         present = [case for case in self.index.cases if case.slices]
-        if len(present) < VAL_EVERY:
+        origins = Origins(patients=self.patients)
+        units = unit_numbers([case.name for case in present], origins)
+        if len(present) < VAL_EVERY or units.max() == 0:
             return present
-        return [case for i, case in enumerate(present) if (i % VAL_EVERY == 0) == validation]
+        return [case for case, unit in zip(present, units) if (unit % VAL_EVERY == 0) == validation]
 
     def draw(self, rng: np.random.Generator, *, validation: bool) -> tuple[np.ndarray, Scene]:
         """A picture uint8 (3, H, W) and its objects."""

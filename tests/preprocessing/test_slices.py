@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import Geometry
+from samunet.data.groups import Origins
 from samunet.data.readers import read_label
 from samunet.data.scene import UNKNOWN
 from samunet.errors import SamunetError
@@ -256,6 +258,28 @@ def test_one_case_in_ten_is_for_validation_only() -> None:
     held = {c.name for c in slices.cases(validation=True)}
     assert held == {"0", "10"}
     assert not held & {c.name for c in slices.cases(validation=False)}
+
+
+def test_a_patients_cases_are_kept_for_validation_together(tiny_rgb_dataset: Path) -> None:
+    cases = tuple(SlicedCase(name=f"{n:02d}", number=n, slices=1, labelled=()) for n in range(24))
+    index = SliceIndex(source="x", licence="", excluded=0, cases=cases)
+    patients = {case.name: f"p{case.number // 2}" for case in cases}
+    slices = Slices(Path("."), index, patients)
+    held, rest = ({c.name for c in slices.cases(validation=part)} for part in (True, False))
+    assert held == {"00", "01", "20", "21"}
+    assert rest == patients.keys() - held
+    alone = Slices(Path("."), index, dict.fromkeys(patients, "p"))
+    assert alone.cases(validation=True) == alone.cases(validation=False) == list(cases)
+
+    dataset = RawDataset.load(tiny_rgb_dataset)
+    names = dataset.case_names
+    declared = {
+        "patients": Origins(patients=dict.fromkeys(names, "p")),
+        "sites": Origins(groups=dict.fromkeys(names, "north")),
+    }
+    cut = {kind: dataset_cutting(replace(dataset, origins=o), frozenset()) for kind, o in declared.items()}
+    assert cut["patients"].patients == dict.fromkeys(names, "p")
+    assert not cut["sites"].patients
 
 
 def test_cutting_takes_a_few_bytes_a_voxel() -> None:

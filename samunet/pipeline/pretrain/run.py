@@ -291,7 +291,10 @@ def find_sources(
         check_kept_slices(workspace.pretraining_folder(options.name), cuttings)
     licences = declared_licences(workspace, options.licences, cuttings.values())
     check_slice_room(cuttings)
-    slices = [Slices(folder, write_slices(cutting, folder)) for folder, cutting in cuttings.items()]
+    slices = [
+        Slices(folder, write_slices(cutting, folder), cutting.patients)
+        for folder, cutting in cuttings.items()
+    ]
     collections: list[Collection] = list(slices)
     if options.synthetic:
         collections.append(Generated(settings.seed, settings.size))
@@ -320,6 +323,8 @@ def _describe(collection: Collection, share: float) -> dict[str, Any]:
     if isinstance(collection, Slices):
         index = collection.index
         facts = {"cases": len(index.cases), "slices": index.slices, "excluded_cases": index.excluded}
+        if collection.patients:
+            facts["patients"] = len(set(collection.patients.values()))
         return {
             "source": index.source,
             "licence": index.licence,
