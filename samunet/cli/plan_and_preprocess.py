@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         get_method(configuration)  # a name that does not exist is no reason to plan first
     for name in names:
         fingerprint = pipeline.extract(workspace, name, request, progress_bar)
-        plan = pipeline.plan(workspace, name, options)
+        plan = pipeline.plan(workspace, name, options, fingerprint=fingerprint)
         print(explain(plan))
         print(f"Plan: {workspace.plan_file(name, plan.name)}")
         if not arguments.no_pp:

@@ -6,7 +6,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 SHOWN = 10
 """Channels in a message."""
+HEADERS_READ = 16
+"""Headers read to estimate memory; reading thousands would take longer than it saves."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,21 @@ def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tupl
             told = listed(missing, SHOWN)
             faults[name] = f"{folder}: case {name} lacks the file(s) of channel {told}.{hint}"
     return tuple(sorted(cases, key=lambda case: case.name)), faults
+
+
+def largest_reading_bytes(cases: Sequence[Case]) -> int:
+    """Memory that reading and looking through the largest case takes, by the headers of the largest files; a
+    compressed file itself says little."""
+    largest = 0
+    by_size = sorted(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
+    for case in by_size[-HEADERS_READ:]:
+        with suppress(SamunetError):  # told where it is read
+            headers = [read_header(path) for path in case.images]
+            voxels = max((prod(header.geometry.shape) for header in headers), default=0)
+            channels = sum(header.num_channels for header in headers)
+            # Image as read and in float32, one channel's sorted copy, the label as read and encoded, masks.
+            largest = max(largest, voxels * (8 * channels + 4 + 16))
+    return largest
 
 
 def cases_of_map(folder: Path, entries: Any, where: str) -> tuple[Case, ...]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from samunet.data.cases import Case
+from samunet.data.cases import Case, largest_reading_bytes
 from samunet.data.dataset import RawDataset, label_grid_fault
 from samunet.data.geometry import Geometry, grid_differences
 from samunet.data.labels import LabelSet
@@ -54,7 +51,7 @@ def verify_dataset(
     found = map_in_workers(
         partial(case_faults, expected),
         present,
-        worker_count(workers, _bytes_of_largest(present), len(present)),
+        worker_count(workers, largest_reading_bytes(present), len(present)),
         name=lambda case: case.name,
         progress=progress,
     )
@@ -112,9 +109,3 @@ def _count_faults(dataset: RawDataset) -> list[str]:
 def _existing_part(case: Case) -> Case:
     label = case.label if case.label is not None and case.label.is_file() else None
     return Case(case.name, tuple(path for path in case.images if path.is_file()), label)
-
-
-def _bytes_of_largest(cases: list[Case]) -> int:
-    """Memory for the largest case: compressed files unpack about threefold, then become float32 twice."""
-    sizes = [sum(os.path.getsize(path) for path in case.images) for case in cases]
-    return int(12 * np.max(sizes)) if sizes else 0

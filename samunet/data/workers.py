@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from samunet.data.limits import core_quota, memory_left
 from samunet.errors import SamunetError
 from samunet.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +27,7 @@ MEMORY_SHARE = 0.8
 PROCESS_BYTES = 150_000_000
 """A worker process before it has read anything."""
 QUEUED_PER_WORKER = 2
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 GUARD = 'In a script of your own the call must stand under `if __name__ == "__main__":`.'
 """Workers start by importing the script; without the guard each ends at once."""
 
@@ -48,8 +54,98 @@ def worker_count(wanted: int | None, bytes_per_case: int, num_items: int) -> int
         bytes_per_case: memory that the largest case needs while it is worked on.
         num_items: cases to work on.
     """
-    allowed = int(MEMORY_SHARE * free_memory_bytes() // (bytes_per_case + PROCESS_BYTES))
+    free = free_memory_bytes()
+    if bytes_per_case > free:
+        logger.warning(
+            "The largest case takes about %.1f GB of memory, and %.1f GB are free: if the system ends the "
+            "program, close others, or take a machine with more.",
+            bytes_per_case / 1e9,
+            free / 1e9,
+        )
+    allowed = int(MEMORY_SHARE * free // (bytes_per_case + PROCESS_BYTES))
     return max(1, min(wanted or available_cores(), allowed, num_items))
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Result]):
+    """What became of an item: its result, or that its worker process `died`, which it does alone too."""
+
+    index: int
+    result: Result | None
+    died: bool = False
+
+
+def each_in_workers(
+    task: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Generator[Finished[Result], None, None]:
+    """Work through items in worker processes, one thread each; yields each item as it is finished.
+
+    When a worker dies, every item that was in work then is tried again alone, with all the memory.
+
+    Args:
+        task: a module-level function (or partial of one), sent once to every spawned process. Its errors are
+            passed on unchanged.
+        workers: processes; with 1 or fewer everything runs in this process.
+    """
+    if workers <= 1:
+        yield from (Finished(index, task(item)) for index, item in enumerate(items))
+        return
+    with _one_thread_each():
+        waiting = deque(range(len(items)))
+        while waiting:
+            suspects = yield from _pooled(task, items, waiting, workers)
+            for index in suspects:
+                if (yield from _pooled(task, items, deque([index]), 1)):
+                    yield Finished(index, None, died=True)
+
+
+def _pooled(
+    task: Callable[[Item], Result], items: Sequence[Item], waiting: deque[int], workers: int
+) -> Generator[Finished[Result], None, list[int]]:
+    """Work through `waiting`; when a worker dies, stop and return what was in work."""
+    running: dict[Future[Result], int] = {}
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_receive_task, initargs=(task,))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers * QUEUED_PER_WORKER:
+                running[pool.submit(_work, items[waiting[0]])] = waiting[0]
+                waiting.popleft()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                result = future.result()
+                yield Finished(running.pop(future), result)
+    except BrokenProcessPool:
+        return sorted(running.values())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+_worker_task: list[Callable[[Any], Any]] = []
+"""In a worker process: the task."""
+
+
+def _receive_task(task: Callable[[Any], Any]) -> None:
+    _worker_task[:] = [task]
+
+
+def _work(item: Any) -> Any:
+    return _worker_task[0](item)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Worker processes start with one thread per numeric library; the cores are taken by the processes."""
+    previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update({name: "1" for name in THREAD_VARIABLES})
+    try:
+        yield
+    finally:
+        for name, value in previous.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def map_in_workers(
@@ -62,41 +158,21 @@ def map_in_workers(
     """`[task(item) for item in items]` in worker processes, in the order of the items.
 
     Args:
-        task: a module-level function (or partial of one): it is sent to spawned processes.
-        workers: processes; with 1 or fewer everything runs in this process.
+        task / workers: see `each_in_workers`.
         name: what to call an item when its worker dies.
 
     Raises:
-        SamunetError: a worker died; names the items in work. Errors of `task` are passed on unchanged.
+        SamunetError: a worker died; names the item. Errors of `task` are passed on unchanged.
     """
-    if workers <= 1:
-        return [_done(task(item), i + 1, len(items), progress) for i, item in enumerate(items)]
     results: dict[int, Result] = {}
-    waiting = deque(enumerate(items))
-    running: dict[Future[Result], int] = {}
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers * QUEUED_PER_WORKER:
-                index, item = waiting.popleft()
-                running[pool.submit(task, item)] = index
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                results[running[future]] = future.result()
-                del running[future]
-                _done(None, len(results), len(items), progress)
-    except BrokenProcessPool as error:
-        names = ", ".join(name(items[index]) for index in sorted(running.values()))
-        raise SamunetError(
-            f"A worker process died while these were worked on: {names}. Most likely the memory was used up; "
-            f"run again with fewer workers (-np 1). {GUARD}"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with closing(each_in_workers(task, items, workers)) as finished:
+        for one in finished:
+            if one.died:
+                raise SamunetError(
+                    f"The worker process died while {name(items[one.index])} was worked on, alone too. Most "
+                    f"likely the memory was used up; a machine with more memory is needed. {GUARD}"
+                )
+            results[one.index] = cast(Result, one.result)
+            if progress is not None:
+                progress(len(results), len(items))
     return [results[index] for index in range(len(items))]
-
-
-def _done(result: Result, count: int, total: int, progress: Progress | None) -> Result:
-    if progress is not None:
-        progress(count, total)
-    return result

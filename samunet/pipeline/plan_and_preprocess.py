@@ -112,18 +112,25 @@ def verify(dataset: RawDataset, workers: int | None = None, screen: Screen = no_
 
 
 def plan(
-    workspace: Workspace, name: str, options: PlanOptions, *, save: bool = True, workers: int | None = None
+    workspace: Workspace,
+    name: str,
+    options: PlanOptions,
+    *,
+    save: bool = True,
+    fingerprint: Fingerprint | None = None,
+    workers: int | None = None,
 ) -> Plan:
     """Plan every method for a dataset.
 
     Args:
         save: write fingerprint, calibration and plan, and keep a plan of the name that was another one;
             otherwise nothing on disk is touched.
+        fingerprint: as `extract` just gave it; None extracts it.
         workers: processes for a fingerprint that has to be measured first.
     """
-    if save:
+    if fingerprint is None and save:
         fingerprint = extract(workspace, name, FingerprintRequest(workers=workers))
-    else:
+    elif fingerprint is None:
         fingerprint = _fingerprint_without_writing(workspace, name, workers)
     _warn_of_absent_classes(fingerprint, workspace.raw / name / DATASET_FILE)
     budget = make_budget(

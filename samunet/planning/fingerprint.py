@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from samunet.records import content_hash, read_record, write_json
 
 if TYPE_CHECKING:
     from samunet.data.dataset import Case, RawDataset
+    from samunet.planning.case_measurement import MeasuredCase
 
 logger = logging.getLogger(__name__)
 
@@ -210,9 +211,10 @@ def extract_fingerprint(
     """Measure every case of a dataset.
 
     Raises:
-        SamunetError: a case cannot be read, holds NaN or infinity, or has undeclared label values;
-            names the file.
+        SamunetError: cases cannot be read, hold NaN or infinity, or have undeclared label values; names
+            every such file.
     """
+    from samunet.data.cases import largest_reading_bytes
     from samunet.data.laterality import left_right_pairs
     from samunet.planning.case_measurement import measure_case, pool_intensities
 
@@ -222,14 +224,17 @@ def extract_fingerprint(
     # Sent to the workers with every case, so without what they do not need.
     slim = dataclasses.replace(dataset, cases=(), origins=Origins(), json={})
     keep = max(1, FOREGROUND_VALUES // len(dataset.cases))
-    measure = functools.partial(measure_case, dataset=slim, keep=keep)
-    measured = map_in_workers(
-        measure,
+    found = map_in_workers(
+        functools.partial(_measured, measure=functools.partial(measure_case, dataset=slim, keep=keep)),
         dataset.cases,
-        worker_count(workers, _bytes_per_case(dataset.cases), len(dataset.cases)),
+        worker_count(workers, largest_reading_bytes(dataset.cases), len(dataset.cases)),
         lambda case: case.name,
         progress,
     )
+    faults = [one for one in found if isinstance(one, str)]
+    if faults:
+        raise SamunetError("\n".join(faults))
+    measured = [one for one in found if not isinstance(one, str)]
     cases = tuple(one.fingerprint for one in measured)
     flat = all(case.is_2d for case in cases)
     return Fingerprint(
@@ -248,13 +253,9 @@ def extract_fingerprint(
     )
 
 
-def _bytes_per_case(cases: Sequence[Case]) -> int:
-    """Memory that measuring the largest case takes; judged by the header of the largest files."""
-    from samunet.data.readers import read_header
-
-    largest = max(cases, key=lambda case: sum(path.stat().st_size for path in case.images))
-    headers = [read_header(path) for path in largest.images]
-    voxels = int(np.prod(headers[0].geometry.shape))
-    channels = sum(header.num_channels for header in headers)
-    # Image as read and in float32, one channel's sorted copy, the label as read and encoded, masks.
-    return voxels * (8 * channels + 4 + 16)
+def _measured(case: Case, measure: Callable[[Case], MeasuredCase]) -> MeasuredCase | str:
+    """A measured case, or what is wrong with it, so that all such cases are told at once."""
+    try:
+        return measure(case)
+    except SamunetError as fault:
+        return str(fault)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -17,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from samunet.data.cases import HEADERS_READ
 from samunet.data.dataset import Case, RawDataset, check_label_grid
 from samunet.data.geometry import resampled_shape
 from samunet.data.readers import read_header, read_image, read_label
-from samunet.data.workers import GUARD, QUEUED_PER_WORKER, worker_count
+from samunet.data.workers import GUARD, each_in_workers, worker_count
 from samunet.errors import SamunetError
 from samunet.planning.plan import Plan
 from samunet.preprocessing.case import preprocess_case
@@ -32,9 +28,10 @@ from samunet.whole_files import NO_SPACE, remove_partials
 
 log = logging.getLogger(__name__)
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
-HEADERS_READ = 16
-"""Headers read to estimate memory; reading thousands would take longer than it saves."""
+DIED = (
+    "its worker process died, most likely because the memory was used up. Run again on a machine with more "
+    f"memory, or plan a coarser spacing (-overwrite_target_spacing). {GUARD}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,74 +253,12 @@ def preprocess_to_store(order: CaseOrder, plan: Plan, folders: Mapping[str, Path
     return None
 
 
-Task = Callable[[CaseOrder], "str | None"]
-
-
-def _run(task: Task, orders: list[CaseOrder], workers: int, state: _Progress) -> None:
-    if workers <= 1:
-        for order in orders:
-            state.finished(order.case.name, task(order))
-        return
-    waiting = deque(orders)
-    with _one_thread_each():
-        while waiting:
-            suspects = _run_pool(task, waiting, workers, state)
-            # One of these killed its worker. Each alone, with all the memory, tells which.
-            for order in suspects:
-                if _run_pool(task, deque([order]), 1, state):
-                    state.finished(
-                        order.case.name,
-                        "its worker process died, most likely because the memory was used up. Run again on a "
-                        "machine with more memory, or plan a coarser spacing (-overwrite_target_spacing). "
-                        + GUARD,
-                    )
-
-
-def _run_pool(task: Task, waiting: deque[CaseOrder], workers: int, state: _Progress) -> list[CaseOrder]:
-    """Work through `waiting`; when a worker dies, stop and return the orders that were in work."""
-    running: dict[Future[str | None], CaseOrder] = {}
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_receive_task, initargs=(task,))
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers * QUEUED_PER_WORKER:
-                running[pool.submit(_work, waiting[0])] = waiting[0]
-                waiting.popleft()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                failure = future.result()
-                state.finished(running.pop(future).case.name, failure)
-    except BrokenProcessPool:
-        return list(running.values())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return []
-
-
-_worker_task: list[Task] = []
-"""In a worker process: the task, sent once because it carries the plan."""
-
-
-def _receive_task(task: Task) -> None:
-    _worker_task[:] = [task]
-
-
-def _work(order: CaseOrder) -> str | None:
-    return _worker_task[0](order)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Worker processes start with one thread per numeric library; the cores are taken by the processes."""
-    previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update({name: "1" for name in THREAD_VARIABLES})
-    try:
-        yield
-    finally:
-        for name, value in previous.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+def _run(
+    task: Callable[[CaseOrder], str | None], orders: Sequence[CaseOrder], workers: int, state: _Progress
+) -> None:
+    with closing(each_in_workers(task, orders, workers)) as finished:
+        for one in finished:
+            state.finished(orders[one.index].case.name, DIED if one.died else one.result)
 
 
 def _no_space(folder: Path) -> SamunetError:

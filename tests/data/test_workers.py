@@ -7,7 +7,13 @@ import os
 import pytest
 
 from samunet.data import workers
-from samunet.data.workers import available_cores, free_memory_bytes, map_in_workers, worker_count
+from samunet.data.workers import (
+    available_cores,
+    each_in_workers,
+    free_memory_bytes,
+    map_in_workers,
+    worker_count,
+)
 from samunet.errors import SamunetError
 
 
@@ -40,6 +46,23 @@ def test_a_worker_that_dies_names_its_cases():
     with pytest.raises(SamunetError, match="hippo_3") as caught:
         map_in_workers(die, [3], 2, "hippo_{}".format)
     assert 'if __name__ == "__main__":' in str(caught.value)
+
+
+def die_on_three(value: int) -> int:
+    return os._exit(9) if value == 3 else double(value)
+
+
+def test_the_others_of_a_worker_that_dies_are_finished():
+    found = {one.index: one for one in each_in_workers(die_on_three, range(6), 2)}
+    assert [i for i, one in found.items() if one.died] == [3]
+    assert [found[i].result for i in (0, 1, 2, 4, 5)] == [0, 2, 4, 8, 10]
+    with pytest.raises(SamunetError, match="while hippo_3 was worked on"):
+        map_in_workers(die_on_three, range(6), 2, "hippo_{}".format)
+
+
+def test_too_little_memory_for_one_case_is_told(caplog):
+    assert worker_count(8, 2 * free_memory_bytes(), 10) == 1
+    assert "The largest case takes about" in caplog.text
 
 
 @pytest.mark.parametrize(("left", "free"), [(10_000, 10_000), (-5, 0)])
