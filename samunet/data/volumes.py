@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import SimpleITK as sitk
 from samunet.data.damage import check_complete, count_nonfinite_nifti, is_gzip, nonfinite
 from samunet.data.geometry import FLAT_SPACING_MM, Geometry, Header
 from samunet.data.nifti import read_compressed_voxels
+from samunet.data.sheared import check_shear, is_shear, permissive
 from samunet.errors import SamunetError
 from samunet.whole_files import lacks_space, partial_folder, replace_path
 
@@ -33,14 +35,25 @@ LEAST_DETERMINANT = 1e-3
 
 def read_header(path: Path) -> Header:
     """Geometry and channels without the voxels."""
+    reader, _ = _opened(path)
+    geometry, frames = _geometry(path, reader)
+    return Header(geometry=geometry, num_channels=frames * reader.GetNumberOfComponents())
+
+
+def _opened(path: Path) -> tuple[Any, bool]:
+    """A reader that has read the header, and whether it had to be permissive."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
+        return reader, False
     except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    geometry, frames = _geometry(path, reader)
-    return Header(geometry=geometry, num_channels=frames * reader.GetNumberOfComponents())
+        if not is_shear(error):
+            raise _unreadable(path, error) from error
+    with permissive():
+        reader.ReadImageInformation()
+    check_shear(path, reader)
+    return reader, True
 
 
 def read(path: Path) -> tuple[np.ndarray, Geometry]:
@@ -53,8 +66,10 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
     bad = count_nonfinite_nifti(path) if path.name.lower().endswith(NIFTI_ENDINGS) else 0
     if bad:
         raise nonfinite(path, bad)
+    reader, sheared = _opened(path)
     try:
-        image = sitk.ReadImage(str(path))
+        with permissive() if sheared else nullcontext():
+            image = reader.Execute()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     geometry, frames = _geometry(path, image)
@@ -67,12 +82,7 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
 
 def _read_plain_nifti(path: Path) -> tuple[np.ndarray, Geometry] | None:
     """As `read`, for the usual kind of NIfTI file; geometry is SimpleITK's. None for any other kind."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path, error) from error
+    reader, _ = _opened(path)
     if reader.GetNumberOfComponents() != 1:
         return None
     voxels = read_compressed_voxels(path, reader.GetSize())
@@ -195,11 +205,6 @@ def _triple(values: list[float]) -> tuple[float, float, float]:
 
 def _unreadable(path: Path, error: RuntimeError) -> SamunetError:
     text = str(error)
-    if "orthonormal" in text:
-        return SamunetError(
-            f"{path} has a sheared direction matrix, which SimpleITK refuses. Resample it to a right-angled "
-            "grid, or correct the sform/qform of its header."
-        )
     if "determinant is 0" in text:
         return _turned(path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
