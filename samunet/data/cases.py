@@ -16,6 +16,7 @@ from samunet.data.names import split_ending
 from samunet.data.readers import ENDINGS, files_of, name_fault, read_header
 from samunet.errors import SamunetError
 from samunet.listing import listed
+from samunet.records import hash_files
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,31 @@ def group_files(folder: Path, file_ending: str, num_channels: int) -> tuple[tupl
             told = listed(missing, SHOWN)
             faults[name] = f"{folder}: case {name} lacks the file(s) of channel {told}.{hint}"
     return tuple(sorted(cases, key=lambda case: case.name)), faults
+
+
+@dataclass(frozen=True)
+class FilesStamp:
+    """What tells the images of a case from others under the same names: sizes, times (ns) and a hash of the
+    bytes."""
+
+    sizes: tuple[int, ...]
+    times_ns: tuple[int, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, case: Case) -> FilesStamp:
+        sizes, times = _sizes_and_times(case)
+        return cls(sizes, times, hash_files(case.images))
+
+    def is_of(self, case: Case) -> bool:
+        """Whether these are the same images, copied or not; bytes are read only where the times differ."""
+        sizes, times = _sizes_and_times(case)
+        return sizes == self.sizes and (times == self.times_ns or hash_files(case.images) == self.digest)
+
+
+def _sizes_and_times(case: Case) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    found = [path.stat() for path in case.images]
+    return tuple(status.st_size for status in found), tuple(status.st_mtime_ns for status in found)
 
 
 def largest_reading_bytes(cases: Sequence[Case]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from samunet.data.cases import Case, FilesStamp
 from samunet.data.geometry import Geometry, bounding_box, in_all_channels, voxel_volume_mm3
 from samunet.data.labels import LabelSet
 from samunet.inference.finished import features_file, prediction_hash
@@ -71,6 +72,7 @@ class CaseFeatures:
     Attributes:
         arguments_hash: of the prediction's arguments (predict_args.json): cases of one prediction agree.
         classes: class or region name -> features.
+        source: the images that were predicted; None in files of earlier versions.
     """
 
     version: int = FEATURES_VERSION
@@ -78,6 +80,7 @@ class CaseFeatures:
     arguments_hash: str
     input: InputFacts
     classes: dict[str, ClassFeatures]
+    source: FilesStamp | None = None
 
 
 class FeatureWriter:
@@ -90,21 +93,23 @@ class FeatureWriter:
         self.plan = plan
         self.folder = folder
         self.arguments_hash = prediction_hash(arguments)
-        self._inputs: dict[str, InputFacts] = {}
+        self._inputs: dict[str, tuple[InputFacts, FilesStamp]] = {}
 
-    def measure(self, case: str, image: np.ndarray, record: SpatialRecord) -> None:
+    def measure(self, case: Case, image: np.ndarray, record: SpatialRecord) -> None:
         """Measure the image (C, Z, Y, X) as read of a case that was preprocessed as `record` says."""
-        self._inputs[case] = input_facts(image, record, self.plan)
+        self._inputs[case.name] = input_facts(image, record, self.plan), FilesStamp.of(case)
 
     def write(
         self, case: str, segmentation: np.ndarray, geometry: Geometry, passes: Mapping[str, PassFigures]
     ) -> None:
         """Write the features of a measured case whose segmentation (Z, Y, X) is there now."""
+        facts, source = self._inputs.pop(case)
         features = CaseFeatures(
             case=case,
             arguments_hash=self.arguments_hash,
-            input=self._inputs.pop(case),
+            input=facts,
             classes=class_features(segmentation, geometry, self.plan.labels, passes),
+            source=source,
         )
         write_json(features_file(self.folder, case), features)
 

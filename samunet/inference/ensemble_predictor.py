@@ -196,7 +196,7 @@ class EnsemblePredictor:
         if change is not None:
             image = change(case.name, image, geometry)
         prepared = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
-        features.measure(case.name, image, prepared[_data_key(self.members[0])].record)
+        features.measure(case, image, prepared[_data_key(self.members[0])].record)
         return prepared
 
 

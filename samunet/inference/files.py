@@ -199,7 +199,12 @@ def check_arguments(folder: Path, arguments: dict[str, Any], *, continuing: bool
     """
     file = folder / ARGUMENTS_FILE
     if continuing and file.exists():
-        before = read_json(file)
+        try:
+            before = read_json(file)
+        except SamunetError as fault:
+            raise SamunetError(
+                f"{fault} Leave out --continue_prediction to predict the folder anew."
+            ) from fault
         then, now = dict(_leaves(before)), dict(_leaves(arguments))
         # A model that was moved is the same: what it was trained to is among the other keys.
         changed = [k for k in {**then, **now} if then.get(k) != now.get(k) and not k.endswith("].model")]

@@ -10,12 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samunet.data.cases import Case, FilesStamp
 from samunet.data.names import files_with_ending
 from samunet.errors import SamunetError
 from samunet.inference.files import flat_arguments
 from samunet.listing import listed
-from samunet.records import content_hash, read_json
-from samunet.workspace import ARGUMENTS_FILE, QC_FEATURES_FOLDER
+from samunet.records import content_hash, from_data, read_json
+from samunet.workspace import (
+    ARGUMENTS_FILE,
+    ENSEMBLE_ARGUMENTS_FILE,
+    POSTPROCESSING_UNFINISHED_FILE,
+    QC_FEATURES_FOLDER,
+)
 
 
 def features_file(folder: Path, case: str) -> Path:
@@ -37,43 +43,70 @@ def prediction_hash(arguments: Mapping[str, Any]) -> str:
     return content_hash({**arguments, "models": placeless})
 
 
-def is_finished(folder: Path, case: str, made_so: str) -> bool:
-    """Whether the last thing that is written of a case is there, by a prediction of that hash."""
-    features = features_file(folder, case)
-    return features.exists() and read_json(features).get("arguments_hash") == made_so
+def is_finished(folder: Path, name: str, made_so: str, images: Case | None = None) -> bool:
+    """Whether the last thing that is written of a case is there, by a prediction of that hash.
+
+    What cannot be read, as a power failure may leave it, is not there.
+
+    Args:
+        images: those that are there now; None does not ask of which the prediction is.
+    """
+    try:
+        found = read_json(features_file(folder, name))
+        source = from_data(FilesStamp, found["source"]) if found.get("source") else None
+        made = found["arguments_hash"]
+    except (SamunetError, KeyError, TypeError, AttributeError):
+        return False
+    return made == made_so and (images is None or source is None or source.is_of(images))
 
 
 def unfinished_cases(folder: Path, ending: str) -> tuple[str, ...]:
-    """Cases with a file CASE + ending that is not of the prediction of which predict_args.json speaks.
+    """Cases with a file CASE + ending of which the record of what made the folder does not speak.
 
-    None in a folder without that file, which other programs made.
+    That is predict_args.json, or ensemble_args.json; while postprocessing goes on, or was interrupted, it is
+    all of them. None in a folder without such a file, which other programs made.
 
     Raises:
-        SamunetError: predict_args.json is not what samunet_predict writes.
+        SamunetError: the record is not what samunet writes.
     """
-    file = folder / ARGUMENTS_FILE
-    if not file.is_file():
-        return ()
+    names = tuple(path.name.removesuffix(ending) for path in files_with_ending(folder, ending))
+    if (folder / POSTPROCESSING_UNFINISHED_FILE).is_file():
+        return names
+    file, averaged = folder / ARGUMENTS_FILE, folder / ENSEMBLE_ARGUMENTS_FILE
     try:
+        if averaged.is_file():
+            speaks_of = set(read_json(averaged)["cases"])
+            return tuple(name for name in names if name not in speaks_of)
+        if not file.is_file():
+            return ()
         made_so = prediction_hash(read_json(file))
     except (KeyError, TypeError, AttributeError) as fault:
+        which = averaged if averaged.is_file() else file
         raise SamunetError(
-            f"{file} does not say by which models this folder was predicted. Predict it again."
+            f"{which} does not say by which models this folder was predicted. Predict it again."
         ) from fault
-    names = [path.name.removesuffix(ending) for path in files_with_ending(folder, ending)]
     return tuple(name for name in names if not is_finished(folder, name, made_so))
 
 
 def refuse_unfinished(folder: Path, ending: str) -> None:
-    """Refuse a folder with segmentations that are not of the prediction of which predict_args.json speaks.
+    """Refuse a folder with segmentations that are not of what its record speaks of.
 
     Raises:
         SamunetError: names them; see `unfinished_cases`.
     """
     names = unfinished_cases(folder, ending)
-    if names:
+    if not names:
+        return
+    files = listed([f"{name}{ending}" for name in names])
+    if (folder / POSTPROCESSING_UNFINISHED_FILE).is_file():
         raise SamunetError(
-            f"{folder} holds {listed([f'{name}{ending}' for name in names])}, left by an earlier prediction, "
-            f"or by one that did not finish: {ARGUMENTS_FILE}, which says how it was predicted, does not "
-            "hold for them. Predict again with --continue_prediction, or take these files out of it."
+            f"{folder} is the output of a postprocessing that did not finish. Run samunet_apply_postprocessing "
+            "again."
         )
+    record, remedy = ARGUMENTS_FILE, "Predict again with --continue_prediction"
+    if (folder / ENSEMBLE_ARGUMENTS_FILE).is_file():
+        record, remedy = ENSEMBLE_ARGUMENTS_FILE, "Run samunet_ensemble again"
+    raise SamunetError(
+        f"{folder} holds {files}, left by an earlier run, or by one that did not finish: {record}, which says "
+        f"how it was made, does not hold for them. {remedy}, or take these files out of it."
+    )

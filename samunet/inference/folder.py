@@ -86,7 +86,7 @@ def predict_folder(
 
     refuse_foreign_files(output, [target(case).file for case in chosen], ARGUMENTS_FILE)
     made_so = prediction_hash(task.arguments)
-    present = [case for case in chosen if options.skip_existing and _is_complete(target(case), made_so)]
+    present = [case for case in chosen if options.skip_existing and _is_complete(target(case), case, made_so)]
     output.mkdir(parents=True, exist_ok=True)
     remove_partials(output)
     if not options.skip_existing:
@@ -126,13 +126,14 @@ def _forget_quality(output: Path, made_so: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def _is_complete(target: Target, made_so: str) -> bool:
-    """Whether all that is asked for is there, made by these networks in this way; features come last."""
+def _is_complete(target: Target, case: Case, made_so: str) -> bool:
+    """Whether all that is asked for is there, made of these images by these networks in this way; features
+    come last."""
     wanted = [target.file]
     if storage_of(target.options.save_probabilities) is not None:
         wanted += probability_files(target.file)
     there = all(file.exists() for file in wanted)
-    return there and is_finished(target.file.parent, target.case, made_so)
+    return there and is_finished(target.file.parent, target.case, made_so, case)
 
 
 def _cases(task: FolderTask, source: Path | str | Sequence[Case]) -> Sequence[Case]:

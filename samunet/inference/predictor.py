@@ -316,7 +316,7 @@ class Predictor:
         if change is not None:
             image = change(case.name, image, geometry)
         ready = self.preprocess(image, geometry, f"Case {case.name} ({case.images[0]})")
-        features.measure(case.name, image, ready.record)
+        features.measure(case, image, ready.record)
         return ready
 
     def dataset_record(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from tiny_quality import FINGERPRINT, IDENTITY, PASSES, case, channel, facts, trained
 from tiny_runs import CLASSES, REGIONS, make_configuration, make_plan
 
+from samunet.data.cases import Case, FilesStamp
 from samunet.data.geometry import Geometry
 from samunet.inference.case_features import (
     CaseFeatures,
@@ -188,13 +189,16 @@ def test_the_file_of_a_case_is_a_strict_record(tmp_path: Path) -> None:
     geometry = Geometry(shape=(4, 20, 18), spacing_mm=(3.0, 1.0, 1.0))
     record = preprocess_case(image, None, geometry, plan, plan.data["2d"]).record
     writer = FeatureWriter(plan, tmp_path, {"models": [{"model": "anywhere", "folds": [0]}]})
-    writer.measure("a", image, record)
+    images = (tmp_path / "a_0000.nii.gz",)
+    images[0].write_bytes(b"voxels")
+    writer.measure(Case("a", images), image, record)
     nothing = PassFigures(soft_dice=None, entropy=None, mirror_disagreement=None, intensity=None)
     writer.write("a", np.zeros(geometry.shape, np.uint8), geometry, {"organ": PASSES, "lesion": nothing})
     file = features_file(tmp_path, "a")
     assert "NaN" not in file.read_text()
     features = read_record(CaseFeatures, file)
     assert features.input.spacing_mm == (3.0, 1.0, 1.0)
+    assert features.source == FilesStamp.of(Case("a", images))
     content = json.loads(file.read_text())
     content["surprise"] = 1
     file.write_text(json.dumps(content))

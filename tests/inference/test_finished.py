@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,22 @@ import pytest
 from tiny_runs import CLASSES
 
 from samunet.cli import evaluate_folder
+from samunet.data.cases import Case, FilesStamp
 from samunet.data.geometry import Geometry
 from samunet.data.readers import write_segmentation
 from samunet.errors import SamunetError
-from samunet.inference.ensemble import EnsembleOptions, ensemble_folders
-from samunet.inference.finished import features_file, prediction_hash, unfinished_cases
+from samunet.inference.ensemble import EnsembleArguments, EnsembleOptions, ensemble_folders
+from samunet.inference.files import check_arguments
+from samunet.inference.finished import (
+    features_file,
+    is_finished,
+    prediction_hash,
+    refuse_unfinished,
+    unfinished_cases,
+)
 from samunet.inference.postprocessing import Postprocessing, postprocess_folder
 from samunet.inference.probabilities import ProbabilitiesRecord, new_probabilities
-from samunet.records import write_json
+from samunet.records import read_json, to_data, write_json
 
 GEOMETRY = Geometry(shape=(2, 4, 5), spacing_mm=(3.0, 1.0, 1.0))
 NOW = {"models": [{"model": "b", "folds": [0]}], "step_size": 0.5}
@@ -53,6 +62,48 @@ def test_what_is_not_finished_is_told_by_the_features(folder: Path) -> None:
             unfinished_cases(folder, ".nii.gz")
     (folder / "predict_args.json").unlink()  # another program's folder
     assert unfinished_cases(folder, ".nii.gz") == ()
+
+
+def test_features_that_a_power_failure_left_are_not_there(folder: Path) -> None:
+    made_so = prediction_hash(NOW)
+    assert is_finished(folder, "a", made_so)
+    for content in ("", "[]", "{}", '{"arguments_hash": "x", "source": 3}'):
+        features_file(folder, "a").write_text(content)
+        assert not is_finished(folder, "a", made_so)
+    (folder / "predict_args.json").write_text("")
+    with pytest.raises(SamunetError, match="Leave out --continue_prediction"):
+        check_arguments(folder, NOW, continuing=True)
+    check_arguments(folder, NOW, continuing=False)
+    assert read_json(folder / "predict_args.json") == NOW
+
+
+def test_a_prediction_is_of_the_images_that_it_was_made_of(folder: Path, tmp_path: Path) -> None:
+    """Copied ones are the same whatever their time; others are not, also of the same size."""
+    case = Case("a", (tmp_path / "a_0000.nii.gz",))
+    case.images[0].write_bytes(b"first")
+    features = {"arguments_hash": prediction_hash(NOW), "source": to_data(FilesStamp.of(case))}
+    write_json(features_file(folder, "a"), features)
+    for content, time_ns, same in ((b"first", 1, True), (b"other", 2, False), (b"first and more", 3, False)):
+        case.images[0].write_bytes(content)
+        os.utime(case.images[0], ns=(time_ns, time_ns))
+        assert is_finished(folder, "a", prediction_hash(NOW), case) == same
+        assert is_finished(folder, "a", prediction_hash(NOW))
+
+
+def test_what_an_ensemble_or_a_postprocessing_left_does_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / "averaged"
+    for name in ("a", "b"):
+        write_segmentation(np.ones(GEOMETRY.shape, np.uint8), GEOMETRY, folder / f"{name}.nii.gz")
+    write_json(folder / "ensemble_args.json", EnsembleArguments(members=(), cases=("a",)))
+    assert unfinished_cases(folder, ".nii.gz") == ("b",)
+    with pytest.raises(
+        SamunetError, match=r"holds b\.nii\.gz.*ensemble_args\.json.*Run samunet_ensemble again"
+    ):
+        refuse_unfinished(folder, ".nii.gz")
+    write_json(folder / "postprocessing_unfinished.json", {})
+    assert unfinished_cases(folder, ".nii.gz") == ("a", "b")
+    with pytest.raises(SamunetError, match="postprocessing that did not finish"):
+        refuse_unfinished(folder, ".nii.gz")
 
 
 def test_an_ensemble_leaves_them_out_and_names_them(folder: Path, tmp_path: Path) -> None:
