@@ -192,12 +192,14 @@ def _run(arguments: argparse.Namespace) -> int:
             postprocessing=postprocessing,
         ),
     )
-    if isinstance(predictor, Predictor):
-        report = assess(arguments.output, predictor.model_folder, outcome.failed)
-    else:
-        report = assess_ensemble(arguments.output, predictor.members, outcome.failed)
-    print(report.text())
-    print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
+    try:
+        if isinstance(predictor, Predictor):
+            report = assess(arguments.output, predictor.model_folder, outcome.failed)
+        else:
+            report = assess_ensemble(arguments.output, predictor.members, outcome.failed)
+        print(report.text())
+    finally:
+        print(outcome.text(), file=sys.stderr if outcome.failed else sys.stdout)
     return EXIT_MISTAKE if outcome.failed else 0
 
 

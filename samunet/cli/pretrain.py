@@ -86,7 +86,6 @@ def _add_sources(parser: CommandParser) -> None:
     group.add_argument(
         "--synthetic_share",
         type=float,
-        default=0.5,
         metavar="SHARE",
         help="chance of a generated picture where there are other sources too (default 0.5)",
     )
@@ -177,14 +176,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), _run, argv)
 
 
+def _check_share(arguments: argparse.Namespace) -> None:
+    share = arguments.synthetic_share
+    if share is None:
+        return
+    if not 0 <= share <= 1:
+        raise SamunetError(f"--synthetic_share {share} must lie between 0 and 1.")
+    if not arguments.synthetic:
+        raise SamunetError("--synthetic_share has no effect without --synthetic. Add that, or leave it out.")
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from samunet.pipeline.contact_sheet import draw_samples
     from samunet.pipeline.pretrain.run import pretrain, shown_source
 
     if arguments.resume and arguments.overwrite:
         raise SamunetError("--c and --overwrite exclude each other: continue the run, or replace it.")
-    if not 0 <= arguments.synthetic_share <= 1:
-        raise SamunetError(f"--synthetic_share {arguments.synthetic_share} must lie between 0 and 1.")
+    _check_share(arguments)
     shown = _shown(arguments.show)
     options = _options(arguments)
     workspace = open_workspace(arguments)
@@ -221,7 +229,7 @@ def _options(arguments: argparse.Namespace) -> PretrainOptions:
         licences=parse_licences(arguments.licences),
         teacher=arguments.teacher,
         weights=arguments.weights,
-        synthetic_share=arguments.synthetic_share,
+        **({} if arguments.synthetic_share is None else {"synthetic_share": arguments.synthetic_share}),
         time_budget_minutes=arguments.time_budget,
         device=arguments.device,
         workers=arguments.np,

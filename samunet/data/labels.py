@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +83,10 @@ class LabelSet:
             (s.labels, s.ignore, s.region_order, s.listed, s.regions_in_order) for s in (self, other)
         )
         return mine == theirs
+
+    def means_the_same(self, other: LabelSet) -> bool:
+        """Whether both are equal but for names whose one value was written as a list."""
+        return replace(self, listed=()) == replace(other, listed=())
 
     @property
     def has_regions(self) -> bool:

@@ -310,7 +310,7 @@ def _check_alike(members: Sequence[Predictor]) -> None:
     first, faults = members[0].plan, []
     for member in members[1:]:
         plan, name = member.plan, member.model_folder
-        if plan.labels != first.labels:
+        if not plan.labels.means_the_same(first.labels):
             faults.append(
                 f"{name} has the labels {labels_text(plan.labels)}, not {labels_text(first.labels)}"
             )

@@ -100,13 +100,13 @@ def refuse_unfinished(folder: Path, ending: str) -> None:
     files = listed([f"{name}{ending}" for name in names])
     if (folder / POSTPROCESSING_UNFINISHED_FILE).is_file():
         raise SamunetError(
-            f"{folder} is the output of a postprocessing that did not finish. Run samunet_apply_postprocessing "
-            "again."
+            f"{folder} is the output of a postprocessing that did not finish. Run "
+            "samunet_apply_postprocessing again."
         )
     record, remedy = ARGUMENTS_FILE, "Predict again with --continue_prediction"
     if (folder / ENSEMBLE_ARGUMENTS_FILE).is_file():
         record, remedy = ENSEMBLE_ARGUMENTS_FILE, "Run samunet_ensemble again"
     raise SamunetError(
-        f"{folder} holds {files}, left by an earlier run, or by one that did not finish: {record}, which says "
-        f"how it was made, does not hold for them. {remedy}, or take these files out of it."
+        f"{folder} holds {files}, left by an earlier run, or by one that did not finish: {record}, which "
+        f"says how it was made, does not hold for them. {remedy}, or take these files out of it."
     )

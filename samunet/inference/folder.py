@@ -25,7 +25,7 @@ from samunet.inference.output_folder import check_output, refuse_foreign_files
 from samunet.inference.probabilities import probability_files, storage_of
 from samunet.records import read_json, write_json
 from samunet.whole_files import remove_partials
-from samunet.workspace import ARGUMENTS_FILE, QC_FILE
+from samunet.workspace import ARGUMENTS_FILE, PLAN_FILE, QC_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,14 @@ def predict_folder(
         # A segmentation stays until its successor is there; without its features it counts for nothing.
         for case in chosen:
             features_file(output, case.name).unlink(missing_ok=True)
-        _forget_quality(output, made_so)
+    alone = options.num_parts == 1 and (not isinstance(source, (str, Path)) or Path(source).is_dir())
+    _forget_quality(output, made_so, alone=alone)
     check_arguments(output, task.arguments, continuing=options.skip_existing)
-    for name, content in task.records.items():
-        write_json(output / name, content)
+    for name in (PLAN_FILE, *task.records):
+        if name in task.records:
+            write_json(output / name, task.records[name])
+        else:
+            (output / name).unlink(missing_ok=True)  # of one model, where now several have predicted
     start = time.perf_counter()
     stages = CaseStages(
         prepare=task.prepare,
@@ -113,9 +117,15 @@ def predict_folder(
     )
 
 
-def _forget_quality(output: Path, made_so: str) -> None:
-    """Remove a qc.json that judges an earlier prediction; that of another part of this one stays."""
+def _forget_quality(output: Path, made_so: str, alone: bool) -> None:
+    """Remove a qc.json that judges an earlier prediction; that of another part or file of this one stays.
+
+    Args:
+        alone: no other part or file is meant: an earlier one would tell of cases that failed and are gone.
+    """
     file = output / QC_FILE
+    if alone:
+        file.unlink(missing_ok=True)
     if not file.is_file():
         return
     try:

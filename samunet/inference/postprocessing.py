@@ -286,8 +286,8 @@ def _is_made_by(output: Path, postprocessing: Postprocessing) -> bool:
         found = Postprocessing.load(output / POSTPROCESSING_FILE)
     except SamunetError:  # none, or nobody can tell what it says
         return False
-    ours = [replace(one, labels=replace(one.labels, listed=())) for one in (found, postprocessing)]
-    return ours[0] == ours[1]
+    alike = replace(found, labels=postprocessing.labels) == postprocessing
+    return alike and found.labels.means_the_same(postprocessing.labels)
 
 
 def _refuse_others(output: Path, ending: str, files: Sequence[Path]) -> None:
@@ -313,7 +313,7 @@ def _ending(folder: Path, labels: LabelSet) -> str:
             "one there; else copy it from the dataset."
         )
     found = Declared.read(declared)
-    if replace(found.labels, listed=()) != replace(labels, listed=()):
+    if not found.labels.means_the_same(labels):
         raise SamunetError(
             f"The rules are for label maps with the labels {labels_text(labels)}, but {declared} says "
             f"{labels_text(found.labels)}. "

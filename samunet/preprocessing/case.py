@@ -92,6 +92,8 @@ def preprocess_case(
         indices[(indices == 0) & ~mask] = OUTSIDE
 
     target = data.spacing_mm if data.dimension == 3 else (spacing[0], *data.spacing_mm)
+    if geometry.is_2d:  # its spacing across is nominal, and a 3D network sees a single slice
+        target = tuple(spacing[i] if axis == 0 else target[i] for i, axis in enumerate(order))
     shape = resampled_shape(box.shape, spacing, target)
     resampled = np.empty((image.shape[0], *shape), np.float32)
     for index, channel in enumerate(image):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from samunet.records import content_hash, read_record
 
 if TYPE_CHECKING:
     from samunet.preprocessing.slices import Cutting
 
+VAL_EVERY = 10
+"""One patient's cases in so many, in the order of the index, are for validation only; none of fewer cases."""
+UNANNOTATED = 65535
+"""Stored for voxels with the dataset's ignore label, whatever its number is there: the last uint16."""
 INDEX = "index.json"
 
 
@@ -80,3 +87,9 @@ def stamp(files: Sequence[Path], ignore: int | None) -> str:
     known = [(file, file.stat()) for file in files]
     told = [[str(file), status.st_size, status.st_mtime_ns] for file, status in known]
     return content_hash([told, ignore])
+
+
+@lru_cache(maxsize=64)
+def mapped(path: Path) -> np.ndarray:
+    """The array of a file, mapped into memory; files that are replaced need `mapped.cache_clear()` before."""
+    return np.load(path, mmap_mode="r")

@@ -1,27 +1,33 @@
-"""Raw images as 2D pictures of 8 bits for pretraining: written once, mapped into memory, drawn at random."""
+"""Raw images as 2D pictures of 8 bits for pretraining: written once, to be drawn from (`slice_draws`)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import label as connected
 
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.data.geometry import slice_axis
-from samunet.data.groups import Origins, unit_numbers
+from samunet.data.groups import Origins
 from samunet.data.readers import ENDINGS, file_kind, has_alpha, read_image
-from samunet.data.scene import UNKNOWN, Scene
 from samunet.errors import SamunetError
 from samunet.listing import counted_cases
 from samunet.networks.picture import channel_matrix
-from samunet.preprocessing.slice_index import INDEX, SlicedCase, SliceIndex, found_slices, stamp
+from samunet.preprocessing.slice_index import (
+    INDEX,
+    UNANNOTATED,
+    VAL_EVERY,
+    SlicedCase,
+    SliceIndex,
+    found_slices,
+    mapped,
+    stamp,
+)
 from samunet.preprocessing.slice_progress import add_progress, begin_progress, end_progress, read_progress
 from samunet.records import content_hash, write_json
 from samunet.whole_files import atomic_path
@@ -31,17 +37,9 @@ logger = logging.getLogger(__name__)
 NOT_DECLARED = "not declared"
 """Begins the licence of a source that declares none."""
 PERCENTILES = (0.5, 99.5)
-LABELLED_CHANCE = 0.8
-"""Of drawing a slice with foreground, where a case has some."""
 SMALLEST_SIDE = 16
-MIN_PART = 12
-MOST_PARTS = 1000
-UNANNOTATED = np.iinfo(np.uint16).max
-"""Stored for voxels with the dataset's ignore label, whatever its number is there."""
 MOST_FRAMES = 10
 """Of a 4D file that is given without a dataset."""
-VAL_EVERY = 10
-"""One case in so many, by its place in the index, is for validation only; with fewer cases none is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +176,7 @@ def write_slices(cutting: Cutting, folder: Path) -> SliceIndex:
             return found
         _say_changed(found, changed, folder)
     kept = _cut_before(cutting, folder)
-    _open.cache_clear()  # maps of files that are about to be replaced
+    mapped.cache_clear()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     cases = tuple(_write_cases(cutting, folder, kept))
@@ -235,13 +233,26 @@ def _write_cases(cutting: Cutting, folder: Path, before: Mapping[int, SlicedCase
         sliced = before.get(number)
         if sliced is None:
             mark = cutting.stamp(number)
-            sliced = replace(_write_case(cutting.load(case), folder, case.name, number), stamp=mark)
+            sliced = replace(_write_case(_volumes(cutting, case), folder, case.name, number), stamp=mark)
             add_progress(folder, sliced)
         cut.append(sliced)
     return cut
 
 
+def _volumes(cutting: Cutting, case: Case) -> Sequence[LoadedCase]:
+    """A case as it is read; of a folder of images nothing where it cannot be, for others are there."""
+    try:
+        return cutting.load(case)
+    except SamunetError as fault:
+        if not cutting.framed:
+            raise
+        logger.warning("%s", fault)
+        return ()
+
+
 def _write_case(volumes: Sequence[LoadedCase], folder: Path, name: str, number: int) -> SlicedCase:
+    if not volumes:
+        return SlicedCase(name=name, number=number, slices=0, labelled=())
     found = [case_slices(volume) for volume in volumes]
     pictures = np.concatenate([pictures for pictures, _ in found])
     labels = found[0][1]  # what has labels is one volume
@@ -297,7 +308,8 @@ def case_slices(case: LoadedCase) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _is_colour(image: np.ndarray) -> bool:
-    return len(image) == 3 and image.min() >= 0 and 1 < image.max() <= 255
+    in_range = len(image) == 3 and image.min() >= 0 and 1 < image.max() <= 255
+    return bool(in_range) and all(np.array_equal(channel, np.rint(channel)) for channel in image)
 
 
 def _window(channel: np.ndarray) -> tuple[float, float]:
@@ -306,78 +318,3 @@ def _window(channel: np.ndarray) -> tuple[float, float]:
     if high <= low:
         low, high = float(channel.min()), float(channel.max())
     return low, 255 / max(high - low, 1e-6)
-
-
-def scene_of_labels(labels: np.ndarray) -> Scene:
-    """Each connected part of each class is an object; where there are too many, what is left of the smaller
-    ones and of later classes is unknown.
-
-    Args:
-        labels: (H, W) integers, 0 background, UNANNOTATED what belongs to nothing that is known.
-    """
-    parts = np.where(labels == UNANNOTATED, np.int16(UNKNOWN), np.int16(0))
-    count = 0
-    for value in np.unique(labels):
-        if value in (0, UNANNOTATED):
-            continue
-        found, number = connected(labels == value)
-        room = min(number, MOST_PARTS - count)
-        largest = 1 + np.argsort(-np.bincount(found.ravel())[1:], kind="stable")[:room]
-        numbers = np.full(number + 1, UNKNOWN, np.int16)
-        numbers[np.sort(largest)] = np.arange(count + 1, count + 1 + room)
-        inside = found > 0
-        parts[inside] = numbers[found[inside]]
-        count += room
-    sizes = np.bincount(parts[parts > 0], minlength=count + 1)
-    return Scene(parts, np.zeros(count + 1, np.int16), sizes >= MIN_PART)
-
-
-@lru_cache(maxsize=64)
-def _open(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Draws from a folder of slices: a case, then one of its slices.
-
-    Attributes:
-        folder: of the slices.
-        index: of the folder.
-        patients: case -> patient, whose cases are kept for validation together.
-    """
-
-    folder: Path
-    index: SliceIndex
-    patients: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.index.source
-
-    @property
-    def has_labels(self) -> bool:
-        return any(case.labelled for case in self.index.cases)
-
-    def cases(self, *, validation: bool) -> list[SlicedCase]:
-        """Cases with slices; those of one patient in ten are kept for validation where there are enough."""
-        present = [case for case in self.index.cases if case.slices]
-        origins = Origins(patients=self.patients)
-        units = unit_numbers([case.name for case in present], origins)
-        if len(present) < VAL_EVERY or units.max() == 0:
-            return present
-        return [case for case, unit in zip(present, units) if (unit % VAL_EVERY == 0) == validation]
-
-    def draw(self, rng: np.random.Generator, *, validation: bool) -> tuple[np.ndarray, Scene]:
-        """A picture uint8 (3, H, W) and its objects."""
-        cases = self.cases(validation=validation)
-        case = cases[int(rng.integers(len(cases)))]
-        wants_label = rng.random() < LABELLED_CHANCE
-        numbers = case.labelled if case.labelled and wants_label else range(case.slices)
-        chosen = numbers[int(rng.integers(len(numbers)))]
-        stored = _open(self.folder / f"{case.number}_image.npy")[chosen]
-        picture = np.array(np.broadcast_to(stored, (3, *stored.shape[1:])), order="C")
-        if not case.labelled:
-            return picture, scene_of_labels(np.zeros(picture.shape[1:], np.uint16))
-        labels = np.array(_open(self.folder / f"{case.number}_label.npy")[chosen])
-        return picture, scene_of_labels(labels)

@@ -60,6 +60,8 @@ def test_the_order_of_regions_is_part_of_what_they_mean() -> None:
 
 def test_a_list_of_one_is_a_class() -> None:
     labels = parse(labels={"background": 0, "a": [1]})
+    assert labels.means_the_same(parse(labels={"background": 0, "a": 1}))
+    assert not labels.means_the_same(parse(labels={"background": 0, "a": 2}))
     assert not labels.has_regions
     assert labels.summary_key("a") == "1"
 

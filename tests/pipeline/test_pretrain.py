@@ -334,6 +334,7 @@ def test_showing_samples_leaves_the_slices_of_a_pretraining_alone(
         (["--synthetic", "--c", "--overwrite"], "exclude each other"),
         (["--synthetic", "--show", "no", "x.png"], "--show"),
         (["--synthetic", "--synthetic_share", "2"], "synthetic_share"),
+        (["-d", "901", "--synthetic_share", "0.3"], "no effect without --synthetic"),
         (["--synthetic", "-o", "a/b"], "name of the result"),
         (["--synthetic", "--tasks", "teacher"], "-teacher FILE"),
         (["--synthetic", "--tasks", "mae", "-teacher", "vit_b"], "add teacher=1"),

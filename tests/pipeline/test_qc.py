@@ -469,3 +469,18 @@ def test_a_model_without_a_fingerprint_says_that_nothing_was_checked(model: Path
     assert "no fingerprint" in report.text()
     assert not any(one.flags for one in report.cases)
     assert CLASSES.foreground.keys() == report.cases[0].classes.keys()
+
+
+def test_what_cannot_be_read_beside_predictions_is_told_and_ends_nothing(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The predictions are there, and hours of work may be in them."""
+    (model / "fingerprint.json").write_text("{}")
+    out = predicted(tmp_path / "out", arguments(0, 1))
+    name = next(iter(sorted((out / "qc_features").iterdir())))
+    name.write_text("[]")
+    report = assess(out, model)
+    assert not report.input_checked
+    assert "fingerprint.json" in caplog.text
+    assert "--continue_prediction predicts it again" in report.left_out[name.stem]
+    assert report.cases

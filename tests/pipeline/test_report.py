@@ -19,14 +19,14 @@ from tiny_quality import FINGERPRINT
 
 from samunet.cli import distill, plan_and_preprocess, report, train
 from samunet.cli.train import settings_of
-from samunet.data.geometry import FLAT_SPACING_MM
+from samunet.data.geometry import FLAT_SPACING_MM, Geometry
 from samunet.data.labels import LabelSet
 from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import Interval
 from samunet.pipeline.report.collect import ScoredCase, collect_models, scored_cases
 from samunet.pipeline.report.commands import training_commands
 from samunet.pipeline.report.content import Cell, data_table, weight_lines, with_interval
-from samunet.pipeline.report.pictures import panel_sizes
+from samunet.pipeline.report.pictures import panel_sizes, plane_name
 from samunet.pipeline.report.write import ReportOptions, extremes, write_report
 from samunet.pipeline.selection.find import SelectionOptions, find_best
 from samunet.pipeline.selection.out_of_fold import ModelsWanted
@@ -212,6 +212,26 @@ def test_missing_files_cost_a_picture_and_no_more(trained: Path, tmp_path: Path)
     file = write_report(Workspace.find(moved), ReportOptions(dataset=NAME))
     assert "data:image/png" not in file.read_text()
     assert "worst: tiny_" in " ".join(outline(file).words)
+
+
+def test_a_damaged_image_and_a_lost_label_cost_a_picture_and_no_more(trained: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    raw = next((moved / "raw").glob("*Tiny3D"))
+    for image in (raw / "imagesTr").iterdir():
+        image.write_bytes(image.read_bytes()[:100])
+    next((raw / "labelsTr").iterdir()).unlink()
+    file = write_report(Workspace.find(moved), ReportOptions(dataset=NAME))
+    assert "data:image/png" not in file.read_text()
+    assert "worst: tiny_" in " ".join(outline(file).words)
+
+
+def test_planes_are_named_by_the_patient_and_not_by_the_array() -> None:
+    """A volume that was stored in sagittal slices, and one in axial ones."""
+    sagittal = Geometry(shape=(2, 2, 2), spacing_mm=(1.0, 1.0, 1.0), direction=(0, 0, 1, 1, 0, 0, 0, -1, 0))
+    axial = Geometry(shape=(2, 2, 2), spacing_mm=(1.0, 1.0, 1.0))
+    assert [plane_name(axial, axis) for axis in range(3)] == ["axial", "coronal", "sagittal"]
+    assert [plane_name(sagittal, axis) for axis in range(3)] == ["sagittal", "axial", "coronal"]
 
 
 def test_names_from_files_are_escaped(trained: Path, tmp_path: Path) -> None:

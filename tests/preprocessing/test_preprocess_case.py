@@ -73,6 +73,16 @@ def test_2d_never_resamples_the_slice_axis(make_plan: Callable[..., Plan]) -> No
     assert case.record.spacing_mm == (7.0, 0.5, 0.5)
 
 
+def test_a_plane_stays_one_slice_in_3d_too(make_plan: Callable[..., Plan]) -> None:
+    """Its spacing across is nominal: 999 mm of it would be 333 planes of 3 mm."""
+    image = np.random.default_rng(0).normal(size=(1, 1, 20, 18)).astype(np.float32)
+    plan = make_plan(spacing_mm=(3.0, 0.5, 0.5))
+    plane = Geometry(shape=(1, 20, 18), spacing_mm=(999.0, 1.0, 1.0), is_2d=True)
+    case = preprocess_case(image, None, plane, plan, plan.data["3d"])
+    assert case.image.shape[1] == 1
+    assert case.record.spacing_mm == (999.0, 0.5, 0.5)
+
+
 def test_values_become_class_indices_and_ignore(make_plan: Callable[..., Plan]) -> None:
     image, label = body_case()
     label[label == 2] = 7

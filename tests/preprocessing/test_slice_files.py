@@ -16,12 +16,12 @@ from PIL import Image
 from samunet.data.cases import Case
 from samunet.data.dataset import LoadedCase, RawDataset
 from samunet.errors import SamunetError
+from samunet.preprocessing.slice_draws import Slices
 from samunet.preprocessing.slice_index import INDEX, found_slices
 from samunet.preprocessing.slice_progress import PROGRESS
 from samunet.preprocessing.slice_room import check_slice_room, expected_bytes
 from samunet.preprocessing.slices import (
     Cutting,
-    Slices,
     cases_to_cut,
     dataset_cutting,
     folder_cutting,

@@ -21,15 +21,14 @@ from samunet.data.readers import read_label
 from samunet.data.scene import UNKNOWN
 from samunet.errors import SamunetError
 from samunet.preprocessing import slices as module
+from samunet.preprocessing.slice_draws import MOST_PARTS, Slices, scene_of_labels
 from samunet.preprocessing.slice_index import SlicedCase, SliceIndex
 from samunet.preprocessing.slices import (
     UNANNOTATED,
-    Slices,
     case_slices,
     dataset_cutting,
     declared_licence,
     folder_cutting,
-    scene_of_labels,
     write_slices,
 )
 
@@ -136,7 +135,7 @@ def test_of_too_many_parts_the_largest_are_kept_and_the_rest_is_unknown() -> Non
     labels[-20:, -20:] = 2
     scene = scene_of_labels(labels)
     assert scene.labels.min() == UNKNOWN
-    assert len(scene.parents) == module.MOST_PARTS + 1
+    assert len(scene.parents) == MOST_PARTS + 1
     assert scene.count == 1
     assert scene.mask(int(np.flatnonzero(scene.usable)[0]))[:20, :20].all()
     assert (scene.labels[-20:, -20:] == UNKNOWN).all()  # nothing was left for the second class
@@ -280,6 +279,29 @@ def test_a_patients_cases_are_kept_for_validation_together(tiny_rgb_dataset: Pat
     cut = {kind: dataset_cutting(replace(dataset, origins=o), frozenset()) for kind, o in declared.items()}
     assert cut["patients"].patients == dict.fromkeys(names, "p")
     assert not cut["sites"].patients
+
+
+def test_three_channels_of_mr_are_no_colours() -> None:
+    """They would be cut to four levels of grey."""
+    image = np.random.default_rng(0).uniform(0, 3, (3, 4, 32, 32)).astype(np.float32)
+    pictures, _ = case_slices(case(image, None, (4.0, 1.0, 1.0)))
+    assert len(np.unique(pictures)) > 100
+    colours = np.rint(image * 80)
+    np.testing.assert_array_equal(case_slices(case(colours, None, (4.0, 1.0, 1.0)))[0][0], colours[:, 0])
+
+
+def test_a_damaged_picture_of_a_folder_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("a", "b"):
+        noise = np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)
+        Image.fromarray(noise).save(source / f"{name}.png")
+    (source / "a.png").write_bytes((source / "b.png").read_bytes()[:200])
+    index = slice_folder(source, tmp_path / "out")
+    assert [c.slices for c in index.cases] == [0, 1]
+    assert "a.png" in caplog.text
+    slices = Slices(tmp_path / "out", index)
+    assert [c.name for c in slices.cases(validation=False)] == ["b.png"]
 
 
 def test_cutting_takes_a_few_bytes_a_voxel() -> None:

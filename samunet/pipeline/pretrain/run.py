@@ -21,8 +21,9 @@ from samunet.networks.sam.weights_card import card_file
 from samunet.pipeline.pretrain.cases import check_excluded, check_kept_slices, check_same_cases, read_excluded
 from samunet.pipeline.pretrain.licences import declared_licences
 from samunet.pipeline.pretrain.result import check_target, write_half, write_record, write_result
+from samunet.preprocessing.slice_draws import Slices
 from samunet.preprocessing.slice_room import check_slice_room
-from samunet.preprocessing.slices import Cutting, Slices, dataset_cutting, folder_cutting, write_slices
+from samunet.preprocessing.slices import Cutting, dataset_cutting, folder_cutting, write_slices
 from samunet.records import from_data, to_data
 from samunet.trainers.checkpoint import checkpoints_in
 from samunet.trainers.claim import claimed

@@ -6,6 +6,7 @@ in parts, ends with one qc.json over everything that is there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ from samunet.workspace import (
 
 if TYPE_CHECKING:
     from samunet.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
 
 QC_VERSION = 1
 SHOWN = 20
@@ -100,7 +103,8 @@ class QCReport:
         arguments_hash: of predict_args.json.
         coverage: share of new patients for whom the lower bound shall hold; None where not calibrated.
         calibration: in plain words, what the bounds stand on, or why there are none.
-        input_checked: False where the model folder has no fingerprint, so that nothing could be flagged.
+        input_checked: False where the model folder has no fingerprint that can be read, so that nothing could
+            be flagged.
         cases: for review, worst first: flagged ones, then by review_score.
         failed: case -> why it could not be predicted.
         left_out: case -> why its prediction is not judged.
@@ -122,7 +126,7 @@ class QCReport:
         flagged = [case for case in self.cases if case.flags]
         lines = [f"Quality control ({QC_FILE}, cases in the order of review): {self.calibration}"]
         if not self.input_checked:
-            lines.append("The model folder has no fingerprint: the input was not checked.")
+            lines.append("The model folder has no fingerprint that can be read: the input was not checked.")
         if flagged:
             number = f"{len(flagged)} of {len(self.cases)} cases"
             lines.append(f"Unlike the training cases, so look at them first: {number}.")
@@ -190,7 +194,7 @@ def assess(folder: Path, model_folder: Path, failed: Mapping[str, str] | None = 
     arguments = single_model_arguments(folder)
     plan = Plan.load(folder / PLAN_FILE)
     model, reason = usable_model(model_folder, arguments)
-    envelope = read_envelope(model_folder, plan, arguments["configuration_hash"])
+    envelope = _envelope(model_folder, plan, arguments["configuration_hash"])
     named = _Named(
         model=model_folder.name,
         folds=tuple(map(str, arguments["folds"])),
@@ -215,7 +219,7 @@ def assess_ensemble(
     """
     first = members[0]
     configuration = first.plan.configuration_hash(first.configuration.name)
-    envelope = read_envelope(first.model_folder, first.plan, configuration)
+    envelope = _envelope(first.model_folder, first.plan, configuration)
     folds = dict.fromkeys(str(fold) for member in members for fold in member.folds)
     named = _Named(
         model=" + ".join(member.model_folder.name for member in members),
@@ -224,6 +228,15 @@ def assess_ensemble(
     )
     ending = segmentation_ending(first.plan.file_ending)
     return _assess(Path(folder), _Judge(envelope, None, NO_ENSEMBLES), named, ending, failed or {})
+
+
+def _envelope(model_folder: Path, plan: Plan, configuration_hash: str) -> Envelope | None:
+    """As `read_envelope`; one that cannot be read is told and no fault, for the predictions are there."""
+    try:
+        return read_envelope(model_folder, plan, configuration_hash)
+    except SamunetError as fault:
+        logger.warning("%s", fault)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +348,10 @@ def _judge_case(folder: Path, name: str, stamp: Stamp, judge: _Judge, expected: 
     """What is said of a case, or why it is not judged."""
     if stamp is None:
         return "it was not finished (no features); --continue_prediction predicts it again"
-    features = read_record(CaseFeatures, features_file(folder, name))
+    try:
+        features = read_record(CaseFeatures, features_file(folder, name))
+    except SamunetError as fault:
+        return f"{fault} --continue_prediction predicts it again"
     if features.arguments_hash != expected:
         return "it was predicted earlier, with other arguments"
     return judge.judge(features)

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from samunet.data.geometry import Geometry
 from samunet.data.readers import read_image, read_label
 from samunet.evaluation.bootstrap import Interval
 from samunet.pipeline.overlays import colour_of, display_picture
 from samunet.pipeline.report.collect import Model, ScoredCase
 from samunet.trainers.history import EpochRecord
 
-PLANES = ("axial", "coronal", "sagittal")
+PLANES = ("sagittal", "coronal", "axial")
+"""What is cut across x (left to right), y (front to back) and z of the patient."""
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
 PICTURE_WIDTH, PICTURE_HEIGHT = 6.9, 4.5
@@ -120,13 +122,20 @@ def draw_planes(case: ScoredCase, images: Sequence[Any], names: Mapping[int, str
     widths, height = panel_sizes(ratios)
     figure = _figure(sum(widths) + 0.3, height + 0.35)
     grid = figure.subplots(1, len(views), width_ratios=widths, squeeze=False)[0]
-    for axes, view, plane in zip(grid, views, PLANES):
+    for axes, view, axis in zip(grid, views, planes):
         picture = view["picture"]
         axes.imshow(picture, cmap=None if picture.ndim == 3 else "gray", aspect=view["aspect"])
         _paint(axes, view, names)
+        plane = plane_name(geometry, axis)
         axes.set_title(f"{plane} {view['position'] + 1}" if len(views) > 1 else "", fontsize=8)
         axes.set_axis_off()
     return _data_uri(figure, "png")
+
+
+def plane_name(geometry: Geometry, axis: int) -> str:
+    """What a plane across an axis (0, 1, 2: z, y, x) of a file is called, by the patient's axis nearest."""
+    runs = np.abs(np.array(geometry.direction).reshape(3, 3)[:, 2 - axis])
+    return PLANES[int(np.argmax(runs))]
 
 
 def panel_sizes(ratios: Sequence[float]) -> tuple[list[float], float]:

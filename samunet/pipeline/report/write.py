@@ -15,6 +15,7 @@ import numpy as np
 
 from samunet import __version__
 from samunet.data.dataset import RawDataset
+from samunet.errors import SamunetError
 from samunet.evaluation.bootstrap import FEWEST_UNITS
 from samunet.evaluation.scores import shown_groups
 from samunet.pipeline.overlays import colour_of, legend_names
@@ -186,7 +187,8 @@ def _key(model: Model) -> tuple[tuple[str, str], ...]:
 
 
 def _galleries(raw: Path, scored: Sequence[Model]) -> tuple[Gallery, ...]:
-    dataset = RawDataset.load(raw) if scored and (raw / DATASET_FILE).is_file() else None
+    is_there = scored and (raw / DATASET_FILE).is_file()
+    dataset = RawDataset.load(raw, strict=False) if is_there else None
     return tuple(_gallery(dataset, model) for model in scored)
 
 
@@ -217,12 +219,18 @@ def _caption(rank: str, case: ScoredCase) -> str:
 
 
 def _planes(dataset: RawDataset | None, model: Model, case: ScoredCase) -> str:
-    """The picture, or nothing where a file has gone since; the caption stays."""
+    """The picture, or nothing where a file has gone since or cannot be read; the caption stays."""
     found = None if dataset is None or case.name not in dataset.case_names else dataset.case(case.name)
-    if found is None or not (case.prediction_file.is_file() and case.reference_file.is_file()):
+    files = () if found is None else (*found.images, case.prediction_file, case.reference_file)
+    if not files or not all(file.is_file() for file in files):
         logger.warning("%s: image, reference or prediction are no longer there; no picture.", case.name)
         return ""
-    return draw_planes(case, found.images, legend_names(model.plan.labels))
+    assert found is not None
+    try:
+        return draw_planes(case, found.images, legend_names(model.plan.labels))
+    except SamunetError as fault:
+        logger.warning("%s: no picture. %s", case.name, fault)
+        return ""
 
 
 def _plans(workspace: Workspace, models: Sequence[Model]) -> tuple[Plan, ...]:
