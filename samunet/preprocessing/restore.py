@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -164,6 +165,8 @@ def logit_slabs(
     Yields:
         The piece's place (slices along the record's axes, inside the crop), its float32 (K, z, y, x) logits.
     """
+    import torch
+
     shape = record.shape_after_crop
     apart = separate_axis(record.spacing_mm, record.spacing_before_mm)
     taps = [
@@ -176,10 +179,19 @@ def logit_slabs(
     others = [axis for axis in range(3) if axis != along]
     row_bytes = 4 * logits.shape[0] * shape[others[0]] * shape[others[1]]
     step = max(1, slab_bytes // max(1, row_bytes))
+    # A grid of the network that is finer has more rows and larger ones under each of the file's.
+    under = 4 * prod(logits.shape) / shape[along]
+    at_once = max(1, int(slab_bytes // max(1, under)))
     for first in range(0, shape[along], step):
         rows = slice(first, min(first + step, shape[along]))
-        slab = _interpolate_rows(logits, along, taps[along], rows)
-        slab = _interpolate_planes(slab, [taps[axis] for axis in others])
+        parts = [
+            _interpolate_planes(
+                _interpolate_rows(logits, along, taps[along], slice(start, min(start + at_once, rows.stop))),
+                [taps[axis] for axis in others],
+            )
+            for start in range(rows.start, rows.stop, at_once)
+        ]
+        slab = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         where = tuple(rows if axis == along else slice(None) for axis in range(3))
         yield where, slab.movedim(1, 1 + along)
 
