@@ -10,7 +10,7 @@ segmentation = ensemble.predict(array_zyx, spacing_mm=(5.0, 0.8, 0.8)).segmentat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,17 @@ class EnsemblePredictor:
         groups: members that share every pass of one frozen encoder.
     """
 
-    def __init__(self, members: Sequence[Predictor]) -> None:
-        _check_alike(members)
-        self.members = tuple(members)
-        self.groups = _group_by_encoder(members)
+    def __init__(self, members: Iterable[Predictor]) -> None:
+        """Of a generator that loads the members, no more than two copies of an encoder are ever held."""
+        found: list[Predictor] = []
+        self.groups: tuple[tuple[Predictor, ...], ...] = ()
+        for member in members:
+            found.append(member)
+            self.groups = _group_by_encoder(found)
+        _check_alike(found)
+        self.members = tuple(found)
         self._forwards = [_forward(group) for group in self.groups]
-        self.plan = members[0].plan
+        self.plan = found[0].plan
 
     @classmethod
     def load(
@@ -104,7 +109,7 @@ class EnsemblePredictor:
         twice = sorted({folder for folder in resolved if resolved.count(folder) > 1})
         if twice:
             raise SamunetError(f"A model counts once in an ensemble; given twice: {', '.join(twice)}.")
-        return cls([Predictor.load(folder, folds, **settings) for folder in model_folders])
+        return cls(Predictor.load(folder, folds, **settings) for folder in model_folders)
 
     @property
     def device(self) -> torch.device:

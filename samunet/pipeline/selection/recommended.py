@@ -26,7 +26,7 @@ def load_recommended(
         SamunetError: a model, a fold or its checkpoint is gone.
     """
     given = settings.pop("settings", None) or {}
-    members = [
+    loaded = (
         Predictor.load(
             workspace.model_folder(selection.dataset, member.configuration, member.plans, member.tag),
             member.folds,
@@ -35,5 +35,5 @@ def load_recommended(
             **settings,
         )
         for member in selection.recommended
-    ]
-    return members[0] if len(members) == 1 else EnsemblePredictor(members)
+    )
+    return next(loaded) if len(selection.recommended) == 1 else EnsemblePredictor(loaded)
