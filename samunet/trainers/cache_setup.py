@@ -179,8 +179,8 @@ class _Setup:
         if _count(units) > affordable:
             cache, units = self.shortened(affordable, views)
             self.run.reporter.message(
-                f"The time budget allows {affordable} encoded slices: the cache holds {views} views of up to "
-                f"{cache.identity.items_per_case} slices of each case."
+                f"The time budget allows {affordable} encoded slices: the cache holds {views} "
+                f"view{'s' * (views > 1)} of up to {cache.identity.items_per_case} slices of each case."
             )
         elif views < wanted:
             self.run.reporter.message(f"The time budget allows {views} views a slice in the cache.")
