@@ -64,7 +64,7 @@ class FilesOutcome:
         rate = f", {_shown(self.seconds / len(self.done))} a case" if self.done else ""
         lines = [f"Predicted {_cases(len(self.done))} into {self.output}{rate}."]
         if self.skipped:
-            lines.append(f"Skipped, for already there: {_cases(len(self.skipped))}.")
+            lines.append(f"Skipped {_cases(len(self.skipped))}: already there.")
         if self.failed:
             lines.append(f"Not predicted: {_cases(len(self.failed))}.")
             lines += [f"  {name}: {reason}" for name, reason in self.failed.items()]
