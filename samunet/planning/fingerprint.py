@@ -221,7 +221,7 @@ def extract_fingerprint(
     if not dataset.cases:
         raise SamunetError(f"{dataset.folder} has no training cases. imagesTr and labelsTr must be filled.")
     stamp = dataset_stamp(dataset)  # before: what changes while it is measured has to be noticed next time
-    # Sent to the workers with every case, so without what they do not need.
+    # Sent to every worker, so without what it does not need.
     slim = dataclasses.replace(dataset, cases=(), origins=Origins(), json={})
     keep = max(1, FOREGROUND_VALUES // len(dataset.cases))
     found = map_in_workers(
