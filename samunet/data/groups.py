@@ -113,15 +113,18 @@ UnitName = tuple[bool, str]
 
 def units_in_order(names: Sequence[str], origins: Origins) -> tuple[UnitName, ...]:
     """The units of these cases, as `unit_numbers` counts them."""
-    units = origins.units
-    return tuple(dict.fromkeys((name in units, units.get(name, name)) for name in names))
+    return tuple(dict.fromkeys(_unit_names(names, origins)))
 
 
 def unit_numbers(names: Sequence[str], origins: Origins) -> np.ndarray:
     """(N,) number of the unit of each case, 0 to U - 1."""
     numbers = {unit: number for number, unit in enumerate(units_in_order(names, origins))}
+    return np.array([numbers[unit] for unit in _unit_names(names, origins)], int)
+
+
+def _unit_names(names: Sequence[str], origins: Origins) -> list[UnitName]:
     units = origins.units
-    return np.array([numbers[name in units, units.get(name, name)] for name in names], int)
+    return [(name in units, units.get(name, name)) for name in names]
 
 
 def of_known_units(units: Mapping[str, str], train: Iterable[str], names: Iterable[str]) -> set[str]:

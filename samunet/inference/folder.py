@@ -96,11 +96,10 @@ def predict_folder(
     alone = options.num_parts == 1 and (not isinstance(source, (str, Path)) or Path(source).is_dir())
     _forget_quality(output, made_so, alone=alone)
     check_arguments(output, task.arguments, continuing=options.skip_existing)
-    for name in (PLAN_FILE, *task.records):
-        if name in task.records:
-            write_json(output / name, task.records[name])
-        else:
-            (output / name).unlink(missing_ok=True)  # of one model, where now several have predicted
+    if PLAN_FILE not in task.records:
+        (output / PLAN_FILE).unlink(missing_ok=True)  # of one model, where now several have predicted
+    for name, content in task.records.items():
+        write_json(output / name, content)
     start = time.perf_counter()
     stages = CaseStages(
         prepare=task.prepare,
@@ -126,6 +125,7 @@ def _forget_quality(output: Path, made_so: str, alone: bool) -> None:
     file = output / QC_FILE
     if alone:
         file.unlink(missing_ok=True)
+        return
     if not file.is_file():
         return
     try:
