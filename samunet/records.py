@@ -80,6 +80,11 @@ def to_data(value: Any) -> Any:
 def from_data(cls: type[T], data: Any, where: str = "$") -> T:
     """Build a record of type `cls` from JSON data.
 
+    Args:
+        cls: the record.
+        data: as `to_data` gives it.
+        where: what messages call the record; keys follow a dot, or follow directly where it ends in a space.
+
     Raises:
         RecordError: a key is unknown or missing, or a value has the wrong type; names the path.
     """
@@ -105,7 +110,7 @@ def _convert(kind: Any, data: Any, where: str) -> Any:
         return [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(data)]
     if origin is dict:
         _expect(isinstance(data, dict), where, "an object", data)
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {key: _convert(args[1], item, _inside(where, key)) for key, item in data.items()}
     if dataclasses.is_dataclass(kind):
         return _convert_record(kind, data, where)
     return _convert_scalar(kind, data, where)
@@ -117,6 +122,11 @@ def _within(notes: Sequence[Any], value: Any, where: str) -> Any:
             told = bounds.told() if math.isfinite(value) else "a finite number"
             raise RecordError(f"{where}: {value} must be {told}.")
     return value
+
+
+def _inside(where: str, key: str) -> str:
+    """The place of `key` of a record at `where`: `plan.json.folds`, or `--set folds` of an option."""
+    return f"{where}{key}" if where.endswith(" ") else f"{where}.{key}"
 
 
 def _convert_union(args: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -155,8 +165,8 @@ def _convert_record(kind: Any, data: Any, where: str) -> Any:
     missing = sorted(required - set(data))
     if unknown or missing:
         parts = [f"unknown keys {unknown}"] * bool(unknown) + [f"missing keys {missing}"] * bool(missing)
-        raise RecordError(f"{where}: {' and '.join(parts)}; known keys are {sorted(fields)}.")
-    return kind(**{key: _convert(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+        raise RecordError(f"{where.rstrip()}: {' and '.join(parts)}; known keys are {sorted(fields)}.")
+    return kind(**{key: _convert(hints[key], item, _inside(where, key)) for key, item in data.items()})
 
 
 def check_fields(record: Any) -> None:

@@ -180,3 +180,13 @@ def test_whatever_json_cannot_be_read_is_one_message(tmp_path: Path, text: str) 
 def test_numbers_beyond_any_use_are_refused(key: str) -> None:
     with pytest.raises(RecordError, match=key):
         from_data(Ranged, {key: 10**400})
+
+
+def test_options_are_named_as_they_were_typed() -> None:
+    for data, told in (
+        ({"count": 0}, "--set count: 0 must be at least 1."),
+        ({"sides": [0, -1]}, r"--set sides\[1\]: -1 must"),
+        ({"wide": 1}, r"--set: unknown keys \['wide'\]"),
+    ):
+        with pytest.raises(RecordError, match=f"^{told}"):
+            from_data(Ranged, data, where="--set ")

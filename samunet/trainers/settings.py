@@ -49,7 +49,7 @@ def apply_overrides(plan: Plan, name: str, settings: dict[str, Any]) -> Plan:
             fields = configuration_fields(method)
             raise unknown_name(f"setting of {method.name}", key, [*known, *fields])
     build_config(method, changed["settings"])  # refuses wrong types and values
-    configuration = from_data(Configuration, changed, where="--set")
+    configuration = from_data(Configuration, changed, where="--set ")
     _check(configuration, method.dimension)
     return dataclasses.replace(plan, configurations={**plan.configurations, name: configuration})
 
@@ -98,13 +98,10 @@ def differing_settings(plan: Plan, name: str, settings: Mapping[str, Any]) -> di
 
 
 def _check(configuration: Configuration, dimension: int) -> None:
-    if configuration.batch_size < 1:
-        raise SamunetError(f"--set batch_size={configuration.batch_size}: must be at least 1.")
     patch, side = configuration.patch_size, configuration.input_size
-    if len(patch) != dimension or min(patch) < 1:
+    if len(patch) != dimension:
         raise SamunetError(
-            f"--set patch_size={list(patch)}: {configuration.name} needs {dimension} numbers of voxels, "
-            "at least 1 each."
+            f"--set patch_size={list(patch)}: {configuration.name} needs {dimension} numbers of voxels."
         )
     if side is not None and (side < PATCH or side % PATCH):
         raise SamunetError(f"--set input_size={side}: must be a multiple of {PATCH}, SAM's patch.")

@@ -227,11 +227,11 @@ def test_unknown_settings_and_wrong_values(request_fcn: RunRequest) -> None:
         ({"epochs": 0}, "epochs: 0 must be at least 1"),
         ({"learning_rate": 0.0}, "must be above 0"),
         ({"oversample_foreground": 3}, "at most 1"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, "--set batch_size: 0 must be at least 1"),
         ({"patch_size": [8, 8, 8]}, "needs 2 numbers"),
-        ({"patch_size": [0, 8]}, "at least 1 each"),
+        ({"patch_size": [0, 8]}, r"--set patch_size\[0\]: 0 must be at least 1"),
         ({"mirror_axes": [2]}, "no axes"),
-        ({"patch_size": "big"}, "patch_size"),
+        ({"patch_size": "big"}, "--set patch_size: expected a list"),
     ):
         with pytest.raises(SamunetError, match=told):
             apply_overrides(plan, METHOD, settings)

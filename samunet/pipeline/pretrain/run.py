@@ -367,4 +367,4 @@ def with_settings(settings: PretrainSettings, changes: dict[str, Any]) -> Pretra
     Raises:
         SamunetError: an unknown name, or a value of another type or out of its range.
     """
-    return from_data(PretrainSettings, {**to_data(settings), **changes}, where="--set")
+    return from_data(PretrainSettings, {**to_data(settings), **changes}, where="--set ")
