@@ -11,6 +11,7 @@ import numpy as np
 
 from samunet.errors import SamunetError, unknown_name
 from samunet.planning.candidates import Candidate, PlanningContext
+from samunet.planning.evidence import generalist_without_sam
 from samunet.planning.fingerprint import Fingerprint
 from samunet.planning.methods import Method, build_config, get_method, known_settings, list_methods
 from samunet.planning.plan import Budget, DataConfiguration, Plan, Verdict
@@ -269,8 +270,8 @@ def _for_other_sites(
     lacking = f"this plan leaves those at hand ({', '.join(unused)}) unused" if unused else "none are at hand"
     lack = (
         f"{other_sites(context)}. {GENERALIST} is made for that, but its study rests on SAM's pretrained "
-        f"weights, and {lacking}: nothing says that it would lead without them. What any method can do: "
-        "train with --set augmentation=generalize."
+        f"weights, and {lacking}. {generalist_without_sam()} What any method can do: train with "
+        "--set augmentation=generalize."
     )
     return (lack, *reasons)
 
