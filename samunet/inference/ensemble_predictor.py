@@ -79,12 +79,13 @@ class EnsemblePredictor:
     def __init__(self, members: Iterable[Predictor]) -> None:
         """Of a generator that loads the members, no more than two copies of an encoder are ever held."""
         found: list[Predictor] = []
-        self.groups: tuple[tuple[Predictor, ...], ...] = ()
+        groups: list[list[Predictor]] = []
         for member in members:
             found.append(member)
-            self.groups = _group_by_encoder(found)
+            _put_by_encoder(member, groups)
         _check_alike(found)
         self.members = tuple(found)
+        self.groups = tuple(map(tuple, groups))
         self._forwards = [_forward(group) for group in self.groups]
         self.plan = found[0].plan
 
@@ -277,18 +278,15 @@ def _apart(together: Logits, groups: int) -> list[Logits]:
     return [together[first:stop] for first, stop in bounds]
 
 
-def _group_by_encoder(members: Sequence[Predictor]) -> tuple[tuple[Predictor, ...], ...]:
-    """Put members together that one pass of an encoder can serve; they then hold that encoder once."""
-    groups: list[list[Predictor]] = []
-    for member in members:
-        fitting = next((group for group in groups if _one_pass(group[0], member)), None)
-        if fitting is None:
-            groups.append([member])
-            continue
-        fitting.append(member)
-        for network in member.networks:
-            network.encoder = fitting[0].networks[0].encoder
-    return tuple(map(tuple, groups))
+def _put_by_encoder(member: Predictor, groups: list[list[Predictor]]) -> None:
+    """Add a member to those that one pass of an encoder serves too; they then hold that encoder once."""
+    fitting = next((group for group in groups if _one_pass(group[0], member)), None)
+    if fitting is None:
+        groups.append([member])
+        return
+    fitting.append(member)
+    for network in member.networks:
+        network.encoder = fitting[0].networks[0].encoder
 
 
 def _one_pass(one: Predictor, other: Predictor) -> bool:

@@ -179,7 +179,8 @@ def logit_slabs(
     others = [axis for axis in range(3) if axis != along]
     row_bytes = 4 * logits.shape[0] * shape[others[0]] * shape[others[1]]
     step = max(1, slab_bytes // max(1, row_bytes))
-    # A grid of the network that is finer has more rows and larger ones under each of the file's.
+    # A grid of the network that is finer has more rows and larger ones under each of the file's. The pieces
+    # stay those of the file all the same: the members of an ensemble give them side by side.
     under = 4 * prod(logits.shape) / shape[along]
     at_once = max(1, int(slab_bytes // max(1, under)))
     for first in range(0, shape[along], step):

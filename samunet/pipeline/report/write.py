@@ -221,11 +221,10 @@ def _caption(rank: str, case: ScoredCase) -> str:
 def _planes(dataset: RawDataset | None, model: Model, case: ScoredCase) -> str:
     """The picture, or nothing where a file has gone since or cannot be read; the caption stays."""
     found = None if dataset is None or case.name not in dataset.case_names else dataset.case(case.name)
-    files = () if found is None else (*found.images, case.prediction_file, case.reference_file)
-    if not files or not all(file.is_file() for file in files):
+    scored = (case.prediction_file, case.reference_file)
+    if found is None or not all(file.is_file() for file in (*found.images, *scored)):
         logger.warning("%s: image, reference or prediction are no longer there; no picture.", case.name)
         return ""
-    assert found is not None
     try:
         return draw_planes(case, found.images, legend_names(model.plan.labels))
     except SamunetError as fault:
